@@ -1,0 +1,55 @@
+"""amplify makes a frozen language model better with explanations, and proves it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from amplify.values import Example, Message, Prompt, Sampling, Span
+
+if TYPE_CHECKING:
+    from amplify.backends import open_backend
+    from amplify.evaluation import evaluate
+    from amplify.methods.base import Program
+    from amplify.proxies import train_proxy
+    from amplify.steering import Steering
+    from amplify.tasks import load_task
+
+__version__ = "0.1.0"
+
+# name -> module, imported on first use so that `import amplify` loads no framework
+_LAZY = {
+    "Program": "amplify.methods.base",
+    "Steering": "amplify.steering",
+    "evaluate": "amplify.evaluation",
+    "load_task": "amplify.tasks",
+    "open_backend": "amplify.backends",
+    "train_proxy": "amplify.proxies",
+}
+_MODULES = ("attribution", "backends", "evaluation", "methods", "metrics", "models", "proxies", "tasks", "textgenshap")
+
+__all__ = [
+    "Example",
+    "Message",
+    "Program",
+    "Prompt",
+    "Sampling",
+    "Span",
+    "Steering",
+    "evaluate",
+    "load_task",
+    "open_backend",
+    "train_proxy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return import_module(f"amplify.{name}")
+    raise AttributeError(f"module 'amplify' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES, "__version__"])

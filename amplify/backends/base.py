@@ -1,0 +1,135 @@
+"""What every backend is: prompts in, completions or log-probabilities out, a whole batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+from amplify.errors import CapabilityError
+from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from amplify.backends.tree import TokenTree
+    from amplify.steering import Steering
+
+
+@dataclass
+class Usage:
+    """What a backend has done since it was opened. Differences of two snapshots are the cost of what lay between.
+
+    Attributes:
+        calls: prompts generated from, plus (prompt, continuation) pairs scored.
+        prompt_tokens: tokens of those prompts, each counted in full however it was served.
+        completion_tokens: tokens generated or scored as continuations.
+        forwarded_tokens: tokens that really went through the model, shared prefixes once and padding included;
+            equal to prompt + completion tokens where the backend cannot tell.
+    """
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    forwarded_tokens: int = 0
+
+    def snapshot(self) -> Usage:
+        """A copy that later calls do not change."""
+        return Usage(**asdict(self))
+
+    def since(self, before: Usage) -> Usage:
+        """What was added after `before` was taken."""
+        return Usage(*(now - then for now, then in zip(asdict(self).values(), asdict(before).values(), strict=True)))
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Every backend.
+
+    Attributes:
+        spec: the string that opens it again, e.g. "transformers:smollm2-135m". Never holds a secret.
+        usage: running counts.
+        max_context: tokens of prompt and completion together, or None where the server does not say.
+    """
+
+    spec: str
+    usage: Usage
+    max_context: int | None
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
+    ) -> list[Completion]:
+        """One completion per prompt, in order.
+
+        Raises:
+            ContextLengthError: a prompt leaves no room for `sampling.max_tokens`; raised before any work.
+            BackendError: the model or server failed after all retries. Its `completed` attribute maps prompt
+                index to the completions there are.
+            CapabilityError: steering asked of a backend that has none.
+        """
+        ...
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each rendered prompt, its prefix included (an estimate where `describe()` says so)."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Model, revision or hash, dtype, device and versions, for the header of a run."""
+        ...
+
+    def close(self) -> None:
+        """Free the model or the connection. Calling it twice is fine."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+@runtime_checkable
+class Scorer(Generator, Protocol):
+    """A backend that gives log-probabilities of a given continuation."""
+
+    def score(
+        self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
+    ) -> list[TokenLogProbs]:
+        """Log-probabilities of `continuations[i]` after `prompts[i]`, in order; the two have equal length.
+
+        Raises:
+            InputError: an empty continuation, or unequal lengths.
+            ContextLengthError: prompt and continuation exceed the window.
+        """
+        ...
+
+
+@runtime_checkable
+class WhiteBox(Scorer, Protocol):
+    """A model in this process: gradients, attention, trees."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def score_tree(
+        self, tree: TokenTree, wanted: Sequence[int], *, steering: Steering | None = None
+    ) -> list[TokenLogProbs]:
+        """Log-probabilities of the wanted nodes' tokens, each given its ancestors only (see `TokenTree`)."""
+        ...
+
+
+def need_scorer(backend: Generator, what: str) -> Scorer:
+    """The backend as a Scorer, or a CapabilityError that names those that qualify."""
+    if isinstance(backend, Scorer):
+        return backend
+    raise CapabilityError(
+        f"{what} needs log-probabilities of a given text, which {backend.spec!r} does not give. "
+        "Use a transformers: or vllm: backend (or an openai: server whose completions API echoes log-probabilities)."
+    )
+
+
+def need_white_box(backend: Generator, what: str) -> WhiteBox:
+    """The backend as a WhiteBox, or a CapabilityError that names those that qualify."""
+    if isinstance(backend, WhiteBox):
+        return backend
+    raise CapabilityError(
+        f"{what} looks inside the model, which {backend.spec!r} does not allow. Use a transformers: backend."
+    )

@@ -1,0 +1,62 @@
+"""The errors a user can meet. Each message says what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AmplifyError(Exception):
+    """Base class: the command line prints the message without a traceback and exits with status 2."""
+
+
+class InputError(AmplifyError, ValueError):
+    """What the user passed is wrong: a missing column, a span outside the text, a label not in the task."""
+
+
+class UnknownNameError(InputError):
+    """A name that is not registered."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        """Suggest the nearest known name, then list them all.
+
+        Args:
+            kind: what was looked up, e.g. "method".
+            name: what the user wrote.
+            known: the names there are.
+            hint: one further sentence, e.g. how a file could be given instead.
+        """
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        listing = f" Known {kind}s: {', '.join(names)}." if names else f" There are no {kind}s."
+        super().__init__(f"unknown {kind} {name!r}.{guess}{listing}{' ' + hint if hint else ''}")
+
+
+class CapabilityError(AmplifyError):
+    """A method needs what this backend cannot do; the message names the backends that can."""
+
+
+class MissingExtraError(AmplifyError, ImportError):
+    """An optional package is not installed; the message is the command that installs it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this needs the package {package!r}, which is not installed: pip install 'amplify-llm[{extra}]'"
+        )
+
+
+class ContextLengthError(InputError):
+    """A prompt does not fit the model's window."""
+
+
+class BackendError(AmplifyError):
+    """A model or server failed after all retries; what was answered before is kept."""
+
+
+class DataError(AmplifyError):
+    """A data set or model cannot be had or read."""
+
+
+class RunError(AmplifyError):
+    """A run folder is in use, belongs to another configuration, or cannot be written."""

@@ -1,0 +1,113 @@
+"""The two contracts of a method: `fit` finds a program on a task, the program answers examples."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from amplify.backends.base import Generator
+from amplify.errors import DataError, InputError
+from amplify.values import Answer, Example, Prompt
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+Mode = Literal["generate", "score"]
+FORMAT = 1
+
+
+class Program(ABC):
+    """What `fit` found: plain JSON that is saved, reloaded and deployed without the task or the proxy.
+
+    Every concrete class registers itself under `kind` and is rebuilt by `from_dict`.
+    """
+
+    kind: ClassVar[str]
+    _kinds: ClassVar[dict[str, type[Program]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        if kind := getattr(cls, "kind", None):
+            Program._kinds[kind] = cls
+
+    @abstractmethod
+    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+        """Answer each example, in order; any number of batched calls."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Everything needed to rebuild it, as JSON values (without "kind" and "format")."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, data: dict[str, Any]) -> Program:
+        """The inverse of `to_dict`."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the program as JSON."""
+        data = {"format": FORMAT, "kind": self.kind, **self.to_dict()}
+        Path(path).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Program:
+        """Read a program that `save` wrote.
+
+        Raises:
+            DataError: the file is missing, not JSON, or of another format.
+        """
+        import amplify.methods  # noqa: F401  registers every kind
+
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is not a readable program file: {error}") from error
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise DataError(f"{path} is not a program of format {FORMAT}; fit it again with this version of amplify")
+        kind = data.pop("kind", None)
+        if kind not in Program._kinds:
+            raise DataError(f"{path} holds a program of kind {kind!r}, which this version of amplify does not know")
+        return Program._kinds[kind].from_dict(data)
+
+
+class PromptProgram(Program):
+    """The common case: one prompt an example."""
+
+    @abstractmethod
+    def prompt(self, example: Example) -> Prompt:
+        """The prompt that the model is asked for this example."""
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to answer a task. Its dataclass fields are its options, settable by `--set NAME.OPTION=VALUE`.
+
+    Attributes:
+        mode: "generate" parses what the model writes; "score" compares the labels' log-probabilities
+            (a rationale method writes its rationale first and scores the labels behind it).
+    """
+
+    name: ClassVar[str]
+    seeded: ClassVar[bool] = True  # False: every seed gives the same program, so one run is enough
+
+    mode: Mode = field(default="generate", kw_only=True)
+
+    @abstractmethod
+    def fit(self, task: Task, backend: Generator, seed: int) -> Program:
+        """Find the program: choose shots, train the proxy, write rationales. Never looks at the test split."""
+
+    @property
+    def label(self) -> str:
+        """The name in records and tables: `amplify`, or `amplify[k=3]` where options differ from the defaults."""
+        changed = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in fields(self)
+            if f.name != "mode" and getattr(self, f.name) != f.default
+        ]
+        return f"{self.name}[{','.join(changed)}]" if changed else self.name
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("generate", "score"):
+            raise InputError(f"mode is generate or score, not {self.mode!r}")
