@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class AmplifyError(Exception):
@@ -51,7 +52,15 @@ class ContextLengthError(InputError):
 
 
 class BackendError(AmplifyError):
-    """A model or server failed after all retries; what was answered before is kept."""
+    """A model or server failed after all retries; what was answered before is kept.
+
+    Attributes:
+        completed: index in the batch -> what was answered (a Completion or TokenLogProbs).
+    """
+
+    def __init__(self, message: str, completed: Mapping[int, Any] | None = None) -> None:
+        super().__init__(message)
+        self.completed: dict[int, Any] = dict(completed or {})
 
 
 class DataError(AmplifyError):

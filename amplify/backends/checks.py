@@ -1,0 +1,61 @@
+"""Checks that every backend makes before it starts any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from amplify.errors import CapabilityError, ContextLengthError, InputError
+from amplify.values import Prompt
+
+if TYPE_CHECKING:
+    from amplify.steering import Steering
+
+
+def check_window(tokens: Sequence[int], room: int, max_context: int | None) -> None:
+    """Refuse a batch in which a prompt does not fit.
+
+    Args:
+        tokens: tokens of each prompt (with its continuation, when scoring).
+        room: tokens that must be left free for the completion.
+        max_context: the window, or None where it is not known.
+
+    Raises:
+        ContextLengthError: naming the first prompt that does not fit, and how many do not.
+    """
+    if max_context is None:
+        return
+    long = [i for i, n in enumerate(tokens) if n + room > max_context]
+    if long:
+        i = long[0]
+        asked = f" + max_tokens={room}" if room else ""
+        raise ContextLengthError(
+            f"prompt {i} has {tokens[i]} tokens{asked}, which is more than the window of {max_context}"
+            f"{f' ({len(long)} of {len(tokens)} prompts do not fit)' if len(long) > 1 else ''}: "
+            "use fewer or shorter demonstrations or documents, a smaller max_tokens, or a model with a longer window"
+        )
+
+
+def check_pairs(prompts: Sequence[Prompt], continuations: Sequence[str]) -> None:
+    """Refuse continuations that cannot be scored.
+
+    Raises:
+        InputError: unequal lengths, or an empty continuation.
+    """
+    if len(prompts) != len(continuations):
+        raise InputError(f"score needs one continuation per prompt: {len(prompts)} prompts, {len(continuations)} given")
+    for i, text in enumerate(continuations):
+        if not text:
+            raise InputError(f"continuation {i} is empty: there is nothing to score")
+
+
+def refuse_steering(steering: Steering | None, spec: str, why: str = "") -> None:
+    """Refuse steering where a backend has none.
+
+    Raises:
+        CapabilityError: steering was asked for.
+    """
+    if steering is not None:
+        raise CapabilityError(
+            f"{spec!r} cannot steer attention{f' ({why})' if why else ''}. Use a transformers: or vllm: backend."
+        )
