@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from amplify.evaluation import evaluate
     from amplify.methods.base import Program
     from amplify.proxies import train_proxy
-    from amplify.steering import Steering
+    from amplify.steering import Steering, parse_emphasis
     from amplify.tasks import load_task
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ _LAZY = {
     "evaluate": "amplify.evaluation",
     "load_task": "amplify.tasks",
     "open_backend": "amplify.backends",
+    "parse_emphasis": "amplify.steering",
     "train_proxy": "amplify.proxies",
 }
 _MODULES = ("attribution", "backends", "evaluation", "methods", "metrics", "models", "proxies", "tasks", "textgenshap")
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate",
     "load_task",
     "open_backend",
+    "parse_emphasis",
     "train_proxy",
 ]
 

@@ -1,12 +1,22 @@
-"""Which heads are steered, how, and how strongly."""
+"""Which heads are steered, how, and how strongly; and the profiles that were measured for a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from amplify import resources
+from amplify.errors import DataError, InputError, UnknownNameError
 
 SteeringMode = Literal["pasta", "instaboost", "spotlight", "target_mass"]
+Schedule = Literal["both", "prefill", "decode"]
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -14,11 +24,223 @@ class Steering:
     """Head set and strength, applied to the spans that a prompt's `emphasis` marks.
 
     Attributes:
-        heads: layer -> query heads.
-        alpha: attention outside the spans is scaled by this factor before renormalising; in (0, 1].
-        mode: which relative of the one formula.
+        heads: layer -> query heads, both counted from 0; None for every head of every layer. "pasta" wants them named
+            (steering all heads is worse than none, arXiv 2311.02262).
+        alpha: "pasta" scales attention outside the spans by this factor and renormalises; in (0, 1].
+        mode: the relative of the one formula:
+            "pasta", a span's attention times 1/alpha before the row is renormalised (the same as alpha outside);
+            "instaboost", times exp(bonus);
+            "spotlight", times target/psi in those rows whose attention mass psi on the spans is below `target`;
+            "target_mass", the factor that makes the mass exactly `target`, in every row that sees a span.
+        bonus: what "instaboost" adds to the logits of the spans' keys.
+        target: attention mass on the spans, for "spotlight" and "target_mass"; in (0, 1).
+        exempt_generated: the released PASTA code's way: generated (and scored continuation) tokens are not
+            down-weighted. The default is the paper's: they count as outside.
+        spare_sink: the first token of the sequence, where idle heads park their attention, is not down-weighted; in
+            "spotlight" and "target_mass" it keeps exactly the mass that it had.
+        schedule: which query rows are steered: of the prompt ("prefill"), of generated and scored tokens ("decode"), or
+            both.
+        model: what is known of the model that the heads were measured on, compared by `check`; empty for any model.
+        provenance: how a profile was measured; carried along, never interpreted.
     """
 
-    heads: Mapping[int, tuple[int, ...]]
+    heads: Mapping[int, tuple[int, ...]] | None = None
     alpha: float = 0.01
     mode: SteeringMode = "pasta"
+    bonus: float = 2.0
+    target: float = 0.3
+    exempt_generated: bool = False
+    spare_sink: bool = False
+    schedule: Schedule = "both"
+    model: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(SteeringMode):
+            raise UnknownNameError("steering mode", str(self.mode), get_args(SteeringMode))
+        if self.schedule not in get_args(Schedule):
+            raise UnknownNameError("steering schedule", str(self.schedule), get_args(Schedule))
+        if not _number(self.alpha) or not 0 < self.alpha <= 1:
+            raise InputError(f"alpha is a factor in (0, 1], got {self.alpha!r}")
+        if not _number(self.target) or not 0 < self.target < 1:
+            raise InputError(f"target is an attention mass in (0, 1), got {self.target!r}")
+        if not _number(self.bonus):
+            raise InputError(f"bonus is a finite number, got {self.bonus!r}")
+        for name in ("exempt_generated", "spare_sink"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is true or false, got {getattr(self, name)!r}")
+        if self.dynamic and self.exempt_generated:
+            raise InputError(
+                f"exempt_generated has no meaning in mode {self.mode!r}, which sets the spans' mass itself"
+            )
+        if self.heads is None:
+            if self.mode == "pasta":
+                raise InputError(
+                    'pasta steers chosen heads: Steering(heads={layer: [head, …]}) or Steering.load("PROFILE")'
+                )
+            return
+        object.__setattr__(self, "heads", _heads(self.heads))
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the factor depends on the row's attention mass on the spans."""
+        return self.mode in ("spotlight", "target_mass")
+
+    @property
+    def default_weight(self) -> float:
+        """The factor w of a span that names none (unused by the dynamic modes)."""
+        return math.exp(self.bonus) if self.mode == "instaboost" else 1 / self.alpha
+
+    def resolve(self, layers: int, heads: int | Sequence[int]) -> dict[int, tuple[int, ...]]:
+        """The steered heads of a model.
+
+        Args:
+            layers: how many the model has.
+            heads: query heads in each layer, or one number for all of them.
+
+        Raises:
+            InputError: a layer or head that the model does not have.
+        """
+        per_layer = [heads] * layers if isinstance(heads, int) else list(heads)
+        if self.heads is None:
+            return {layer: tuple(range(n)) for layer, n in enumerate(per_layer)}
+        for layer, chosen in self.heads.items():
+            if layer >= layers:
+                raise InputError(f"steering names layer {layer}; this model has layers 0 to {layers - 1}")
+            if (top := max(chosen)) >= per_layer[layer]:
+                raise InputError(f"steering names head {top} of layer {layer}, which has 0 to {per_layer[layer] - 1}")
+        return dict(self.heads)
+
+    def check(self, config: Any, identity: Mapping[str, Any] | None = None) -> dict[int, tuple[int, ...]]:
+        """The steered heads of a model, after making sure that they were meant for it.
+
+        Args:
+            config: the model's transformers config.
+            identity: `amplify.models.identity` of its folder, where there is one.
+
+        Raises:
+            InputError: the profile was measured on another model (what differs is named), or a layer or head is
+                unknown.
+        """
+        here = {**model_shape(config), **(identity or {})}
+        differ = [f"{k} {v!r} against {here[k]!r}" for k, v in self.model.items() if k in here and here[k] != v]
+        if differ:
+            raise InputError(
+                f"this steering profile was measured on another model than the one at hand: {', '.join(differ)}. "
+                "Measure one with `amplify profile`, or name the heads yourself: Steering(heads={…})"
+            )
+        shape = model_shape(config)
+        return self.resolve(shape["layers"], shape["heads"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what equals its default is left out."""
+        out: dict[str, Any] = {"heads": {str(k): list(v) for k, v in self.heads.items()}} if self.heads else {}
+        for f in fields(self):
+            if f.name == "heads":
+                continue
+            value = getattr(self, f.name)
+            if f.name in ("model", "provenance"):
+                if value:
+                    out[f.name] = dict(value)
+            elif value != f.default:
+                out[f.name] = value
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Steering:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: an unknown key or a bad value.
+        """
+        if not isinstance(data, Mapping):
+            raise InputError(f"steering is a mapping with heads, alpha, mode …, got {data!r}")
+        known = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise UnknownNameError("steering key", str(key), known)
+        return cls(**data)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Steering:
+        """The inverse of `to_json`."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"steering is not valid JSON: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write a profile as YAML, its provenance included."""
+        text = yaml.safe_dump({"format": FORMAT, **self.to_dict()}, sort_keys=False, default_flow_style=None, width=120)
+        Path(path).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, name: str | Path) -> Steering:
+        """Read a profile: a name under the content folder `steering/`, or a YAML or JSON file.
+
+        Raises:
+            UnknownNameError: no such profile.
+            DataError: the file cannot be read or is of another format.
+        """
+        folder = resources.content("steering")
+        packed = folder / f"{name}.yaml"
+        path = Path(name) if Path(name).suffix in (".yaml", ".yml", ".json") else packed
+        if not path.is_file():
+            raise UnknownNameError("steering profile", str(name), profiles(), "A path to a .yaml file works too.")
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise DataError(f"{path} is not a readable steering profile: {error}") from error
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise DataError(f"{path} is not a steering profile of format {FORMAT}")
+        try:
+            return cls.from_dict(data)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def profiles() -> list[str]:
+    """Names that `Steering.load` takes."""
+    folder = resources.content("steering")
+    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+
+
+def model_shape(config: Any) -> dict[str, Any]:
+    """Architecture, layers and query heads of a transformers config (of its text model, where it has several parts)."""
+    text = config.get_text_config(decoder=True)
+    return {"model_type": text.model_type, "layers": text.num_hidden_layers, "heads": text.num_attention_heads}
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _heads(given: Any) -> dict[int, tuple[int, ...]]:
+    """Layers ascending, each with its heads ascending; JSON's string keys are accepted."""
+    if not isinstance(given, Mapping) or not given:
+        raise InputError(f"heads maps layers to their heads, e.g. {{3: [0, 5]}}, got {given!r}")
+    out: dict[int, tuple[int, ...]] = {}
+    for layer, chosen in given.items():
+        try:
+            number = int(layer) if isinstance(layer, str) else layer
+        except ValueError:
+            number = -1
+        if not _index(number):
+            raise InputError(f"a layer is a whole number from 0, got {layer!r}")
+        listed = list(chosen) if isinstance(chosen, Iterable) and not isinstance(chosen, str) else []
+        if not listed or not all(_index(h) for h in listed) or len(set(listed)) < len(listed):
+            raise InputError(f"layer {number} needs a list of different heads, counted from 0, got {chosen!r}")
+        if number in out:
+            raise InputError(f"layer {number} is given twice")
+        out[number] = tuple(sorted(listed))
+    return dict(sorted(out.items()))
+
+
+def _index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
