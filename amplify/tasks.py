@@ -1,12 +1,30 @@
-"""Tasks: YAML, CSV, JSONL or a hub data set becomes labelled splits and the words around them."""
+"""Tasks: YAML, CSV, JSONL or a hub data set becomes labelled splits and the words around them.
+
+Splits are made by content: examples are ordered by the SHA-256 of seed and content, so that the same rows give the
+same splits whatever their order in the file. Copies of one text never stand in two splits, and an example named in
+a task's `never_test` (the exemplars of published prompts) never stands in the test split.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from amplify import task_sources as sources
+from amplify.errors import DataError, InputError, UnknownNameError
+from amplify.task_spec import TaskSpec, read_specs, shipped_specs
 from amplify.values import Demonstration, Example
+
+FILE_TYPES = (".csv", ".tsv", ".jsonl", ".json")
+USER_SPLITS = {"train": 0.4, "validation": 0.2, "test": 0.4}
+MIN_ROWS = 20
+MIN_ROWS_PER_LABEL = 3
+MAX_INFERRED_LABELS = 50
 
 
 @dataclass(frozen=True)
@@ -22,8 +40,9 @@ class Task:
         labels: the fixed label set; empty where every example brings its own `choices`, or answers are free text.
         input_name: what an input is called in prompts, e.g. "Review".
         metric: name in `amplify.metrics`.
-        cot: human chain-of-thought demonstrations, empty where there are none.
+        cot: human chain-of-thought demonstrations, empty where there are none. None of them is in `test`.
         source, revision, licence, citation: provenance.
+        fields: what else a reader of a result must know, e.g. how many rows were left out, and why.
     """
 
     name: str
@@ -41,6 +60,9 @@ class Task:
     citation: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        validate(self)
+
     def labels_of(self, example: Example) -> tuple[str, ...]:
         """The answers to choose from: the example's own choices, else the fixed set, else ()."""
         return example.choices or self.labels
@@ -48,9 +70,367 @@ class Task:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over instruction, labels and every example, so that a resumed run can tell a changed task."""
-        raise NotImplementedError
+        kept = {k: v for k, v in vars(self).items() if k not in ("source", "revision", "licence", "citation", "fields")}
+        plain = json.dumps(kept, default=_plain, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(plain.encode()).hexdigest()
 
 
-def load_task(task: str | Path, **options: Any) -> Task:
-    """A task by name, YAML file, CSV/JSONL file, or datasets id with a field map."""
-    raise NotImplementedError
+def _plain(value: Any) -> Any:
+    return asdict(value) if isinstance(value, Example | Demonstration) else str(value)
+
+
+def validate(task: Task) -> None:
+    """Check what every user of a task relies on.
+
+    Raises:
+        InputError: an empty test split, an id used twice, a label outside its set, a text in two splits, or a
+            chain-of-thought exemplar in the test split.
+    """
+    if not task.test:
+        raise InputError(f"task {task.name}: the test split is empty")
+    seen: dict[str, str] = {}
+    placed: dict[str, tuple[str, str]] = {}
+    for split in ("train", "validation", "test"):
+        for example in getattr(task, split):
+            where = f"task {task.name}, {split} example {example.id!r}"
+            if example.id in seen:
+                raise InputError(f"{where}: the id is used twice (also in {seen[example.id]}); ids must be unique")
+            seen[example.id] = split
+            if not example.text.strip():
+                raise InputError(f"{where}: the text is empty")
+            allowed = task.labels_of(example)
+            if allowed and example.label not in allowed:
+                raise InputError(f"{where}: the label {example.label!r} is none of {', '.join(allowed)}")
+            if example.options and len(example.options) != len(example.choices):
+                raise InputError(f"{where}: {len(example.choices)} choices but {len(example.options)} options")
+            if not allowed and example.label is None and not example.answers:
+                raise InputError(f"{where}: there is no label")
+            other = placed.setdefault(content_hash(example), (split, example.id))
+            if other[0] != split:
+                raise InputError(
+                    f"{where}: the same text is in {other[0]} (id {other[1]!r}); a text belongs to one split only"
+                )
+    test = {content_hash(e) for e in task.test}
+    for shot in task.cot:
+        if content_hash(shot.example) in test:
+            raise InputError(
+                f"task {task.name}: the chain-of-thought exemplar {shot.example.id!r} is in the test split"
+            )
+
+
+def content_hash(example: Example) -> str:
+    """SHA-256 of what the model reads: text, choices and options. The gold label is left out."""
+    plain = json.dumps([example.text, example.choices, example.options], ensure_ascii=False)
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def load_task(
+    task: str | Path,
+    data: str | Path | None = None,
+    text: str | None = None,
+    label: str | None = None,
+    *,
+    id: str | None = None,
+    split: str | None = None,
+    labels: Sequence[str] | None = None,
+    instruction: str | None = None,
+    input_name: str | None = None,
+    metric: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+) -> Task:
+    """A task by name, YAML file, CSV/TSV/JSON/JSONL file, or datasets id with a field map.
+
+    Args:
+        task: a shipped name ("bbh/snarks"), a task's .yaml, a data file of your own, or a datasets id ("org/name").
+        data: where local files lie; default AMPLIFY_DATA.
+        text, label: columns of your own file or datasets id (dots reach into nested objects).
+        id, split: further columns: a unique id; train/validation/test. Without `split`, rows are split by content.
+        labels: the label set of your own data; default: the values found, sorted.
+        instruction, input_name, metric: words around the data; they replace a shipped task's, too.
+        config, revision: of a datasets id.
+        limit: keep at most this many test examples.
+        seed: of the split by content; default the task's own, 0.
+
+    Raises:
+        UnknownNameError: no such task.
+        DataError: the data cannot be had or read; the message says where to get it.
+        InputError: a missing column, an empty file, a label outside the set, duplicate ids, overlapping splits.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is a number of test examples, 1 or more, not {limit}")
+    columns = {"text": text, "label": label, "id": id, "split": split}
+    given = {k: v for k, v in columns.items() if v is not None}
+    name = str(task)
+    infer = False
+    shipped = shipped_specs()
+    if name in shipped:
+        spec = shipped[name]
+    elif name.endswith((".yaml", ".yml")):
+        spec = _one_spec(Path(task))
+    elif name.lower().endswith(FILE_TYPES):
+        if not Path(task).is_file():
+            raise DataError(f"no file {name}")
+        spec, infer = _file_spec(Path(task), given), labels is None
+        given, data = {}, Path(task).parent
+    elif "/" in name and text and label:
+        hub = {"path": name, "config": config, "revision": revision, "fields": given}
+        spec, infer = TaskSpec(name=name, hub=hub, fields=given, overlap="drop"), labels is None
+        given = {}
+    else:
+        hint = "Or give a .yaml, .csv, .tsv, .json or .jsonl file, or a datasets id together with text= and label=."
+        raise UnknownNameError("task", name, shipped, hint)
+    if given:
+        raise InputError(f"{', '.join(given)} name columns of your own file; task {name!r} has its own field map")
+    if (config or revision) and not spec.hub:
+        raise InputError(f"config and revision belong to a datasets id; task {name!r} has none")
+    changes: dict[str, Any] = {"seed": seed, "input_name": input_name, "metric": metric, "instruction": instruction}
+    changes["labels"] = tuple(map(str, labels)) if labels is not None else None
+    if config or revision:
+        changes["hub"] = {**spec.hub, **{k: v for k, v in (("config", config), ("revision", revision)) if v}}
+    spec = replace(spec, **{k: v for k, v in changes.items() if v is not None})
+    return build(spec, Path(data) if data is not None else None, infer_labels=infer, limit=limit)
+
+
+def _one_spec(path: Path) -> TaskSpec:
+    specs = read_specs(path)
+    if len(specs) != 1:
+        raise InputError(f"{path} holds {len(specs)} tasks; name one of them: {', '.join(specs)}")
+    return next(iter(specs.values()))
+
+
+def _file_spec(path: Path, columns: Mapping[str, str]) -> TaskSpec:
+    missing = [k for k in ("text", "label") if k not in columns]
+    if missing:
+        known = sources.column_names(path)
+        raise InputError(f"{path}: say which column is the {' and the '.join(missing)}; there are: {', '.join(known)}")
+    fields: dict[str, Any] = dict(columns)
+    if "split" not in fields and "split" in sources.column_names(path):
+        fields["split"] = "split"
+    return TaskSpec(
+        name=path.stem,
+        files={"all": (path.name,)},
+        fields={**fields, "keep": "*"},
+        splits=USER_SPLITS,
+        input_name=columns["text"].split(".")[-1].replace("_", " ").strip().capitalize(),
+    )
+
+
+def build(spec: TaskSpec, data: Path | None, *, infer_labels: bool = False, limit: int | None = None) -> Task:
+    """The task that a specification describes: rows read, mapped to labels, cleaned, split, validated."""
+    found = sources.read(spec, data)
+    labels = spec.labels
+    if infer_labels:
+        labels = _infer_labels(spec.name, [e for pool in found.pools.values() for e in pool], found.label_names)
+    pools, dropped = _clean(spec, found.pools, labels)
+    if not labels:  # free text: the gold string is the one accepted answer, unless the data lists several
+        pools = {
+            k: [e if e.choices or e.answers else replace(e, answers=(str(e.label),)) for e in v]
+            for k, v in pools.items()
+        }
+    train, validation, test = _split(spec, pools, stratify=bool(labels))
+    if infer_labels or spec.labels:
+        _enough(spec.name, (*train, *validation, *test), labels)
+    cot = sources.read_cot(spec, data)
+    return Task(
+        name=spec.name,
+        instruction=spec.instruction or _instruction(spec.input_name, labels),
+        train=train,
+        validation=validation,
+        test=test[:limit],
+        labels=labels,
+        input_name=spec.input_name,
+        metric=spec.metric,
+        cot=cot,
+        source=found.source,
+        revision=found.revision,
+        licence=spec.licence,
+        citation=spec.citation,
+        fields={"dropped": dropped, "seed": spec.seed, "description": spec.description},
+    )
+
+
+def _instruction(input_name: str, labels: Sequence[str]) -> str:
+    if not labels:
+        return f"Answer the {input_name.lower()}."
+    return f"Classify the {input_name.lower()} as {', '.join(labels[:-1])} or {labels[-1]}."
+
+
+def _infer_labels(name: str, examples: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
+    if declared:
+        return tuple(declared)
+    values = {e.label for e in examples if e.label is not None}
+    if len(values) < 2:
+        raise InputError(f"{name}: the label column has one value only ({', '.join(values)}); a task needs two or more")
+    if len(values) > MAX_INFERRED_LABELS:
+        raise InputError(
+            f"{name}: the label column has {len(values)} different values, which is no label set; "
+            f"name the right column, or give labels= yourself"
+        )
+    return tuple(sorted(values, key=lambda v: (0, float(v), v) if _is_number(v) else (1, 0.0, v)))
+
+
+def _is_number(value: str) -> bool:
+    return value.replace(".", "", 1).lstrip("-").isdigit() and value.isascii()
+
+
+def _enough(name: str, examples: Sequence[Example], labels: Sequence[str]) -> None:
+    if len(examples) < MIN_ROWS:
+        raise InputError(f"{name}: {len(examples)} usable rows are too few for three splits; give {MIN_ROWS} or more")
+    count = Counter(e.label for e in examples)
+    rare = [f"{label} ({count[label]})" for label in labels if count[label] < MIN_ROWS_PER_LABEL]
+    if rare:
+        raise InputError(
+            f"{name}: {', '.join(rare)} has too few rows; a label needs {MIN_ROWS_PER_LABEL}: merge or leave it out"
+        )
+
+
+def _clean(
+    spec: TaskSpec, pools: Mapping[str, list[Example]], labels: Sequence[str]
+) -> tuple[dict[str, list[Example]], dict[str, int]]:
+    """Pools without bad golds and copies, and how many rows each rule left out.
+
+    A text that occurs twice with one label is kept once; with two labels it has no right answer, and every copy
+    goes. In published splits (`overlap: drop`) the copy outside the test split goes.
+    """
+    dropped: Counter[str] = Counter()
+    clean: dict[str, list[Example]] = {}
+    for name, pool in pools.items():
+        good = []
+        for example in pool:
+            allowed = example.choices or labels
+            if allowed and example.label not in allowed:
+                if not spec.bad_gold:
+                    raise InputError(
+                        f"task {spec.name}, row {example.id!r}: the label {example.label!r} is none of "
+                        f"{', '.join(allowed)}"
+                    )
+                dropped["gold answer is no choice"] += 1
+                continue
+            good.append(example)
+        golds: dict[str, set[str | None]] = {}
+        for example in good:
+            golds.setdefault(content_hash(example), set()).add(example.label)
+        first: dict[str, Example] = {}
+        for example in good:
+            key = content_hash(example)
+            if len(golds[key]) > 1:
+                dropped["same text with different labels"] += 1
+            elif key in first:
+                dropped["copy of the same text"] += 1
+            else:
+                first[key] = example
+        clean[name] = list(first.values())
+    if dropped["gold answer is no choice"] != spec.bad_gold:
+        raise DataError(
+            f"task {spec.name}: {dropped['gold answer is no choice']} rows have a gold answer that is no choice, "
+            f"{spec.bad_gold} are known (bad_gold); this is another version of the data"
+        )
+    if spec.overlap == "drop":
+        taken: set[str] = set()
+        for name in ("test", "validation", "train"):
+            pool = clean.get(name, [])
+            kept = [e for e in pool if content_hash(e) not in taken]
+            dropped["copy of a text in a later split"] += len(pool) - len(kept)
+            taken |= {content_hash(e) for e in kept}
+            if name in clean:
+                clean[name] = kept
+    return clean, {reason: n for reason, n in dropped.items() if n}
+
+
+def _split(
+    spec: TaskSpec, pools: Mapping[str, list[Example]], *, stratify: bool
+) -> tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]:
+    """Train, validation and test, each in the order of its hashes."""
+
+    def key(example: Example) -> str:
+        return hashlib.sha256(f"{spec.seed}:{content_hash(example)}".encode()).hexdigest()
+
+    ready = {name: sorted(pool, key=key) for name, pool in pools.items()}
+    never = set(spec.never_test)
+    if "all" in ready:
+        pool = ready.pop("all")
+        sizes = {name: _size(spec.splits[name], len(pool)) for name in ("validation", "test") if name in spec.splits}
+        if sum(sizes.values()) >= len(pool):
+            raise InputError(f"task {spec.name}: splits {dict(spec.splits)} leave no training rows of {len(pool)}")
+        ready["test"], rest = _take(pool, sizes.get("test", 0), key, stratify, lambda e: e.id not in never)
+        ready["validation"], ready["train"] = _take(rest, sizes.get("validation", 0), key, stratify)
+    elif "validation" not in ready and "train" in ready and "validation" in spec.splits:
+        size = _size(spec.splits["validation"], len(ready["train"]))
+        ready["validation"], ready["train"] = _take(ready["train"], size, key, stratify)
+    for name, size_ in spec.splits.items():
+        if isinstance(size_, int) and name in ready:
+            ready[name] = ready[name][:size_]
+    return tuple(ready.get("train", ())), tuple(ready.get("validation", ())), tuple(ready.get("test", ()))
+
+
+def _size(wanted: float, n: int) -> int:
+    return wanted if isinstance(wanted, int) else round(wanted * n)
+
+
+def _take(
+    pool: Sequence[Example],
+    n: int,
+    key: Callable[[Example], str],
+    stratify: bool,
+    allowed: Callable[[Example], bool] = lambda e: True,
+) -> tuple[list[Example], list[Example]]:
+    """n examples and the rest, in the order of `key`; stratified, every label gives its share."""
+    able = [e for e in pool if allowed(e)]
+    if stratify:
+        groups: dict[str | None, list[Example]] = {}
+        for example in able:
+            groups.setdefault(example.label, []).append(example)
+        ranked = [((i + 0.5) / len(g), key(e), e) for g in groups.values() for i, e in enumerate(g)]
+        able = [e for _, _, e in sorted(ranked, key=lambda r: r[:2])]
+    taken = {e.id for e in able[:n]}
+    return [e for e in pool if e.id in taken], [e for e in pool if e.id not in taken]
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One line of `amplify list tasks`."""
+
+    name: str
+    description: str
+    available: bool
+
+    def __str__(self) -> str:
+        return f"{self.name:<50} {'ready  ' if self.available else 'no data'}  {self.description}"
+
+
+def list_tasks(data: str | Path | None = None) -> list[TaskInfo]:
+    """Every shipped task with its description, and whether its data lies here (nothing is downloaded)."""
+    root = Path(data) if data is not None else None
+    return [TaskInfo(n, s.description, sources.available(s, root)) for n, s in sorted(shipped_specs().items())]
+
+
+def iter_rows(path: str | Path, text: str, *, id: str | None = None, label: str | None = None) -> Iterator[Example]:
+    """Rows of a CSV, TSV, JSON or JSONL file as examples, one after the other, without splits.
+
+    Args:
+        path: the file; CSV, TSV and JSONL are streamed.
+        text: its column with the input.
+        id: a column with unique ids; default: "row-1", "row-2", ….
+        label: a column with gold labels, where there are some.
+
+    Raises:
+        DataError: the file cannot be read. InputError: a missing column, an empty text, an id used twice, no rows.
+    """
+    fields = {name: value for name, value in (("text", text), ("id", id), ("label", label)) if value}
+    seen: set[str] = set()
+    for number, row in enumerate(sources.rows(Path(path)), start=1):
+        example = sources.example(row, {**fields, "keep": "*"}, f"{path}, row {number}", fallback_id=f"row-{number}")
+        if example.id in seen:
+            raise InputError(f"{path}, row {number}: the id {example.id!r} is used twice; ids must be unique")
+        seen.add(example.id)
+        yield example
+    if not seen:
+        raise InputError(f"{path} has no rows")
+
+
+def read_rows(path: str | Path, text: str, *, id: str | None = None, label: str | None = None) -> list[Example]:
+    """`iter_rows` as a list: new rows to answer, unlabelled unless `label` names a column."""
+    return list(iter_rows(path, text, id=id, label=label))

@@ -1,0 +1,389 @@
+"""Where a task's rows come from: local files, a hub data set, or a rule; and how a row becomes an Example."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from amplify import resources
+from amplify.errors import DataError, InputError
+from amplify.task_spec import TaskSpec
+from amplify.values import Demonstration, Example, Rationale
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"} | {
+    "dev": "validation",
+    "test": "test",
+}
+CANARY = "canary GUID"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows by split (or "all"), and where they came from.
+
+    Attributes:
+        pools: split -> examples.
+        source: file, hub id or rule.
+        revision: SHA-256 of the files, or the hub revision.
+        label_names: label names that a hub data set declares itself.
+    """
+
+    pools: dict[str, list[Example]]
+    source: str
+    revision: str = ""
+    label_names: tuple[str, ...] = ()
+
+
+def read(spec: TaskSpec, data: Path | None) -> Found:
+    """The rows of a task: generated, else from local files, else from the hub.
+
+    Raises:
+        DataError: nowhere to be had; the message says what to put where. InputError: the rows are not as described.
+    """
+    if spec.generate:
+        from amplify.generated_tasks import generate
+
+        return Found(generate(spec), source=f"generated: {spec.generate.get('rule')}", revision=f"seed {spec.seed}")
+    if data is not None and not data.exists():
+        raise DataError(f"task {spec.name}: there is no data folder {data}")
+    paths = {split: locate(spec, names, data) for split, names in spec.files.items()}
+    if paths and all(paths.values()):
+        return _from_files(spec, {split: path for split, path in paths.items() if path}, data)
+    if spec.hub:
+        return _from_hub(spec)
+    raise DataError(_where_to_get(spec, data))
+
+
+def _where_to_get(spec: TaskSpec, data: Path | None) -> str:
+    wanted = " and ".join(" or ".join(names) for names in spec.files.values())
+    root = data or resources.data_root()
+    looked = f"under {root}" if root else "because neither --data nor AMPLIFY_DATA names a folder"
+    hub = f" The hub has it as {spec.hub['path']}, which could not be reached." if spec.hub else ""
+    get = f" {spec.get.strip()}" if spec.get else ""
+    return f"task {spec.name} needs {wanted}, not found {looked}.{hub}{get}"
+
+
+def locate(spec: TaskSpec, names: Sequence[str], data: Path | None) -> Path | None:
+    """The first of `names` that exists.
+
+    Looked for beside the task's YAML, then under `data` (else AMPLIFY_DATA): at the path as it stands, at its end
+    (so that the data folder may be the inner one), and beside the data folder.
+    """
+    root = data or resources.data_root()
+    for name in names:
+        tails = [Path(*Path(name).parts[i:]) for i in range(len(Path(name).parts))]
+        if data is not None and data.is_file():
+            if data.name == tails[-1].name:
+                return data
+            continue
+        tries = [Path(spec.folder) / name] if spec.folder else []
+        if root is not None:
+            tries += [root / tail for tail in tails] + [root.resolve().parent / name]
+        for path in tries:
+            if path.is_file():
+                return path
+    return None
+
+
+def available(spec: TaskSpec, data: Path | None) -> bool:
+    """Whether the data is here without a download."""
+    return bool(spec.generate) or (bool(spec.files) and all(locate(spec, n, data) for n in spec.files.values()))
+
+
+def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV, TSV, TXT (tabs), JSON or JSONL file, as mappings.
+
+    Args:
+        path: the file; its ending says what it is.
+        columns: names of the columns where the file has no header.
+
+    Raises:
+        DataError: not readable. InputError: a row that does not fit its header, or is no object.
+    """
+    ending = path.suffix.lower()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if ending == ".json":
+                yield from _json_rows(path, file.read())
+            elif ending == ".jsonl":
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield _object(path, number, line)
+            else:
+                yield from _table(path, file, "," if ending == ".csv" else "\t", columns)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _table(path: Path, file: Any, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    quoting = csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL
+    reader = csv.DictReader(file, fieldnames=columns or None, delimiter=delimiter, quoting=quoting)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise InputError(
+                    f"{path}, line {reader.line_num}: the row has another number of cells than the header "
+                    f"({len(reader.fieldnames or ())}); put quotes around cells that hold {delimiter!r}"
+                )
+            yield dict(row)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{path}, line {number} is no JSON object")
+    return row
+
+
+def _json_rows(path: Path, content: str) -> list[dict[str, Any]]:
+    if not content.strip():
+        return []
+    try:
+        loaded = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    found = loaded.get("examples", loaded.get("data")) if isinstance(loaded, dict) else loaded
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise InputError(f"{path}: a JSON file is a list of objects, or has one under 'examples' or 'data'")
+    return found
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a file, from its first row."""
+    return [str(name) for name in next(rows(path), {})]
+
+
+def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallback_id: str = "") -> Example:
+    """The example that a row holds.
+
+    Args:
+        row: column -> value.
+        fields: as in `TaskSpec.fields`; text falls back to the column "text", label to "label".
+        where: file and row, for errors.
+        fallback_id: id of a row without an id column; "" for the beginning of the content's hash.
+
+    Raises:
+        InputError: a column is missing or a text is empty.
+    """
+    source = fields.get("text", "text")
+    parts = [_column(row, name, where) for name in ([source] if isinstance(source, str) else source)]
+    text = " ".join(str(part).strip() for part in parts if part is not None).strip()
+    if not text:
+        raise InputError(f"{where}: the text is empty")
+    if CANARY in text:
+        raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
+    label = _column(row, fields["label"], where) if "label" in fields else None
+    answers = _column(row, fields["answers"], where) if "answers" in fields else ()
+    choices: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    if "choices" in fields:
+        names, options = _choices(row, fields["choices"], where)
+        choices = tuple(LETTERS[: len(options)])
+        label = dict(zip(names, choices, strict=True)).get(str(label), label)
+    plain = json.dumps([text, choices, options], ensure_ascii=False)
+    own = str(_column(row, fields["id"], where)) if "id" in fields else fallback_id
+    used = {str(v) for v in fields.values() if isinstance(v, str)}
+    keep = fields.get("keep", ())
+    extra = [c for c in row if c not in used] if keep == "*" else [keep] if isinstance(keep, str) else keep
+    return Example(
+        id=own or hashlib.sha256(plain.encode()).hexdigest()[:12],
+        text=text,
+        label=None if label is None or str(label) == "" else str(label).strip(),
+        choices=choices,
+        options=options,
+        answers=(answers,) if isinstance(answers, str) else tuple(map(str, answers)),
+        fields={name: _column(row, name, where) for name in extra},
+    )
+
+
+def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise InputError(f"{where}: there is no column {name!r}; there are: {', '.join(map(str, row))}")
+        value = value[part]
+    return value
+
+
+def _choices(row: Mapping[str, Any], source: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and texts of the options, from any of the three published layouts."""
+    if isinstance(source, list):  # one column an option, the gold answer counted from 1
+        return tuple(str(i + 1) for i in range(len(source))), tuple(str(_column(row, c, where)) for c in source)
+    value = _column(row, source, where)
+    if isinstance(value, Mapping):  # {"label": [...], "text": [...]}
+        return tuple(map(str, value["label"])), tuple(map(str, value["text"]))
+    if isinstance(value, list) and all(isinstance(v, Mapping) for v in value):  # [{"label": …, "text": …}, …]
+        return tuple(str(v["label"]) for v in value), tuple(str(v["text"]) for v in value)
+    if isinstance(value, list):  # ["…", "…"], the gold answer counted from 0
+        return tuple(str(i) for i in range(len(value))), tuple(map(str, value))
+    raise InputError(f"{where}: {source!r} holds no list of choices")
+
+
+_OPTION = re.compile(r"^\(([A-Z])\)\s*(.*?)\s*$")
+
+
+def bbh_example(text: str, target: str | None, where: str) -> Example:
+    """A Big-Bench-Hard input: the options block is cut off the text and becomes choices and options.
+
+    "(A) …" lines become choices A, B, … with their texts as options and the gold letter as label; "- Yes" lines
+    are the task's fixed labels and only leave the text.
+    """
+    question, _, block = text.partition("\nOptions:\n")
+    lines = [line for line in block.splitlines() if line.strip()]
+    lettered = [match for line in lines if (match := _OPTION.match(line))]
+    if lettered and len(lettered) != len(lines):
+        raise InputError(f"{where}: an option does not begin with its letter")
+    gold = target.strip() if target is not None else None
+    if lettered and gold is not None and re.fullmatch(r"\([A-Z]\)", gold):
+        gold = gold[1]
+    choices = tuple(match[1] for match in lettered)
+    options = tuple(match[2] for match in lettered)
+    if CANARY in text:
+        raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
+    plain = json.dumps([question.strip(), choices, options], ensure_ascii=False)
+    return Example(hashlib.sha256(plain.encode()).hexdigest()[:12], question.strip(), gold, choices, options)
+
+
+def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) -> Found:
+    pools: dict[str, list[Example]] = {}
+    for split, path in paths.items():
+        labels: list[str] | None = None
+        if split in spec.label_files:
+            file = locate(spec, [spec.label_files[split]], data)
+            if file is None:
+                raise DataError(f"task {spec.name}: {spec.label_files[split]}, the labels of {path}, is not there")
+            labels = file.read_text(encoding="utf-8").split()
+        columns = spec.columns if path.suffix.lower() == ".txt" else ()
+        found = [
+            _labelled(spec, row, f"{path}, row {number}", spec.fields, labels, number)
+            for number, row in enumerate(rows(path, columns), start=1)
+        ]
+        if not found:
+            raise InputError(f"{path} has no rows")
+        if labels is not None and len(labels) != len(found):
+            raise InputError(f"{path} has {len(found)} rows but {spec.label_files[split]} has {len(labels)} labels")
+        pools[split] = [e for e, _ in found]
+        if "split" in spec.fields:
+            pools = {}
+            for item, name in found:
+                pools.setdefault(name, []).append(item)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths.values())).hexdigest()
+    return Found(pools, source=f"file: {', '.join(p.name for p in paths.values())}", revision=f"sha256:{digest}")
+
+
+def _labelled(
+    spec: TaskSpec,
+    row: Mapping[str, Any],
+    where: str,
+    fields: Mapping[str, Any],
+    labels: Sequence[str] | None = None,
+    number: int = 0,
+) -> tuple[Example, str]:
+    """The labelled example of a row, and its split where a column names it."""
+    if spec.format == "bbh":
+        item = bbh_example(
+            str(_column(row, fields.get("text", "input"), where)),
+            str(_column(row, fields.get("label", "target"), where)),
+            where,
+        )
+    else:
+        wanted = {k: v for k, v in fields.items() if k != "split" and not (k == "label" and labels is not None)}
+        if labels is not None:
+            row, wanted = {**row, "__label__": labels[number - 1] if number <= len(labels) else ""}, dict(wanted)
+            wanted["label"] = "__label__"
+        item = example(row, wanted, where)
+    if spec.label_map and item.label is not None and not item.choices:
+        if item.label not in spec.label_map and item.label not in spec.labels:
+            raise InputError(f"{where}: the label {item.label!r} is none of {', '.join(spec.label_map)}")
+        item = replace(item, label=spec.label_map.get(item.label, item.label))
+    if item.label is None and not item.answers:
+        raise InputError(f"{where}: the label is empty; label the row or leave it out")
+    split = ""
+    if "split" in fields:
+        name = str(_column(row, fields["split"], where)).strip().lower()
+        if name not in SPLIT_NAMES:
+            raise InputError(f"{where}: the split {name!r} is none of train, validation, test")
+        split = SPLIT_NAMES[name]
+    return item, split
+
+
+def _from_hub(spec: TaskSpec) -> Found:
+    import datasets
+
+    hub = spec.hub
+    try:
+        loaded = datasets.load_dataset(hub["path"], hub.get("config"), revision=hub.get("revision"))
+    except Exception as error:
+        raise DataError(f"{_where_to_get(spec, None)} ({type(error).__name__}: {str(error)[:200]})") from error
+    mapping = hub.get("splits") or _usual_splits(list(loaded))
+    fields = {**spec.fields, **hub.get("fields", {})}
+    names: tuple[str, ...] = ()
+    pools: dict[str, list[Example]] = {}
+    for split, theirs in mapping.items():
+        if theirs not in loaded:
+            raise DataError(f"task {spec.name}: {hub['path']} has no split {theirs!r}; it has {', '.join(loaded)}")
+        part = loaded[theirs]
+        feature = part.features.get(fields.get("label", ""))
+        names = tuple(getattr(feature, "names", None) or ())
+        if names:
+            part = part.cast_column(fields["label"], datasets.Value("int64"))
+        pools[split] = []
+        for number, row in enumerate(part, start=1):
+            if names and 0 <= row[fields["label"]] < len(names):
+                row[fields["label"]] = names[row[fields["label"]]]
+            pools[split].append(_labelled(spec, row, f"{hub['path']} {theirs} {number}", fields)[0])
+    revision = str(hub.get("revision") or "main")
+    return Found(pools, source=f"hub: {hub['path']}", revision=revision, label_names=names)
+
+
+def _usual_splits(there: Sequence[str]) -> dict[str, str]:
+    if "test" in there and "train" in there:
+        return {s: s for s in ("train", "validation", "test") if s in there}
+    if "train" in there and "validation" in there:
+        return {"train": "train", "test": "validation"}
+    return {"all": there[0]}
+
+
+_ANSWER = re.compile(r"\s*So the answer is (.+?)\.?\s*$", re.DOTALL)
+
+
+def read_cot(spec: TaskSpec, data: Path | None) -> tuple[Demonstration, ...]:
+    """The published chain-of-thought exemplars of a Big-Bench-Hard task; () where their file is not here.
+
+    The rationale is the reasoning alone: "Let's think step by step." before it and "So the answer is …" behind it
+    belong to the prompt's template. The file's first lines (canary, description) are not read.
+    """
+    path = locate(spec, [spec.cot], data) if spec.cot else None
+    if path is None:
+        return ()
+    shots = []
+    for number, block in enumerate(path.read_text(encoding="utf-8").split("\n\nQ: ")[1:], start=1):
+        question, _, reasoning = block.partition("\nA: Let's think step by step.")
+        answer = _ANSWER.search(reasoning)
+        if answer is None:
+            raise DataError(f"{path}: exemplar {number} does not end in 'So the answer is …'")
+        item = bbh_example(question, answer[1], f"{path}, exemplar {number}")
+        allowed = item.choices or spec.labels
+        if allowed and item.label not in allowed:
+            raise DataError(f"{path}: exemplar {number} answers {item.label!r}, which is none of {', '.join(allowed)}")
+        if not allowed and item.label is not None:
+            item = replace(item, answers=(item.label,))
+        text = reasoning[: answer.start()].strip()
+        shots.append(Demonstration(item, Rationale(text=text, kind="human_cot")))
+    return tuple(shots)

@@ -1,0 +1,163 @@
+"""What a task's YAML may say. Data only: unknown keys are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from amplify import resources
+from amplify.errors import DataError, InputError
+
+FIELDS = ("text", "label", "id", "split", "choices", "answers", "keep")
+SPLITS = ("train", "validation", "test")
+HUB_KEYS = ("path", "config", "revision", "splits", "fields")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task as its YAML describes it.
+
+    Attributes:
+        name: the file's stem, or SUITE/NAME for a task of a suite file.
+        description: one line for `amplify list tasks`.
+        instruction, input_name, labels, metric, licence, citation: see `Task`.
+        label_map: value in the data -> label.
+        files: split (or "all") -> paths relative to the data folder, the first that exists is read.
+        label_files: split -> file with one label a line, where labels lie beside the rows.
+        columns: names of the columns of a file without a header.
+        format: "rows" (CSV, TSV, JSON, JSONL by their endings) or "bbh" (options inside the text).
+        fields: text, label, id, split, choices, answers -> column (dots reach into objects; a list of columns is
+            joined for text, and is the options for choices); keep -> further columns, or "*".
+        hub: path, config, revision, splits (our name -> theirs), fields (where they differ from the file's).
+        generate: rule -> its options; see `amplify.generated_tasks`.
+        splits: sizes; whole numbers are counts, fractions are shares.
+        seed: of the split by content.
+        never_test: ids that must not be in the test split.
+        bad_gold: number of rows in the published data whose gold answer is none of their choices (left out).
+        overlap: "refuse" a text that is in two splits, or "drop" the copy outside the test split.
+        cot: file with published chain-of-thought exemplars.
+        get: where the data can be had, for the error that says it is not here.
+    """
+
+    name: str
+    description: str = ""
+    instruction: str = ""
+    input_name: str = "Question"
+    labels: tuple[str, ...] = ()
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    label_files: Mapping[str, str] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    format: str = "rows"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    hub: Mapping[str, Any] = field(default_factory=dict)
+    generate: Mapping[str, Any] = field(default_factory=dict)
+    splits: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    metric: str = "accuracy"
+    never_test: tuple[str, ...] = ()
+    bad_gold: int = 0
+    overlap: str = "refuse"
+    cot: str = ""
+    licence: str = ""
+    citation: str = ""
+    get: str = ""
+    folder: str = ""  # where the YAML lies: its own data may lie beside it
+
+
+KEYS = tuple(f.name for f in dataclasses.fields(TaskSpec) if f.name not in ("name", "folder"))
+
+
+def check_keys(where: str, given: Iterable[Any], known: Iterable[str]) -> None:
+    """Raise an InputError that names the nearest known key for the first unknown one."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{where}: unknown key {key!r}.{guess} Known keys: {', '.join(known)}.")
+
+
+def read_specs(path: Path) -> dict[str, TaskSpec]:
+    """The task of a YAML file, or the tasks of a suite file (`common:` and `tasks:`), by name.
+
+    In a suite, `{task}` inside the common strings stands for the task's name.
+
+    Raises:
+        DataError: the file cannot be read. InputError: it says something a task has no place for.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read the task file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a task file is a mapping of keys to values; see tasks/README.md")
+    if "tasks" not in content:
+        return {path.stem: _spec(path.stem, content, path)}
+    check_keys(str(path), content, ("common", "tasks"))
+    suite = {}
+    for short, own in content["tasks"].items():
+        merged = {**_fill(content.get("common") or {}, short), **(own or {})}
+        suite[f"{path.stem}/{short}"] = _spec(f"{path.stem}/{short}", merged, path)
+    return suite
+
+
+def _fill(value: Any, task: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("{task}", task)
+    if isinstance(value, dict):
+        return {k: _fill(v, task) for k, v in value.items()}
+    return [_fill(v, task) for v in value] if isinstance(value, list) else value
+
+
+def _spec(name: str, content: dict[str, Any], path: Path) -> TaskSpec:
+    where = f"{path} ({name})"
+    check_keys(where, content, KEYS)
+    values = dict(content)
+    for key in ("labels", "never_test", "columns"):
+        items = values.get(key) or ()
+        if not isinstance(items, list | tuple) or not all(isinstance(v, str) for v in items):
+            raise InputError(f"{where}: {key} is a list of strings; put quotes around values such as 'Yes', 'No', '1'")
+        values[key] = tuple(items)
+    if len(set(values["labels"])) < len(values["labels"]):
+        raise InputError(f"{where}: a label is listed twice")
+    for key in ("label_map", "files", "label_files", "fields", "hub", "generate", "splits"):
+        if not isinstance(values.setdefault(key, {}), dict):
+            raise InputError(f"{where}: {key} is a mapping")
+    values["label_map"] = {str(k): v for k, v in values["label_map"].items()}
+    values["files"] = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in values["files"].items()}
+    check_keys(f"{where}, files", values["files"], (*SPLITS, "all"))
+    check_keys(f"{where}, splits", values["splits"], SPLITS)
+    check_keys(f"{where}, fields", values["fields"], FIELDS)
+    check_keys(f"{where}, hub", values["hub"], HUB_KEYS)
+    check_keys(f"{where}, hub fields", values["hub"].get("fields", {}), FIELDS)
+    for key, known in (("overlap", ("refuse", "drop")), ("format", ("rows", "bbh"))):
+        if values.get(key, known[0]) not in known:
+            raise InputError(f"{where}: {key} is one of {', '.join(known)}, not {values[key]!r}")
+    if not (values["files"] or values["hub"] or values["generate"]):
+        raise InputError(f"{where}: a task names its data: files, hub or generate")
+    if any(not isinstance(v, int | float) or isinstance(v, bool) or v < 0 for v in values["splits"].values()):
+        raise InputError(f"{where}: a split's size is a whole number of rows or a share below 1")
+    return TaskSpec(name=name, folder=str(path.resolve().parent), **values)
+
+
+@functools.cache
+def _shipped(folder: Path) -> dict[str, TaskSpec]:
+    specs: dict[str, TaskSpec] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        specs.update(read_specs(path))
+    return specs
+
+
+def shipped_specs() -> dict[str, TaskSpec]:
+    """Every task of the `tasks/` folder, by name."""
+    return _shipped(resources.content("tasks"))
