@@ -1,0 +1,91 @@
+"""Ways to answer a task, each composed from the parts below: baselines, controls, and the papers."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from amplify.errors import InputError, UnknownNameError
+from amplify.methods.base import Method, Mode, Program, PromptProgram
+from amplify.methods.baselines import FewShot, FewShotBalanced, HumanCoT, ZeroShot, ZeroShotCoT
+from amplify.methods.prompting import Form, PromptMethod, ShotProgram
+
+_CLASSES: tuple[type[Method], ...] = (
+    ZeroShot,
+    FewShot,
+    FewShotBalanced,
+    ZeroShotCoT,
+    HumanCoT,
+)
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _CLASSES}
+
+
+def make(name: str, *, mode: Mode = "generate", **options: Any) -> Method:
+    """A method by name.
+
+    Args:
+        name: a key of `METHODS`.
+        mode: "generate" or "score".
+        **options: its dataclass fields; values given as strings are converted by the field's type.
+
+    Raises:
+        UnknownNameError: no such method, or no such option of it.
+        InputError: a value that the option cannot take.
+    """
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+    cls = METHODS[name]
+    known = {f.name for f in fields(cls)} - {"mode"}
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"{name} option", option, known)
+    hints = get_type_hints(cls)
+    given = {option: _convert(f"{name}.{option}", value, hints[option]) for option, value in options.items()}
+    return cls(mode=mode, **given)
+
+
+def _convert(where: str, value: Any, wanted: Any) -> Any:
+    """The value as the option's type, from a string of the command line or as it is."""
+    if get_origin(wanted) is Literal:
+        if value in get_args(wanted):
+            return value
+        raise InputError(f"{where} is one of {', '.join(map(str, get_args(wanted)))}, not {value!r}")
+    if wanted is bool and isinstance(value, str):
+        words = {
+            "true": True,
+            "yes": True,
+            "1": True,
+            "on": True,
+            "false": False,
+            "no": False,
+            "0": False,
+            "off": False,
+        }
+        if value.lower() in words:
+            return words[value.lower()]
+    elif isinstance(value, str) and wanted in (int, float):
+        try:
+            return wanted(value)
+        except ValueError:
+            pass
+    elif type(value) is wanted or (wanted is float and type(value) is int):
+        return wanted(value)
+    raise InputError(f"{where} is {'a' if wanted is not int else 'an'} {wanted.__name__}, not {value!r}")
+
+
+__all__ = [
+    "METHODS",
+    "FewShot",
+    "FewShotBalanced",
+    "Form",
+    "HumanCoT",
+    "Method",
+    "Mode",
+    "Program",
+    "PromptMethod",
+    "PromptProgram",
+    "ShotProgram",
+    "ZeroShot",
+    "ZeroShotCoT",
+    "make",
+]

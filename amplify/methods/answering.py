@@ -1,0 +1,216 @@
+"""From prompts to answers, in both modes and in as few batched calls as there are: one, or two with a rationale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from amplify.backends.base import Generator, need_scorer
+from amplify.errors import ContextLengthError
+from amplify.methods.base import Mode
+from amplify.methods.parsing import MARKER, parse_label, parse_text, shown, split_answer
+from amplify.values import Answer, Completion, Prompt, Sampling, TokenLogProbs
+
+Choices = tuple[tuple[str, ...], tuple[str, ...]]  # labels of an item, and the texts behind them
+_ANSWER_TOKENS = 24  # room for the answer itself behind its marker
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method's answers are decoded and read.
+
+    Attributes:
+        mode: "generate" or "score".
+        reasons: a rationale comes before the answer.
+        marker: the words that announce the answer.
+        closing: what demonstrations write behind the label, e.g. ".".
+        max_tokens: budget of the text written before scoring or parsing.
+        stop: strings that end it.
+        normalise: how log-probabilities of labels of different lengths are compared.
+        extract: where a rationale ended without an answer, ask again behind the marker.
+    """
+
+    mode: Mode = "generate"
+    reasons: bool = False
+    marker: str = MARKER
+    closing: str = "."
+    max_tokens: int = _ANSWER_TOKENS
+    stop: tuple[str, ...] = ()
+    normalise: Literal["none", "tokens", "characters"] = "none"
+    extract: bool = True
+
+    @property
+    def room(self) -> int:
+        """Tokens that must be free behind the prompt."""
+        return self.max_tokens + (_ANSWER_TOKENS if self.reasons else 0)
+
+
+def answer_prompts(
+    prompts: Sequence[Prompt], choices: Sequence[Choices], style: Style, backend: Generator
+) -> list[Answer]:
+    """Answer every prompt.
+
+    Args:
+        prompts: one an item, the lead of the answer in its prefix.
+        choices: labels and options of each item; no labels means free text.
+        style: how to decode and read.
+        backend: who answers.
+
+    Returns:
+        one answer an item; `value` is None where nothing could be parsed.
+    """
+    if not prompts:
+        return []
+    if style.mode == "score" and not style.reasons:
+        return _score(prompts, choices, style, backend, None)
+    # behind a rationale the labels are scored, so what the model would answer itself is cut off
+    stop = (*style.stop, style.marker) if style.mode == "score" else style.stop
+    written = backend.generate(prompts, Sampling(max_tokens=style.max_tokens, stop=stop))
+    if style.mode == "score":
+        return _score([_behind(p, w.text, style) for p, w in zip(prompts, written, strict=True)],
+                      choices, style, backend, written)  # fmt: skip
+    answers = [_read(p, w, c, style) for p, w, c in zip(prompts, written, choices, strict=True)]
+    if style.reasons and style.extract:
+        return _extract(prompts, answers, choices, style, backend)
+    return answers
+
+
+def check_window(
+    backend: Generator,
+    prompts: Sequence[Prompt],
+    style: Style,
+    method: str,
+    shots: Sequence[int],
+    with_shots: Callable[[int, int], Prompt],
+) -> None:
+    """Refuse prompts that leave no room for their answer, before any work.
+
+    Args:
+        backend: whose window it is.
+        prompts: everything that will be sent.
+        style: says how much room the answer needs.
+        method: for the message.
+        shots: number of shots in each prompt.
+        with_shots: (item, number of shots) -> its prompt with that many.
+
+    Raises:
+        ContextLengthError: naming the method, the longest prompt, the window and how many shots would fit.
+    """
+    window = backend.max_context
+    if window is None or not prompts:
+        return
+    counts = backend.count_tokens(prompts)
+    longest = max(range(len(prompts)), key=counts.__getitem__)
+    if counts[longest] + style.room <= window:
+        return
+    fitting = backend.count_tokens([with_shots(longest, n) for n in range(shots[longest])])
+    most = max((n for n, size in enumerate(fitting) if size + style.room <= window), default=None)
+    advice = (
+        f"{most} shots would fit: set {method.partition('[')[0]}.shots={most}"
+        if most
+        else "none of its shots can stay: shorten the input, lower max_tokens, or take a model with a longer window"
+    )
+    raise ContextLengthError(
+        f"{method}: the longest of {len(prompts)} prompts has {counts[longest]} tokens with {shots[longest]} shots and "
+        f"needs {style.room} more for its answer; the window of {backend.spec} is {window}. {advice}."
+    )
+
+
+def _read(prompt: Prompt, written: Completion, choices: Choices, style: Style) -> Answer:
+    text = (prompt.prefix + written.text).strip()
+    labels, options = choices
+    value = (
+        parse_label(text, labels, options=options, marker=style.marker)
+        if labels
+        else parse_text(text, marker=style.marker)
+        if not style.reasons or split_answer(text, style.marker)
+        else None
+    )
+    parts = split_answer(text, style.marker)
+    return Answer(
+        value=value,
+        text=written.text,
+        rationale=(parts[0] if parts else text) if style.reasons else "",
+        prompt_tokens=written.prompt_tokens,
+        completion_tokens=written.completion_tokens,
+        prompt=prompt,
+    )
+
+
+def _behind(prompt: Prompt, written: str, style: Style) -> Prompt:
+    """The prompt continued by what was written and the marker, ready for the label."""
+    so_far = (prompt.prefix + written).rstrip()
+    gap = " " if so_far or prompt.text is not None else ""
+    return replace(prompt, prefix=f"{so_far}{gap}{style.marker}")
+
+
+def _extract(
+    prompts: Sequence[Prompt], answers: Sequence[Answer], choices: Sequence[Choices], style: Style, backend: Generator
+) -> list[Answer]:
+    """Ask again, behind the marker, those whose text never came to it (Kojima et al. 2022, arXiv 2205.11916)."""
+    merged = list(answers)
+    missing = [i for i, a in enumerate(answers) if split_answer(prompts[i].prefix + a.text, style.marker) is None]
+    again = [_behind(prompts[i], answers[i].text, style) for i in missing]
+    written = backend.generate(again, Sampling(max_tokens=_ANSWER_TOKENS, stop=style.stop)) if again else []
+    for i, prompt, completion in zip(missing, again, written, strict=True):
+        first, second = answers[i], _read(prompt, completion, choices[i], style)
+        merged[i] = replace(
+            second,
+            text=prompt.prefix.removeprefix(prompts[i].prefix) + completion.text,
+            prompt_tokens=first.prompt_tokens + second.prompt_tokens,
+            completion_tokens=first.completion_tokens + second.completion_tokens,
+            calls=2,
+        )
+    return merged
+
+
+def _score(
+    prompts: Sequence[Prompt],
+    choices: Sequence[Choices],
+    style: Style,
+    backend: Generator,
+    written: Sequence[Completion] | None,
+) -> list[Answer]:
+    """Choose the likeliest label of each item; every (item, label) pair in one call."""
+    scorer = need_scorer(backend, "score mode")
+    pairs = [(i, label) for i, (labels, _) in enumerate(choices) for label in labels]
+    targets = [_continuation(label, choices[i], style, prompts[i]) for i, label in pairs]
+    results = scorer.score([prompts[i] for i, _ in pairs], targets)
+    sizes = backend.count_tokens(prompts)
+    scored: list[dict[str, tuple[TokenLogProbs, str]]] = [{} for _ in prompts]
+    for (i, label), result, target in zip(pairs, results, targets, strict=True):
+        scored[i][label] = (result, target)
+    answers = []
+    for i, (prompt, mine) in enumerate(zip(prompts, scored, strict=True)):
+        best = max(mine, key=lambda label: _comparable(*mine[label], style), default=None)
+        first = written[i] if written else None
+        answers.append(
+            Answer(
+                value=best,
+                text=first.text if first else "",
+                rationale=prompt.prefix.removesuffix(style.marker).strip() if style.reasons else "",
+                scores={label: _comparable(r, t, style) for label, (r, t) in mine.items()},
+                prompt_tokens=sizes[i] * len(mine) + (first.prompt_tokens if first else 0),
+                completion_tokens=sum(len(r.logprobs) for r, _ in mine.values())
+                + (first.completion_tokens if first else 0),
+                calls=len(mine) + (1 if first else 0),
+                prompt=prompt,
+            )
+        )
+    return answers
+
+
+def _continuation(label: str, choices: Choices, style: Style, prompt: Prompt) -> str:
+    """The label as it follows the marker; closed where another label begins with it, so that each excludes the rest."""
+    labels, options = choices
+    text = shown(label, bool(options))
+    begins = any(other != label and shown(other, bool(options)).startswith(text) for other in labels)
+    gap = " " if prompt.prefix else ""
+    return f"{gap}{text}{style.closing if begins else ''}"
+
+
+def _comparable(result: TokenLogProbs, target: str, style: Style) -> float:
+    if style.normalise == "tokens":
+        return result.mean
+    return result.total / len(target.strip()) if style.normalise == "characters" else result.total

@@ -1,0 +1,106 @@
+"""The templates of `prompts/`: strict, sandboxed, carried by value so that a saved program needs no file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amplify import resources
+from amplify.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_MARK = "\ue000"  # a private-use character: stands for a value when a template is cut where that value goes
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template and where it came from.
+
+    Attributes:
+        name: its name in `prompts/` without the ending, or the path of the user's own file.
+        source: the text itself, so that what a program was fitted with never changes under it.
+    """
+
+    name: str
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the source, recorded in every run."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """Fill the template in.
+
+        Raises:
+            InputError: a variable that was not given (those given are listed), or a mistake in the template.
+        """
+        import jinja2
+
+        try:
+            return str(_compiled(self.source).render(variables)).rstrip("\n")
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(f"template {self.name!r}, line {error.lineno}: {error.message}") from error
+        except jinja2.UndefinedError as error:
+            given = ", ".join(sorted(variables))
+            raise InputError(f"template {self.name!r}: {error.message}. The variables there are: {given}") from error
+        except jinja2.exceptions.SecurityError as error:
+            raise InputError(f"template {self.name!r} reaches for what templates may not touch: {error}") from error
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise InputError(f"template {self.name!r} cannot be filled in: {error}") from error
+
+    def before(self, variable: str, variables: Mapping[str, Any]) -> str:
+        """The rendered text up to the place where `variable` is written, or all of it where it is not."""
+        return self.render({**variables, variable: _MARK}).partition(_MARK)[0]
+
+    def after(self, variable: str, variables: Mapping[str, Any]) -> str:
+        """The rendered text behind the last place where `variable` is written, "" where it is not."""
+        _, mark, tail = self.render({**variables, variable: _MARK}).rpartition(_MARK)
+        return tail if mark else ""
+
+    def writes(self, variable: str, variables: Mapping[str, Any]) -> bool:
+        """Whether the rendered text contains `variable`."""
+        return _MARK in self.render({**variables, variable: _MARK})
+
+
+def load(kind: str, name: str) -> Template:
+    """A template of `prompts/` by kind and name, or the user's own file.
+
+    Args:
+        kind: what it is for, e.g. "rationale"; the file is `prompts/KIND_NAME.jinja` (or `KIND.jinja` for "").
+        name: e.g. "key_words", or a path that ends in .jinja.
+
+    Raises:
+        UnknownNameError: no such template; the nearest is suggested.
+        InputError: the user's file cannot be read.
+    """
+    if name.endswith(".jinja"):
+        try:
+            return Template(name, Path(name).expanduser().read_text(encoding="utf-8").removesuffix("\n"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"template file {name} cannot be read: {error}") from error
+    folder = resources.content("prompts")
+    path = folder / f"{kind}_{name}.jinja" if name else folder / f"{kind}.jinja"
+    if path.parent != folder or not path.is_file():
+        known = [p.stem.removeprefix(f"{kind}_") for p in folder.glob(f"{kind}_*.jinja")]
+        raise UnknownNameError(f"{kind} template", name, known, "A path to a .jinja file of your own works too.")
+    return Template(path.stem, path.read_text(encoding="utf-8").removesuffix("\n"))
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+@cache
+def _compiled(source: str) -> Any:
+    return _environment().from_string(source)

@@ -1,0 +1,306 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator, plain_text
+from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
+from amplify.methods import METHODS, FewShot, HumanCoT, Method, Program, ZeroShot, ZeroShotCoT, make
+from amplify.methods.prompting import ShotProgram
+from amplify.tasks import Task
+from amplify.values import Demonstration, Example, Rationale
+
+GOOD, BAD = ("great", "lovely", "superb", "fine"), ("awful", "broken", "poor", "ugly")
+
+
+def reviews(split: str, n: int) -> tuple[Example, ...]:
+    def one(i: int) -> Example:
+        word, label = (GOOD[i // 2 % 4], "positive") if i % 2 == 0 else (BAD[i // 2 % 4], "negative")
+        return Example(f"{split}-{i}", f"A {word} phone, number {i} of {split}.", label)
+
+    return tuple(one(i) for i in range(n))
+
+
+@pytest.fixture
+def sentiment() -> Task:
+    return Task(
+        name="sentiment",
+        instruction="Is the review positive or negative?",
+        train=reviews("train", 40),
+        validation=reviews("validation", 20),
+        test=reviews("test", 6),
+        labels=("positive", "negative"),
+        input_name="Review",
+    )
+
+
+@pytest.fixture
+def quiz() -> Task:
+    def one(split: str, i: int) -> Example:
+        options = ("red", "green", "blue")
+        return Example(f"{split}{i}", f"Which colour is {split} number {i}?", "ABC"[i % 3], tuple("ABC"), options)
+
+    pools = {s: tuple(one(s, i) for i in range(9)) for s in ("train", "validation", "test")}
+    return Task(name="quiz", instruction="Choose.", **pools)
+
+
+@pytest.fixture
+def words() -> Task:
+    pools = {
+        s: tuple(Example(f"{s}{i}", f"Sort {s} {i}", answers=(f"a b {i}", f"b a {i}")) for i in range(4))
+        for s in ("train", "validation", "test")
+    }
+    return Task(name="words", instruction="Sort the words.", metric="exact_match", **pools)
+
+
+def by_word(text: str) -> str:
+    """Answers the last question, rationales and all."""
+    asked = text.rpartition("Review: ")[2]
+    label = "positive" if any(word in asked for word in GOOD) else "negative"
+    return f" {label}." if text.endswith("The answer is") else f" I looked at it. The answer is {label}."
+
+
+def test_zero_shot_prompt_is_plain_messages(sentiment: Task) -> None:
+    program = ZeroShot().fit(sentiment, ScriptedBackend(), 0)
+    prompt = program.prompt("A lovely phone.")
+    assert [m.role for m in prompt.messages] == ["system", "user"]
+    assert prompt.messages[0].content == (
+        "Is the review positive or negative?\n"
+        'Finish with the words "The answer is", followed by exactly one of: positive, negative.'
+    )
+    assert prompt.messages[1].content == "Review: A lovely phone."
+    assert prompt.prefix == "The answer is"
+    assert prompt == program.prompt(Example("x", "A lovely phone."))
+
+
+def test_options_are_listed_in_the_question(quiz: Task) -> None:
+    prompt = FewShot(shots=1).fit(quiz, ScriptedBackend(), 0).prompt(quiz.test[1])
+    _, shot, reply, asked = (m.content for m in prompt.messages)
+    assert shot.endswith("\nOptions:\n(A) red\n(B) green\n(C) blue")
+    assert reply in ("The answer is (A).", "The answer is (B).", "The answer is (C).")
+    assert asked == "Question: Which colour is test number 1?\nOptions:\n(A) red\n(B) green\n(C) blue"
+
+
+def test_raw_text_layout(sentiment: Task) -> None:
+    program = FewShot(shots=2, layout="text").fit(sentiment, ScriptedBackend(), 0)
+    prompt = program.prompt("A lovely phone.")
+    assert prompt.text is not None
+    first, *shots, last = prompt.text.split("\n\n")
+    assert first.startswith("Is the review positive or negative?")
+    assert len(shots) == 2
+    assert all(s.startswith("Q: Review: ") and "\nA: The answer is " in s for s in shots)
+    assert last == "Q: Review: A lovely phone.\nA:"
+    assert prompt.prefix == " The answer is"
+
+
+@pytest.mark.parametrize("layout", ["chat", "text"])
+@pytest.mark.parametrize("name", ["zero_shot", "few_shot", "few_shot_balanced", "zero_shot_cot"])
+def test_generate_reads_what_was_written(sentiment: Task, name: str, layout: str) -> None:
+    backend = ScriptedBackend(reply=by_word)
+    answers = make(name, layout=layout).fit(sentiment, backend, 0).answer(sentiment.test, backend)
+    assert [a.value for a in answers] == [e.label for e in sentiment.test]
+    assert all(a.prompt_tokens > 0 and a.completion_tokens > 0 and a.calls == 1 for a in answers)
+    assert sum(a.prompt_tokens for a in answers) == backend.usage.prompt_tokens
+    assert sum(a.completion_tokens for a in answers) == backend.usage.completion_tokens
+    if name == "zero_shot_cot":
+        assert answers[0].rationale == "Let me work through this one step at a time. I looked at it."
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "few_shot", "zero_shot_cot"])
+def test_score_chooses_the_likeliest_label_and_counts_its_cost(sentiment: Task, name: str) -> None:
+    def logprob(text: str, continuation: str) -> float:
+        assert text.endswith("The answer is")
+        return -1.0 if continuation.strip() in by_word(text) else -3.0
+
+    backend = ScriptedBackend(reply=by_word, logprob=logprob)
+    answers = make(name, mode="score").fit(sentiment, backend, 0).answer(sentiment.test, backend)
+    assert [a.value for a in answers] == [e.label for e in sentiment.test]
+    assert [sorted(a.scores.values()) for a in answers] == [[-3.0, -1.0]] * len(answers)
+    assert {c.continuation for c in backend.calls if c.continuation} == {" positive", " negative"}
+    assert len({c.batch for c in backend.calls}) == (2 if name == "zero_shot_cot" else 1)
+    assert sum(a.calls for a in answers) == backend.usage.calls
+    assert sum(a.prompt_tokens for a in answers) == backend.usage.prompt_tokens
+    assert sum(a.completion_tokens for a in answers) == backend.usage.completion_tokens
+
+
+def test_score_behind_options_and_choices(quiz: Task) -> None:
+    backend = ScriptedBackend(logprob=lambda text, continuation: -len(continuation) - (continuation != " (B)"))
+    answers = ZeroShot(mode="score").fit(quiz, backend, 0).answer(quiz.test[:2], backend)
+    assert [a.value for a in answers] == ["B", "B"]
+    assert set(answers[0].scores) == {"A", "B", "C"}
+
+
+def test_labels_that_begin_with_each_other_are_closed() -> None:
+    items = (Example("a", "x", "account"), Example("b", "y", "account access"))
+    task = Task("t", "Do.", (), (), items, labels=("account", "account access", "other"))
+    backend = ScriptedBackend()
+    ZeroShot(mode="score").fit(task, backend, 0).answer(items[:1], backend)
+    assert [c.continuation for c in backend.calls] == [" account.", " account access", " other"]
+
+
+@pytest.mark.parametrize(("normalise", "best"), [("none", "no"), ("tokens", "very long yes"), ("characters", "no")])
+def test_normalisation(normalise: str, best: str) -> None:
+    items = (Example("a", "x", "no"),)
+    task = Task("t", "Do.", (), (), items, labels=("very long yes", "no"))
+    backend = ScriptedBackend(logprob=lambda text, c: -26.0 if "yes" in c else -10.0 if normalise == "tokens" else -2.0)
+    answer = make("zero_shot", mode="score", normalise=normalise).fit(task, backend, 0).answer(items, backend)[0]
+    assert answer.value == best
+
+
+def test_unparsed_is_none_not_a_guess(sentiment: Task) -> None:
+    backend = ScriptedBackend("say= not positive, I think")
+    answer = ZeroShot().fit(sentiment, backend, 0).answer(sentiment.test[:1], backend)[0]
+    assert answer.value is None
+    assert answer.text == " not positive, I think"
+
+
+def test_a_rationale_without_an_answer_is_asked_for_it_once_more(sentiment: Task) -> None:
+    def reply(text: str) -> str:
+        return " negative." if text.endswith("The answer is") else " The phone broke."
+
+    backend = ScriptedBackend(reply=reply)
+    answer = ZeroShotCoT().fit(sentiment, backend, 0).answer(sentiment.test[:1], backend)[0]
+    assert (answer.value, answer.calls) == ("negative", 2)
+    assert answer.text == " The phone broke. The answer is negative."
+    assert answer.rationale.endswith("The phone broke.")
+    once = ZeroShotCoT(extract=False).fit(sentiment, backend, 0).answer(sentiment.test[:1], backend)[0]
+    assert (once.value, once.calls) == (None, 1)
+
+
+def test_without_a_lead_the_model_is_on_its_own(sentiment: Task) -> None:
+    backend = ScriptedBackend(reply=by_word)
+    program = ZeroShot(lead=False).fit(sentiment, backend, 0)
+    assert program.prompt("x").prefix == ""
+    assert program.answer(sentiment.test[:1], backend)[0].value == "positive"
+
+
+def test_free_text_is_generated_in_either_mode(words: Task) -> None:
+    backend = ScriptedBackend("say= a b 1.")
+    for mode in ("generate", "score"):
+        program = FewShot(mode=mode, shots=2).fit(words, backend, 0)
+        assert program.prompt(words.test[0]).messages[2].content.startswith("The answer is a b ")
+        assert program.answer(words.test[:1], backend)[0].value == "a b 1"
+        assert bool(program.notes) == (mode == "score")
+
+
+def test_shots_follow_the_seed_and_come_from_train(sentiment: Task) -> None:
+    backend = ScriptedBackend()
+    ids = [[s.example.id for s in FewShot().fit(sentiment, backend, seed).shots] for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+    assert len(set(ids[0])) == 8
+    assert all(i.startswith("train-") for i in ids[0])
+
+
+def test_balanced_shots(sentiment: Task) -> None:
+    skewed = tuple(e for i, e in enumerate(sentiment.train) if e.label == "positive" or i < 8)
+    task = Task("t", "Do.", skewed, (), sentiment.test, labels=sentiment.labels)
+    for method in (make("few_shot_balanced"), make("few_shot", selection="balanced")):
+        labels = [s.example.label for s in method.fit(task, ScriptedBackend(), 3).shots]
+        assert sorted(labels) == ["negative"] * 4 + ["positive"] * 4
+
+
+def test_fewer_shots_than_asked_for_is_noted(sentiment: Task) -> None:
+    program = FewShot(shots=50).fit(sentiment, ScriptedBackend(), 0)
+    assert len(program.shots) == 40
+    assert program.notes == ("50 shots asked for, 40 in the pool",)
+
+
+def test_human_cot(sentiment: Task) -> None:
+    with pytest.raises(InputError, match="human_cot needs demonstrations"):
+        HumanCoT().fit(sentiment, ScriptedBackend(), 0)
+    shot = Demonstration(Example("h", "A dim screen.", "negative"), Rationale("Dim is bad."))
+    task = Task("t", "Do.", (), (), sentiment.test, labels=sentiment.labels, cot=(shot,))
+    prompt = HumanCoT().fit(task, ScriptedBackend(), 0).prompt("x")
+    assert prompt.messages[2].content == "Dim is bad. The answer is negative."
+
+
+def test_save_and_load_is_the_same_program_without_the_task(sentiment: Task, quiz: Task, tmp_path: Path) -> None:
+    for task, name in ((sentiment, "few_shot"), (quiz, "few_shot"), (sentiment, "zero_shot_cot")):
+        program = make(name).fit(task, ScriptedBackend(), 0)
+        program.save(tmp_path / "p.json")
+        again = Program.load(tmp_path / "p.json")
+        assert again == program
+        assert isinstance(again, ShotProgram)
+        assert again.prompt(task.test[0]) == program.prompt(task.test[0])
+    held = json.loads((tmp_path / "p.json").read_text())["form"]["templates"]
+    assert {"name", "source", "sha256"} == set(held["system"])
+
+
+def test_a_program_keeps_its_template_when_the_file_changes(sentiment: Task, tmp_path: Path) -> None:
+    own = tmp_path / "mine.jinja"
+    own.write_text("Text >> {{ text }}")
+    program = ZeroShot(question=str(own)).fit(sentiment, ScriptedBackend(), 0)
+    program.save(tmp_path / "p.json")
+    own.write_text("changed")
+    again = Program.load(tmp_path / "p.json")
+    assert isinstance(again, ShotProgram)
+    assert again.prompt("hello").messages[-1].content == "Text >> hello"
+
+
+def test_an_answer_template_sets_the_marker(sentiment: Task, tmp_path: Path) -> None:
+    own = tmp_path / "label.jinja"
+    own.write_text("Label: {{ label }}")
+    backend = ScriptedBackend("say= negative")
+    program = FewShot(answer=str(own), shots=1).fit(sentiment, backend, 0)
+    prompt = program.prompt("x")
+    assert prompt.prefix == "Label:"
+    assert '"Label:"' in prompt.messages[0].content
+    assert program.answer(sentiment.test[:1], backend)[0].value == "negative"
+    own.write_text("no label at all")
+    with pytest.raises(InputError, match="never writes"):
+        FewShot(answer=str(own)).fit(sentiment, backend, 0)
+
+
+def test_choices_need_an_example(quiz: Task) -> None:
+    with pytest.raises(InputError, match="choices="):
+        ZeroShot().fit(quiz, ScriptedBackend(), 0).prompt("just a text")
+
+
+def test_too_long_prompts_are_refused_before_any_work(sentiment: Task) -> None:
+    backend = ScriptedBackend(max_context=120)
+    program = FewShot(shots=8).fit(sentiment, backend, 0)
+    with pytest.raises(ContextLengthError, match=r"few_shot: .* window of .* is 120\. (\d+) shots would fit") as error:
+        program.answer(sentiment.test, backend)
+    assert not backend.calls
+    fits = int(str(error.value).split("few_shot.shots=")[1].rstrip("."))
+    assert 0 < fits < 8
+    assert FewShot(shots=fits).fit(sentiment, backend, 0).answer(sentiment.test, backend)
+    with pytest.raises(ContextLengthError):
+        FewShot(shots=fits + 1).fit(sentiment, backend, 0).answer(sentiment.test, backend)
+    with pytest.raises(ContextLengthError, match="shorten the input"):
+        ZeroShot().fit(sentiment, backend, 0).answer([Example("l", "word " * 200)], backend)
+
+
+def test_score_mode_needs_a_scorer(sentiment: Task) -> None:
+    with pytest.raises(CapabilityError, match="zero_shot in score mode"):
+        ZeroShot(mode="score").fit(sentiment, ScriptedGenerator(), 0)
+
+
+def test_make_converts_and_refuses(sentiment: Task) -> None:
+    method = make("few_shot", mode="score", shots="3", lead="false", selection="balanced")
+    assert method == FewShot(shots=3, lead=False, selection="balanced", mode="score")
+    assert method.label == "few_shot[lead=False,shots=3,selection=balanced]"
+    assert all(name == cls.name and issubclass(cls, Method) for name, cls in METHODS.items())
+    with pytest.raises(UnknownNameError, match="Did you mean 'few_shot'"):
+        make("few_shots")
+    with pytest.raises(UnknownNameError, match="Did you mean 'shots'"):
+        make("few_shot", shot=3)
+    for option, value in (
+        ("shots", "many"),
+        ("shots", 2.5),
+        ("lead", "perhaps"),
+        ("selection", "best"),
+        ("shots", True),
+    ):
+        with pytest.raises(InputError, match=f"few_shot.{option} is"):
+            make("few_shot", **{option: value})
+    with pytest.raises(InputError, match="shots must be at least 1"):
+        make("few_shot", shots=0).fit(sentiment, ScriptedBackend(), 0)
+
+
+def test_demonstrations_stand_in_order_before_the_question(sentiment: Task) -> None:
+    program = FewShot(shots=3).fit(sentiment, ScriptedBackend(), 0)
+    text = plain_text(program.prompt("END"))
+    places = [text.index(shot.example.text) for shot in program.shots]
+    assert places == sorted(places)
+    assert text.index("END") > places[-1]
