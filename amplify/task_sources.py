@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 from amplify import resources
 from amplify.errors import DataError, InputError
@@ -124,8 +124,8 @@ def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _table(path: Path, file: Any, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    quoting = csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL
+def _table(path: Path, file: TextIO, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL
     reader = csv.DictReader(file, fieldnames=columns or None, delimiter=delimiter, quoting=quoting)
     try:
         for row in reader:
@@ -324,9 +324,20 @@ def _labelled(
 
 
 def _from_hub(spec: TaskSpec) -> Found:
+    hub = spec.hub
+    if "files" in hub:
+        from huggingface_hub import hf_hub_download
+
+        paths = {}
+        for split, name in hub["files"].items():
+            try:
+                found = hf_hub_download(hub["path"], name, repo_type="dataset", revision=hub.get("revision"))
+            except Exception as error:
+                raise DataError(f"{_where_to_get(spec, None)} ({type(error).__name__}: {str(error)[:200]})") from error
+            paths[split] = Path(found)
+        return replace(_from_files(spec, paths, None), source=f"hub: {hub['path']}")
     import datasets
 
-    hub = spec.hub
     try:
         loaded = datasets.load_dataset(hub["path"], hub.get("config"), revision=hub.get("revision"))
     except Exception as error:

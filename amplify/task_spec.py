@@ -17,7 +17,7 @@ from amplify.errors import DataError, InputError
 
 FIELDS = ("text", "label", "id", "split", "choices", "answers", "keep")
 SPLITS = ("train", "validation", "test")
-HUB_KEYS = ("path", "config", "revision", "splits", "fields")
+HUB_KEYS = ("path", "config", "revision", "splits", "fields", "files")
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class TaskSpec:
         format: "rows" (CSV, TSV, JSON, JSONL by their endings) or "bbh" (options inside the text).
         fields: text, label, id, split, choices, answers -> column (dots reach into objects; a list of columns is
             joined for text, and is the options for choices); keep -> further columns, or "*".
-        hub: path, config, revision, splits (our name -> theirs), fields (where they differ from the file's).
+        hub: path, config, revision, splits (our name -> theirs), fields (where they differ from the file's); or
+            files (split -> file of that repository), read as the local files are.
         generate: rule -> its options; see `amplify.generated_tasks`.
         splits: sizes; whole numbers are counts, fractions are shares.
         seed: of the split by content.
-        never_test: ids that must not be in the test split.
         bad_gold: number of rows in the published data whose gold answer is none of their choices (left out).
         overlap: "refuse" a text that is in two splits, or "drop" the copy outside the test split.
         cot: file with published chain-of-thought exemplars.
@@ -62,7 +62,6 @@ class TaskSpec:
     splits: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     metric: str = "accuracy"
-    never_test: tuple[str, ...] = ()
     bad_gold: int = 0
     overlap: str = "refuse"
     cot: str = ""
@@ -123,7 +122,7 @@ def _spec(name: str, content: dict[str, Any], path: Path) -> TaskSpec:
     where = f"{path} ({name})"
     check_keys(where, content, KEYS)
     values = dict(content)
-    for key in ("labels", "never_test", "columns"):
+    for key in ("labels", "columns"):
         items = values.get(key) or ()
         if not isinstance(items, list | tuple) or not all(isinstance(v, str) for v in items):
             raise InputError(f"{where}: {key} is a list of strings; put quotes around values such as 'Yes', 'No', '1'")

@@ -1,8 +1,8 @@
 """Tasks: YAML, CSV, JSONL or a hub data set becomes labelled splits and the words around them.
 
 Splits are made by content: examples are ordered by the SHA-256 of seed and content, so that the same rows give the
-same splits whatever their order in the file. Copies of one text never stand in two splits, and an example named in
-a task's `never_test` (the exemplars of published prompts) never stands in the test split.
+same splits whatever their order in the file. Copies of one text never stand in two splits, and a chain-of-thought
+exemplar never stands in the test split.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ def validate(task: Task) -> None:
 
 
 def content_hash(example: Example) -> str:
-    """SHA-256 of what the model reads: text, choices and options. The gold label is left out."""
-    plain = json.dumps([example.text, example.choices, example.options], ensure_ascii=False)
-    return hashlib.sha256(plain.encode()).hexdigest()
+    """SHA-256 of what the model reads (text, choices, options), letter case and runs of spaces aside."""
+    read = [[" ".join(text.casefold().split()) for text in (example.text, *example.options)], example.choices]
+    return hashlib.sha256(json.dumps(read, ensure_ascii=False).encode()).hexdigest()
 
 
 def load_task(
@@ -230,10 +230,11 @@ def build(spec: TaskSpec, data: Path | None, *, infer_labels: bool = False, limi
             k: [e if e.choices or e.answers else replace(e, answers=(str(e.label),)) for e in v]
             for k, v in pools.items()
         }
-    train, validation, test = _split(spec, pools, stratify=bool(labels))
+    cot = sources.read_cot(spec, data)
+    never_test = {content_hash(shot.example) for shot in cot}
+    train, validation, test = _split(spec, pools, never_test, stratify=bool(labels))
     if infer_labels or spec.labels:
         _enough(spec.name, (*train, *validation, *test), labels)
-    cot = sources.read_cot(spec, data)
     return Task(
         name=spec.name,
         instruction=spec.instruction or _instruction(spec.input_name, labels),
@@ -341,7 +342,7 @@ def _clean(
 
 
 def _split(
-    spec: TaskSpec, pools: Mapping[str, list[Example]], *, stratify: bool
+    spec: TaskSpec, pools: Mapping[str, list[Example]], never_test: set[str], *, stratify: bool
 ) -> tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]:
     """Train, validation and test, each in the order of its hashes."""
 
@@ -349,13 +350,14 @@ def _split(
         return hashlib.sha256(f"{spec.seed}:{content_hash(example)}".encode()).hexdigest()
 
     ready = {name: sorted(pool, key=key) for name, pool in pools.items()}
-    never = set(spec.never_test)
     if "all" in ready:
         pool = ready.pop("all")
         sizes = {name: _size(spec.splits[name], len(pool)) for name in ("validation", "test") if name in spec.splits}
         if sum(sizes.values()) >= len(pool):
             raise InputError(f"task {spec.name}: splits {dict(spec.splits)} leave no training rows of {len(pool)}")
-        ready["test"], rest = _take(pool, sizes.get("test", 0), key, stratify, lambda e: e.id not in never)
+        ready["test"], rest = _take(
+            pool, sizes.get("test", 0), key, stratify, lambda e: content_hash(e) not in never_test
+        )
         ready["validation"], ready["train"] = _take(rest, sizes.get("validation", 0), key, stratify)
     elif "validation" not in ready and "train" in ready and "validation" in spec.splits:
         size = _size(spec.splits["validation"], len(ready["train"]))
