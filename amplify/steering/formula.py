@@ -106,35 +106,35 @@ def generated_log_weight(spans: Sequence[TokenSpan], steering: Steering) -> floa
     return exempt_log_weight(spans) if steering.exempt_generated and not steering.dynamic else 0.0
 
 
-def dynamic_weights(psi: Any, sink: Any, steering: Steering) -> tuple[Any, Any]:
-    """Factors of one row from the mass that it has: on the spans, and on the sink.
+def dynamic_weights(psi: Any, sink: Any, rest: Any, steering: Steering) -> tuple[Any, Any]:
+    """Factors of one row from the masses that it has.
 
     SpotLight (arXiv 2505.12025, eq. 5): w = target / psi where psi < target. Target mass: w = target (1 - psi) /
-    (psi (1 - target)). With the sink spared, psi is the share of what the sink leaves, and the sink's own factor gives
-    it back the mass s that it had: (w psi + 1 - psi - s) / (1 - s).
+    (psi (1 - target)). With the sink spared, psi is the share of what the sink leaves, and the sink's own factor
+    u = (w psi + rest) / (psi + rest) gives it back exactly the mass that it had.
 
     Args:
-        psi: attention mass on the spans, any array or tensor of floats; 0 in rows that see no span, or none.
-        sink: attention mass on the first token, same shape, used if `steering.spare_sink`; 0 if a span holds it.
+        psi: attention mass on the spans, any array or tensor of floats; 0 in rows that see no span.
+        sink: attention mass on the first token where it is spared, same shape, else 0.
+        rest: all other mass. Summed by itself, since 1 - psi has lost its digits where psi is near 1.
         steering: a dynamic mode.
 
     Returns:
         w of the spans' keys and u of the sink's key, both 1 where the row is not steered.
     """
     tiny = 1e-30  # below it a row sees nothing of the spans, and no factor could raise them
-    kept = 1 - sink if steering.spare_sink else 1 + 0 * psi
-    share = psi / kept.clip(tiny)
-    seen = (psi > tiny) & (kept > tiny)
-    safe = share.clip(tiny)
+    outside = rest if steering.spare_sink else rest + sink
+    kept = (psi + outside).clip(tiny)
+    share = psi / kept
     if steering.mode == "spotlight":
-        on = seen & (share < steering.target)
-        w = steering.target / safe
+        on = (psi > tiny) & (share < steering.target)
+        w = steering.target / share.clip(tiny)
     else:
-        on = seen & (share < 1)
-        w = steering.target * (1 - share).clip(tiny) / (safe * (1 - steering.target))
-    w = 1 + on * (w.clip(tiny) - 1)
-    u = 1 + on * ((w * psi + kept - psi) / kept.clip(tiny) - 1) if steering.spare_sink else 1 + 0 * psi
-    return w, u
+        on = (psi > tiny) & (outside > tiny)
+        w = steering.target * outside / (psi.clip(tiny) * (1 - steering.target))
+    w = w.clip(tiny) * on + (1.0 - on * 1.0)
+    u = (w * psi + outside) / kept if steering.spare_sink else 1 + 0 * psi
+    return w, u * on + (1.0 - on * 1.0)
 
 
 def _quote(span: Span, text: str) -> str:

@@ -149,7 +149,8 @@ def test_key_log_weights_follow_the_options():
 def test_dynamic_weights_reach_their_mass(spare, masses, target):
     psi, sink, rest = np.array(masses) / sum(masses)
     for mode in ("spotlight", "target_mass"):
-        w, u = dynamic_weights(np.array([psi]), np.array([sink]), Steering(mode=mode, target=target, spare_sink=spare))
+        steering = Steering(mode=mode, target=target, spare_sink=spare)
+        w, u = dynamic_weights(np.array([psi]), np.array([sink]), np.array([rest]), steering)
         if spare:
             total = w * psi + u * sink + rest
             assert u * sink / total == pytest.approx(sink)
@@ -167,6 +168,6 @@ def test_dynamic_weights_reach_their_mass(spare, masses, target):
 
 def test_rows_without_a_span_stay_as_they_are():
     s = Steering(mode="target_mass", spare_sink=True)
-    w, u = dynamic_weights(np.array([0.0, 1.0]), np.array([0.5, 0.0]), s)
+    w, u = dynamic_weights(np.array([0.0, 1.0]), np.array([0.5, 0.0]), np.array([0.5, 0.0]), s)
     assert np.array_equal(w, [1, 1])
     assert np.array_equal(u, [1, 1])
