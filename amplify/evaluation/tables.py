@@ -1,0 +1,221 @@
+"""A report as plain text for a terminal, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from amplify.render import visible
+
+if TYPE_CHECKING:
+    from amplify.evaluation.report import Comparison, Report, Row
+
+Table = list[list[str]]
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as a percentage, – for none."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def points(value: float | None) -> str:
+    """A signed difference in percentage points."""
+    return "–" if value is None else f"{100 * value:+.1f}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value with three digits, or below which power of ten it lies."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}" if value >= 1e-10 else "<1e-10"
+
+
+def count(value: float) -> str:
+    """A count with thousands separators; one digit where it is small."""
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def metric_name(report: Report) -> str:
+    """The name of the score in headings."""
+    return str(report.config["score"]).replace("_", " ")
+
+
+def header(report: Report) -> list[tuple[str, str]]:
+    """What was run on what: (name, value) pairs."""
+    config, task = report.config, report.config["task"]
+    seeds = ", ".join(map(str, config["seeds"]))
+    splits = task["splits"]
+    n = len(config["items"])
+    backend = config["backend"]
+    details = ", ".join(
+        f"{key} {value}"
+        for key, value in backend.items()
+        if key not in ("spec", "backend", "versions") and isinstance(value, (str, int, float)) and value != ""
+    )
+    return [
+        ("task", f"{task['name']}, {n} of {splits['test']} test items, metric {metric_name(report)}"),
+        ("model", backend["spec"] + (f" ({details})" if details else "")),
+        ("answers", "parsed from what the model writes" if config["mode"] == "generate" else "labels scored"),
+        ("seeds", f"{seeds} (methods marked * do not depend on the seed and run once)"),
+        ("by guessing", f"chance {percent(task['chance'])}, most frequent label {percent(task['majority'])}"),
+        ("versions", ", ".join([f"amplify {config['amplify']}", *(f"{k} {v}" for k, v in config["versions"].items())])),
+    ]
+
+
+def progress(report: Report) -> str:
+    """How much of an unfinished run is there, "" for a finished one."""
+    if report.finished:
+        return ""
+    done, planned = sum(row.answered for row in report.rows), sum(row.planned for row in report.rows)
+    return f"UNFINISHED: {done:,} of {planned:,} answers; the command that began this run goes on with it"
+
+
+def rows_table(report: Report) -> Table:
+    """The main table, its heading first."""
+    table = [[
+        "method", "items", metric_name(report), "95 % interval", "seeds ±", "unparsed",
+        "calls", "prompt tok", "new tok", "seconds",
+    ]]  # fmt: skip
+    for row in report.rows:
+        interval = "–" if row.low is None or row.high is None else f"{100 * row.low:.1f} – {100 * row.high:.1f}"
+        cost = row.cost
+        table.append([
+            name(row), str(row.n), percent(row.score), interval,
+            "–" if row.spread is None else f"{100 * row.spread:.1f}", percent(row.unparsed),
+            count(cost.calls), count(cost.prompt_tokens), count(cost.completion_tokens), f"{cost.seconds:,.1f}",
+        ])  # fmt: skip
+    return table
+
+
+def name(row: Row) -> str:
+    """A method's label, with * where it ran once because seeds make no difference."""
+    return row.method + ("*" if row.seeds == (None,) else "")
+
+
+def comparisons_table(report: Report) -> Table:
+    """The declared comparisons, heading first."""
+    table = [["method", "against", "items", "difference", "95 % interval", "better/worse", "p", "p (Holm)", "test"]]
+    for c in report.comparisons:
+        interval = "–" if c.low is None else f"{points(c.low)} – {points(c.high)}"
+        table.append([
+            c.method, c.baseline, str(c.n), points(c.difference), interval, f"{c.better}/{c.worse}",
+            p_value(c.p), p_value(c.p_holm) + (" <" if c.significant else ""), c.test,
+        ])  # fmt: skip
+    return table
+
+
+def fit_table(report: Report) -> Table:
+    """What finding the programs cost, heading first; only methods that cost something."""
+    table = [["method", "calls", "prompt tok", "new tok", "seconds"]]
+    for row in report.rows:
+        if row.fit.calls or row.fit.seconds >= 0.05:
+            fit = row.fit
+            table.append([
+                row.method, count(fit.calls), count(fit.prompt_tokens), count(fit.completion_tokens),
+                f"{fit.seconds:,.1f}",
+            ])  # fmt: skip
+    return table
+
+
+def verdict(report: Report) -> str:
+    """The declared comparisons in one or two sentences."""
+    known = [c for c in report.comparisons if c.p is not None]
+    if not report.comparisons:
+        return "No comparison was declared."
+    if not known:
+        return "No declared comparison can be made yet."
+    family = f"{len(report.comparisons)} declared comparison{'s' if len(report.comparisons) > 1 else ''}"
+    sure = [c for c in known if c.significant]
+    if not sure:
+        return (
+            f"Of {family}, none is significant at 5 % after Holm's adjustment: "
+            "this run does not show that any method helps or harms."
+        )
+    return (
+        f"Of {family}, {len(sure)} {'is' if len(sure) == 1 else 'are'} significant at 5 % after Holm's adjustment: "
+        + "; ".join(map(_said, sure))
+        + "."
+    )
+
+
+def _said(c: Comparison) -> str:
+    word = "above" if (c.difference or 0) > 0 else "below"
+    return f"{c.method} is {abs(100 * (c.difference or 0)):.1f} points {word} {c.baseline}"
+
+
+MEANING = (
+    "The test item is the unit: scores are averaged over seeds per item first. Intervals: Wilson for one run, else a "
+    "BCa bootstrap over items; they hold for new items, at these shots and this model. "
+    "Paired tests, two-sided: exact McNemar for one run each, else an item-level sign flip. "
+    "An answer that cannot be parsed is wrong. Calls, tokens and seconds are per 1,000 answers, fitting left out; "
+    "every prompt counts in full, also where a shared beginning was computed once."
+)
+
+
+def as_text(report: Report) -> str:
+    """The report for a terminal."""
+    parts = []
+    if note := progress(report):
+        parts.append(note)
+    pairs = header(report)
+    parts.append("\n".join(f"{key:12} {visible(value)}" for key, value in pairs))
+    parts.append(aligned(rows_table(report)) + "\n(calls, tokens and seconds per 1,000 answers)")
+    if report.comparisons:
+        parts.append(aligned(comparisons_table(report)))
+    parts.append(verdict(report))
+    if notes := _notes(report):
+        parts.append("\n".join(notes))
+    return "\n\n".join(parts)
+
+
+def _notes(report: Report) -> list[str]:
+    return [f"{row.method}: {visible(note)}" for row in report.rows for note in row.notes]
+
+
+def aligned(table: Table) -> str:
+    """A table in columns, numbers to the right."""
+    table = [[visible(cell).replace("\n", " ") for cell in row] for row in table]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    words = {0} | {i for i, title in enumerate(table[0]) if title in ("against", "test")}
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i in words else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]
+    rule = "  ".join("─" * w for w in widths)
+    return "\n".join(line.rstrip() for line in [lines[0], rule, *lines[1:]])
+
+
+def as_markdown(report: Report) -> str:
+    """The report as Markdown."""
+    parts = [f"# {_md(str(report.config['task']['name']))}"]
+    if note := progress(report):
+        parts.append(f"**{note}**")
+    parts.append("\n".join(f"- **{key}**: {_md(value)}" for key, value in header(report)))
+    parts.append(_md_table(rows_table(report)))
+    if report.comparisons:
+        parts.append("## Declared comparisons")
+        parts.append(_md_table(comparisons_table(report)))
+    parts.append(_md(verdict(report)))
+    if len(costs := fit_table(report)) > 1:
+        parts.append("## Cost of fitting, all seeds together")
+        parts.append(_md_table(costs))
+    if notes := _notes(report):
+        parts.append("## Notes")
+        parts.append("\n".join(f"- {_md(note)}" for note in notes))
+    parts.append(f"_{MEANING}_")
+    return "\n\n".join(parts) + "\n"
+
+
+def _md(text: str) -> str:
+    text = visible(text).replace("\n", " ").replace("\\", "\\\\")
+    for sign in "|*_`<>[]#":
+        text = text.replace(sign, "\\" + sign)
+    return text
+
+
+def _md_table(table: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(map(_md, row)) + " |" for row in table]
+    rule = "|" + "|".join([" --- ", *([" ---: "] * (len(table[0]) - 1))]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])

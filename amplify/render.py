@@ -1,0 +1,123 @@
+"""Values as text for a terminal and as HTML for a notebook or a report. Everything from outside is escaped."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amplify.values import Attribution
+
+# blue speaks for, orange against: told apart by colour-blind readers, readable on light and dark ground
+_FOR, _AGAINST = "59, 130, 246", "234, 118, 32"
+_STRONGEST = 0.55  # opacity at the highest score; the text above stays readable
+_BAR = 12
+_SHOWN = 25
+
+Mark = tuple[int, int, float, str]
+"""Characters [start, end), strength in [−1, 1] and the text to show on hover."""
+
+
+def attribution_text(attribution: Attribution, *, limit: int = _SHOWN) -> str:
+    """The words with their signed scores, strongest for the target first, as plain text.
+
+    Args:
+        attribution: what to show.
+        limit: show at most this many words: those with the highest absolute scores.
+    """
+    top = max((abs(score) for score in attribution.scores), default=0.0) or 1.0
+    order = sorted(range(len(attribution.words)), key=lambda i: (-abs(attribution.scores[i]), i))
+    shown = sorted(order[:limit], key=lambda i: (-attribution.scores[i], i))
+    lines = [_headline(attribution)]
+    for i in shown:
+        score = attribution.scores[i]
+        bar = ("+" if score > 0 else "-") * round(_BAR * abs(score) / top)
+        lines.append(
+            f"  {_number(score):>9}  {bar:<{_BAR}}  {visible(attribution.words[i])}{_interval(attribution, i)}"
+        )
+    if hidden := len(order) - len(shown):
+        lines.append(f"  … and {hidden} more words, weaker than these")
+    return "\n".join(lines)
+
+
+def attribution_html(attribution: Attribution) -> str:
+    """The text with each word on a ground as strong as its score, the number on hover. Needs no style sheet."""
+    legend = (
+        f'<small><span style="background:rgba({_FOR},{_STRONGEST})">&nbsp;for&nbsp;</span> '
+        f'<span style="background:rgba({_AGAINST},{_STRONGEST})">&nbsp;against&nbsp;</span></small>'
+    )
+    body = marked_html(attribution.text, attribution_marks(attribution))
+    return (
+        f'<div class="attribution"><div><small>{escape(_headline(attribution))}</small> {legend}</div>'
+        f'<div style="white-space:pre-wrap;line-height:1.7">{body}</div></div>'
+    )
+
+
+def attribution_marks(attribution: Attribution) -> list[Mark]:
+    """One mark per word, strengths relative to the highest absolute score."""
+    top = max((abs(score) for score in attribution.scores), default=0.0) or 1.0
+    return [
+        (start, end, score / top, f"{_number(score)}{_interval(attribution, i)}")
+        for i, ((start, end), score) in enumerate(zip(attribution.spans, attribution.scores, strict=True))
+    ]
+
+
+def word_marks(text: str, words: Iterable[str]) -> list[Mark]:
+    """Marks of full strength where the words stand in the text as whole words, case ignored."""
+    wanted = sorted({word for word in words if word.strip()}, key=len, reverse=True)
+    if not wanted:
+        return []
+    pattern = "|".join(re.escape(word) for word in wanted)
+    # look-arounds and not \b: a key word may begin or end with a sign ("'tis", "C++")
+    found = re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", text, flags=re.IGNORECASE)
+    return [(m.start(), m.end(), 1.0, "key word") for m in found]
+
+
+def marked_html(text: str, marks: Sequence[Mark]) -> str:
+    """The escaped text with its marks as coloured `<mark>` elements; marks that overlap an earlier one are left out."""
+    parts, at = [], 0
+    for start, end, strength, title in sorted(marks):
+        if start < at or end > len(text) or not strength:
+            continue
+        colour = _FOR if strength > 0 else _AGAINST
+        parts.append(escape(text[at:start]))
+        parts.append(
+            f'<mark style="background:rgba({colour},{min(1.0, abs(strength)) * _STRONGEST:.2f});color:inherit" '
+            f'title="{escape(title)}">{escape(text[start:end])}</mark>'
+        )
+        at = end
+    parts.append(escape(text[at:]))
+    return "".join(parts)
+
+
+def escape(text: str) -> str:
+    """The text safe inside HTML elements and attributes, control characters made visible."""
+    return html.escape(visible(text))
+
+
+def visible(text: str) -> str:
+    """Control characters as their picture (␀ ␛ …), lone surrogates as �; tabs and line ends stay."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\ud800-\udfff]", _picture, text)
+
+
+def _picture(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else "�"
+
+
+def _headline(attribution: Attribution) -> str:
+    against = f" against {attribution.foil!r}" if attribution.foil is not None else ""
+    how = " · ".join(part for part in (attribution.method, attribution.model) if part)
+    cost = f" · {attribution.budget:,} evaluations" if attribution.budget else ""
+    return f"why {attribution.target!r}{against}" + (f" ({how}{cost})" if how else "")
+
+
+def _number(score: float) -> str:
+    return f"{score:+.3f}" if score == 0 or 0.001 <= abs(score) < 1000 else f"{score:+.1e}"
+
+
+def _interval(attribution: Attribution, i: int) -> str:
+    low, high = attribution.low[i], attribution.high[i]
+    return "" if low == high else f"  [{_number(low)}, {_number(high)}]"
