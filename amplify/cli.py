@@ -255,20 +255,31 @@ def pull(names: tuple[str, ...]) -> None:
 @click.argument("what", type=click.Choice(["tasks", "methods", "models", "proxies"]))
 def list_(what: str) -> None:
     """Show the tasks, methods, models or proxies there are."""
-    if what == "tasks":
-        from amplify.tasks import list_tasks as listing
-    elif what == "methods":
-        from amplify.methods import list_methods as listing
-    elif what == "models":
-        from amplify.models import list_models as listing
-    else:
-        from amplify.proxies import list_proxies as listing
-    rows = [(str(name), str(line)) for name, line in listing()]
+    for name, line in (rows := _listing(what)):
+        click.echo(f"{name:{max(len(n) for n, _ in rows)}}  {line}".rstrip())
     if not rows:
         click.echo(f"no {what} yet")
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, line in rows:
-        click.echo(f"{name:{width}}  {line}".rstrip())
+
+
+def _listing(what: str) -> list[tuple[str, str]]:
+    if what == "tasks":
+        from amplify.tasks import list_tasks
+
+        return [(t.name, f"{'ready  ' if t.available else 'no data'}  {t.description}") for t in list_tasks()]
+    if what == "methods":
+        from amplify.methods import METHODS
+
+        return [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in METHODS.items()]
+    if what == "models":
+        from amplify.models import ALIASES, describe
+
+        return [
+            (alias, f"{'pulled    ' if (m := describe(alias))['here'] else 'not pulled'}  {m['what']}; {m['licence']}")
+            for alias in ALIASES
+        ]
+    from amplify.proxies import list_proxies
+
+    return [(card["folder"], f"{card['task']}, accuracy {card['validation']['accuracy']}") for card in list_proxies()]
 
 
 def main() -> None:

@@ -1,0 +1,132 @@
+"""The tables of AMPLIFY (arXiv 2305.11426), one command each.
+
+    python eval/reproduce_amplify.py main                      # reduced size: the small models, a few tasks
+    python eval/reproduce_amplify.py selection --tasks support_tickets
+    python eval/reproduce_amplify.py main --backend vllm:meta-llama/Llama-3.1-8B-Instruct --proxy bert-base-uncased \\
+        --tasks bbh/snarks,bbh/causal_judgement,bbh/ruin_names,bbh/formal_fallacies,bbh/salient_translation_error_detection,commonsenseqa,coin_flip
+
+Each task is one run folder under --out (killed and started again, it goes on); the table over all of them is written to
+--results as JSON and Markdown, with the date, the machine and the versions.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import click
+
+import amplify
+from amplify.errors import AmplifyError
+from amplify.methods import make
+from amplify.methods.base import Method
+
+# the paper's tables: method names with the options in which their columns differ
+TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "main": [
+        ("zero_shot", {}),
+        ("few_shot", {}),
+        ("zero_shot_cot", {}),
+        ("human_cot", {}),
+        ("amplify", {}),
+        ("amplify_no_rationale", {}),
+        ("amplify_random_words", {}),
+        ("proxy_alone", {}),
+    ],
+    "proxy": [("amplify", {"proxy": "minilm"}), ("amplify", {"proxy": "smollm2-135m", "epochs": 0})],
+    "epochs": [("amplify", {"epochs": epochs}) for epochs in (1, 4, 10)],
+    "selection": [("amplify", {"selection": s}) for s in ("mcs_high", "mcs_low", "most_faithful", "random")],
+    "explainer": [
+        ("amplify", {"explainer": explainer, "contrastive": contrastive})
+        for explainer in ("grad_x_input", "grad_norm")
+        for contrastive in (True, False)
+    ],
+    "k": [("amplify", {"k": k}) for k in (1, 3, 5, 7)],
+    "template": [("amplify", {"template": t}) for t in ("key_words", "paper", "words_only")],
+}
+
+
+def methods_of(table: str, task: amplify.tasks.Task, mode: str, proxy: str | None, shots: int) -> list[Method]:
+    """The columns of a table that this task can have; the baseline few_shot stands beside every ablation."""
+    columns = TABLES[table] if table == "main" else [("few_shot", {}), *TABLES[table]]
+    made = []
+    for name, options in columns:
+        if name == "human_cot" and not task.cot:
+            continue
+        own = dict(options)
+        if name.startswith(("amplify", "few_shot")):
+            own["shots"] = shots
+        if proxy and name.startswith(("amplify", "proxy")) and "proxy" not in own:
+            own["proxy"] = proxy
+        made.append(make(name, mode=mode, **own))  # type: ignore[arg-type]
+    return made
+
+
+@click.command()
+@click.argument("table", type=click.Choice(list(TABLES)))
+@click.option("--tasks", default="support_tickets,amazon_sentiment,bbh/snarks", show_default=True)
+@click.option("--backend", default="transformers:smollm2-135m", show_default=True)
+@click.option("--proxy", default=None, help="Encoder or language model instead of the methods' default.")
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--limit", type=int, default=60, show_default=True, help="Test items a task; 0 for all of them.")
+@click.option("--shots", type=int, default=8, show_default=True)
+@click.option("--mode", type=click.Choice(["generate", "score"]), default="generate", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce_amplify"), show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True)
+def main(
+    table: str,
+    tasks: str,
+    backend: str,
+    proxy: str | None,
+    seeds: str,
+    limit: int,
+    shots: int,
+    mode: str,
+    out: Path,
+    results: Path,
+) -> None:
+    """Reproduce TABLE on each task and write one table over all of them."""
+    reports = {}
+    with amplify.open_backend(backend) as opened:
+        for name in tasks.split(","):
+            task = amplify.load_task(name)
+            reports[name] = amplify.evaluate(
+                task,
+                opened,
+                methods_of(table, task, mode, proxy, shots),
+                seeds=[int(seed) for seed in seeds.split(",")],
+                limit=limit or None,
+                out=out / f"{table}-{mode}" / name.replace("/", "-"),
+            )
+            click.echo(str(reports[name]))
+        about = opened.describe()
+    write(results / f"amplify_{table}_{mode}", table, backend, about, reports)
+
+
+def write(stem: Path, table: str, backend: str, about: dict[str, Any], reports: dict[str, Any]) -> None:
+    """The results as JSON, and as Markdown rendered from it."""
+    data = {
+        "table": table,
+        "backend": {"spec": backend, **about},
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "amplify": amplify.__version__,
+        "tasks": {name: report.to_dict() for name, report in reports.items()},
+    }
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(data, indent=1, default=str) + "\n")
+    body = "\n\n".join(f"## {name}\n\n{report.to_markdown()}" for name, report in reports.items())
+    head = f"# AMPLIFY: {table}\n\n{data['date']}, {data['machine']}, `{backend}`, amplify {data['amplify']}\n\n"
+    stem.with_suffix(".md").write_text(head + body + "\n")
+    click.echo(f"written: {stem}.json, {stem}.md")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except AmplifyError as error:
+        raise SystemExit(f"reproduce_amplify: {error}") from None

@@ -1,0 +1,70 @@
+"""The package from the outside: light to import, quick to help, whole when installed from its wheel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "vllm", "datasets", "captum", "sklearn", "scipy", "numpy", "langchain_core")
+
+
+def run(*command: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("statement", ["import amplify; dir(amplify)", "import amplify.cli", "import amplify.values"])
+def test_import_loads_no_framework_and_says_nothing(statement: str) -> None:
+    done = run(sys.executable, "-c", f"{statement}; import sys; print([m for m in {HEAVY} if m in sys.modules])")
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
+
+
+def test_every_public_name_is_there() -> None:
+    done = run(sys.executable, "-c", "import amplify; print([getattr(amplify, n).__name__ for n in amplify.__all__])")
+    assert "open_backend" in done.stdout
+
+
+def test_an_unknown_attribute_is_an_attribute_error() -> None:
+    import amplify
+
+    with pytest.raises(AttributeError, match="no attribute 'evaluat'"):
+        amplify.evaluat  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT))
+    return next(out.glob("amplify_llm-*.whl"))
+
+
+def test_the_wheel_ships_the_content_folders(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for folder in ("prompts", "tasks", "steering", "eval"):
+        assert any(name.startswith(f"amplify/_content/{folder}/") for name in names), folder
+    assert not [name for name in names if name.startswith(("tests/", "runs/"))]
+
+
+def test_the_wheel_alone_runs_a_task(wheel: Path, tmp_path: Path) -> None:
+    """A fresh environment that borrows the other packages, outside the checkout."""
+    venv.create(tmp_path / "env", with_pip=False)
+    site = tmp_path / "env" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")  # an editable install there stays unseen
+    python = str(tmp_path / "env" / "bin" / "python")
+    where = run(python, "-c", "import amplify; print(amplify.__file__)", cwd=tmp_path).stdout
+    assert str(site) in where
+    command = ["-m", "amplify.cli", "run", "support_tickets", "--backend", "scripted:first_option"]
+    options = ["--methods", "zero_shot", "--limit", "4", "--out", "runs/wheel"]
+    run(python, *command, *options, cwd=tmp_path, AMPLIFY_DATA="")
+    assert len((tmp_path / "runs/wheel/records.jsonl").read_text().splitlines()) == 4
