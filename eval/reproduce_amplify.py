@@ -2,8 +2,8 @@
 
     python eval/reproduce_amplify.py main                      # reduced size: the small models, a few tasks
     python eval/reproduce_amplify.py selection --tasks support_tickets
-    python eval/reproduce_amplify.py main --backend vllm:meta-llama/Llama-3.1-8B-Instruct --proxy bert-base-uncased \\
-        --tasks bbh/snarks,bbh/causal_judgement,bbh/ruin_names,bbh/formal_fallacies,bbh/salient_translation_error_detection,commonsenseqa,coin_flip
+    python eval/reproduce_amplify.py main --paper --backend vllm:meta-llama/Llama-3.1-8B-Instruct \\
+        --proxy bert-base-uncased --shots 10              # full size: the paper's seven tasks, every test item
 
 Each task is one run folder under --out (killed and started again, it goes on); the table over all of them is written to
 --results as JSON and Markdown, with the date, the machine and the versions.
@@ -49,6 +49,16 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "template": [("amplify", {"template": t}) for t in ("key_words", "paper", "words_only")],
 }
 
+PAPER_TASKS = (
+    "bbh/snarks",
+    "bbh/causal_judgement",
+    "bbh/ruin_names",
+    "bbh/formal_fallacies",
+    "bbh/salient_translation_error_detection",
+    "commonsenseqa",
+    "coin_flip_ood",
+)
+
 
 def methods_of(table: str, task: amplify.tasks.Task, mode: str, proxy: str | None, shots: int) -> list[Method]:
     """The columns of a table that this task can have; the baseline few_shot stands beside every ablation."""
@@ -69,6 +79,7 @@ def methods_of(table: str, task: amplify.tasks.Task, mode: str, proxy: str | Non
 @click.command()
 @click.argument("table", type=click.Choice(list(TABLES)))
 @click.option("--tasks", default="support_tickets,amazon_sentiment,bbh/snarks", show_default=True)
+@click.option("--paper", is_flag=True, help="The paper's seven tasks with every test item.")
 @click.option("--backend", default="transformers:smollm2-135m", show_default=True)
 @click.option("--proxy", default=None, help="Encoder or language model instead of the methods' default.")
 @click.option("--seeds", default="0,1,2", show_default=True)
@@ -80,6 +91,7 @@ def methods_of(table: str, task: amplify.tasks.Task, mode: str, proxy: str | Non
 def main(
     table: str,
     tasks: str,
+    paper: bool,
     backend: str,
     proxy: str | None,
     seeds: str,
@@ -91,15 +103,16 @@ def main(
 ) -> None:
     """Reproduce TABLE on each task and write one table over all of them."""
     reports = {}
+    names = PAPER_TASKS if paper else tasks.split(",")
     with amplify.open_backend(backend) as opened:
-        for name in tasks.split(","):
+        for name in names:
             task = amplify.load_task(name)
             reports[name] = amplify.evaluate(
                 task,
                 opened,
                 methods_of(table, task, mode, proxy, shots),
                 seeds=[int(seed) for seed in seeds.split(",")],
-                limit=limit or None,
+                limit=None if paper else limit or None,
                 out=out / f"{table}-{mode}" / name.replace("/", "-"),
             )
             click.echo(str(reports[name]))
