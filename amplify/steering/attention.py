@@ -9,6 +9,7 @@ keep half precision exact to 16 bits.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,7 @@ class Plan:
     tail: Tensor
     sink: Tensor
     decode: Tensor
+    at: Tensor | None = None  # where keys do not stand in columns' order: the column of each key of this pass, or -1
     past: int = 0  # columns that the cache holds before this forward pass
     queries: int = 0  # columns of this forward pass
     made: dict[Any, Any] = field(default_factory=dict)  # what the layers of one forward pass share
@@ -97,8 +99,8 @@ def plan(
             rows[i] = None
             continue
         prompt = length[i] if prompt_tokens is None else prompt_tokens[i]
-        if own[-1].end > prompt:
-            raise InputError(f"a span ends at token {own[-1].end}, outside the prompt of {prompt} tokens")
+        if own[-1].end > length[i]:
+            raise InputError(f"a span ends at token {own[-1].end}, outside the prompt of {length[i]} tokens")
         a, b = start[i], start[i] + length[i]
         weights[i, a:b] = torch.tensor(key_log_weights(own, prompt, length[i], one))
         tail[i] = generated_log_weight(own, one)
@@ -128,14 +130,13 @@ def steered(model: PreTrainedModel, what: Plan) -> Iterator[None]:
         yield
         return
     base = check_model(model)
-    text = model.config.get_text_config(decoder=True)
     decoder = model.get_decoder()
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    config = decoder.config
     name = _register(base)
-    signature = inspect.signature(decoder.forward)
+    signature = _signature(type(decoder))
 
     def begin(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = signature.bind_partial(*args, **kwargs).arguments
+        given = signature.bind_partial(module, *args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         ids = given.get("input_ids")
         tokens = given["inputs_embeds"] if ids is None else ids
@@ -147,21 +148,22 @@ def steered(model: PreTrainedModel, what: Plan) -> Iterator[None]:
         what.made.clear()
 
     handle = None
-    before = {key: c._attn_implementation_internal for key, c in configs.items()}
     try:
         handle = decoder.register_forward_pre_hook(begin, with_kwargs=True)
-        _ACTIVE[id(text)] = what
-        for key, config in configs.items():
-            if before[key] == base and config is text:
-                config._attn_implementation_internal = name
+        _ACTIVE[id(config)] = what
+        config._attn_implementation_internal = name
         yield
     finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
-        _ACTIVE.pop(id(text), None)
+        config._attn_implementation_internal = base
+        _ACTIVE.pop(id(config), None)
         if handle is not None:
             handle.remove()
         what.made.clear()
+
+
+@functools.cache
+def _signature(decoder: Any) -> inspect.Signature:
+    return inspect.signature(decoder.forward)
 
 
 def check_model(model: PreTrainedModel) -> str:
@@ -170,13 +172,13 @@ def check_model(model: PreTrainedModel) -> str:
     Raises:
         InputError: with the reason why this model cannot be steered.
     """
-    text = model.config.get_text_config(decoder=True)
-    base = str(text._attn_implementation)
     kind = type(model).__name__
-    if id(text) in _ACTIVE:
-        raise InputError("this model is being steered already; leave that block first")
     if model.config.is_encoder_decoder:
         raise InputError(f"{kind} is an encoder-decoder; steering is for decoder-only models")
+    text = model.get_decoder().config
+    base = str(text._attn_implementation)
+    if id(text) in _ACTIVE:
+        raise InputError("this model is being steered already; leave that block first")
     if not type(model.get_decoder())._can_set_attn_implementation():
         raise InputError(
             f"{kind} computes attention itself instead of through transformers' attention interface, so its heads "
@@ -203,7 +205,7 @@ def check_model(model: PreTrainedModel) -> str:
     return base
 
 
-_ACTIVE: dict[int, Plan] = {}  # id of a text model's config -> what is steered in it now
+_ACTIVE: dict[int, Plan] = {}  # id of a decoder's config -> what is steered in it now
 
 
 def _register(base: str) -> str:
@@ -332,6 +334,9 @@ def _columns(what: Plan, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
     The cache may hold fewer keys than there were tokens (a sliding window: the last ones) or more (a static one).
     """
+    if what.at is not None:  # -1 is the element appended
+        weights = torch.cat([what.weights, what.tail[:, None]], 1)[:, what.at]
+        return weights, functional.pad(what.sink, (0, 1))[:, what.at]
     keys, seen = key.shape[2], what.past + what.queries
     first = max(seen - keys, 0)
     if (made := what.made.get(("columns", first, keys))) is None:
@@ -387,7 +392,9 @@ def _gate(what: Plan, gate: Tensor, query: Tensor) -> Tensor:
     """1 where a head's query row is steered, [rows, heads, queries]."""
     columns = what.decode.shape[1]
     decode = what.decode[:, what.past : what.past + what.queries]
-    if what.past + what.queries > columns:
+    if what.at is not None:
+        decode = functional.pad(what.decode, (0, 1), value=True)[:, what.at[-what.queries :]]
+    elif what.past + what.queries > columns:
         behind = what.past + what.queries - max(columns, what.past)
         decode = functional.pad(decode, (0, behind), value=True)
     on = torch.stack(

@@ -87,12 +87,12 @@ def key_log_weights(spans: Sequence[TokenSpan], prompt: int, total: int, steerin
         `total` numbers. In the dynamic modes: 1 in a span, else 0, the sink being the caller's affair.
     """
     out = [0.0] * total
-    for span in spans:
-        out[span.start : span.end] = [1.0 if steering.dynamic else math.log(span.weight)] * (span.end - span.start)
     if spans and not steering.dynamic:
-        if steering.spare_sink and spans[0].start > 0:
+        if steering.spare_sink:
             out[0] = exempt_log_weight(spans)
         out[prompt:] = [generated_log_weight(spans, steering)] * (total - prompt)
+    for span in spans:  # last: a token inside a span is that first of all
+        out[span.start : span.end] = [1.0 if steering.dynamic else math.log(span.weight)] * (span.end - span.start)
     return out
 
 
