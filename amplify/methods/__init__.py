@@ -6,8 +6,18 @@ from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from amplify.errors import InputError, UnknownNameError
+from amplify.methods.amplify import Amplify
 from amplify.methods.base import Method, Mode, Program, PromptProgram
 from amplify.methods.baselines import FewShot, FewShotBalanced, HumanCoT, ZeroShot, ZeroShotCoT
+from amplify.methods.controls import (
+    AnswerFormatOnly,
+    NoRationale,
+    ProxyAlone,
+    RandomWords,
+    ShuffledRationales,
+    TestWords,
+    TfidfWords,
+)
 from amplify.methods.prompting import Form, PromptMethod, ShotProgram
 
 _CLASSES: tuple[type[Method], ...] = (
@@ -16,6 +26,14 @@ _CLASSES: tuple[type[Method], ...] = (
     FewShotBalanced,
     ZeroShotCoT,
     HumanCoT,
+    Amplify,
+    NoRationale,
+    RandomWords,
+    ShuffledRationales,
+    TfidfWords,
+    TestWords,
+    AnswerFormatOnly,
+    ProxyAlone,
 )
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _CLASSES}
 
@@ -75,16 +93,24 @@ def _convert(where: str, value: Any, wanted: Any) -> Any:
 
 __all__ = [
     "METHODS",
+    "Amplify",
+    "AnswerFormatOnly",
     "FewShot",
     "FewShotBalanced",
     "Form",
     "HumanCoT",
     "Method",
     "Mode",
+    "NoRationale",
     "Program",
     "PromptMethod",
     "PromptProgram",
+    "ProxyAlone",
+    "RandomWords",
     "ShotProgram",
+    "ShuffledRationales",
+    "TestWords",
+    "TfidfWords",
     "ZeroShot",
     "ZeroShotCoT",
     "make",

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from method_fakes import by_word
 
 from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator, plain_text
 from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
@@ -9,55 +10,6 @@ from amplify.methods import METHODS, FewShot, HumanCoT, Method, Program, ZeroSho
 from amplify.methods.prompting import ShotProgram
 from amplify.tasks import Task
 from amplify.values import Demonstration, Example, Rationale
-
-GOOD, BAD = ("great", "lovely", "superb", "fine"), ("awful", "broken", "poor", "ugly")
-
-
-def reviews(split: str, n: int) -> tuple[Example, ...]:
-    def one(i: int) -> Example:
-        word, label = (GOOD[i // 2 % 4], "positive") if i % 2 == 0 else (BAD[i // 2 % 4], "negative")
-        return Example(f"{split}-{i}", f"A {word} phone, number {i} of {split}.", label)
-
-    return tuple(one(i) for i in range(n))
-
-
-@pytest.fixture
-def sentiment() -> Task:
-    return Task(
-        name="sentiment",
-        instruction="Is the review positive or negative?",
-        train=reviews("train", 40),
-        validation=reviews("validation", 20),
-        test=reviews("test", 6),
-        labels=("positive", "negative"),
-        input_name="Review",
-    )
-
-
-@pytest.fixture
-def quiz() -> Task:
-    def one(split: str, i: int) -> Example:
-        options = ("red", "green", "blue")
-        return Example(f"{split}{i}", f"Which colour is {split} number {i}?", "ABC"[i % 3], tuple("ABC"), options)
-
-    pools = {s: tuple(one(s, i) for i in range(9)) for s in ("train", "validation", "test")}
-    return Task(name="quiz", instruction="Choose.", **pools)
-
-
-@pytest.fixture
-def words() -> Task:
-    pools = {
-        s: tuple(Example(f"{s}{i}", f"Sort {s} {i}", answers=(f"a b {i}", f"b a {i}")) for i in range(4))
-        for s in ("train", "validation", "test")
-    }
-    return Task(name="words", instruction="Sort the words.", metric="exact_match", **pools)
-
-
-def by_word(text: str) -> str:
-    """Answers the last question, rationales and all."""
-    asked = text.rpartition("Review: ")[2]
-    label = "positive" if any(word in asked for word in GOOD) else "negative"
-    return f" {label}." if text.endswith("The answer is") else f" I looked at it. The answer is {label}."
 
 
 def test_zero_shot_prompt_is_plain_messages(sentiment: Task) -> None:
