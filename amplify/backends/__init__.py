@@ -38,9 +38,9 @@ def open_backend(spec: str, **options: Any) -> Generator:
 
         return VLLMBackend(rest, **options)
     if kind == "openai":
-        from amplify.backends.openai import OpenAIBackend
+        from amplify.backends.openai import connect
 
-        return OpenAIBackend(rest, **options)
+        return connect(rest, **options)
     if kind == "scripted":
         from amplify.backends.scripted import ScriptedBackend
 

@@ -49,6 +49,20 @@ def check_pairs(prompts: Sequence[Prompt], continuations: Sequence[str]) -> None
             raise InputError(f"continuation {i} is empty: there is nothing to score")
 
 
+def check_targets(starts: Sequence[int]) -> None:
+    """Refuse continuations that begin with the first token of all, which no model gives a probability.
+
+    Args:
+        starts: index of each target's first token.
+
+    Raises:
+        InputError: a start at 0.
+    """
+    for i, start in enumerate(starts):
+        if start == 0:
+            raise InputError(f"prompt {i} puts no token before its continuation, so the first has no probability")
+
+
 def refuse_steering(steering: Steering | None, spec: str, why: str = "") -> None:
     """Refuse steering where a backend has none.
 

@@ -1,0 +1,316 @@
+"""Any OpenAI-compatible server: `openai:MODEL@http://127.0.0.1:8000/v1`.
+
+Given the model's tokenizer folder, templates are rendered here and token ids are sent, so that every backend sends the
+same tokens; a server that returns the log-probabilities of prompt tokens then scores as well. Without it, chats go to
+the chat API and the server renders them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from amplify.backends.base import Usage
+from amplify.backends.checks import check_pairs, check_targets, check_window, refuse_steering
+from amplify.backends.retry import GiveUpError, TryAgainError, run_all
+from amplify.backends.server import KEY_VARIABLE, Json, Server
+from amplify.errors import CapabilityError, InputError
+from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
+
+if TYPE_CHECKING:
+    from amplify.steering import Steering
+
+
+def connect(model_at_url: str, **options: Any) -> OpenAIBackend:
+    """Open a server as what it can do: an `OpenAIScorer` where it returns prompt log-probabilities, else a generator.
+
+    Args:
+        model_at_url: "MODEL@URL".
+        **options: see `OpenAIBackend`. Only with `tokenizer=` is the server asked what it can do.
+
+    Raises:
+        BackendError: the server was to be asked and did not answer.
+    """
+    if options.get("tokenizer") is None:
+        return OpenAIBackend(model_at_url, **options)
+    scorer = OpenAIScorer(model_at_url, **options)
+    try:
+        scorer.max_context = scorer.max_context or scorer.window()
+        if scorer.find_way():
+            return scorer
+    except BaseException:
+        scorer.close()
+        raise
+    scorer.close()
+    return OpenAIBackend(model_at_url, **{**options, "max_context": scorer.max_context})
+
+
+class OpenAIBackend:
+    """Generates on an OpenAI-compatible server. The key is read from OPENAI_API_KEY and kept nowhere else."""
+
+    def __init__(
+        self,
+        model_at_url: str,
+        *,
+        tokenizer: str | None = None,
+        concurrency: int = 16,
+        retries: int = 5,
+        timeout: float = 120.0,
+        max_context: int | None = None,
+        continue_final_message: bool = False,
+        token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Prepare the client; nothing is sent yet.
+
+        Args:
+            model_at_url: "MODEL@URL", e.g. "smollm2@http://127.0.0.1:8000/v1".
+            tokenizer: folder, alias or hub id of the model's tokenizer; its templates are then rendered here.
+            concurrency: requests in flight at once.
+            retries: further tries of a request that failed in a way that may pass (429, 5xx, time-out, no connection,
+                an answer that is not what the API promises).
+            timeout: seconds to wait for an answer.
+            max_context: the model's window in tokens, where known.
+            continue_final_message: send an answer prefix on a chat as vLLM's `continue_final_message`.
+            token_limit: the name under which the chat API takes the limit on new tokens.
+            extra_body: further fields of every request, e.g. {"top_k": 1}.
+
+        Raises:
+            InputError: malformed "MODEL@URL" or option.
+            MissingExtraError: the openai package is not installed.
+        """
+        found = re.fullmatch(r"(.+)@(https?://[^\s?#]+)", model_at_url)
+        if not found or "@" in found[2]:
+            raise InputError(
+                f"a server is written openai:MODEL@URL, e.g. openai:smollm2@http://127.0.0.1:8000/v1, without user, "
+                f"password or query; the key goes into {KEY_VARIABLE}"
+            )
+        if concurrency < 1 or retries < 0 or timeout <= 0:
+            raise InputError(f"need concurrency >= 1, retries >= 0, timeout > 0: {concurrency}, {retries}, {timeout}")
+        self.model, self.url = found[1], found[2].rstrip("/")
+        self.spec = f"openai:{self.model}@{self.url}"
+        self.usage = Usage()
+        self.max_context = max_context
+        self._concurrency, self._retries = concurrency, retries
+        self._continue, self._token_limit, self._extra = continue_final_message, token_limit, dict(extra_body or {})
+        self._server = Server(self.url, timeout)
+        self._tokenizer_name = tokenizer
+        self._tokenizer: Any = _load_tokenizer(tokenizer) if tokenizer else None
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
+    ) -> list[Completion]:
+        """See `Generator.generate`.
+
+        Raises:
+            CapabilityError: an answer prefix on a chat, and neither `tokenizer` nor `continue_final_message` is given.
+        """
+        refuse_steering(steering, self.spec)
+        requests = [self._request(prompt, sampling) for prompt in prompts]
+        counts = self.count_tokens(prompts)
+        if self._tokenizer is not None:
+            check_window(counts, sampling.max_tokens, self.max_context)
+        return run_all(
+            [partial(self._complete, *request, count) for request, count in zip(requests, counts, strict=True)],
+            who=self.spec,
+            concurrency=self._concurrency,
+            retries=self._retries,
+            answered=lambda i, done: self._count(done.prompt_tokens, done.completion_tokens),
+        )
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Exact with `tokenizer`; without it an estimate of one token per four bytes, and four more per message."""
+        if self._tokenizer is not None:
+            return [len(self._ids(prompt)) for prompt in prompts]
+        texts = [(p.text or "") + "".join(m.content for m in p.messages) + p.prefix for p in prompts]
+        return [math.ceil(len(text.encode()) / 4) + 4 * len(p.messages) for p, text in zip(prompts, texts, strict=True)]
+
+    def describe(self) -> dict[str, Any]:
+        """Model, server, who renders the templates and how tokens are counted."""
+        import openai
+
+        return {
+            "backend": "openai",
+            "model": self.model,
+            "url": self.url,
+            "tokenizer": self._tokenizer_name,
+            "templates": "rendered here" if self._tokenizer is not None else "rendered by the server",
+            "token_counts": "exact"
+            if self._tokenizer is not None
+            else "estimated before a run, the server's own in it",
+            "max_context": self.max_context,
+            "versions": {"openai": openai.__version__},
+        }
+
+    def window(self) -> int | None:
+        """The window that the server states for this model (vLLM does), or None.
+
+        Raises:
+            BackendError: no answer after all retries.
+        """
+        models = self._once(self._list_models).get("data")
+        for entry in models if isinstance(models, list) else []:
+            if isinstance(entry, dict) and entry.get("id") == self.model:
+                window = entry.get("max_model_len")
+                return window if isinstance(window, int) else None
+        return None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[str, Json]:
+        """Path and body of the request for a prompt."""
+        body: Json = {"model": self.model, "temperature": sampling.temperature, **self._extra}
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.temperature > 0:
+            body["top_p"] = sampling.top_p
+            if sampling.seed is not None:
+                body["seed"] = sampling.seed
+        if self._tokenizer is not None:
+            return "/completions", {**body, "max_tokens": sampling.max_tokens, "prompt": self._ids(prompt)}
+        if prompt.text is not None:
+            return "/completions", {**body, "max_tokens": sampling.max_tokens, "prompt": prompt.text + prompt.prefix}
+        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        if prompt.prefix:
+            if not self._continue:
+                raise CapabilityError(
+                    f"{self.spec!r} renders chats itself, so the beginning of an answer cannot be given. Pass "
+                    "tokenizer=FOLDER (the model's tokenizer; templates are then rendered here), or "
+                    "continue_final_message=True where the server is vLLM."
+                )
+            messages.append({"role": "assistant", "content": prompt.prefix})
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return "/chat/completions", {**body, self._token_limit: sampling.max_tokens, "messages": messages}
+
+    def _complete(self, path: str, body: Json, prompt_tokens: int) -> Completion:
+        data = self._server.post(path, body)
+        choice = _choice(data)
+        message = choice.get("message")
+        text = message.get("content") if isinstance(message, dict) else choice.get("text")
+        if text is None and isinstance(message, dict):
+            text = ""  # a refusal or a tool call: the model wrote no text
+        if not isinstance(text, str):
+            raise TryAgainError("the server's answer holds no text")
+        usage = data.get("usage") or {}
+        return Completion(
+            text=text,
+            finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
+            prompt_tokens=usage.get("prompt_tokens") or prompt_tokens,
+            completion_tokens=usage.get("completion_tokens") or self._text_tokens(text),
+        )
+
+    def _list_models(self) -> Json:
+        try:
+            return self._server.get("/models")
+        except GiveUpError:  # not every server lists its models
+            return {}
+
+    def _once(self, call: Callable[[], Json]) -> Json:
+        return run_all([call], who=self.spec, concurrency=1, retries=self._retries)[0]
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        from amplify.backends.text import encode, render
+
+        return encode(self._tokenizer, render(prompt, self._tokenizer).text)
+
+    def _text_tokens(self, text: str) -> int:
+        if self._tokenizer is not None:
+            return len(self._tokenizer.encode(text, add_special_tokens=False))
+        return math.ceil(len(text.encode()) / 4)
+
+    def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
+        self.usage.calls += 1
+        self.usage.prompt_tokens += prompt_tokens
+        self.usage.completion_tokens += completion_tokens
+        self.usage.forwarded_tokens += prompt_tokens + completion_tokens
+
+
+class OpenAIScorer(OpenAIBackend):
+    """A server that returns log-probabilities of prompt tokens; made by `connect`, which asks it."""
+
+    way: Literal["prompt_logprobs", "echo"] = "prompt_logprobs"
+
+    def find_way(self) -> bool:
+        """Try each way to get the log-probabilities of prompt tokens and keep the first that works.
+
+        "prompt_logprobs" is vLLM's (which then does not read its prefix cache, so that every number is computed);
+        "echo" is that of the completions API as first published.
+
+        Raises:
+            BackendError: the server cannot be reached.
+        """
+        ids = self._tokenizer.encode("one two three", add_special_tokens=False)
+        for way in ("prompt_logprobs", "echo"):
+            self.way = way
+            if self._once(partial(self._offer, ids)):
+                return True
+        return False
+
+    def score(
+        self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
+    ) -> list[TokenLogProbs]:
+        """See `Scorer.score`."""
+        from amplify.backends.text import encode_with_targets, render
+
+        refuse_steering(steering, self.spec)
+        check_pairs(prompts, continuations)
+        encoded = encode_with_targets(self._tokenizer, [render(p, self._tokenizer) for p in prompts], continuations)
+        check_targets([start for _, start in encoded])
+        check_window([len(e.ids) for e, _ in encoded], 1, self.max_context)  # the API generates at least one token
+        return run_all(
+            [partial(self._score, e.ids, start) for e, start in encoded],
+            who=self.spec,
+            concurrency=self._concurrency,
+            retries=self._retries,
+            answered=lambda i, done: self._count(encoded[i][1], len(done.token_ids)),
+        )
+
+    def _offer(self, ids: Sequence[int]) -> Json:
+        try:
+            return {"logprobs": self._score(ids, 1)}
+        except GiveUpError:
+            return {}
+
+    def _score(self, ids: Sequence[int], start: int) -> TokenLogProbs:
+        body: Json = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0, **self._extra}
+        if self.way == "prompt_logprobs":
+            entries = _choice(self._server.post("/completions", {**body, "prompt_logprobs": 0})).get(self.way)
+            values = [(e or {}).get(str(token)) for e, token in zip(entries or [], ids, strict=False)]
+            numbers = [v.get("logprob") if isinstance(v, dict) else None for v in values]
+        else:
+            choice = _choice(self._server.post("/completions", {**body, "echo": True, "logprobs": 1}))
+            numbers = (choice.get("logprobs") or {}).get("token_logprobs") or []
+            if len(numbers) not in (len(ids), len(ids) + 1):
+                raise GiveUpError(f"the server echoed {len(numbers)} tokens for {len(ids)}: another tokenizer?")
+        found = numbers[start : len(ids)]
+        known = [float(n) for n in found if isinstance(n, int | float)]
+        if len(known) < len(ids) - start:
+            raise GiveUpError("the server returned no log-probabilities of the prompt's tokens")
+        target = tuple(ids[start:])
+        return TokenLogProbs(tuple(self._tokenizer.decode([token]) for token in target), target, tuple(known))
+
+
+def _choice(data: Json) -> Json:
+    choices = data.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise TryAgainError("the server's answer has no choices")
+    return choices[0]
+
+
+def _load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from amplify import models
+
+    return AutoTokenizer.from_pretrained(models.resolve(name))

@@ -1,0 +1,389 @@
+"""The openai backend against a small local server that behaves, and one that misbehaves in every way servers do."""
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from amplify import Prompt, Sampling
+from amplify.backends import Scorer, open_backend, retry
+from amplify.backends.openai import OpenAIBackend
+from amplify.errors import BackendError, CapabilityError, ContextLengthError, InputError
+
+pytestmark = pytest.mark.timeout(60)
+
+ASK = [Prompt(messages=({"role": "user", "content": f"question {i}"},)) for i in range(6)]
+
+
+def chat(body, text=None):
+    text = body["messages"][-1]["content"] if text is None else text
+    choice = {"message": {"content": text}, "finish_reason": "stop"}
+    return {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+
+
+class Fake:
+    """`reply(server, path, body, number)` gives a dict, (status, headers, text), or None to drop the connection."""
+
+    def __init__(self, reply):
+        self.reply, self.seen, self.lock = reply, [], threading.Lock()
+        self.at, self.now, self.most, self.keys = [], 0, 0, set()
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one(self):
+                length = int(self.headers.get("content-length") or 0)
+                body = json.loads(self.rfile.read(length)) if length else None
+                with fake.lock:
+                    fake.seen.append((self.path, body))
+                    fake.at.append(time.monotonic())
+                    fake.keys.add(self.headers.get("authorization"))
+                    fake.now += 1
+                    fake.most = max(fake.most, fake.now)
+                    number = len(fake.seen)
+                answer = fake.reply(fake, self.path, body, number)
+                with fake.lock:
+                    fake.now -= 1
+                if answer is None:
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                    return
+                status, headers, text = (200, {}, json.dumps(answer)) if isinstance(answer, dict) else answer
+                self.send_response(status)
+                for name, value in {"content-type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(text.encode())))
+                self.end_headers()
+                with suppress(BrokenPipeError):  # a client that timed out has hung up
+                    self.wfile.write(text.encode())
+
+            do_GET = do_POST = handle_one
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    def stop(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    running = []
+
+    def start(reply=lambda server, path, body, number: chat(body)):
+        running.append(Fake(reply))
+        return running[-1]
+
+    yield start
+    for fake in running:
+        fake.stop()
+
+
+def connect(fake, **options):
+    return open_backend(f"openai:m@{fake.url}", **options)
+
+
+# the request
+
+
+def test_chat_answers_come_back_in_order_and_usage_is_the_servers(serve):
+    fake = serve(lambda s, path, body, n: (time.sleep(0.02 * (7 - n)), chat(body))[1])
+    with connect(fake, concurrency=6) as backend:
+        done = backend.generate(ASK, Sampling(max_tokens=5, stop=("\n",)))
+        assert [c.text for c in done] == [f"question {i}" for i in range(6)]
+        assert (done[0].prompt_tokens, done[0].completion_tokens, done[0].finish_reason) == (7, 2, "stop")
+        assert (backend.usage.calls, backend.usage.prompt_tokens, backend.usage.completion_tokens) == (6, 42, 12)
+    path, body = fake.seen[0]
+    assert path == "/v1/chat/completions"
+    assert body | {"messages": []} == {
+        "model": "m", "temperature": 0.0, "max_tokens": 5, "stop": ["\n"], "messages": [],
+    }  # fmt: skip
+
+
+def test_requests_run_at_once_up_to_the_cap(serve):
+    fake = serve(lambda s, path, body, n: (time.sleep(0.05), chat(body))[1])
+    connect(fake, concurrency=3).generate(ASK * 2, Sampling())
+    assert fake.most == 3
+
+
+def test_seed_and_top_p_are_sent_with_sampling_only(serve):
+    fake = serve()
+    backend = connect(fake, extra_body={"top_k": 5}, token_limit="max_completion_tokens")
+    backend.generate(ASK[:1], Sampling(temperature=0.5, top_p=0.9, seed=3))
+    backend.generate(ASK[:1], Sampling(seed=3))
+    sampled, greedy = (body for _, body in fake.seen)
+    assert (sampled["seed"], sampled["top_p"], sampled["top_k"], sampled["max_completion_tokens"]) == (3, 0.9, 5, 64)
+    assert not {"seed", "top_p", "max_tokens"} & set(greedy)
+
+
+def test_raw_text_goes_to_the_completions_api_and_missing_usage_is_estimated(serve):
+    fake = serve(lambda s, path, body, n: {"choices": [{"text": " Paris", "finish_reason": "length"}]})
+    backend = connect(fake)
+    prompt = Prompt(text="The capital of France", prefix=" is")
+    done = backend.generate([prompt], Sampling())[0]
+    assert fake.seen[0][0] == "/v1/completions"
+    assert fake.seen[0][1]["prompt"] == "The capital of France is"
+    assert (done.text, done.finish_reason, done.prompt_tokens) == (
+        " Paris",
+        "length",
+        backend.count_tokens([prompt])[0],
+    )
+    assert backend.describe()["token_counts"].startswith("estimated")
+
+
+def test_prefix_on_a_chat_needs_a_way_to_say_it(serve):
+    fake = serve()
+    prompt = Prompt(messages=ASK[0].messages, prefix="The answer is")
+    with pytest.raises(CapabilityError, match="tokenizer=FOLDER"):
+        connect(fake).generate([prompt], Sampling())
+    assert fake.seen == []
+    connect(fake, continue_final_message=True).generate([prompt], Sampling())
+    body = fake.seen[0][1]
+    assert body["messages"][-1] == {"role": "assistant", "content": "The answer is"}
+    assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+
+
+def test_a_refusal_is_an_empty_answer(serve):
+    fake = serve(lambda s, path, body, n: {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]})
+    assert connect(fake).generate(ASK[:1], Sampling())[0].text == ""
+
+
+# trouble
+
+
+def test_429_is_tried_again_after_the_time_that_the_server_asks_for(serve):
+    fake = serve(lambda s, path, body, n: (429, {"retry-after": "0.4"}, "{}") if n == 1 else chat(body))
+    assert connect(fake).generate(ASK[:1], Sampling())[0].text == "question 0"
+    assert 0.4 <= fake.at[1] - fake.at[0] < 2
+
+
+def test_waits_grow_stay_capped_and_are_spread():
+    assert [retry.backoff(n, None, lambda: 1.0) for n in (1, 2, 3, 20)] == [0.5, 1.0, 2.0, retry.LONGEST_WAIT]
+    assert retry.backoff(3, None, lambda: 0.0) == 1.0
+    assert retry.backoff(1, 5.0, lambda: 0.0) == 5.0
+    assert retry.backoff(1, 9e9, lambda: 0.0) == retry.LONGEST_WAIT
+
+
+def test_retry_after_may_be_a_date():
+    from email.utils import formatdate
+
+    from amplify.backends.server import _retry_after
+
+    assert 28 < _retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)}) <= 30
+    assert _retry_after({"retry-after": "soon"}) is None
+    assert _retry_after({}) is None
+
+
+GARBAGE = [
+    ((200, {}, "<html>it works!</html>"), "not JSON"),
+    ((200, {"content-type": "text/html"}, "hello"), "not JSON"),
+    ((200, {}, '["a list"]'), "not a JSON object"),
+    ((200, {}, '{"object": "nothing"}'), "no choices"),
+    ((200, {}, '{"choices": [{"message": {"content": 3}}]}'), "no text"),
+    ((500, {}, "<h1>Internal</h1> error"), "HTTP 500: Internal error"),
+    ((429, {}, '{"error": {"message": "slow down"}}'), "HTTP 429: slow down"),
+    (None, "no connection"),
+]
+
+
+@pytest.mark.parametrize(("answer", "message"), GARBAGE)
+def test_passing_trouble_is_overcome_and_lasting_trouble_is_one_error(serve, answer, message):
+    fake = serve(lambda s, path, body, n: answer if n <= 2 else chat(body))
+    assert connect(fake, retries=2).generate(ASK[:1], Sampling())[0].text == "question 0"
+    fake = serve(lambda s, path, body, n: answer)
+    with pytest.raises(BackendError, match=message) as caught:
+        connect(fake, retries=2).generate(ASK[:1], Sampling())
+    assert len(fake.seen) == 3
+    assert "tried 3 times" in str(caught.value)
+    assert f"openai:m@{fake.url}" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_what_trying_again_does_not_mend_is_not_tried_again(serve, status):
+    fake = serve(lambda s, path, body, n: (status, {}, '{"error": {"message": "no such model"}}'))
+    with pytest.raises(BackendError, match=f"HTTP {status}: no such model"):
+        connect(fake).generate(ASK[:1], Sampling())
+    assert len(fake.seen) == 1
+
+
+def test_a_used_up_quota_is_not_tried_again(serve):
+    fake = serve(lambda s, path, body, n: (429, {}, '{"error": {"message": "pay", "code": "insufficient_quota"}}'))
+    with pytest.raises(BackendError, match="pay"):
+        connect(fake).generate(ASK[:1], Sampling())
+    assert len(fake.seen) == 1
+
+
+def test_timeout(serve):
+    fake = serve(lambda s, path, body, n: (time.sleep(0.5), chat(body))[1])
+    with pytest.raises(BackendError, match=r"no answer within 0\.1 s \(tried 2 times\)"):
+        connect(fake, timeout=0.1, retries=1).generate(ASK[:1], Sampling())
+
+
+def test_refused_connection(serve):
+    fake = serve()
+    fake.stop()
+    with pytest.raises(BackendError, match="no connection") as caught:
+        connect(fake, retries=1).generate(ASK, Sampling())
+    assert caught.value.completed == {}
+
+
+def test_a_server_that_dies_in_mid_run_leaves_what_it_answered(serve):
+    fake = serve(lambda s, path, body, n: chat(body) if n <= 4 else None)
+    backend = connect(fake, concurrency=2, retries=1)
+    with pytest.raises(BackendError, match="4 of 6 were answered") as caught:
+        backend.generate(ASK, Sampling())
+    assert len(caught.value.completed) == 4
+    for i, completion in caught.value.completed.items():
+        assert completion.text == f"question {i}"
+    assert backend.usage.calls == 4
+
+
+def test_one_lasting_failure_ends_the_batch_without_asking_the_rest(serve):
+    many = [Prompt(messages=({"role": "user", "content": f"question {i}"},)) for i in range(200)]
+    fake = serve(lambda s, path, body, n: (400, {}, "{}") if n == 3 else (time.sleep(0.01), chat(body))[1])
+    with pytest.raises(BackendError):
+        connect(fake, concurrency=2).generate(many, Sampling())
+    assert len(fake.seen) < 20
+
+
+def test_two_threads_may_share_a_backend(serve):
+    backend = connect(serve(), concurrency=4)
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(lambda _: backend.generate(ASK, Sampling()), range(2)):
+            assert [c.text for c in done] == [f"question {i}" for i in range(6)]
+
+
+# secrets and malformed names
+
+
+def test_the_key_is_sent_and_shown_nowhere(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    fake = serve(lambda s, path, body, n: (401, {}, '{"error": {"message": "wrong key sk-very-secret"}}'))
+    backend = connect(fake)
+    with pytest.raises(BackendError) as caught:
+        backend.generate(ASK[:1], Sampling())
+    assert fake.keys == {"Bearer sk-very-secret"}
+    assert "sk-very-secret" not in f"{caught.value} {backend.spec} {backend.describe()}"
+    assert "***" in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", ["m", "m@localhost:8000", "@http://x/v1", "m@http://u:p@x/v1", "m@http://x/v1?key=1"])
+def test_malformed_specs(bad):
+    with pytest.raises(InputError, match="MODEL@URL"):
+        open_backend(f"openai:{bad}")
+
+
+def test_a_model_name_may_hold_an_at_sign():
+    assert OpenAIBackend("org/m@v1@http://127.0.0.1:1/v1").model == "org/m@v1"
+
+
+def test_options_are_checked():
+    with pytest.raises(InputError, match="concurrency"):
+        open_backend("openai:m@http://127.0.0.1:1/v1", concurrency=0)
+
+
+# with a tokenizer
+
+
+def completions(way, window=64):
+    """A server that scores token number i with -i/10 - id/1000."""
+
+    def reply(server, path, body, number):
+        if path == "/v1/models":
+            return {"data": [{"id": "m", "max_model_len": window}]} if window else (404, {}, "{}")
+        ids = body["prompt"]
+        scores = [None, *(-i / 10 - ids[i] / 1000 for i in range(1, len(ids)))]
+        choice = {"text": " ok", "finish_reason": "stop"}
+        if way == "prompt_logprobs" and "prompt_logprobs" in body:
+            entries = [s if s is None else {str(t): {"logprob": s}} for t, s in zip(ids, scores, strict=True)]
+            choice["prompt_logprobs"] = entries
+        if way == "echo" and body.get("echo"):
+            choice["logprobs"] = {"token_logprobs": [*scores, -0.5]}
+        return {"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": 1}}
+
+    return reply
+
+
+@pytest.mark.parametrize("way", ["prompt_logprobs", "echo"])
+def test_a_server_with_logprobs_becomes_a_scorer_and_the_target_is_cut_from_one_tokenisation(serve, tiny_lm, way):
+    from transformers import AutoTokenizer
+
+    backend = connect(serve(completions(way)), tokenizer=str(tiny_lm))
+    assert isinstance(backend, Scorer)
+    assert backend.max_context == 64
+    tok = AutoTokenizer.from_pretrained(tiny_lm)
+    prompt = Prompt(messages=({"role": "user", "content": "Great phone"},), prefix="The answer is")
+    context = tok.apply_chat_template(
+        [{"role": "user", "content": "Great phone"}], tokenize=False, add_generation_prompt=True
+    )
+    head = tok(context + "The answer is", add_special_tokens=False).input_ids
+    ids = tok(context + "The answer is positive", add_special_tokens=False).input_ids
+    assert ids[: len(head)] == head
+    got = backend.score([prompt], [" positive"])[0]
+    assert list(got.token_ids) == ids[len(head) :]
+    assert "".join(got.tokens) == " positive"
+    assert got.logprobs == pytest.approx([-i / 10 - ids[i] / 1000 for i in range(len(head), len(ids))], abs=1e-12)
+    assert backend.usage.prompt_tokens == len(head) == backend.count_tokens([prompt])[0]
+    assert backend.describe()["token_counts"] == "exact"
+
+
+def test_templates_are_rendered_here_and_sent_as_ids(serve, tiny_lm):
+    fake = serve(completions("echo"))
+    backend = connect(fake, tokenizer=str(tiny_lm))
+    prompt = Prompt(messages=({"role": "user", "content": "hi"},), prefix="A")
+    assert backend.generate([prompt], Sampling(max_tokens=4))[0].text == " ok"
+    path, body = fake.seen[-1]
+    assert path == "/v1/completions"
+    assert len(body["prompt"]) == backend.count_tokens([prompt])[0]
+    before = len(fake.seen)
+    with pytest.raises(ContextLengthError, match="window of 64"):
+        backend.generate([prompt], Sampling(max_tokens=64))
+    with pytest.raises(ContextLengthError, match="window of 64"):
+        backend.score([prompt], [" one two three" * 30])
+    with pytest.raises(InputError, match="empty"):
+        backend.score([prompt], [""])
+    with pytest.raises(InputError, match="no token before"):
+        backend.score([Prompt(text="")], ["x"])
+    assert len(fake.seen) == before
+
+
+def test_a_server_without_logprobs_is_a_generator_and_keeps_its_options(serve, tiny_lm):
+    backend = connect(serve(completions("none", window=None)), tokenizer=str(tiny_lm), max_context=50)
+    assert type(backend) is OpenAIBackend
+    assert not isinstance(backend, Scorer)
+    assert backend.max_context == 50
+    assert backend.generate([Prompt(text="hello")], Sampling(max_tokens=4))[0].text == " ok"
+
+
+def test_a_server_that_cannot_be_asked_is_an_error_at_once(serve, tiny_lm):
+    fake = serve()
+    fake.stop()
+    with pytest.raises(BackendError, match="no connection"):
+        connect(fake, tokenizer=str(tiny_lm), retries=0)
+
+
+def test_another_tokenizer_is_noticed(serve, tiny_lm):
+    wrong = {"choices": [{"text": "x", "logprobs": {"token_logprobs": [None, -1.0]}}]}
+    state = {"probing": True}
+
+    def reply(server, path, body, number):
+        return completions("echo")(server, path, body, number) if state["probing"] else wrong
+
+    backend = connect(serve(reply), tokenizer=str(tiny_lm))
+    state["probing"] = False
+    with pytest.raises(BackendError, match="another tokenizer"):
+        backend.score([Prompt(text="hello there")], [" you"])
