@@ -19,15 +19,15 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def points(value: float | None) -> str:
-    """A signed difference in percentage points."""
-    return "–" if value is None else f"{100 * value:+.1f}"
+    """A signed difference in percentage points, with a true minus sign."""
+    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
 
 
 def p_value(value: float | None) -> str:
-    """A p-value with three digits, or below which power of ten it lies."""
+    """A p-value with three digits."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}" if value >= 1e-10 else "<1e-10"
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 def count(value: float) -> str:
@@ -96,10 +96,10 @@ def comparisons_table(report: Report) -> Table:
     """The declared comparisons, heading first."""
     table = [["method", "against", "items", "difference", "95 % interval", "better/worse", "p", "p (Holm)", "test"]]
     for c in report.comparisons:
-        interval = "–" if c.low is None else f"{points(c.low)} – {points(c.high)}"
+        interval = "–" if c.low is None else f"{points(c.low)} to {points(c.high)}"
         table.append([
             c.method, c.baseline, str(c.n), points(c.difference), interval, f"{c.better}/{c.worse}",
-            p_value(c.p), p_value(c.p_holm) + (" <" if c.significant else ""), c.test,
+            p_value(c.p), p_value(c.p_holm) + (" *" if c.significant else ""), c.test,
         ])  # fmt: skip
     return table
 
