@@ -1,0 +1,1 @@
+"""Why this answer: scores over the words of one input."""

@@ -1,0 +1,182 @@
+"""Words of an input: where they are, what the scores of their tokens add up to, and which may be key words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import regex  # type: ignore[import-untyped]
+
+from amplify.errors import InputError
+from amplify.layout import input_text, option_spans
+from amplify.values import Example
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+Spans = tuple[tuple[int, int], ...]
+Mask = Callable[[Example], Sequence[bool]]
+
+# Letters, their marks and digits; an apostrophe joins (don't), a decimal mark joins digits (3.5), a hyphen parts.
+# A Han ideograph is a word of its own: those scripts put no space between words.
+_WORD = regex.compile(
+    r"\p{Han}|[[\p{L}\p{M}\p{N}]--\p{Han}]+(?:['’][\p{L}\p{M}]+|(?<=\p{Nd})[.,]\p{Nd}+)*", flags=regex.V1
+)
+_LETTER = regex.compile(r"[a-z]")
+
+# scikit-learn's list holds these, but they turn a sentence round or carry meaning of their own
+# ("Stop Word Lists in Free Open-source Software Packages", Nothman et al. 2018, on the faults of such lists).
+# fmt: off
+_NEGATIONS = frozenset((
+    "no", "not", "nor", "never", "none", "nobody", "nothing", "nowhere", "neither", "cannot", "cant", "couldnt",
+    "hasnt", "without",
+))
+_CONTENT = frozenset((
+    "amount", "bill", "bottom", "call", "cry", "describe", "detail", "empty", "enough", "few", "fill", "fire", "found",
+    "full", "interest", "least", "less", "mill", "most", "move", "name", "serious", "sincere", "system", "thick",
+    "thin", "top", "well",
+))
+# fmt: on
+_CLITICS = frozenset(["s", "m", "re", "ve", "ll", "d"])
+
+
+def word_spans(text: str) -> Spans:
+    """Character offsets [start, end) of every word; punctuation and white space belong to none."""
+    return tuple(match.span() for match in _WORD.finditer(text))
+
+
+def aggregate(
+    scores: npt.NDArray[np.floating], offsets: Sequence[tuple[int, int]], spans: Spans
+) -> npt.NDArray[np.float64]:
+    """Sum token scores into word scores.
+
+    The sum is right for signed scores (gradient x input is additive) and for L1 norms alike (the norm of the
+    stacked gradients of a word's tokens). A token over two words is shared out by the characters it has in each;
+    its characters outside words (a leading space, a full stop) do not count, and a token outside words is dropped.
+
+    Args:
+        scores: one per token, shape (tokens,) or (tokens, columns).
+        offsets: characters [start, end) of each token in the text; empty ranges for special and template tokens.
+        spans: characters of each word, in order, not overlapping.
+
+    Returns:
+        One score per word, shape (words,) or (words, columns).
+    """
+    if len(scores) != len(offsets):
+        raise InputError(f"{len(scores)} token scores for {len(offsets)} tokens")
+    total = np.zeros((len(spans), *np.shape(scores)[1:]))
+    starts = np.array([start for start, _ in spans], dtype=np.int64)
+    for token, (start, end) in enumerate(offsets):
+        if end <= start:
+            continue
+        first = max(int(np.searchsorted(starts, start, side="right")) - 1, 0)
+        parts = []
+        for word in range(first, len(spans)):
+            if spans[word][0] >= end:
+                break
+            if (shared := min(end, spans[word][1]) - max(start, spans[word][0])) > 0:
+                parts.append((word, shared))
+        whole = sum(shared for _, shared in parts)
+        for word, shared in parts:
+            total[word] += scores[token] * (shared / whole)
+    return total
+
+
+@lru_cache(maxsize=1)
+def stop_words() -> frozenset[str]:
+    """scikit-learn's English stop words, without negations and without the content words that it lists."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    return frozenset(ENGLISH_STOP_WORDS) - _NEGATIONS - _CONTENT
+
+
+def _is_stop_word(word: str) -> bool:
+    head, apostrophe, tail = word.replace("’", "'").partition("'")
+    if apostrophe:  # it's, they'll; but don't and isn't are negations
+        return tail in _CLITICS and (head in stop_words() or len(head) == 1)
+    return word in stop_words() or (len(word) == 1 and bool(_LETTER.match(word)))
+
+
+def words_in(texts: Iterable[str]) -> frozenset[str]:
+    """The different words of some texts, case-folded."""
+    return frozenset(text[a:b].casefold() for text in texts for a, b in word_spans(text))
+
+
+def content_words(text: str, *, exclude: Collection[str] = ()) -> tuple[bool, ...]:
+    """Which words of a text may be key words: no stop word, no single Latin letter, none of `exclude`.
+
+    Args:
+        text: the text whose `word_spans` are judged.
+        exclude: case-folded words that may not be chosen, e.g. `words_in([task.instruction, *task.labels])`.
+
+    Returns:
+        One truth value per word of `word_spans(text)`.
+    """
+    words = (text[a:b].casefold() for a, b in word_spans(text))
+    return tuple(word not in exclude and not _is_stop_word(word) for word in words)
+
+
+def fixed_words(task: Task) -> frozenset[str]:
+    """Case-folded words that no rationale of this task cites, whatever the input: see `key_word_mask`."""
+    fixed = words_in([task.instruction, task.input_name, *task.labels])
+    counts: dict[str, int] = {}
+    for example in task.train:
+        for word in words_in([example.text]):
+            counts[word] = counts.get(word, 0) + 1
+    if len(task.train) >= 10:
+        fixed |= {word for word, n in counts.items() if 2 * n >= len(task.train)}
+    return fixed
+
+
+def key_word_mask(task: Task) -> Mask:
+    """The words of an input that may stand in a rationale of this task.
+
+    Left out are stop words, the words of the instruction, of the input's name and of the labels, and template words:
+    those in at least half of the training inputs (of ten or more), such as "Which statement is sarcastic?". The words
+    of the options are left out too, unless the question itself has no content word (Snarks): then option words count,
+    except those that stand in every option.
+
+    Returns:
+        A function from an example to one truth value per word of `amplify.layout.input_text(example)`.
+    """
+    return mask_without(fixed_words(task))
+
+
+def mask_without(fixed: frozenset[str]) -> Mask:
+    """The mask of `key_word_mask` from a task's `fixed_words` alone, for programs that no longer have the task."""
+
+    def mask(example: Example) -> tuple[bool, ...]:
+        text = input_text(example)
+        labels = words_in(example.choices) if example.options else frozenset()
+        options = [words_in([option]) for option in example.options]
+        question = [b <= len(example.text) for _, b in word_spans(text)]
+        anywhere = fixed.union(labels, *options)
+        allowed = content_words(text, exclude=anywhere)
+        chosen = tuple(q and a for q, a in zip(question, allowed, strict=True))
+        if any(chosen) or not options:
+            return chosen
+        shared = options[0].intersection(*options) if len(options) > 1 else frozenset()
+        inside = [any(a >= s and b <= e for s, e in option_spans(example)) for a, b in word_spans(text)]
+        allowed = content_words(text, exclude=fixed | shared)
+        return tuple(i and a for i, a in zip(inside, allowed, strict=True))
+
+    return mask
+
+
+def without_words(example: Example, spans: Collection[tuple[int, int]]) -> Example:
+    """The example with some words of its `input_text` deleted, from the question and the options alike."""
+
+    def cut(text: str, start: int) -> str:
+        kept, at = [], 0
+        for a, b in sorted(spans):
+            if start <= a and b <= start + len(text):
+                kept.append(text[at : a - start])
+                at = b - start
+        return regex.sub(r"(?<=\s)[ \t]+", "", "".join([*kept, text[at:]])).strip() if kept else text
+
+    options = tuple(cut(o, start) for o, (start, _) in zip(example.options, option_spans(example), strict=True))
+    return replace(example, text=cut(example.text, 0), options=options)

@@ -1,0 +1,174 @@
+"""Gradient explainers against captum, on fixed labels, on pairs with options, and on causal proxies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from amplify.attribution.gradients import METHODS, explain
+from amplify.attribution.words import aggregate, key_word_mask, word_spans
+from amplify.errors import InputError, UnknownNameError
+from amplify.layout import input_text
+from amplify.proxies import Proxy, train_proxy
+from amplify.tasks import Task
+from amplify.values import Example
+
+LABELS = ("negative", "positive", "neutral")
+TEXTS = (
+    "Great phone, terrible battery!",
+    "bad",
+    "It isn't great; which is good? A very long sentence about the capital of France, and more, and more of it.",
+    "Größe naïve — 中文 great",
+)
+
+
+def reviews() -> Task:
+    examples = tuple(Example(id=f"e{i}", text=t, label=LABELS[i % 3]) for i, t in enumerate(TEXTS))
+    return Task(
+        name="reviews",
+        instruction="Is it good?",
+        train=examples,
+        validation=(),
+        test=(Example(id="t", text="A test.", label="neutral"),),
+        labels=LABELS,
+        input_name="Review",
+    )
+
+
+def quiz() -> Task:
+    def item(i: int, text: str, options: tuple[str, ...]) -> Example:
+        return Example(id=f"q{i}", text=text, label="B", choices=("A", "B", "C")[: len(options)], options=options)
+
+    examples = (
+        item(0, "What is the capital of France?", ("Paris", "a terrible question", "the answer is good")),
+        item(1, "Which statement is right?", ("great phone", "terrible phone")),
+    )
+    return Task(
+        name="quiz",
+        instruction="Answer.",
+        train=examples,
+        validation=(),
+        test=(item(2, "Which question?", ("good", "bad")),),
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder) -> Proxy:
+    return train_proxy(reviews(), tiny_encoder, epochs=1, progress=False, seed=1)
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_encoder) -> Proxy:
+    return train_proxy(quiz(), tiny_encoder, epochs=1, progress=False, seed=1)
+
+
+@pytest.fixture(scope="module")
+def causal(tiny_lm) -> Proxy:
+    return train_proxy(reviews(), tiny_lm, epochs=0)
+
+
+def captum_scores(proxy: Proxy, example: Example, target: str, foil: str | None, method: str) -> np.ndarray:
+    """The same by captum, one example at a time, each row of the example a forward of its own, no padding."""
+    from captum.attr import InputXGradient, Saliency
+
+    labels, rows = proxy.labels_of(example), proxy.rows(example)
+    if method.endswith("_plain"):
+        foil = None
+    inputs = [proxy.embed([row])[0].detach().requires_grad_() for row in rows]
+
+    def forward(*embeddings: torch.Tensor) -> torch.Tensor:
+        total = sum(0.0 * x.sum() for x in embeddings) + torch.zeros(1)  # keeps unused rows in the graph
+        for row, x in zip(rows, embeddings, strict=True):
+            ones = torch.ones(x.shape[:2], dtype=torch.long)
+            scores = proxy.scores([row], x, ones, torch.tensor([row.types or [0] * x.shape[1]]))
+            for name, sign in ((target, 1.0), (foil, -1.0)):
+                if name is not None and labels.index(name) in row.answers:
+                    total = total + sign * scores[:, row.answers.index(labels.index(name))]
+        return total
+
+    if method.startswith("grad_x_input"):
+        found = InputXGradient(forward).attribute(tuple(inputs))
+    else:
+        found = Saliency(forward).attribute(tuple(inputs), abs=False)
+    table: dict[tuple[int, int, int], np.ndarray] = {}
+    for row, values in zip(rows, found, strict=True):
+        seen: dict[tuple[int, int], int] = {}
+        for place, value in zip(row.offsets, values[0].detach().numpy(), strict=True):
+            if place[1] > place[0]:
+                n = seen[place] = seen.get(place, -1) + 1
+                table[(*place, n)] = table.get((*place, n), 0) + value
+    keys = sorted(table)
+    stacked = np.array([table[key] for key in keys], dtype=np.float64)
+    tokens = stacked.sum(1) if method.startswith("grad_x_input") else np.abs(stacked).sum(1)
+    return aggregate(tokens, [key[:2] for key in keys], word_spans(input_text(example)))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "pairs", "causal"])
+def test_equal_to_captum(kind, request):
+    proxy = request.getfixturevalue(kind)
+    task = quiz() if kind == "pairs" else reviews()
+    targets = [example.label for example in task.train]
+    foils = [next(x for x in task.labels_of(e)[::-1] if x != e.label) for e in task.train]
+    got = explain(proxy, task.train, targets, foils, METHODS, batch_tokens=64)
+    for method in METHODS:
+        for example, target, foil, a in zip(task.train, targets, foils, got[method], strict=True):
+            assert a.text == input_text(example)
+            assert a.words == tuple(a.text[s:e] for s, e in word_spans(a.text))
+            want = captum_scores(proxy, example, target, foil, method)
+            scale = max(np.abs(want).max(), 1.0)
+            np.testing.assert_allclose(a.scores, want, atol=1e-5 * scale, err_msg=f"{method} {example.id}")
+    for p, q in zip(got.probabilities, proxy.probabilities(task.train), strict=True):
+        np.testing.assert_allclose(p, q, atol=1e-6)
+
+
+def test_untrained_head_is_refused(tiny_encoder):
+    proxy = train_proxy(reviews(), tiny_encoder, epochs=0)
+    with pytest.raises(InputError, match="train_proxy"):
+        explain(proxy, reviews().train, list(LABELS) + ["negative"])
+
+
+def test_bad_arguments(encoder):
+    example = reviews().train[0]
+    with pytest.raises(InputError, match="'great' .* not among"):
+        explain(encoder, [example], ["great"])
+    with pytest.raises(InputError, match="nothing to contrast"):
+        explain(encoder, [example], ["neutral"], ["neutral"])
+    with pytest.raises(UnknownNameError, match="grad_x_input"):
+        explain(encoder, [example], ["neutral"], methods=["grad_x_inputs"])
+    with pytest.raises(InputError, match="one each"):
+        explain(encoder, [example], [])
+
+
+def test_passes_are_shared(encoder):
+    task = reviews()
+    targets, foils = ["negative"] * 4, ["positive"] * 4
+    every = explain(encoder, task.train, targets, foils, METHODS).passes
+    assert (every.forward, every.backward) == (4, 8)  # two scores of one sequence are two gradients
+    assert every.forward_calls == every.backward_calls
+    contrast = explain(encoder, task.train, targets, foils, ["grad_norm", "grad_x_input"]).passes
+    assert (contrast.forward, contrast.backward) == (4, 4)
+    plain = explain(encoder, task.train, targets, None, METHODS).passes
+    assert (plain.forward, plain.backward) == (4, 4)
+
+
+def test_probability_only_rows_get_no_gradient(pairs):
+    example = quiz().train[0]  # three options: gold, foil and one more
+    passes = explain(pairs, [example], ["B"], ["A"], METHODS).passes
+    assert (passes.forward, passes.backward) == (3, 2)
+
+
+def test_target_is_the_callers_not_the_prediction(encoder):
+    example = reviews().train[2]
+    for target in LABELS:
+        (a,) = explain(encoder, [example], [target])["grad_x_input"]
+        assert a.target == target
+        np.testing.assert_allclose(a.scores, captum_scores(encoder, example, target, None, "grad_x_input"), atol=1e-5)
+
+
+def test_mask_leaves_words_out(encoder):
+    task = reviews()
+    (a,) = explain(encoder, [task.train[0]], ["negative"], mask=key_word_mask(task))["grad_x_input"]
+    assert a.words == ("Great", "phone", "terrible", "battery")
+    (b,) = explain(encoder, [task.train[1]], ["negative"], mask=lambda e: [False])["grad_x_input"]
+    assert b.words == ()
