@@ -110,7 +110,6 @@ def references_of(example: Example) -> tuple[str, ...]:
     return tuple(accepted)
 
 
-@functools.cache
 def load(name: str) -> Metric:
     """A metric by name: accuracy, exact_match, f1 or macro_f1. Combines with others in `evaluate.combine`.
 
@@ -133,32 +132,44 @@ def _evaluate_class() -> Any:
         def __init__(self, name: str, **options: Any) -> None:
             self.kind = KINDS[name]
             self._metric_name = name
-            super().__init__(config_name=name, **options)
+            super().__init__(config_name=name, keep_in_memory=True, **options)
 
         @property
         def name(self) -> str:
             return self._metric_name
 
         def _info(self) -> Any:
-            one = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            many = {**one, "references": datasets.Sequence(datasets.Value("string"))}
+            string = datasets.Value("string")
             return evaluate.MetricInfo(
                 description=self.kind.description,
                 citation="",
                 inputs_description="predictions: parsed answers or None; references: a gold string or a list of them",
-                features=[datasets.Features(one), datasets.Features(many)],
+                features=datasets.Features({"predictions": string, "references": datasets.Sequence(string)}),
             )
 
-        def _compute(self, predictions: list[Prediction], references: list[Any]) -> dict[str, float]:
+        def add_batch(
+            self, *, predictions: Sequence[Prediction], references: Sequence[Reference], **options: Any
+        ) -> None:
+            """Take predictions (None where unparsed) and gold strings or lists of them."""
             if not predictions:
                 raise InputError("there is nothing to score: no predictions")
+            if len(predictions) != len(references):
+                raise InputError(f"{len(predictions)} predictions but {len(references)} references")
+            given = ["" if p is None else p for p in predictions]  # an Arrow column has no None, and both are unparsed
             accepted = [[r] if isinstance(r, str) else list(r) for r in references]
-            if self.kind.whole and any(len(r) != 1 for r in accepted):
+            super().add_batch(predictions=given, references=accepted, **options)
+
+        def add(self, *, prediction: Prediction, reference: Reference, **options: Any) -> None:
+            """Take one prediction (None where unparsed) and a gold string or a list of them."""
+            self.add_batch(predictions=[prediction], references=[reference], **options)
+
+        def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+            if self.kind.whole and any(len(r) != 1 for r in references):
                 raise InputError(f"{self._metric_name} needs exactly one gold label an item")
-            items = [item_score(self.kind, p, r) for p, r in zip(predictions, accepted, strict=True)]
+            items = [item_score(self.kind, p, r) for p, r in zip(predictions, references, strict=True)]
             mean = {key: sum(item[key] for item in items) / len(items) for key in items[0]}
             if self.kind.whole:
-                mean = {self._metric_name: self.kind.whole(predictions, [r[0] for r in accepted]), **mean}
+                mean = {self._metric_name: self.kind.whole(predictions, [r[0] for r in references]), **mean}
             return mean
 
         def per_item(self, prediction: Prediction, example: Example) -> dict[str, float]:

@@ -22,6 +22,7 @@ SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validatio
     "test": "test",
 }
 CANARY = "canary GUID"
+LABEL_FILE = "(label file)"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def read(spec: TaskSpec, data: Path | None) -> Found:
 
 
 def _where_to_get(spec: TaskSpec, data: Path | None) -> str:
+    if not spec.files:
+        return f"the data set {spec.hub['path']} could not be had from the hub."
     wanted = " and ".join(" or ".join(names) for names in spec.files.values())
     root = data or resources.data_root()
     looked = f"under {root}" if root else "because neither --data nor AMPLIFY_DATA names a folder"
@@ -126,7 +129,7 @@ def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
 
 def _table(path: Path, file: TextIO, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     quoting: Literal[0, 3] = csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL
-    reader = csv.DictReader(file, fieldnames=columns or None, delimiter=delimiter, quoting=quoting)
+    reader = csv.DictReader(file, fieldnames=columns or None, delimiter=delimiter, quoting=quoting, strict=True)
     try:
         for row in reader:
             if None in row or None in row.values():
@@ -136,7 +139,7 @@ def _table(path: Path, file: TextIO, delimiter: str, columns: Sequence[str]) -> 
                 )
             yield dict(row)
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+        raise InputError(f"{path}, line {reader.line_num} is no valid table row: {error}; check its quotes") from error
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -263,21 +266,14 @@ def bbh_example(text: str, target: str | None, where: str) -> Example:
 def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) -> Found:
     pools: dict[str, list[Example]] = {}
     for split, path in paths.items():
-        labels: list[str] | None = None
-        if split in spec.label_files:
-            file = locate(spec, [spec.label_files[split]], data)
-            if file is None:
-                raise DataError(f"task {spec.name}: {spec.label_files[split]}, the labels of {path}, is not there")
-            labels = file.read_text(encoding="utf-8").split()
-        columns = spec.columns if path.suffix.lower() == ".txt" else ()
-        found = [
-            _labelled(spec, row, f"{path}, row {number}", spec.fields, labels, number)
-            for number, row in enumerate(rows(path, columns), start=1)
-        ]
-        if not found:
+        fields = spec.fields
+        content = list(rows(path, spec.columns if path.suffix.lower() == ".txt" else ()))
+        if not content:
             raise InputError(f"{path} has no rows")
-        if labels is not None and len(labels) != len(found):
-            raise InputError(f"{path} has {len(found)} rows but {spec.label_files[split]} has {len(labels)} labels")
+        if split in spec.label_files:
+            content = _with_labels(content, path, spec, spec.label_files[split], data)
+            fields = {**fields, "label": LABEL_FILE}
+        found = [_labelled(spec, row, f"{path}, row {n}", fields) for n, row in enumerate(content, start=1)]
         pools[split] = [e for e, _ in found]
         if "split" in spec.fields:
             pools = {}
@@ -287,27 +283,25 @@ def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) ->
     return Found(pools, source=f"file: {', '.join(p.name for p in paths.values())}", revision=f"sha256:{digest}")
 
 
-def _labelled(
-    spec: TaskSpec,
-    row: Mapping[str, Any],
-    where: str,
-    fields: Mapping[str, Any],
-    labels: Sequence[str] | None = None,
-    number: int = 0,
-) -> tuple[Example, str]:
+def _with_labels(
+    content: list[dict[str, Any]], path: Path, spec: TaskSpec, name: str, data: Path | None
+) -> list[dict[str, Any]]:
+    file = locate(spec, [name], data)
+    if file is None:
+        raise DataError(f"task {spec.name}: {name}, the labels of {path}, is not there")
+    labels = file.read_text(encoding="utf-8").split()
+    if len(labels) != len(content):
+        raise InputError(f"{path} has {len(content)} rows but {file.name} has {len(labels)} labels")
+    return [{**row, LABEL_FILE: label} for row, label in zip(content, labels, strict=True)]
+
+
+def _labelled(spec: TaskSpec, row: Mapping[str, Any], where: str, fields: Mapping[str, Any]) -> tuple[Example, str]:
     """The labelled example of a row, and its split where a column names it."""
     if spec.format == "bbh":
-        item = bbh_example(
-            str(_column(row, fields.get("text", "input"), where)),
-            str(_column(row, fields.get("label", "target"), where)),
-            where,
-        )
+        question = str(_column(row, fields.get("text", "input"), where))
+        item = bbh_example(question, str(_column(row, fields.get("label", "target"), where)), where)
     else:
-        wanted = {k: v for k, v in fields.items() if k != "split" and not (k == "label" and labels is not None)}
-        if labels is not None:
-            row, wanted = {**row, "__label__": labels[number - 1] if number <= len(labels) else ""}, dict(wanted)
-            wanted["label"] = "__label__"
-        item = example(row, wanted, where)
+        item = example(row, {k: v for k, v in fields.items() if k != "split"}, where)
     if spec.label_map and item.label is not None and not item.choices:
         if item.label not in spec.label_map and item.label not in spec.labels:
             raise InputError(f"{where}: the label {item.label!r} is none of {', '.join(spec.label_map)}")
@@ -352,8 +346,6 @@ def _from_hub(spec: TaskSpec) -> Found:
         part = loaded[theirs]
         feature = part.features.get(fields.get("label", ""))
         names = tuple(getattr(feature, "names", None) or ())
-        if names:
-            part = part.cast_column(fields["label"], datasets.Value("int64"))
         pools[split] = []
         for number, row in enumerate(part, start=1):
             if names and 0 <= row[fields["label"]] < len(names):

@@ -93,9 +93,6 @@ def validate(task: Task) -> None:
     for split in ("train", "validation", "test"):
         for example in getattr(task, split):
             where = f"task {task.name}, {split} example {example.id!r}"
-            if example.id in seen:
-                raise InputError(f"{where}: the id is used twice (also in {seen[example.id]}); ids must be unique")
-            seen[example.id] = split
             if not example.text.strip():
                 raise InputError(f"{where}: the text is empty")
             allowed = task.labels_of(example)
@@ -110,6 +107,9 @@ def validate(task: Task) -> None:
                 raise InputError(
                     f"{where}: the same text is in {other[0]} (id {other[1]!r}); a text belongs to one split only"
                 )
+            if example.id in seen:
+                raise InputError(f"{where}: the id is used twice (also in {seen[example.id]}); ids must be unique")
+            seen[example.id] = split
     test = {content_hash(e) for e in task.test}
     for shot in task.cot:
         if content_hash(shot.example) in test:

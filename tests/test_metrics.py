@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import random
+
+import evaluate
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from amplify import metrics
+from amplify.errors import InputError, UnknownNameError
+from amplify.values import Example
+
+
+def labels(n: int, seed: int) -> tuple[list[str], list[str]]:
+    rng = random.Random(seed)
+    return [rng.choice("abc") for _ in range(n)], [rng.choice("abc") for _ in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_accuracy_and_macro_f1_agree_with_sklearn(seed: int) -> None:
+    predictions, references = labels(60, seed)
+    both = metrics.load("macro_f1").compute(predictions=predictions, references=references)
+    assert both["macro_f1"] == pytest.approx(f1_score(references, predictions, average="macro"))
+    assert both["accuracy"] == pytest.approx(accuracy_score(references, predictions))
+    assert metrics.load("accuracy").compute(predictions=predictions, references=references)["accuracy"] == (
+        pytest.approx(accuracy_score(references, predictions))
+    )
+
+
+def test_macro_f1_with_unparsed_and_invented_labels_agrees_with_sklearn_over_the_gold_labels() -> None:
+    predictions = ["a", None, "b", "zebra", "c", "a", ""]
+    references = ["a", "a", "b", "b", "c", "c", "c"]
+    filled = [p or "unparsed" for p in predictions]
+    want = f1_score(references, filled, labels=["a", "b", "c"], average="macro")
+    got = metrics.load("macro_f1").compute(predictions=predictions, references=references)
+    assert got["macro_f1"] == pytest.approx(want)
+    assert got["unparsed"] == pytest.approx(2 / 7)
+
+
+def test_unparsed_is_wrong_and_counted() -> None:
+    got = metrics.load("accuracy").compute(predictions=[None, "yes", "No "], references=["yes", "yes", "no"])
+    assert got == {"accuracy": pytest.approx(2 / 3), "unparsed": pytest.approx(1 / 3)}
+
+
+@pytest.mark.parametrize("name", sorted(metrics.KINDS))
+@pytest.mark.parametrize("empty", [None, "", "  \n"])
+def test_an_empty_answer_never_scores(name: str, empty: str | None) -> None:
+    metric = metrics.load(name)
+    for gold in ("yes", "", " "):
+        scores = metric.per_item(empty, Example("1", "x", gold))
+        assert scores.pop("unparsed") == 1.0
+        assert set(scores.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "f1"),
+    [
+        ("The cat sat.", "cat sat", 1.0),
+        ("a red cat", "the cat", 2 / 3),  # precision 1/2, recall 1
+        ("cat cat", "cat", 2 / 3),  # a word counts as often as it is in both
+        ("dog", "cat", 0.0),
+        ("the", "the", 0.0),  # nothing is left after normalisation
+    ],
+)
+def test_token_f1_by_hand(prediction: str, reference: str, f1: float) -> None:
+    assert metrics.token_f1(prediction, reference) == pytest.approx(f1)
+    assert metrics.load("f1").compute(predictions=[prediction], references=[reference])["f1"] == pytest.approx(f1)
+
+
+def test_the_best_accepted_answer_counts() -> None:
+    example = Example("1", "who?", answers=("Barack Obama", "Obama"))
+    assert metrics.load("f1").per_item("obama", example)["f1"] == 1.0
+    got = metrics.load("exact_match").compute(predictions=["OBAMA", "bush"], references=[["Barack Obama", "Obama"]] * 2)
+    assert got["exact_match"] == 0.5
+
+
+def test_exact_match_keeps_punctuation() -> None:
+    match = metrics.load("exact_match")
+    assert match.per_item("] ) }", Example("1", "x", "] ) }", answers=("] ) }",)))["exact_match"] == 1.0
+    assert match.per_item("] } )", Example("1", "x", "] ) }", answers=("] ) }",)))["exact_match"] == 0.0
+    assert match.per_item("-24", Example("1", "x", "24", answers=("24",)))["exact_match"] == 0.0
+
+
+def test_per_item_scores_average_to_the_whole() -> None:
+    predictions, references = labels(40, 9)
+    for name in ("accuracy", "exact_match", "f1"):
+        metric = metrics.load(name)
+        items = [
+            metric.per_item(p, Example(str(i), "x", r))
+            for i, (p, r) in enumerate(zip(predictions, references, strict=True))
+        ]
+        whole = metric.compute(predictions=predictions, references=references)
+        assert whole == {key: pytest.approx(sum(i[key] for i in items) / 40) for key in items[0]}
+        assert next(iter(items[0])) == name  # the main score comes first
+
+
+def test_they_are_evaluate_metrics_and_combine() -> None:
+    exact, f1 = metrics.load("exact_match"), metrics.load("f1")
+    assert isinstance(exact, evaluate.Metric)
+    both = evaluate.combine([exact, f1])
+    assert both.compute(predictions=["x y"], references=["x"])["f1"] == pytest.approx(2 / 3)
+
+
+def test_bad_input_is_one_clear_error() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'accuracy'"):
+        metrics.load("acuracy")
+    with pytest.raises(InputError, match="no predictions"):
+        metrics.load("accuracy").compute(predictions=[], references=[])
+    with pytest.raises(InputError, match="exactly one gold label"):
+        metrics.load("macro_f1").compute(predictions=["a"], references=[["a", "b"]])
+    with pytest.raises(InputError, match="no gold label"):
+        metrics.load("accuracy").per_item("a", Example("1", "x"))
