@@ -1,0 +1,16 @@
+"""Which sources made the answer: games over coalitions of sources, and their Shapley and Banzhaf values."""
+
+from amplify.textgenshap.estimate import ESTIMATORS, Estimate, estimate
+from amplify.textgenshap.exact import all_coalitions, exact_scores
+from amplify.textgenshap.value import CachedValue, Coalitions, Value
+
+__all__ = [
+    "ESTIMATORS",
+    "CachedValue",
+    "Coalitions",
+    "Estimate",
+    "Value",
+    "all_coalitions",
+    "estimate",
+    "exact_scores",
+]

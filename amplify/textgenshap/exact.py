@@ -1,0 +1,68 @@
+"""Exact Shapley and Banzhaf values of a game whose 2^n values are known."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import gammaln
+
+from amplify.textgenshap.value import Coalitions, Floats
+
+Index = Literal["shapley", "banzhaf"]
+MAX_SOURCES = 20  # 2^20 values of float64 are 8 MiB an answer
+
+
+def all_coalitions(n: int) -> Coalitions:
+    """Every coalition of n sources, bool[2^n, n]; row k holds source i where bit i of k is set."""
+    return (np.arange(2**n)[:, None] >> np.arange(n) & 1).astype(bool)
+
+
+def log_binomial(n: int, k: npt.ArrayLike) -> Floats:
+    """log of n choose k."""
+    k = np.asarray(k, dtype=np.float64)
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+
+
+def marginal_weights(n: int, index: Index) -> Floats:
+    """Weight of one marginal v(S + i) - v(S) by the size of S, [n]: 1 / (n C(n-1, |S|)), or 2^-(n-1) for Banzhaf."""
+    sizes = np.arange(n)
+    if index == "banzhaf":
+        return np.full(n, 0.5 ** (n - 1))
+    return np.exp(-np.log(n) - log_binomial(n - 1, sizes))
+
+
+def exact_scores(values: Floats, index: Index = "shapley") -> Floats:
+    """Shapley or Banzhaf values of a complete game.
+
+    Args:
+        values: [2^n] or [2^n, answers] in the order of `all_coalitions`.
+        index: "shapley" (Shapley 1953) or "banzhaf" (Banzhaf 1965).
+
+    Returns:
+        [n] or [n, answers].
+    """
+    n = int(np.log2(len(values)))
+    table = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+    by_size = marginal_weights(n, index)
+    rest = by_size[all_coalitions(n - 1).sum(axis=1)]
+    scores = np.empty((n, table.shape[1]))
+    for i in range(n):
+        # axis 1 of the view is bit i; the other bits keep their order and number the coalitions without i
+        pairs = table.reshape(2 ** (n - 1 - i), 2, 2**i, -1)
+        scores[i] = rest @ (pairs[:, 1] - pairs[:, 0]).reshape(2 ** (n - 1), -1)
+    return scores[:, 0] if np.ndim(values) == 1 else scores
+
+
+def coalition_weights(coalitions: Coalitions, index: Index) -> Floats:
+    """Weight w_i(S) with which v(S) enters score i: phi_i = sum over all S of w_i(S) v(S). [coalitions, n].
+
+    Positive where i is in S, negative where it is not.
+    """
+    n = coalitions.shape[1]
+    sizes = coalitions.sum(axis=1)
+    by_size = marginal_weights(n, index)
+    present = by_size[np.maximum(sizes - 1, 0)]
+    absent = by_size[np.minimum(sizes, n - 1)]
+    return np.where(coalitions, present[:, None], -absent[:, None])

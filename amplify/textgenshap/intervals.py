@@ -1,0 +1,69 @@
+"""95 % intervals of sampled scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.stats import t as student
+
+from amplify.textgenshap.value import Floats
+
+LEVEL = 0.95
+
+
+def half_width(deviation: Floats, freedom: float) -> Floats:
+    """Half the width of the 95 % interval; infinite without degrees of freedom, but 0 where there is no deviation."""
+    if freedom < 1:
+        return np.where(deviation > 0, np.inf, 0.0)
+    return deviation * float(student.ppf((1 + LEVEL) / 2, freedom))
+
+
+def mean_deviation(terms: Floats, unsampled: Floats | None = None) -> Floats:
+    """Standard error of the mean over axis 0, which a bootstrap of the units converges to.
+
+    Args:
+        terms: [units, ...].
+        unsampled: share of the population that each unit leaves unseen (1 - inclusion probability), [units]: what
+            was drawn without replacement from nearly all there is varies less. None for independent draws.
+    """
+    units = len(terms)
+    if units < 2:
+        return np.full(terms.shape[1:], np.inf)
+    gap = (terms - terms.mean(axis=0)) ** 2
+    if unsampled is not None:
+        gap = gap * unsampled.reshape(-1, *[1] * (gap.ndim - 1))
+    return np.sqrt(gap.sum(axis=0) / (units * (units - 1)))
+
+
+def wild_bootstrap(
+    estimate: Callable[[Floats], Floats],
+    values: Floats,
+    residuals: Floats,
+    unsampled: Floats,
+    freedom: float,
+    rng: np.random.Generator,
+    rounds: int = 200,
+) -> Floats:
+    """Standard deviation of a regression's scores under the wild bootstrap over complement pairs (Wu 1986).
+
+    Each round keeps the design and turns the pairs' residuals round by lot, so no round loses rank, which a
+    resampling of few pairs would. Residuals are inflated for the degrees of freedom that the fit has used.
+
+    Args:
+        estimate: values [pairs, 2, answers] -> scores [n, answers].
+        values: what was measured, [pairs, 2, answers].
+        residuals: values less the fitted ones, same shape.
+        unsampled: share of the population that each pair leaves unseen, [pairs].
+        freedom: pairs less fitted coefficients.
+        rng: random numbers.
+        rounds: bootstrap rounds.
+
+    Returns:
+        [n, answers]; infinite where the fit leaves no degree of freedom.
+    """
+    if freedom < 1:
+        return np.full_like(estimate(values), np.inf)
+    noise = residuals * (np.sqrt(len(values) / freedom) * np.sqrt(unsampled))[:, None, None]
+    signs = rng.choice([-1.0, 1.0], (rounds, len(values), 1, 1))
+    return np.std([estimate(values + noise * sign) for sign in signs], axis=0)

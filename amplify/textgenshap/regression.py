@@ -1,0 +1,94 @@
+"""Linear regression estimators: paired KernelSHAP and LeverageSHAP, and the LASSO surrogate of ContextCite."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from amplify.textgenshap.exact import Index, log_binomial
+from amplify.textgenshap.value import Coalitions, Floats
+
+
+def kernel_weights(coalitions: Coalitions) -> Floats:
+    """Shapley kernel of each coalition, 1 / (C(n, s) s (n - s)) up to a constant; sizes 0 and n are not allowed."""
+    n = coalitions.shape[1]
+    sizes = coalitions.sum(axis=1)
+    return np.exp(-log_binomial(n, sizes)) / (sizes * (n - sizes))
+
+
+def constrained_least_squares(
+    coalitions: Coalitions, values: Floats, weights: Floats, empty: Floats, full: Floats
+) -> Floats:
+    """Shapley values as the weighted least-squares fit that is exact on the empty and the full coalition.
+
+    Lundberg & Lee 2017, Theorem 2, with the constraint projected out (Musco & Witter 2025). What the coalitions leave
+    open gets the solution of least norm.
+
+    Args:
+        coalitions: bool[m, n], sizes 1 .. n - 1.
+        values: [m, answers].
+        weights: [m], at least 0.
+        empty, full: [answers].
+
+    Returns:
+        [n, answers]; the sum over sources is full - empty.
+    """
+    n = coalitions.shape[1]
+    share = (full - empty) / n
+    if not len(coalitions):
+        return np.repeat(share[None], n, axis=0)
+    root = np.sqrt(weights / weights.max())[:, None]
+    design = coalitions - coalitions.mean(axis=1, keepdims=True)
+    target = values - empty - coalitions.sum(axis=1)[:, None] * share
+    free = np.linalg.lstsq(root * design, root * target, rcond=None)[0]
+    return share + free - free.mean(axis=0)
+
+
+def least_squares(coalitions: Coalitions, values: Floats, weights: Floats) -> Floats:
+    """Banzhaf values as the slopes of the (weighted) least-squares line (Hammer & Holzman 1992). [n, answers]."""
+    root = np.sqrt(weights / weights.max())[:, None]
+    design = np.column_stack([np.ones(len(coalitions)), coalitions - 0.5])
+    return np.linalg.lstsq(root * design, root * values, rcond=None)[0][1:]
+
+
+def pair_scores(first: Coalitions, values: Floats, weight: Floats, ends: Floats, index: Index) -> Floats:
+    """Scores by linear regression on sampled complement pairs.
+
+    Args:
+        first: first halves, bool[pairs, n].
+        values: of each pair, [pairs, 2, answers].
+        weight: inverse inclusion probability of each pair, [pairs].
+        ends: values of the empty and the full coalition, [2, answers].
+        index: "shapley" (efficient by construction) or "banzhaf".
+
+    Returns:
+        [n, answers].
+    """
+    both = np.concatenate([first, ~first])
+    stacked = np.concatenate([values[:, 0], values[:, 1]])
+    twice = np.concatenate([weight, weight])
+    if index == "shapley":
+        twice = twice * kernel_weights(both) if len(both) else twice
+        return constrained_least_squares(both, stacked, twice, ends[0], ends[1])
+    outer = np.stack([np.zeros(first.shape[1], bool), np.ones(first.shape[1], bool)])
+    return least_squares(
+        np.concatenate([outer, both]), np.concatenate([ends, stacked]), np.concatenate([[1.0, 1.0], twice])
+    )
+
+
+def lasso_scores(coalitions: Coalitions, values: Floats, alpha: float = 0.01) -> Floats:
+    """Coefficients of a LASSO surrogate on standardised masks, as ContextCite fits it (Cohen-Wang et al. 2024).
+
+    The penalty is relative to one unit of the value, as there (log-odds per response token): a value summed over
+    tokens is best divided by their number, or `alpha` multiplied by it.
+
+    Returns:
+        [n, answers]; not a Shapley value, and without its efficiency.
+    """
+    from sklearn.linear_model import Lasso
+
+    mask = coalitions.astype(float)
+    spread = mask.std(axis=0)
+    spread[spread == 0] = 1.0
+    scaled = (mask - mask.mean(axis=0)) / spread
+    columns = [Lasso(alpha=alpha, max_iter=20_000).fit(scaled, column).coef_ / spread for column in values.T]
+    return np.stack(columns, axis=1)

@@ -1,0 +1,143 @@
+"""Surrogates of a game with exact scores, and the residual correction that makes their scores consistent.
+
+RegressionMSR (Witter, Liu & Musco 2025): fit any f whose scores are cheap to v, and add to them the sample-reuse
+estimate of the scores of v - f: phi_i = phi_i(f) + sum over sampled S of w_i(S) [v(S) - f(S)] / P(S sampled).
+The residuals are out of fold, so a surrogate that learned its sample by heart has no small residuals to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from amplify.textgenshap import gp
+from amplify.textgenshap.exact import Index, coalition_weights
+from amplify.textgenshap.trees import tree_scores
+from amplify.textgenshap.value import Coalitions, Floats
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A surrogate game: `predict` coalitions bool[m, n] -> [m], and its own exact `scores` [n]."""
+
+    predict: Callable[[Coalitions], Floats]
+    scores: Floats
+
+
+Surrogate = Callable[[Coalitions, Floats, Index], Fitted]
+
+
+def _features(coalitions: Coalitions, pairs: bool) -> Floats:
+    x = np.where(coalitions, 1.0, -1.0)
+    if not pairs:
+        return x
+    i, j = np.triu_indices(coalitions.shape[1], 1)
+    return np.hstack([x, x[:, i] * x[:, j]])
+
+
+def _ridge(coalitions: Coalitions, values: Floats, pairs: bool) -> Fitted:
+    from sklearn.linear_model import RidgeCV
+
+    n = coalitions.shape[1]
+    model = RidgeCV(alphas=np.logspace(-3, 2, 11)).fit(_features(coalitions, pairs), values)
+    # a product of two signs has equal values on the empty and the full coalition and is symmetric in its two sources,
+    # so it has no Shapley (nor Banzhaf) values of its own: only the slopes count
+    return Fitted(lambda s: model.predict(_features(s, pairs)), 2 * np.asarray(model.coef_)[:n])
+
+
+def linear(coalitions: Coalitions, values: Floats, index: Index) -> Fitted:
+    """Ridge regression on the sources' signs."""
+    return _ridge(coalitions, values, pairs=False)
+
+
+def pairwise(coalitions: Coalitions, values: Floats, index: Index) -> Fitted:
+    """Ridge regression on the sources' signs and their pairwise products."""
+    return _ridge(coalitions, values, pairs=True)
+
+
+def boosted_trees(coalitions: Coalitions, values: Floats, index: Index) -> Fitted:
+    """Gradient-boosted trees of depth 3."""
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    rate = 0.1
+    model = GradientBoostingRegressor(
+        n_estimators=150, learning_rate=rate, max_depth=3, min_samples_leaf=2, subsample=0.8, random_state=0
+    ).fit(coalitions.astype(float), values)
+    trees = [tree.tree_ for tree in model.estimators_[:, 0]]
+    return Fitted(lambda s: model.predict(s.astype(float)), tree_scores(trees, coalitions.shape[1], rate, index))
+
+
+def gaussian_process(coalitions: Coalitions, values: Floats, index: Index) -> Fitted:
+    """Posterior mean of the Gaussian process of `gp`."""
+    center, spread = float(values.mean()), float(values.std()) or 1.0
+    scaled = (values - center) / spread
+    kernel = gp.fit(coalitions, scaled)
+    gram = kernel.gram(coalitions, coalitions) + gp.JITTER * np.eye(len(values))
+    alpha = np.linalg.solve(gram, scaled)
+
+    def predict(s: Coalitions) -> Floats:
+        return center + spread * (kernel.gram(s, coalitions) @ alpha)
+
+    return Fitted(predict, spread * (kernel.cross(coalitions, index) @ alpha))
+
+
+SURROGATES: dict[str, Surrogate] = {
+    "linear": linear,
+    "pairwise": pairwise,
+    "boosted_trees": boosted_trees,
+    "gaussian_process": gaussian_process,
+}
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Surrogate scores with their residual correction.
+
+    Attributes:
+        scores: [n].
+        terms: the correction of each pair of coalitions, [pairs, n]; the mean over pairs is the correction.
+        error: mean squared out-of-fold residual of half the difference between a coalition and its complement: the
+            part of v - f that has scores at all.
+    """
+
+    scores: Floats
+    terms: Floats
+    error: float
+
+
+def corrected(
+    fit: Surrogate, first: Coalitions, values: Floats, ends: Floats, weight: Floats, index: Index, folds: int = 5
+) -> Corrected:
+    """Fit a surrogate out of fold and correct its scores by the residuals.
+
+    Args:
+        fit: the surrogate.
+        first: first halves of the sampled pairs, bool[pairs, n].
+        values: values of the pairs, [pairs, 2] (a coalition and its complement).
+        ends: values of the empty and the full coalition, [2].
+        weight: inverse inclusion probability of each pair, [pairs].
+        index: which value.
+        folds: into how many parts the pairs are split.
+    """
+    pairs, n = first.shape
+    outer = np.stack([np.zeros(n, bool), np.ones(n, bool)])
+    parts = [part for part in np.array_split(np.arange(pairs), min(folds, pairs)) if len(part)]
+    terms = np.empty((pairs, n))
+    total = np.zeros(n)
+    odd = np.empty(pairs)
+    for part in parts:
+        rest = np.setdiff1d(np.arange(pairs), part)
+        seen = np.concatenate([outer, first[rest], ~first[rest]])
+        model = fit(seen, np.concatenate([ends, values[rest, 0], values[rest, 1]]), index)
+        gap = values[part] - np.stack([model.predict(first[part]), model.predict(~first[part])], axis=1)
+        odd[part] = (gap[:, 0] - gap[:, 1]) / 2
+        terms[part] = (
+            pairs
+            * weight[part, None]
+            * (coalition_weights(first[part], index) * gap[:, :1] + coalition_weights(~first[part], index) * gap[:, 1:])
+        )
+        at_ends = coalition_weights(outer, index).T @ (ends - model.predict(outer))
+        total += len(part) / pairs * (model.scores + at_ends)
+    return Corrected(total + terms.mean(axis=0), terms, float(np.mean(odd**2)))
