@@ -99,7 +99,7 @@ def comparisons_table(report: Report) -> Table:
         interval = "–" if c.low is None else f"{points(c.low)} to {points(c.high)}"
         table.append([
             c.method, c.baseline, str(c.n), points(c.difference), interval, f"{c.better}/{c.worse}",
-            p_value(c.p), p_value(c.p_holm) + (" *" if c.significant else ""), c.test,
+            p_value(c.p), p_value(c.p_holm), c.test,
         ])  # fmt: skip
     return table
 

@@ -1,6 +1,7 @@
 """A small task, methods whose programs only prompt, and a backend whose answers are a function of the prompt.
 
-Run as a script it evaluates into a folder, slowly, so that a test can kill it: `python evaluation_fakes.py FOLDER`.
+Run as a script it evaluates into a folder, slowly, so that a test can kill it: `python evaluation_fakes.py FOLDER`,
+or on a model in a folder with `python evaluation_fakes.py FOLDER MODEL`.
 """
 
 from __future__ import annotations
@@ -134,6 +135,19 @@ def slow(text: str) -> str:
     return reply(text)
 
 
+def run_model(model: str, out: str) -> None:
+    """Rationales written and labels scored on a real architecture, in small batches."""
+    from amplify.backends import open_backend
+
+    with open_backend(f"transformers:{model}", dtype="float32", device="cpu") as backend:
+        options = {"zero_shot_cot.max_tokens": 6, "few_shot.shots": 3}
+        names = ["few_shot", "zero_shot_cot"]
+        evaluate(make_task(12), backend, names, mode="score", options=options, out=out, batch_size=3, seeds=(0, 1))
+
+
 if __name__ == "__main__":
-    with ScriptedBackend("fake", reply=slow) as backend:
-        evaluate(make_task(), backend, methods(), out=sys.argv[1], batch_size=4, seeds=(0, 1, 2))
+    if len(sys.argv) > 2:
+        run_model(sys.argv[2], sys.argv[1])
+    else:
+        with ScriptedBackend("fake", reply=slow) as backend:
+            evaluate(make_task(), backend, methods(), out=sys.argv[1], batch_size=4, seeds=(0, 1, 2))
