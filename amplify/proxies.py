@@ -364,7 +364,7 @@ def train_proxy(
         raise InputError(f"{folder} is not empty and holds another proxy or other files: choose another folder")
 
     started = time.perf_counter()
-    with _seeded(seed), _quiet():
+    with _seeded(seed), quiet():
         model, tokenizer, columns = _body(source, kind, task.labels)
         recipe["columns"] = columns or list(range(len(task.labels) or 1))
         proxy = Proxy(source, kind, task.labels, columns is not None, identity, model, tokenizer, recipe)
@@ -414,7 +414,7 @@ def load_proxy(folder: str | Path) -> Proxy:
         raise DataError(f"{folder} holds a proxy of another format; train it again with this version of amplify")
     labels = tuple(card["labels"])
     try:
-        with _quiet():
+        with quiet():
             model, tokenizer, _ = _body(folder, card["kind"], labels)
     except AmplifyError:
         raise
@@ -563,7 +563,7 @@ def _loss(proxy: Proxy, examples: Sequence[Example], rows: Sequence[Sequence[Row
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' loading reports and bars: what matters of them is in the card or raised."""
     from transformers.utils import logging
 
@@ -616,7 +616,7 @@ def _write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
             if proxy.labels and proxy.kind == "encoder":
                 proxy.model.config.id2label = dict(enumerate(proxy.labels))
                 proxy.model.config.label2id = {label: i for i, label in enumerate(proxy.labels)}
-            with _quiet():
+            with quiet():
                 proxy.model.save_pretrained(work)
             proxy.tokenizer.save_pretrained(work)
             (work / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -125,12 +125,12 @@ def test_equal_to_captum(kind, request):
 def test_untrained_head_is_refused(tiny_encoder):
     proxy = train_proxy(reviews(), tiny_encoder, epochs=0)
     with pytest.raises(InputError, match="train_proxy"):
-        explain(proxy, reviews().train, list(LABELS) + ["negative"])
+        explain(proxy, reviews().train, [*LABELS, "negative"])
 
 
 def test_bad_arguments(encoder):
     example = reviews().train[0]
-    with pytest.raises(InputError, match="'great' .* not among"):
+    with pytest.raises(InputError, match=r"'great' .* not among"):
         explain(encoder, [example], ["great"])
     with pytest.raises(InputError, match="nothing to contrast"):
         explain(encoder, [example], ["neutral"], ["neutral"])

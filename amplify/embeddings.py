@@ -1,0 +1,64 @@
+"""Sentence embeddings and exact nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amplify import models
+from amplify.errors import InputError
+from amplify.proxies import batches
+
+
+class Embedder:
+    """Mean-pooled, L2-normalised last hidden states of an encoder (Sentence-BERT; Reimers & Gurevych 2019)."""
+
+    def __init__(self, model: str | Path = "minilm") -> None:
+        """Load the encoder.
+
+        Args:
+            model: alias, hub id or folder.
+        """
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        from amplify.proxies import quiet
+
+        folder = models.resolve(model)
+        with quiet():
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def embed(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> npt.NDArray[np.float32]:
+        """One unit vector per text, shape (texts, width). Text beyond the encoder's window is not read."""
+        import torch
+
+        limit = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
+        encoded = [self._tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
+        out = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
+        for batch in batches([len(ids) for ids in encoded], batch_tokens):
+            longest = max(len(encoded[i]) for i in batch)
+            ids = np.full((len(batch), longest), self._tokenizer.pad_token_id or 0)
+            mask = np.zeros((len(batch), longest), dtype=np.int64)
+            for at, i in enumerate(batch):
+                ids[at, : len(encoded[i])], mask[at, : len(encoded[i])] = encoded[i], 1
+            with torch.inference_mode():
+                device = self._model.device
+                weights = torch.from_numpy(mask).to(device)
+                hidden = self._model(input_ids=torch.from_numpy(ids).to(device), attention_mask=weights)
+                states = hidden.last_hidden_state.float() * weights[..., None]
+                mean = states.sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
+                out[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+        return out
+
+
+def nearest(queries: npt.NDArray[np.float32], keys: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+    """Indices of the k keys with the largest inner product per query, best first, ties by index: shape (queries, k)."""
+    if not 0 < k <= len(keys):
+        raise InputError(f"cannot take {k} neighbours of {len(keys)} texts")
+    return np.argsort(-(queries @ keys.T), axis=1, kind="stable")[:, :k]
