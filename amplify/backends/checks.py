@@ -63,6 +63,11 @@ def check_targets(starts: Sequence[int]) -> None:
             raise InputError(f"prompt {i} puts no token before its continuation, so the first has no probability")
 
 
+def own_seed(seed: int, index: int) -> int:
+    """A seed for prompt number `index` of a batch, so that equal prompts draw different samples."""
+    return (seed * 1_000_003 + index) % 2**31
+
+
 def refuse_steering(steering: Steering | None, spec: str, why: str = "") -> None:
     """Refuse steering where a backend has none.
 

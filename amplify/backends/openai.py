@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from amplify.backends.base import Usage
-from amplify.backends.checks import check_pairs, check_targets, check_window, refuse_steering
+from amplify.backends.checks import check_pairs, check_targets, check_window, own_seed, refuse_steering
 from amplify.backends.retry import GiveUpError, TryAgainError, run_all
 from amplify.backends.server import KEY_VARIABLE, Json, Server
 from amplify.errors import CapabilityError, InputError
@@ -109,10 +109,11 @@ class OpenAIBackend:
             CapabilityError: an answer prefix on a chat, and neither `tokenizer` nor `continue_final_message` is given.
         """
         refuse_steering(steering, self.spec)
-        requests = [self._request(prompt, sampling) for prompt in prompts]
-        counts = self.count_tokens(prompts)
+        ids = self._encode(prompts) if self._tokenizer is not None else [None] * len(prompts)
+        counts = [len(i) for i in ids if i is not None] or self.count_tokens(prompts)
         if self._tokenizer is not None:
             check_window(counts, sampling.max_tokens, self.max_context)
+        requests = [self._request(prompt, ids[i], sampling, i) for i, prompt in enumerate(prompts)]
         return run_all(
             [partial(self._complete, *request, count) for request, count in zip(requests, counts, strict=True)],
             who=self.spec,
@@ -124,7 +125,7 @@ class OpenAIBackend:
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Exact with `tokenizer`; without it an estimate of one token per four bytes, and four more per message."""
         if self._tokenizer is not None:
-            return [len(self._ids(prompt)) for prompt in prompts]
+            return [len(ids) for ids in self._encode(prompts)]
         texts = [(p.text or "") + "".join(m.content for m in p.messages) + p.prefix for p in prompts]
         return [math.ceil(len(text.encode()) / 4) + 4 * len(p.messages) for p, text in zip(prompts, texts, strict=True)]
 
@@ -133,9 +134,8 @@ class OpenAIBackend:
         import openai
 
         return {
-            "backend": "openai",
-            "model": self.model,
-            "url": self.url,
+            "backend": self.spec,
+            "model": {"name": self.model},
             "tokenizer": self._tokenizer_name,
             "templates": "rendered here" if self._tokenizer is not None else "rendered by the server",
             "token_counts": "exact"
@@ -168,17 +168,17 @@ class OpenAIBackend:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[str, Json]:
-        """Path and body of the request for a prompt."""
+    def _request(self, prompt: Prompt, ids: Sequence[int] | None, sampling: Sampling, index: int) -> tuple[str, Json]:
+        """Path and body of the request for prompt number `index` of a batch."""
         body: Json = {"model": self.model, "temperature": sampling.temperature, **self._extra}
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if sampling.temperature > 0:
             body["top_p"] = sampling.top_p
             if sampling.seed is not None:
-                body["seed"] = sampling.seed
-        if self._tokenizer is not None:
-            return "/completions", {**body, "max_tokens": sampling.max_tokens, "prompt": self._ids(prompt)}
+                body["seed"] = own_seed(sampling.seed, index)
+        if ids is not None:
+            return "/completions", {**body, "max_tokens": sampling.max_tokens, "prompt": list(ids)}
         if prompt.text is not None:
             return "/completions", {**body, "max_tokens": sampling.max_tokens, "prompt": prompt.text + prompt.prefix}
         messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
@@ -219,10 +219,10 @@ class OpenAIBackend:
     def _once(self, call: Callable[[], Json]) -> Json:
         return run_all([call], who=self.spec, concurrency=1, retries=self._retries)[0]
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        from amplify.backends.text import encode, render
+    def _encode(self, prompts: Sequence[Prompt]) -> list[Sequence[int]]:
+        from amplify.backends.text import render, tokenise
 
-        return encode(self._tokenizer, render(prompt, self._tokenizer).text)
+        return [e.ids for e in tokenise(self._tokenizer, [render(p, self._tokenizer) for p in prompts])]
 
     def _text_tokens(self, text: str) -> int:
         if self._tokenizer is not None:

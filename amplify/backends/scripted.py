@@ -153,7 +153,7 @@ class ScriptedGenerator:
 
     def describe(self) -> dict[str, Any]:
         """What ran: the script's name; tokens are words."""
-        return {"backend": "scripted", "model": self._name, "tokens": "words", "max_context": self.max_context}
+        return {"backend": self.spec, "model": {"name": self._name}, "tokens": "words", "max_context": self.max_context}
 
     def close(self) -> None:
         """Nothing to free."""

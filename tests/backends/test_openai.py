@@ -123,10 +123,11 @@ def test_requests_run_at_once_up_to_the_cap(serve):
 def test_seed_and_top_p_are_sent_with_sampling_only(serve):
     fake = serve()
     backend = connect(fake, extra_body={"top_k": 5}, token_limit="max_completion_tokens")
-    backend.generate(ASK[:1], Sampling(temperature=0.5, top_p=0.9, seed=3))
+    backend.generate([ASK[0]] * 2, Sampling(temperature=0.5, top_p=0.9, seed=3))
     backend.generate(ASK[:1], Sampling(seed=3))
-    sampled, greedy = (body for _, body in fake.seen)
-    assert (sampled["seed"], sampled["top_p"], sampled["top_k"], sampled["max_completion_tokens"]) == (3, 0.9, 5, 64)
+    (_, sampled), (_, other), (_, greedy) = fake.seen
+    assert (sampled["top_p"], sampled["top_k"], sampled["max_completion_tokens"]) == (0.9, 5, 64)
+    assert sampled["seed"] != other["seed"]  # equal prompts draw different samples
     assert not {"seed", "top_p", "max_tokens"} & set(greedy)
 
 

