@@ -359,7 +359,12 @@ def train_proxy(
     slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{task.name}-{Path(str(body)).name}")
     folder = Path(out) if out is not None else resources.home() / "proxies" / f"{slug}-{identity[:16]}"
     if _holds(folder, identity):
-        return load_proxy(folder)
+        try:
+            return load_proxy(folder)
+        except DataError:
+            if out is not None:
+                raise
+            shutil.rmtree(folder, ignore_errors=True)  # the cache heals itself
     if out is not None and folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds another proxy or other files: choose another folder")
 

@@ -40,6 +40,7 @@ _CONTENT = frozenset((
     "full", "interest", "least", "less", "mill", "most", "move", "name", "serious", "sincere", "system", "thick",
     "thin", "top", "well",
 ))
+_MISSING = frozenset(("did", "does", "doing", "having"))
 # fmt: on
 _CLITICS = frozenset(["s", "m", "re", "ve", "ll", "d"])
 
@@ -88,10 +89,10 @@ def aggregate(
 
 @lru_cache(maxsize=1)
 def stop_words() -> frozenset[str]:
-    """scikit-learn's English stop words, without negations and without the content words that it lists."""
+    """scikit-learn's English stop words with the auxiliaries it lacks, without its negations and content words."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    return frozenset(ENGLISH_STOP_WORDS) - _NEGATIONS - _CONTENT
+    return (frozenset(ENGLISH_STOP_WORDS) | _MISSING) - _NEGATIONS - _CONTENT
 
 
 def _is_stop_word(word: str) -> bool:
