@@ -46,6 +46,7 @@ def as_html(report: Report) -> str:
         metric=tables.metric_name(report),
         rows=report.rows,
         label=tables.name,
+        notes=tables.notes,
         comparisons=report.comparisons,
         scores_plot=_scores_plot(report),
         differences_plot=_differences_plot(report),

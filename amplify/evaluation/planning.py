@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from amplify.backends.base import Generator, Usage
 from amplify.evaluation.run import chosen_items, make_methods
-from amplify.methods.base import Method, Mode
+from amplify.methods.base import Method, Mode, Program
 from amplify.tasks import Task
-from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
+from amplify.values import Completion, Example, Prompt, Rationale, Sampling, TokenLogProbs
 
 _SAMPLE = 24  # items whose prompts are really built; the others are taken to be as long
 _CHARACTERS = 4  # per token, where no tokenizer is at hand
@@ -81,7 +81,7 @@ def plan(
 
     A method that fits without a model of its own is really fitted, against a backend that answers at once, and its
     prompts are counted; its calls can still differ where they depend on what the model answers. For the others
-    (proxies, retrievers) prompts are taken to be as long as those of `few_shot` with as many shots.
+    (proxies, retrievers) prompts are taken to be as long as with random shots and random words.
 
     Args:
         task, methods, seeds, limit, mode, options: see `evaluate`.
@@ -94,39 +94,79 @@ def plan(
 
 
 def _plan(
-    task: Task, backend: Generator | None, method: Method, seeds: Sequence[int], items: Sequence[Any]
+    task: Task, backend: Generator | None, method: Method, seeds: Sequence[int], items: Sequence[Example]
 ) -> MethodPlan:
-    names = {f.name for f in fields(method)}
     runs = len(seeds) if method.seeded else 1
-    note, asked, stand = "", 0, _StandIn(backend, task)
-    if names & set(_OWN_MODEL):
-        from amplify.methods import make
-
-        given = {name: getattr(method, name) for name in ("shots", "layout") if name in names}
-        program = make("few_shot", mode=method.mode, **given).fit(task, stand, seeds[0])
-        stand = _StandIn(backend, task)
-        pool = getattr(method, "pool", 0) or len(task.validation)
-        asked = min(pool, len(task.validation)) if "proxy" in names else 0
-        note = "estimated: prompts as few_shot's (rationales come on top), fitting asks for every validation item once"
+    stand, asked, note = _StandIn(backend, task), 0, ""
+    if any(f.name in _OWN_MODEL for f in fields(method)):
+        program = _imitation(method, task)
+        asked = _asked(method, task)
+        note = "estimated: prompts with random shots and words"
+        if program is None:
+            note = "a small model answers alone"
+        elif asked:
+            note += f", fitting asks for {asked} validation items (once for methods that share a fit)"
     else:
         program = method.fit(task, stand, seeds[0])
         note = "fit calls can depend on the model's answers" if stand.usage.calls else ""
     fit = stand.usage.snapshot()
-    step = max(1, len(items) // _SAMPLE)
-    sample = items[::step]
-    program.answer(sample, stand)
+    sample = items[:: max(1, len(items) // _SAMPLE)]
+    if program is not None:
+        program.answer(sample, stand)
     spent, factor = stand.usage.since(fit), len(items) * runs / len(sample)
-    per_call = spent.prompt_tokens / max(1, spent.calls)
+    asking = _StandIn(backend, task)
+    if asked:
+        _zero_shot(method).fit(task, asking, seeds[0]).answer(task.validation[:_SAMPLE], asking)
+    per_call = asking.usage.prompt_tokens / max(1, asking.usage.calls)
+    calls_each = asking.usage.calls / max(1, len(task.validation[:_SAMPLE]))
     return MethodPlan(
         method=method.label,
         answers=len(items) * runs,
         calls=round(spent.calls * factor),
         prompt_tokens=round(spent.prompt_tokens * factor),
         max_new_tokens=round(spent.completion_tokens * factor),
-        fit_calls=(fit.calls + asked) * runs,
-        fit_prompt_tokens=round((fit.prompt_tokens + asked * per_call) * runs),
+        fit_calls=round((fit.calls + asked * calls_each) * runs),
+        fit_prompt_tokens=round((fit.prompt_tokens + asked * calls_each * per_call) * runs),
         note=note,
     )
+
+
+def _asked(method: Method, task: Task) -> int:
+    """How many validation items the model answers while the method is fitted."""
+    from amplify.methods.explained import ExplainedMethod
+
+    there = len(task.validation)
+    return min(method.pool or there, there) if isinstance(method, ExplainedMethod) else 0
+
+
+def _zero_shot(method: Method) -> Method:
+    from amplify.methods import make
+
+    return make("zero_shot", mode=method.mode)
+
+
+def _imitation(method: Method, task: Task) -> Program | None:
+    """A program with prompts as long as the method's: random shots, random words. None where no prompt is sent."""
+    from amplify import templates
+    from amplify.methods.amplify import rationale_form
+    from amplify.methods.baselines import FewShot
+    from amplify.methods.controls import NoRationale
+    from amplify.methods.explained import ExplainedMethod
+    from amplify.methods.prompting import PromptMethod, ShotProgram, with_rationales
+
+    if not isinstance(method, PromptMethod):
+        return None
+    shared = {f.name: getattr(method, f.name) for f in fields(PromptMethod)}
+    program = FewShot(shots=getattr(method, "shots", 8), **shared).fit(task, _StandIn(None, task), 0)
+    if not isinstance(method, ExplainedMethod) or isinstance(method, NoRationale):
+        return program
+    form = templates.load("rationale", method.template)
+    made = []
+    for shot in program.shots:
+        words = tuple(shot.example.text.split()[: method.k])
+        given = {"words": list(words), "label": shot.example.label or "", "foil": "", "text": shot.example.text}
+        made.append(Rationale(form.render(given), words))
+    return ShotProgram(rationale_form(method, task, made), with_rationales(program.shots, made))
 
 
 class _StandIn:

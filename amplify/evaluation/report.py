@@ -17,6 +17,7 @@ from amplify.evaluation.folder import Cell, Json
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
+_NEAR = 1e-3  # nats; float32 engines that batch differently agree to well within this
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Row:
         cost: per 1,000 answers.
         fit: cost of finding the programs, all seeds together.
         answered, planned: answers there are, and answers that the run asks for.
+        near_ties: answers whose two likeliest labels differ by less than 0.001 in log-probability: those that another
+            order of summation could turn over.
         notes: what the programs say a reader must know.
     """
 
@@ -75,6 +78,7 @@ class Row:
     fit: Cost
     answered: int
     planned: int
+    near_ties: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -251,6 +255,7 @@ def _row(
         "fit": _fit_cost(timing, label),
         "answered": len(own),
         "planned": len(cells) * len(config["items"]),
+        "near_ties": sum(_near_tie(record["label_scores"]) for record in own),
         "notes": tuple(dict.fromkeys(map(str, notes))),
     }
     if not ids:
@@ -277,6 +282,11 @@ def _row(
     )
 
 
+def _near_tie(label_scores: Mapping[str, float | None]) -> bool:
+    best = sorted((score for score in label_scores.values() if score is not None), reverse=True)
+    return len(best) > 1 and best[0] - best[1] < _NEAR
+
+
 def _further_metrics(config: Json, records: Sequence[Json]) -> dict[str, float]:
     """Means of the other scores of items; and a metric that only all answers together have, averaged over seeds."""
     names = list(dict.fromkeys(name for record in records for name in record["metrics"]))
@@ -284,15 +294,16 @@ def _further_metrics(config: Json, records: Sequence[Json]) -> dict[str, float]:
     whole = config["task"]["metric"]
     if whole == config["score"]:
         return means
-    from amplify import metrics
+    from amplify.metrics import KINDS
 
-    metric = metrics.load(whole)
-    accepted = {item["id"]: item["answers"] or [item["label"]] for item in config["items"]}
+    score = KINDS[whole].whole
+    if score is None:
+        return means
+    gold = {item["id"]: item["label"] for item in config["items"]}
     per_seed = []
     for seed in dict.fromkeys(record["seed"] for record in records):
         own = [record for record in records if record["seed"] == seed]
-        given = {"predictions": [r["answer"] for r in own], "references": [accepted[r["id"]] for r in own]}
-        per_seed.append(metric.compute(**given)[whole])
+        per_seed.append(score([r["answer"] for r in own], [gold[r["id"]] for r in own]))
     return {whole: float(np.mean(per_seed)), **means}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from amplify.render import visible
 
@@ -47,11 +48,7 @@ def header(report: Report) -> list[tuple[str, str]]:
     splits = task["splits"]
     n = len(config["items"])
     backend = config["backend"]
-    details = ", ".join(
-        f"{key} {value}"
-        for key, value in backend.items()
-        if key not in ("spec", "backend", "versions") and isinstance(value, (str, int, float)) and value != ""
-    )
+    details = ", ".join(_details({k: v for k, v in backend.items() if k not in ("spec", "backend", "versions")}))
     return [
         ("task", f"{task['name']}, {n} of {splits['test']} test items, metric {metric_name(report)}"),
         ("model", backend["spec"] + (f" ({details})" if details else "")),
@@ -60,6 +57,18 @@ def header(report: Report) -> list[tuple[str, str]]:
         ("by guessing", f"chance {percent(task['chance'])}, most frequent label {percent(task['majority'])}"),
         ("versions", ", ".join([f"amplify {config['amplify']}", *(f"{k} {v}" for k, v in config["versions"].items())])),
     ]
+
+
+def _details(described: Mapping[str, Any]) -> list[str]:
+    """What a backend says of itself, hashes cut short, nested values in line."""
+    parts = []
+    for key, value in described.items():
+        if isinstance(value, Mapping):
+            parts += _details(value)
+        elif value not in (None, "", [], {}):
+            text = str(value)
+            parts.append(f"{key} {text[:12] if re.fullmatch('[0-9a-f]{40,}', text) else text}")
+    return parts
 
 
 def progress(report: Report) -> str:
@@ -163,13 +172,19 @@ def as_text(report: Report) -> str:
     if report.comparisons:
         parts.append(aligned(comparisons_table(report)))
     parts.append(verdict(report))
-    if notes := _notes(report):
-        parts.append("\n".join(notes))
+    if said := _notes(report):
+        parts.append("\n".join(said))
     return "\n\n".join(parts)
 
 
 def _notes(report: Report) -> list[str]:
-    return [f"{row.method}: {visible(note)}" for row in report.rows for note in row.notes]
+    return [f"{row.method}: {visible(note)}" for row in report.rows for note in notes(row)]
+
+
+def notes(row: Row) -> list[str]:
+    """What a reader of a row must know."""
+    ties = f"{row.near_ties} of {row.answered} answers are near-ties (two labels within 0.001 in log-probability)"
+    return [*row.notes, ties] if row.near_ties else list(row.notes)
 
 
 def aligned(table: Table) -> str:
@@ -201,9 +216,9 @@ def as_markdown(report: Report) -> str:
     if len(costs := fit_table(report)) > 1:
         parts.append("## Cost of fitting, all seeds together")
         parts.append(_md_table(costs))
-    if notes := _notes(report):
+    if said := _notes(report):
         parts.append("## Notes")
-        parts.append("\n".join(f"- {_md(note)}" for note in notes))
+        parts.append("\n".join(f"- {_md(note)}" for note in said))
     parts.append(f"_{MEANING}_")
     return "\n\n".join(parts) + "\n"
 

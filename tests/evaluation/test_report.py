@@ -116,6 +116,31 @@ def test_macro_f1_is_shown_beside_the_accuracy_of_items():
     assert "accuracy" in str(report)
 
 
+@dataclass(frozen=True)
+class Scoring(Plain):
+    """Gives every label a log-probability; the item's number decides how close the two best are."""
+
+    name: ClassVar[str] = "scoring"
+
+    def fit(self, task, backend, seed):
+        return ScoringProgram("skill=1")
+
+
+class ScoringProgram(fakes.FakeProgram):
+    kind: ClassVar[str] = "scoring"
+
+    def answer(self, examples, backend):
+        gaps = [0.0005 if example.id.endswith("0") else 0.5 for example in examples]
+        return [Answer("good", scores={"good": -1.0, "bad": -1.0 - gap}) for gap in gaps]
+
+
+def test_near_ties_are_counted():
+    report = evaluate(make_task(), ScriptedBackend("echo"), [Scoring(mode="score")])
+    assert report.row("scoring").near_ties == 3
+    for text in (str(report), report.to_html(), report.to_markdown()):
+        assert "3 of 30 answers are near-ties" in text
+
+
 class Page(HTMLParser):
     """Collects tags, and the text inside the data element."""
 

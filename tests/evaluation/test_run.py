@@ -158,11 +158,11 @@ def test_killed_and_started_again_on_transformers(tmp_path, tiny_lm):
     """The same with a model in process, whose label log-probabilities must return to the last bit."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, str(SCRIPT), str(killed), str(tiny_lm)]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
     kill_at(command, environment, killed / "records.jsonl", 14)
     assert not load_report(killed).finished
     for folder in (killed, whole):
-        subprocess.run([*command[:2], str(folder), str(tiny_lm)], env=environment, check=True)
+        fakes.run_model(str(tiny_lm), str(folder))
     same_results(killed, whole)
     assert len({tuple(r["label_scores"].values()) for r in lines(whole)}) > 12
 
@@ -368,6 +368,15 @@ def test_a_plan_asks_nothing_and_equals_the_run():
     assert "zero_shot" in str(expected)
     without = plan(make_task(), None, chosen, limit=20)
     assert "estimated" in str(without)
+
+
+def test_a_plan_of_methods_with_a_proxy_trains_nothing():
+    names = ["few_shot", "amplify", "amplify_no_rationale", "proxy_alone"]
+    few, amplify, shots_only, proxy = plan(make_task(), None, names, seeds=(0, 1), limit=10).rows
+    assert (amplify.calls, amplify.fit_calls) == (20, 2 * len(make_task().validation))
+    assert amplify.prompt_tokens > shots_only.prompt_tokens == few.prompt_tokens
+    assert (proxy.calls, proxy.fit_calls) == (0, 0)
+    assert "estimated" in amplify.note
 
 
 def test_every_program_is_used_as_its_file_gives_it(tmp_path, monkeypatch):

@@ -97,6 +97,7 @@ def test_bonett_price_closed_form():
     assert (got.low, got.high) == pytest.approx((p12 - p21 - half, p12 - p21 + half), abs=1e-12)
 
 
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_equals_statsmodels(p_values):
     expected = multipletests(p_values, method="holm")[1] if p_values else []
