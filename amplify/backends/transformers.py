@@ -1,0 +1,310 @@
+"""A model in this process, through transformers."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import transformers
+
+from amplify import models
+from amplify.backends import text
+from amplify.backends.base import Usage
+from amplify.backends.decoding import decode
+from amplify.backends.packed import PackedModel
+from amplify.backends.tree import Plan, TokenTree, plan, trie
+from amplify.errors import BackendError, CapabilityError, ContextLengthError, DataError, InputError
+from amplify.steering import Steering
+from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TransformersBackend:
+    """A causal language model in this process: generates, scores, and shows its inside (`WhiteBox`).
+
+    Args:
+        model: alias, hub id or folder (`amplify.models.resolve`).
+        dtype: "float32", "bfloat16", "float16"; "auto" is float32 on a CPU and the checkpoint's own elsewhere.
+        device: "cpu", "cuda", "cuda:1" …; None takes a GPU where there is one.
+        max_batch_tokens: tokens per forward pass; None: 256 on a CPU, 4096 elsewhere.
+        max_cache_tokens: cache entries while generating (all prompts of a batch and their new tokens; more where a
+            single prompt needs more); None: 4096 on a CPU, 32768 elsewhere.
+        attn_implementation: "sdpa" or "eager"; None: sdpa where the architecture has it.
+
+    Attributes:
+        model, tokenizer: the transformers objects. The model is in evaluation mode.
+        folder: where the model is.
+
+    Raises:
+        UnknownNameError, DataError: no such model, or it cannot be had or read.
+        InputError: an option's value is wrong.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        max_batch_tokens: int | None = None,
+        max_cache_tokens: int | None = None,
+        attn_implementation: str | None = None,
+    ) -> None:
+        if dtype not in ("auto", *DTYPES):
+            raise InputError(f"dtype is auto, {', '.join(DTYPES)}, not {dtype!r}")
+        for name, value in (("max_batch_tokens", max_batch_tokens), ("max_cache_tokens", max_cache_tokens)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is 1 or more, not {value}")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        cpu = self.device.type == "cpu"
+        self.folder = models.resolve(model)
+        chosen = "float32" if dtype == "auto" and cpu else dtype
+        try:
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
+            self.model = transformers.AutoModelForCausalLM.from_pretrained(
+                self.folder, dtype=DTYPES.get(chosen, "auto"), attn_implementation=attn_implementation
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise DataError(f"{model} cannot be opened as a causal language model: {error}") from error
+        self.model = self.model.to(self.device).eval().requires_grad_(False)
+        self.spec = f"transformers:{model}"
+        self.usage = Usage()
+        config = self.model.config.get_text_config(decoder=True)
+        self.max_context: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_batch_tokens = max_batch_tokens or (256 if cpu else 4096)
+        self.max_cache_tokens = max_cache_tokens or (4096 if cpu else 32768)
+        self._closed = False
+
+    @functools.cached_property
+    def packed(self) -> PackedModel:
+        """The model's packed forward pass.
+
+        Raises:
+            CapabilityError: this architecture has none.
+        """
+        if self._closed:
+            raise BackendError(f"{self.spec} is closed: open it again")
+        return PackedModel(self.model)
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
+    ) -> list[Completion]:
+        """One completion per prompt, in order (see `Generator`).
+
+        What prompts share at their beginning is computed once per call. Only `sampling` decides how to decode: the
+        checkpoint's own penalties and sampling defaults are not applied. A seed gives prompt number i its own random
+        numbers.
+        """
+        _refuse(steering)
+        if not prompts:
+            return []
+        encoded = text.tokenise(self.tokenizer, [text.render(p, self.tokenizer) for p in prompts])
+        for i, e in enumerate(encoded):
+            if not e.ids:
+                raise InputError(f"prompt {i} holds no token: there is nothing to continue")
+            self._fits(len(e.ids), sampling.max_tokens, f"prompt {i}")
+        end_ids = self._end_ids()
+        result: dict[int, Completion] = {}
+
+        def stop_at(i: int, new: list[int]) -> bool:
+            return bool(sampling.stop) and _cut(self._text(encoded[i].ids, new), sampling.stop) is not None
+
+        def done(i: int, new: list[int]) -> None:
+            ended = new[-1] in end_ids
+            written = self._text(encoded[i].ids, new[:-1] if ended else new)
+            cut = _cut(written, sampling.stop)
+            result[i] = Completion(
+                text=written if cut is None else written[:cut],
+                finish_reason="stop" if ended or cut is not None else "length",
+                prompt_tokens=len(encoded[i].ids),
+                completion_tokens=len(new),
+            )
+            self.usage.calls += 1
+            self.usage.prompt_tokens += len(encoded[i].ids)
+            self.usage.completion_tokens += len(new)
+
+        with self._counted(result):
+            decode(
+                self.packed,
+                [e.ids for e in encoded],
+                sampling,
+                end_ids=end_ids,
+                finished=stop_at,
+                done=done,
+                budget=self.max_cache_tokens,
+                chunk=self.max_batch_tokens,
+            )
+        return [result[i] for i in range(len(prompts))]
+
+    def score(
+        self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
+    ) -> list[TokenLogProbs]:
+        """Log-probabilities of `continuations[i]` after `prompts[i]` (see `Scorer`).
+
+        All pairs become one token trie: a prefix shared by many (few-shot examples, an item under several labels) is
+        computed once.
+        """
+        _refuse(steering)
+        rendered = [text.render(p, self.tokenizer) for p in prompts]
+        pairs = text.encode_with_targets(self.tokenizer, rendered, continuations)
+        if not pairs:
+            return []
+        for i, (encoded, start) in enumerate(pairs):
+            self._fits(len(encoded.ids), 0, f"prompt {i} with its continuation")
+            if start == 0:
+                raise InputError(f"prompt {i} holds no token before its continuation, so nothing predicts that")
+        sequences, starts = [e.ids for e, _ in pairs], [s for _, s in pairs]
+        tree, paths = trie(sequences, starts)
+        ends = [0] * len(tree.segments)  # where each node ends, in tokens from the root
+        for node, segment in enumerate(tree.segments):
+            ends[node] = len(segment) + (ends[tree.parents[node]] if tree.parents[node] >= 0 else 0)
+        own = [[n for n in path if ends[n] > start] for path, start in zip(paths, starts, strict=True)]
+        wanted = sorted({n for nodes in own for n in nodes})
+        by_node = dict(zip(wanted, self._tree(plan(tree, wanted)), strict=True))
+        self.usage.calls += len(pairs)
+        self.usage.prompt_tokens += sum(starts)
+        self.usage.completion_tokens += sum(map(len, sequences)) - sum(starts)
+        return [
+            self._log_probs(ids[start:], [p for n in nodes for p in by_node[n]])
+            for ids, start, nodes in zip(sequences, starts, own, strict=True)
+        ]
+
+    def score_tree(
+        self, tree: TokenTree, wanted: Sequence[int], *, steering: Steering | None = None
+    ) -> list[TokenLogProbs]:
+        """Log-probabilities of the wanted nodes' tokens, each given its ancestors only.
+
+        Args:
+            tree: any tree of token segments (see `TokenTree`).
+            wanted: nodes, each with a visible token before it; the first of its tokens is read from the last token of
+                its nearest ancestor that it sees.
+            steering: not yet.
+
+        Returns:
+            One per wanted node, in order. In float32 they equal separate full passes to 1e-4: the sums are the same
+            and only their order differs.
+
+        Raises:
+            InputError: see `tree.plan`.
+            ContextLengthError: a position beyond the window.
+            CapabilityError: the architecture cannot be packed exactly.
+        """
+        _refuse(steering)
+        if not wanted:
+            return []
+        laid = plan(tree, wanted)
+        self._fits(int(laid.positions.max()) + 1, 0, "the tree's longest branch")
+        values = self._tree(laid)
+        self.usage.calls += len(values)
+        self.usage.prompt_tokens += sum(len(tree.segments[a]) for n in wanted for a in tree.path(n)[:-1])
+        self.usage.completion_tokens += sum(map(len, values))
+        return [self._log_probs(tree.segments[n], v) for n, v in zip(wanted, values, strict=True)]
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each rendered prompt, its prefix included."""
+        encoded = text.tokenise(self.tokenizer, [text.render(p, self.tokenizer) for p in prompts])
+        return [len(e.ids) for e in encoded]
+
+    def describe(self) -> dict[str, Any]:
+        """Model, revision or hash, dtype, device and versions."""
+        return {
+            "backend": self.spec,
+            "model": models.identity(self.folder),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
+            "attention": self.model.config._attn_implementation,
+            "max_context": self.max_context,
+            "max_batch_tokens": self.max_batch_tokens,
+            "max_cache_tokens": self.max_cache_tokens,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+
+    def close(self) -> None:
+        """Free the model. Calling it twice is fine."""
+        self.__dict__.pop("packed", None)
+        if not self._closed:
+            self._closed = True
+            del self.model
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _tree(self, laid: Plan) -> list[list[float]]:
+        """Log-probabilities of a plan's wanted tokens, node by node."""
+        with self._counted({}):
+            flat = iter(self.packed.log_probs(laid, self.max_batch_tokens).tolist())
+        return [[next(flat) for _ in range(n)] for n in laid.lengths]
+
+    def _log_probs(self, ids: Sequence[int], values: Sequence[float]) -> TokenLogProbs:
+        return TokenLogProbs(tuple(self._token(i) for i in ids), tuple(ids), tuple(values))
+
+    @functools.lru_cache(maxsize=65536)  # noqa: B019  a backend lives as long as its cache is wanted
+    def _token(self, token_id: int) -> str:
+        return str(self.tokenizer.decode([token_id]))
+
+    def _text(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+        """What the new tokens add to the text. Decoded behind the prompt's end: alone, some tokenizers drop a blank."""
+        before = list(prompt[-4:])
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        base, whole = (str(self.tokenizer.decode(ids, **options)) for ids in (before, [*before, *new]))
+        return whole[len(base) :] if whole.startswith(base) else str(self.tokenizer.decode(list(new), **options))
+
+    def _end_ids(self) -> frozenset[int]:
+        """Tokens that end a completion, from the generation config and the tokenizer."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = list(ends) if isinstance(ends, (list, tuple)) else [ends]
+        return frozenset(e for e in (*ends, self.tokenizer.eos_token_id) if e is not None)
+
+    def _fits(self, tokens: int, new: int, what: str) -> None:
+        if self.max_context is not None and tokens + new > self.max_context:
+            room = f" and {new} new ones" if new else ""
+            raise ContextLengthError(
+                f"{what} has {tokens} tokens{room}, and the model's window holds {self.max_context}: "
+                "use fewer or shorter examples, or a smaller max_tokens"
+            )
+        limit = self.packed.rope_limit
+        if limit is not None and tokens + new > limit:
+            raise CapabilityError(
+                f"{what} goes beyond {limit} tokens, from where this model's rotary angles depend on the longest "
+                "sequence of a pass: shorten it, or use another backend"
+            )
+
+    @contextmanager
+    def _counted(self, completed: dict[int, Completion]) -> Iterator[None]:
+        """Count forwarded tokens, and turn a memory shortage into an error that says what to do."""
+        before = self.packed.forwarded
+        try:
+            yield
+        except torch.OutOfMemoryError as shortage:
+            raise BackendError(
+                f"out of memory on {self.device}: lower max_batch_tokens (now {self.max_batch_tokens}) or "
+                f"max_cache_tokens (now {self.max_cache_tokens})",
+                completed,
+            ) from shortage
+        finally:
+            self.usage.forwarded_tokens += self.packed.forwarded - before
+
+
+def _cut(written: str, stop: Sequence[str]) -> int | None:
+    """Where the earliest stop string begins."""
+    return min((at for s in stop if (at := written.find(s)) >= 0), default=None)
+
+
+def _refuse(steering: Steering | None) -> None:
+    if steering is not None:
+        raise CapabilityError("this version of the transformers backend does not steer")
