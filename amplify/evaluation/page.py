@@ -273,6 +273,13 @@ def _browsing(report: Report) -> dict[str, Any]:
     for r in report.records:
         outcome = 3 if not r["parsed"] else 0 if r["score"] >= 1 else 1 if r["score"] > 0 else 2
         answers[place[r["id"]]].append(
-            [number[r["method"]], r["seed"], visible(r["answer"] or ""), outcome, visible(r["text"])]
+            [number[r["method"]], r["seed"], visible(r["answer"] or ""), outcome, visible(_said(r))]
         )
     return {"methods": methods, "items": items, "answers": answers}
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    """What the model wrote, and how likely it found each label where labels were scored."""
+    scores = sorted(record["label_scores"].items(), key=lambda pair: -(pair[1] if pair[1] is not None else math.inf))
+    listed = [f"{'–' if score is None else f'{score:.3f}'}  {label}" for label, score in scores]
+    return "\n".join([*([record["text"]] if record["text"] else []), *listed])

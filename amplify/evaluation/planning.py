@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from amplify.backends.base import Generator, Usage
-from amplify.evaluation.run import chosen_items, make_methods
+from amplify.evaluation.configuration import chosen_items, make_methods
 from amplify.methods.base import Method, Mode, Program
 from amplify.tasks import Task
 from amplify.values import Completion, Example, Prompt, Rationale, Sampling, TokenLogProbs

