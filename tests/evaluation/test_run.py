@@ -149,8 +149,8 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
         with records.open("ab") as file:
             file.write(b'{"method": "fake", "se')  # what a kill in the middle of a write leaves
         assert not load_report(killed).finished
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([*command[:2], str(whole)], env=environment, check=True, stdout=subprocess.DEVNULL)
+    run(killed)
+    run(whole)
     same_results(killed, whole)
 
 
