@@ -20,6 +20,9 @@ from amplify.backends.packed import PackedModel
 from amplify.backends.tree import Plan, TokenTree, plan, trie
 from amplify.errors import BackendError, CapabilityError, ContextLengthError, DataError, InputError
 from amplify.steering import Steering
+from amplify.steering.attention import check_model
+from amplify.steering.formula import token_spans
+from amplify.steering.packed import Marked, Stream
 from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,7 +64,16 @@ class TransformersBackend:
         for name, value in (("max_batch_tokens", max_batch_tokens), ("max_cache_tokens", max_cache_tokens)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is 1 or more, not {value}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if attn_implementation not in (None, "sdpa", "eager"):
+            raise InputError(
+                f"attn_implementation is sdpa or eager (both take a tree's mask), not {attn_implementation!r}"
+            )
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except RuntimeError as error:
+            raise InputError(f"device is cpu, cuda, cuda:1 and the like, not {device!r}") from error
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError("device is cuda, and this machine (or this build of torch) has none: use device='cpu'")
         cpu = self.device.type == "cpu"
         self.folder = models.resolve(model)
         chosen = "float32" if dtype == "auto" and cpu else dtype
@@ -101,14 +113,15 @@ class TransformersBackend:
         checkpoint's own penalties and sampling defaults are not applied. A seed gives prompt number i its own random
         numbers.
         """
-        _refuse(steering)
         if not prompts:
             return []
-        encoded = text.tokenise(self.tokenizer, [text.render(p, self.tokenizer) for p in prompts])
+        rendered = [text.render(p, self.tokenizer) for p in prompts]
+        encoded = text.tokenise(self.tokenizer, rendered)
         for i, e in enumerate(encoded):
             if not e.ids:
                 raise InputError(f"prompt {i} holds no token: there is nothing to continue")
             self._fits(len(e.ids), sampling.max_tokens, f"prompt {i}")
+        steered = self._stream(steering, rendered, encoded, [len(e.ids) for e in encoded])
         end_ids = self._end_ids()
         result: dict[int, Completion] = {}
 
@@ -132,13 +145,14 @@ class TransformersBackend:
         with self._counted(result):
             decode(
                 self.packed,
-                [e.ids for e in encoded],
+                [e.ids for e in encoded] if steered is None else steered.items,
                 sampling,
                 end_ids=end_ids,
                 finished=stop_at,
                 done=done,
                 budget=self.max_cache_tokens,
                 chunk=self.max_batch_tokens,
+                steered=steered,
             )
         return [result[i] for i in range(len(prompts))]
 
@@ -150,7 +164,6 @@ class TransformersBackend:
         All pairs become one token trie: a prefix shared by many (few-shot examples, an item under several labels) is
         computed once.
         """
-        _refuse(steering)
         rendered = [text.render(p, self.tokenizer) for p in prompts]
         pairs = text.encode_with_targets(self.tokenizer, rendered, continuations)
         if not pairs:
@@ -160,13 +173,14 @@ class TransformersBackend:
             if start == 0:
                 raise InputError(f"prompt {i} holds no token before its continuation, so nothing predicts that")
         sequences, starts = [e.ids for e, _ in pairs], [s for _, s in pairs]
-        tree, paths = trie(sequences, starts)
+        steered = self._stream(steering, rendered, [e for e, _ in pairs], starts)
+        tree, paths = trie(sequences if steered is None else steered.items, starts)
         ends = [0] * len(tree.segments)  # where each node ends, in tokens from the root
         for node, segment in enumerate(tree.segments):
             ends[node] = len(segment) + (ends[tree.parents[node]] if tree.parents[node] >= 0 else 0)
         own = [[n for n in path if ends[n] > start] for path, start in zip(paths, starts, strict=True)]
         wanted = sorted({n for nodes in own for n in nodes})
-        by_node = dict(zip(wanted, self._tree(plan(tree, wanted)), strict=True))
+        by_node = dict(zip(wanted, self._tree(plan(tree, wanted), steered), strict=True))
         self.usage.calls += len(pairs)
         self.usage.prompt_tokens += sum(starts)
         self.usage.completion_tokens += sum(map(len, sequences)) - sum(starts)
@@ -184,7 +198,7 @@ class TransformersBackend:
             tree: any tree of token segments (see `TokenTree`).
             wanted: nodes, each with a visible token before it; the first of its tokens is read from the last token of
                 its nearest ancestor that it sees.
-            steering: not yet.
+            steering: not possible, since a tree of tokens holds no emphasis.
 
         Returns:
             One per wanted node, in order. In float32 they equal separate full passes to 1e-4: the sums are the same
@@ -193,9 +207,10 @@ class TransformersBackend:
         Raises:
             InputError: see `tree.plan`.
             ContextLengthError: a position beyond the window.
-            CapabilityError: the architecture cannot be packed exactly.
+            CapabilityError: the architecture cannot be packed exactly, or steering is asked for.
         """
-        _refuse(steering)
+        if steering is not None:
+            raise CapabilityError("a token tree holds no emphasis to steer towards; steer `score` or `generate`")
         if not wanted:
             return []
         laid = plan(tree, wanted)
@@ -244,10 +259,31 @@ class TransformersBackend:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _tree(self, laid: Plan) -> list[list[float]]:
+    def _stream(
+        self,
+        steering: Steering | None,
+        rendered: Sequence[text.Rendered],
+        encoded: Sequence[text.Encoded],
+        prompt_tokens: Sequence[int],
+    ) -> Stream | None:
+        """What steers a call; None where nothing is steered."""
+        if steering is None:
+            return None
+        check_model(self.model)
+        steering.check(self.model.config, models.identity(self.folder))
+        marked = [
+            Marked(e.ids, token_spans(e.offsets, r.emphasis, steering, r.text), n)
+            for e, r, n in zip(encoded, rendered, prompt_tokens, strict=True)
+        ]
+        return Stream(self.model, steering, marked) if any(m.spans for m in marked) else None
+
+    def _tree(self, laid: Plan, steered: Stream | None = None) -> list[list[float]]:
         """Log-probabilities of a plan's wanted tokens, node by node."""
+        around = None
+        if steered is not None:
+            laid, around = steered.lay(laid), steered.around
         with self._counted({}):
-            flat = iter(self.packed.log_probs(laid, self.max_batch_tokens).tolist())
+            flat = iter(self.packed.log_probs(laid, self.max_batch_tokens, around).tolist())
         return [[next(flat) for _ in range(n)] for n in laid.lengths]
 
     def _log_probs(self, ids: Sequence[int], values: Sequence[float]) -> TokenLogProbs:
@@ -303,8 +339,3 @@ class TransformersBackend:
 def _cut(written: str, stop: Sequence[str]) -> int | None:
     """Where the earliest stop string begins."""
     return min((at for s in stop if (at := written.find(s)) >= 0), default=None)
-
-
-def _refuse(steering: Steering | None) -> None:
-    if steering is not None:
-        raise CapabilityError("this version of the transformers backend does not steer")
