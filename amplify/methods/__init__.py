@@ -18,12 +18,14 @@ from amplify.methods.controls import (
     TestWords,
     TfidfWords,
 )
+from amplify.methods.neighbours import FewShotNearest
 from amplify.methods.prompting import Form, PromptMethod, ShotProgram
 
 _CLASSES: tuple[type[Method], ...] = (
     ZeroShot,
     FewShot,
     FewShotBalanced,
+    FewShotNearest,
     ZeroShotCoT,
     HumanCoT,
     Amplify,
@@ -97,6 +99,7 @@ __all__ = [
     "AnswerFormatOnly",
     "FewShot",
     "FewShotBalanced",
+    "FewShotNearest",
     "Form",
     "HumanCoT",
     "Method",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -68,9 +67,8 @@ class FewShot(PromptMethod):
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """Draw the shots with the seed."""
         check_options(self)
-        chosen, notes = draw(shot_pool(task), self.shots, self.selection, seed)
-        shots = tuple(Demonstration(example) for example in chosen)
-        return ShotProgram(self.form(task), shots, (*self.notes_on(task, backend), *notes))
+        shots = draw(task, self.shots, self.selection, seed)
+        return ShotProgram(self.form(task), shots, self.notes_on(task, backend))
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,8 @@ class FewShotBalanced(PromptMethod):
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """Draw the shots with the seed."""
         check_options(self)
-        chosen, notes = draw(shot_pool(task), self.shots, "balanced", seed)
-        shots = tuple(Demonstration(example) for example in chosen)
-        return ShotProgram(self.form(task), shots, (*self.notes_on(task, backend), *notes))
+        shots = draw(task, self.shots, "balanced", seed)
+        return ShotProgram(self.form(task), shots, self.notes_on(task, backend))
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ class HumanCoT(PromptMethod):
                 f"human_cot needs demonstrations with rationales written by people, and {task.name!r} has none. "
                 "The bbh/* tasks have them; a task file of your own gives them under `cot:`"
             )
-        form = self.form(task, reasons=True, lead=templates.load("lead", "cot").render({}), budget=256, line=False)
+        form = self.form(task, reasons=True, budget=256, line=False)  # the demonstrations show how to begin
         return ShotProgram(form, task.cot[: self.shots or None], self.notes_on(task, backend))
 
 
@@ -132,23 +129,15 @@ def shot_pool(task: Task) -> tuple[Example, ...]:
     raise InputError(f"task {task.name!r} has no training or validation split to take demonstrations from")
 
 
-def draw(pool: Sequence[Example], shots: int, selection: Selection, seed: int) -> tuple[list[Example], tuple[str, ...]]:
-    """Draw shots from a pool in random order; with a note where there are fewer than asked for.
+def draw(task: Task, shots: int, selection: Selection, seed: int) -> tuple[Demonstration, ...]:
+    """Draw shots, in random order.
 
     Raises:
-        InputError: an unknown selection.
+        InputError: an unknown selection, or fewer examples than shots.
     """
-    rng = random.Random(seed)
-    order = rng.sample(pool, len(pool))
-    if selection == "balanced":
-        seen: dict[str | None, int] = {}
-        rank = []
-        for example in order:
-            rank.append(seen.get(example.label, 0))
-            seen[example.label] = rank[-1] + 1
-        first = sorted(range(len(order)), key=rank.__getitem__)[:shots]
-        order = rng.sample([order[i] for i in first], len(first))
-    elif selection != "random":
+    from amplify.demonstrations import select
+
+    if selection not in ("random", "balanced"):
         raise InputError(f"selection is random or balanced, not {selection!r}")
-    chosen = order[:shots]
-    return chosen, (f"{shots} shots asked for, {len(chosen)} in the pool",) if len(chosen) < shots else ()
+    chosen = select(selection, task, shots, seed=seed, pool=shot_pool(task)).shots
+    return tuple(random.Random(seed).sample(chosen, len(chosen)))

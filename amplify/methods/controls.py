@@ -108,7 +108,7 @@ class TestWords(ExplainedMethod):
         notes = self.notes_on(task, backend)
         found = self.explained(task, backend, seed)
         base = in_words(self, task, found, top_words(self, found), notes)
-        kept = keep(found.proxy, task, self.proxy, seed)
+        kept = keep(find_proxy(task, self.proxy, self.epochs, self.lora, seed), task, self.proxy, seed)
         return TestWordsProgram(
             base=base,
             proxy=str(kept.folder),

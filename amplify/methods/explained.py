@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -32,13 +32,11 @@ class Explained:
     """What a fit found, before it is put into words.
 
     Attributes:
-        proxy: what explained.
         shots: selected demonstrations in the order they will have, without rationales; the foil is known.
         attributions: why each shot's gold label is right, one a shot.
         notes, meta: see `ShotProgram`.
     """
 
-    proxy: Proxy
     shots: tuple[Demonstration, ...]
     attributions: tuple[Attribution, ...]
     notes: tuple[str, ...]
@@ -126,61 +124,50 @@ def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Pr
 
 
 def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> Explained:
-    from amplify import demonstrations
     from amplify.attribution.gradients import explain
     from amplify.attribution.words import key_word_mask
+    from amplify.demonstrations import select
 
     pool, notes = _pool(method, task, seed)
     _check_room(method, task, backend)
-
     proxy = find_proxy(task, method.proxy, method.epochs, method.lora, seed)
     proxy.require_head(f"{method.name}: attribution")
 
     before = backend.usage.snapshot()
     shared = {f.name: getattr(method, f.name) for f in fields(PromptMethod) if f.name not in ("max_tokens", "extract")}
     asker = ZeroShot(**shared) if method.probe == "zero_shot" else FewShot(shots=method.shots, **shared)
-    given = [answer.value for answer in asker.fit(task, backend, seed).answer(pool, backend)]
-    wrong = [i for i, example in enumerate(pool) if given[i] != example.label]
+    answers = asker.fit(task, backend, seed).answer(pool, backend)
+    wrong = {e.id: a.value for e, a in zip(pool, answers, strict=True) if a.value != e.label}
 
-    probabilities = proxy.probabilities(pool)
-    gold = [task.labels_of(example).index(str(example.label)) for example in pool]
-    foils = [_foil(task.labels_of(e), g, p, y) for e, g, p, y in zip(pool, given, probabilities, gold, strict=True)]
-    name = method.explainer if method.contrastive else f"{method.explainer}_plain"
-    mask = key_word_mask(task)
-
-    def attributions(chosen: Sequence[int]) -> list[Attribution]:
-        items = [pool[i] for i in chosen]
-        contrast = [foils[i] for i in chosen] if method.contrastive else None
-        return explain(proxy, items, [e.label for e in items], contrast, (name,), mask=mask)[name]
-
-    confidence = [demonstrations.misclassification_confidence(p, y) for p, y in zip(probabilities, gold, strict=True)]
-    rng = random.Random(f"{seed} order")
-    if method.selection == "random":
-        rank = {i: rng.random() for i in range(len(pool))}
-    elif method.selection == "most_faithful":
-        made = attributions(range(len(pool)))
-        faithful = demonstrations.explanation_faithfulness(proxy, pool, made, k=method.k)
-        rank = {i: -value for i, value in enumerate(faithful)}
-    else:
-        rank = {i: -c if method.selection == "mcs_high" else c for i, c in enumerate(confidence)}
-    first = set(wrong) if method.misclassified else set(range(len(pool)))
-    chosen = sorted(range(len(pool)), key=lambda i: (i not in first, rank[i], i))[: method.shots]
-    if filled := sum(i not in first for i in chosen):
-        notes.append(f"the model got only {len(wrong)} of {len(pool)} wrong: {filled} shots are ones it got right")
-    if len(chosen) < method.shots:
-        notes.append(f"{method.shots} shots asked for, {len(chosen)} in the validation split")
-    rng.shuffle(chosen)  # not sorted by confidence, which would put the labels in runs
-
-    return Explained(
+    explainer = method.explainer if method.contrastive else f"{method.explainer}_plain"
+    chosen = select(
+        method.selection,
+        task,
+        method.shots,
+        seed=seed,
+        pool=pool,
+        wrong=wrong if method.misclassified else None,
         proxy=proxy,
-        shots=tuple(Demonstration(pool[i], foil=foils[i], score=confidence[i]) for i in chosen),
-        attributions=tuple(attributions(chosen)),
-        notes=tuple(notes),
+        method=explainer,
+        k=method.k,
+    )
+    # in random order: sorted by confidence the labels would come in runs
+    shots = random.Random(seed).sample(chosen.shots, len(chosen.shots))
+    examples = [shot.example for shot in shots]
+    guesses = proxy.probabilities(examples)
+    foils = [_foil(task.labels_of(e), wrong.get(e.id), str(e.label), p) for e, p in zip(examples, guesses, strict=True)]
+    contrast = foils if method.contrastive else None
+    gold = [example.label for example in examples]
+    made = explain(proxy, examples, gold, contrast, (explainer,), mask=key_word_mask(task))[explainer]
+    return Explained(
+        shots=tuple(replace(shot, foil=foil) for shot, foil in zip(shots, foils, strict=True)),
+        attributions=tuple(made),
+        notes=(*notes, *chosen.notes),
         meta={
             "proxy": {"name": proxy.name, "identity": proxy.identity, "validation": proxy.card.get("validation")},
             "asked": len(pool),
             "wrong": len(wrong),
-            "unparsed": given.count(None),
+            "unparsed": sum(answer.value is None for answer in answers),
             "usage": asdict(backend.usage.since(before)),
         },
     )
@@ -218,8 +205,10 @@ def _check_room(method: ExplainedMethod, task: Task, backend: Generator) -> None
     )
 
 
-def _foil(labels: Sequence[str], given: str | None, probabilities: npt.NDArray[np.float64], gold: int) -> str:
+def _foil(labels: Sequence[str], given: str | None, gold: str, probabilities: npt.NDArray[np.float64]) -> str:
     """The label wrongly given by the model; where it gave none or the right one, the proxy's likeliest wrong one."""
-    if given in labels and given != labels[gold]:
+    if given in labels and given != gold:
         return str(given)
-    return labels[max((i for i in range(len(labels)) if i != gold), key=lambda i: float(probabilities[i]))]
+    return max((pair for pair in zip(probabilities, labels, strict=True) if pair[1] != gold), key=lambda pair: pair[0])[
+        1
+    ]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,10 +152,36 @@ def test_balanced_shots(sentiment: Task) -> None:
         assert sorted(labels) == ["negative"] * 4 + ["positive"] * 4
 
 
-def test_fewer_shots_than_asked_for_is_noted(sentiment: Task) -> None:
-    program = FewShot(shots=50).fit(sentiment, ScriptedBackend(), 0)
-    assert len(program.shots) == 40
-    assert program.notes == ("50 shots asked for, 40 in the pool",)
+def test_more_shots_than_there_are_is_an_error(sentiment: Task) -> None:
+    for name in ("few_shot", "few_shot_balanced", "few_shot_knn"):
+        with pytest.raises(InputError, match="only 40"):
+            make(name, shots=50).fit(sentiment, ScriptedBackend(), 0)
+
+
+def test_shots_come_from_validation_where_there_is_no_train(sentiment: Task) -> None:
+    task = replace(sentiment, train=())
+    assert all(s.example in task.validation for s in FewShot().fit(task, ScriptedBackend(), 0).shots)
+    with pytest.raises(InputError, match="no training or validation split"):
+        FewShot().fit(replace(task, validation=()), ScriptedBackend(), 0)
+
+
+def test_nearest_shots_stand_last(sentiment: Task, tiny_encoder: Path, tmp_path: Path) -> None:
+    from amplify.embeddings import Embedder
+
+    backend = ScriptedBackend(reply=by_word)
+    program = make("few_shot_knn", shots=3, embedder=str(tiny_encoder)).fit(sentiment, backend, 0)
+    embed = Embedder(str(tiny_encoder)).embed
+    keys = embed([s.example.text for s in program.pool])
+    for example in sentiment.test:
+        similarity = keys @ embed([example.text])[0]
+        order = sorted(range(40), key=lambda i: similarity[i])[-3:]
+        shown = [m.content for m in program.prompt(example).messages if m.role == "user"]
+        assert shown[:3] == [f"Review: {program.pool[i].example.text}" for i in order]
+    assert [a.value for a in program.answer(sentiment.test, backend)] == [e.label for e in sentiment.test]
+    program.save(tmp_path / "p.json")
+    assert Program.load(tmp_path / "p.json") == program
+    small = make("few_shot_knn", shots=3, pool=10).fit(sentiment, backend, 1)
+    assert len(small.pool) == 10
 
 
 def test_human_cot(sentiment: Task) -> None:

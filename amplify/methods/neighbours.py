@@ -1,0 +1,136 @@
+"""Few-shot with the training examples nearest to each input (Liu et al. 2022, arXiv 2101.06804)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from amplify.backends.base import Generator
+from amplify.errors import InputError
+from amplify.layout import input_text
+from amplify.methods.base import PromptProgram
+from amplify.methods.baselines import shot_pool
+from amplify.methods.prompting import (
+    Form,
+    PromptMethod,
+    answer_shots,
+    as_example,
+    check_options,
+    demonstration,
+)
+from amplify.values import Answer, Demonstration, Example, Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from amplify.embeddings import Embedder
+    from amplify.tasks import Task
+
+
+@dataclass(frozen=True)
+class FewShotNearest(PromptMethod):
+    """For each input its nearest training examples by sentence embedding, the nearest last.
+
+    Attributes:
+        shots: how many.
+        pool: how many training examples to choose among, drawn with the seed; 0 for all.
+        embedder: model of the embeddings.
+    """
+
+    name: ClassVar[str] = "few_shot_knn"
+
+    shots: int = 8
+    pool: int = 500
+    embedder: str = "minilm"
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> NearestProgram:
+        """Draw the pool.
+
+        Raises:
+            InputError: fewer examples than shots.
+        """
+        check_options(self)
+        every = shot_pool(task)
+        chosen = random.Random(seed).sample(every, min(self.pool or len(every), len(every)))
+        if len(chosen) < self.shots:
+            raise InputError(
+                f"{self.shots} shots were asked for, but there are only {len(chosen)} examples to choose from"
+            )
+        pool = tuple(Demonstration(example) for example in chosen)
+        return NearestProgram(self.form(task), pool, self.shots, self.embedder, self.notes_on(task, backend))
+
+
+@dataclass(frozen=True)
+class NearestProgram(PromptProgram):
+    """Other shots for every input. Needs the embedding model, and nothing else.
+
+    Attributes:
+        form: how prompts look.
+        pool: what shots are chosen from.
+        shots: how many.
+        embedder: model of the embeddings.
+        notes, meta: see `ShotProgram`.
+    """
+
+    kind: ClassVar[str] = "nearest"
+
+    form: Form
+    pool: tuple[Demonstration, ...]
+    shots: int
+    embedder: str
+    notes: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def prompt(self, example: Example | str) -> Prompt:
+        """The prompt for an example or a plain text."""
+        example = as_example(example)
+        return self.form.prompt(example, self.nearest([example])[0])
+
+    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+        """Find each input's shots, then ask; see `ShotProgram.answer`."""
+        return answer_shots(self.form, examples, self.nearest(examples), backend) if examples else []
+
+    def nearest(self, examples: Sequence[Example]) -> list[list[Demonstration]]:
+        """Each input's shots, the nearest last."""
+        from amplify.embeddings import nearest
+
+        keys = _embedded(self.embedder, tuple(input_text(shot.example) for shot in self.pool))
+        queries = _embedder(self.embedder).embed([input_text(example) for example in examples])
+        return [[self.pool[i] for i in reversed(row)] for row in nearest(queries, keys, self.shots)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "form": self.form.to_dict(),
+            "pool": [asdict(shot) for shot in self.pool],
+            "shots": self.shots,
+            "embedder": self.embedder,
+            "notes": list(self.notes),
+            "meta": dict(self.meta),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        held = {
+            "form": Form.from_dict(data["form"]),
+            "pool": tuple(demonstration(shot) for shot in data["pool"]),
+            "notes": tuple(data["notes"]),
+        }
+        return cls(**{**data, **held})
+
+
+@lru_cache(maxsize=2)
+def _embedder(model: str) -> Embedder:
+    from amplify.embeddings import Embedder
+
+    return Embedder(model)
+
+
+@lru_cache(maxsize=4)
+def _embedded(model: str, texts: tuple[str, ...]) -> npt.NDArray[np.float32]:
+    return _embedder(model).embed(list(texts))
