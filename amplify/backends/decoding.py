@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from amplify.backends.packed import LOGIT_BYTES, Around, OnDevice, PackedModel
+from amplify.backends.packed import LOGIT_BYTES, OnDevice, PackedModel
 from amplify.backends.tree import Plan, TokenTree, plan, trie
 from amplify.values import Sampling
+
+if TYPE_CHECKING:
+    from amplify.steering.packed import Stream
 
 
 def prompt_plan(prompts: Sequence[Sequence[int]]) -> Plan:
@@ -53,7 +57,7 @@ def decode(
     done: Callable[[int, list[int]], None],
     budget: int,
     chunk: int,
-    around: Around | None = None,
+    steered: Stream | None = None,
 ) -> None:
     """Continue every prompt.
 
@@ -66,9 +70,11 @@ def decode(
         done: (prompt index, its new tokens), called once per prompt when its batch is through.
         budget: cache entries of one batch, at most, unless a single prompt needs more.
         chunk: tokens per forward pass while prompts are read.
-        around: see `packed.Around`.
+        steered: what steers the passes; `prompts` are then its items instead of token ids.
     """
-    whole = prompt_plan(prompts)
+    whole, around = prompt_plan(prompts), None
+    if steered is not None:
+        whole, around = steered.lay(whole), steered.around
     stream = OnDevice(whole, model.device)
     uniform = _uniform(sampling, len(prompts)).to(model.device)
     cache, kept = model.cache(), np.zeros(0, np.int64)
@@ -117,7 +123,7 @@ def decode(
             position = position + 1
             fresh = torch.eye(len(active), dtype=torch.bool, device=model.device)
             sees = torch.cat([sees, fresh], 1)
-            held = torch.cat([held, torch.full((len(active),), -1, device=model.device)])
+            held = torch.cat([held, -1 - torch.tensor([batch[k] for k in active], device=model.device)])
             spared = torch.cat([spared, torch.zeros(len(active), dtype=torch.bool, device=model.device)])
             key_positions = torch.cat([key_positions, position])
             logits = model.step(chosen, position, sees, key_positions, cache, held, around)

@@ -9,7 +9,6 @@ keep half precision exact to 16 bits.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +52,7 @@ class Plan:
     tail: Tensor
     sink: Tensor
     decode: Tensor
-    at: Tensor | None = None  # where keys do not stand in columns' order: the column of each key of this pass, or -1
+    at: Tensor | None = None  # where keys do not stand in columns' order: the column of each key of this pass
     past: int = 0  # columns that the cache holds before this forward pass
     queries: int = 0  # columns of this forward pass
     made: dict[Any, Any] = field(default_factory=dict)  # what the layers of one forward pass share
@@ -133,7 +132,7 @@ def steered(model: PreTrainedModel, what: Plan) -> Iterator[None]:
     decoder = model.get_decoder()
     config = decoder.config
     name = _register(base)
-    signature = _signature(type(decoder))
+    signature = inspect.signature(type(decoder).forward)
 
     def begin(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = signature.bind_partial(module, *args, **kwargs).arguments
@@ -159,11 +158,6 @@ def steered(model: PreTrainedModel, what: Plan) -> Iterator[None]:
         if handle is not None:
             handle.remove()
         what.made.clear()
-
-
-@functools.cache
-def _signature(decoder: Any) -> inspect.Signature:
-    return inspect.signature(decoder.forward)
 
 
 def check_model(model: PreTrainedModel) -> str:
@@ -334,9 +328,8 @@ def _columns(what: Plan, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
     The cache may hold fewer keys than there were tokens (a sliding window: the last ones) or more (a static one).
     """
-    if what.at is not None:  # -1 is the element appended
-        weights = torch.cat([what.weights, what.tail[:, None]], 1)[:, what.at]
-        return weights, functional.pad(what.sink, (0, 1))[:, what.at]
+    if what.at is not None:
+        return what.weights[:, what.at], what.sink[:, what.at]
     keys, seen = key.shape[2], what.past + what.queries
     first = max(seen - keys, 0)
     if (made := what.made.get(("columns", first, keys))) is None:
@@ -393,7 +386,7 @@ def _gate(what: Plan, gate: Tensor, query: Tensor) -> Tensor:
     columns = what.decode.shape[1]
     decode = what.decode[:, what.past : what.past + what.queries]
     if what.at is not None:
-        decode = functional.pad(what.decode, (0, 1), value=True)[:, what.at[-what.queries :]]
+        decode = what.decode[:, what.at[-what.queries :]]
     elif what.past + what.queries > columns:
         behind = what.past + what.queries - max(columns, what.past)
         decode = functional.pad(decode, (0, behind), value=True)

@@ -1,0 +1,202 @@
+"""Steering of one request, as plain JSON that travels to a vLLM engine beside token ids.
+
+It holds token spans with their factors and the head set, nothing of text, so that the client tokenises and the engine
+never guesses. No torch and no vLLM here: clients, servers and engine processes share it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from amplify.errors import CapabilityError, InputError
+from amplify.steering.formula import TokenSpan, generated_log_weight, key_log_weights, token_spans
+from amplify.steering.spec import Schedule, Steering
+
+KEY = "amplify_steering"
+"""Name in `SamplingParams.extra_args` (HTTP: `vllm_xargs`), and of the switch in `additional_config`."""
+
+PROBE = "probe"
+"""A value that every engine with the plugin refuses, and that one without it ignores: how a client tells them apart."""
+
+if TYPE_CHECKING:
+    from amplify.backends.text import Rendered
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+_KEYS = ("heads", "spans", "prompt", "exempt_generated", "spare_sink", "schedule")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What an engine is told about one request.
+
+    Attributes:
+        spans: emphasised tokens of the prompt, ascending and disjoint, with their factors.
+        prompt: tokens of the prompt; those behind it are generated, or scored.
+        steering: heads and options; its strength is in the spans already.
+    """
+
+    spans: tuple[TokenSpan, ...]
+    prompt: int
+    steering: Steering
+
+    def to_json(self) -> str:
+        """One line."""
+        heads = self.steering.heads
+        data: dict[str, Any] = {
+            "spans": [[s.start, s.end, s.weight] for s in self.spans],
+            "prompt": self.prompt,
+            "heads": None if heads is None else {str(k): list(v) for k, v in heads.items()},
+        }
+        for name in ("exempt_generated", "spare_sink"):
+            if getattr(self.steering, name):
+                data[name] = True
+        if self.steering.schedule != "both":
+            data["schedule"] = self.steering.schedule
+        return json.dumps(data, sort_keys=True)
+
+    @functools.cached_property
+    def _prompt_log_weights(self) -> Floats:
+        length = max(self.prompt, self.spans[-1].end)
+        return np.array(key_log_weights(self.spans, self.prompt, length, self.steering), np.float32)
+
+    @functools.cached_property
+    def _tail(self) -> float:
+        return generated_log_weight(self.spans, self.steering)
+
+    def key_log_weights(self, start: int, end: int) -> Floats:
+        """log w of the keys of tokens [start, end)."""
+        out = np.full(end - start, self._tail, np.float32)
+        known = self._prompt_log_weights[start:end]
+        out[: len(known)] = known
+        return out
+
+    def gate(self, start: int, end: int) -> Bools:
+        """Which of the query rows [start, end) are steered."""
+        at = np.arange(start, end)
+        if self.steering.schedule == "both":
+            return np.ones(len(at), np.bool_)
+        return at < self.prompt if self.steering.schedule == "prefill" else at >= self.prompt
+
+    @property
+    def first(self) -> int:
+        """The first token whose attention differs from a plain request's: keys and values before it can be shared."""
+        return 0 if self.steering.spare_sink else self.spans[0].start
+
+    @property
+    def digest(self) -> str:
+        """Equal for requests whose keys and values are equal where their tokens are."""
+        steering = self.steering
+        bounded = steering.exempt_generated or steering.schedule != "both"
+        what = json.loads(self.to_json())
+        if not bounded:
+            del what["prompt"]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def check(self, layers: int, heads: int, tokens: int) -> None:
+        """Make sure that it fits a model and a request.
+
+        Args:
+            layers: of the model.
+            heads: query heads in each.
+            tokens: of the request as it was sent.
+
+        Raises:
+            InputError: what does not fit.
+        """
+        self.steering.resolve(layers, heads)
+        if self.prompt > tokens:
+            raise InputError(f"steering speaks of a prompt of {self.prompt} tokens; the request has {tokens}")
+        if self.spans[-1].end > tokens:
+            raise InputError(f"a span ends at token {self.spans[-1].end}, outside the request's {tokens} tokens")
+
+
+def payload(steering: Steering, spans: Sequence[TokenSpan], prompt: int) -> str | None:
+    """The JSON to send with a request, or None where its prompt marks nothing.
+
+    Raises:
+        CapabilityError: a mode that engines do not offer.
+    """
+    if steering.dynamic:
+        raise CapabilityError(
+            f"mode {steering.mode!r} needs each row's attention mass before the factor is known, which takes a second "
+            "attention pass that vLLM does not offer. Use a transformers: backend, or mode 'pasta' or 'instaboost'."
+        )
+    return Payload(tuple(spans), prompt, steering).to_json() if spans else None
+
+
+def payloads(
+    steering: Steering | None, prompts: Sequence[tuple[Rendered, Sequence[tuple[int, int]], int]]
+) -> list[str | None]:
+    """What to send with each request of a batch.
+
+    Args:
+        steering: of the call; None for a plain one.
+        prompts: the rendered prompt, offsets of the request's tokens, and how many of them are the prompt's.
+
+    Raises:
+        InputError: a span that holds no token, or spans that contradict each other.
+        CapabilityError: a mode that engines do not offer.
+    """
+    if steering is None:
+        return [None] * len(prompts)
+    return [
+        payload(steering, token_spans(offsets, rendered.emphasis, steering, rendered.text), count)
+        for rendered, offsets, count in prompts
+    ]
+
+
+@functools.lru_cache(maxsize=4096)
+def parse(text: str) -> Payload:
+    """Read what `payload` wrote.
+
+    Raises:
+        InputError: it is not JSON, misses or has unknown keys, or a value is wrong.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{KEY} is not JSON: {error}") from error
+    if not isinstance(data, Mapping) or not {"heads", "spans", "prompt"} <= data.keys() <= set(_KEYS):
+        raise InputError(f"{KEY} is an object with heads, spans, prompt and perhaps {', '.join(_KEYS[3:])}")
+    prompt = data["prompt"]
+    if not _whole(prompt) or prompt < 1:
+        raise InputError(f"prompt is the number of the prompt's tokens, got {prompt!r}")
+    schedule = data.get("schedule", "both")
+    if schedule not in get_args(Schedule):
+        raise InputError(f"schedule is one of {', '.join(get_args(Schedule))}, got {schedule!r}")
+    # "instaboost" carries no rule about heads and no strength of its own: the spans have theirs
+    steering = Steering(
+        heads=data["heads"],
+        mode="instaboost",
+        exempt_generated=data.get("exempt_generated", False),
+        spare_sink=data.get("spare_sink", False),
+        schedule=schedule,
+    )
+    spans, end = [], 0
+    for span in data["spans"] if isinstance(data["spans"], list) else []:
+        if not isinstance(span, list) or len(span) != 3 or not _whole(span[0]) or not _whole(span[1]):
+            raise InputError(f"a span is [first token, one past the last, factor], got {span!r}")
+        if not end <= span[0] < span[1]:
+            raise InputError(f"token spans are ascending, disjoint and not empty; [{span[0]}, {span[1]}) is not")
+        factor, end = span[2], span[1]
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise InputError(f"a span's factor is a number above 0, got {factor!r}")
+        spans.append(TokenSpan(span[0], span[1], float(factor)))
+    if not spans:
+        raise InputError("spans is a list of at least one [first token, one past the last, factor]")
+    return Payload(tuple(spans), prompt, steering)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

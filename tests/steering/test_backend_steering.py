@@ -1,0 +1,126 @@
+"""Steering through the transformers backend: packed scoring and decoding against one plain sequence at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from steering_reference import reference_logprobs
+from transformers import AutoModelForCausalLM
+
+from amplify import Prompt, Sampling, Span, Steering, open_backend, parse_emphasis
+from amplify.backends import text
+from amplify.errors import CapabilityError, InputError
+
+TOLERANCE = 1e-4
+STEERINGS = [
+    Steering(heads={0: [1], 1: [0, 3], 2: [2]}, alpha=0.01),
+    Steering(heads={0: [1, 2], 2: [0]}, alpha=0.1, exempt_generated=True, spare_sink=True),
+    Steering(heads={0: [1, 2], 2: [0]}, schedule="decode"),
+    Steering(heads={0: [1, 2], 2: [0]}, schedule="prefill", exempt_generated=True),
+    Steering(mode="instaboost", bonus=1.0),
+    Steering(heads={1: [0, 1]}, mode="spotlight", target=0.7, spare_sink=True),
+    Steering(heads={1: [0, 1]}, mode="target_mass", target=0.5),
+]
+PROMPTS = [
+    parse_emphasis("Great phone, **terrible battery**. The answer is"),
+    parse_emphasis("Great phone, terrible **battery**. The answer is"),
+    parse_emphasis("Great phone, terrible battery. The answer is"),
+    parse_emphasis("<em weight=7>Great</em> phone, terrible <em weight=0.1>battery</em>. The answer is", prefix="A"),
+    parse_emphasis("Paris is the capital of **France**. The answer is", raw=True),
+]
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_lm):
+    with open_backend(f"transformers:{tiny_lm}", dtype="float32", max_batch_tokens=16) as b:
+        yield b
+
+
+@pytest.fixture(scope="module")
+def independent(tiny_lm):
+    return AutoModelForCausalLM.from_pretrained(tiny_lm, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def marks(tokenizer, prompt, continuation=""):
+    """Token ids, and emphasised tokens found one by one."""
+    rendered = text.render(prompt, tokenizer)
+    whole = text.Rendered(rendered.text + continuation, rendered.chat)
+    encoded = text.tokenise(tokenizer, [whole])[0]
+    spans = []
+    for span in rendered.emphasis:
+        inside = [i for i, (a, b) in enumerate(encoded.offsets) if set(range(a, b)) & set(range(span.start, span.end))]
+        spans.append((inside[0], inside[-1] + 1, span.weight))
+    start = next((i for i, (_, b) in enumerate(encoded.offsets) if b > len(rendered.text)), len(encoded.ids))
+    return list(encoded.ids), spans, start
+
+
+def fits(steering):
+    return [p for p in PROMPTS if not (steering.dynamic and any(s.weight for s in p.emphasis))]
+
+
+@pytest.mark.parametrize("steering", STEERINGS, ids=lambda s: f"{s.mode}-{s.schedule}-{s.exempt_generated}")
+def test_scores_match_the_reference(backend, independent, steering):
+    prompts = [p for p in fits(steering) for _ in range(2)]
+    continuations = [" positive", " negative. Paris"] * (len(prompts) // 2)
+    for prompt, target, got in zip(
+        prompts, continuations, backend.score(prompts, continuations, steering=steering), strict=True
+    ):
+        ids, spans, start = marks(backend.tokenizer, prompt, target)
+        expected = reference_logprobs(independent, ids, steering, spans, start)
+        for k, value in enumerate(got.logprobs, start=start):
+            assert value == pytest.approx(expected[k - 1, ids[k]].item(), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("steering", STEERINGS, ids=lambda s: f"{s.mode}-{s.schedule}-{s.exempt_generated}")
+def test_greedy_text_matches_the_reference(backend, independent, steering):
+    prompts = fits(steering)
+    done = backend.generate(prompts, Sampling(max_tokens=8), steering=steering)
+    for prompt, completion in zip(prompts, done, strict=True):
+        ids, spans, start = marks(backend.tokenizer, prompt)
+        grown = list(ids)
+        while len(grown) < len(ids) + completion.completion_tokens:
+            row = reference_logprobs(independent, grown, steering, spans, start)[-1]
+            assert row.topk(2).values.diff().abs() > TOLERANCE, "a tie would make this test uncertain"
+            grown.append(int(row.argmax()))
+        written = grown[len(ids) :]
+        if written[-1] == backend.tokenizer.eos_token_id:
+            written.pop()
+        assert completion.text == backend.tokenizer.decode(written, skip_special_tokens=True)
+
+
+def test_unmarked_prompts_are_untouched(backend):
+    plain = Prompt(text="Great phone")
+    steering = STEERINGS[0]
+    assert backend.score([plain], [" terrible"], steering=steering) == backend.score([plain], [" terrible"])
+    marked = Prompt(text="Great phone", emphasis=(Span(0, 5),))
+    assert backend.score([marked], [" terrible"], steering=steering) != backend.score([plain], [" terrible"])
+    both = backend.score([plain, marked], [" terrible"] * 2, steering=steering)
+    assert both[0].total == pytest.approx(backend.score([plain], [" terrible"])[0].total, abs=1e-5)
+
+
+def test_bad_steering_is_refused_and_the_backend_goes_on(backend):
+    prompt = parse_emphasis("Great **phone**", raw=True)
+    for steering, says in (
+        (Steering(heads={7: [0]}), "layer 7"),
+        (Steering(heads={0: [9]}), "head 9"),
+        (Steering(heads={0: [0]}, model={"layers": 30}), "layers 30 against 3"),
+    ):
+        with pytest.raises(InputError, match=says):
+            backend.score([prompt], [" terrible"], steering=steering)
+    torn = Prompt(text="Great phone", emphasis=(Span(0, 5), Span(2, 8, 3.0)))
+    with pytest.raises(InputError, match="overlapping spans must agree"):
+        backend.generate([torn], Sampling(max_tokens=2), steering=STEERINGS[0])
+    from amplify.backends.tree import TokenTree
+
+    with pytest.raises(CapabilityError, match="holds no emphasis"):
+        backend.score_tree(TokenTree(((1, 2), (3,)), (-1, 0)), [1], steering=STEERINGS[0])
+    assert backend.score([prompt], [" terrible"])[0].total < 0
+
+
+def test_a_shared_beginning_is_still_forwarded_once(backend):
+    shots = "The answer is positive. Great phone, terrible battery. " * 5
+    prompts = [Prompt(text=shots + f"Paris is {w}", emphasis=(Span(len(shots), len(shots) + 5),)) for w in "ABCD"]
+    before = backend.usage.snapshot()
+    backend.score(prompts, [" good"] * 4, steering=STEERINGS[0])
+    used = backend.usage.since(before)
+    assert used.forwarded_tokens < 0.5 * (used.prompt_tokens + used.completion_tokens)
