@@ -51,7 +51,7 @@ def as_html(report: Report) -> str:
         scores_plot=_scores_plot(report),
         differences_plot=_differences_plot(report),
         programs=programs,
-        opened=next((p["file"] for p in programs if p["cards"]), None),
+        opened=_opened(programs),
         data=_browsing(report),
         outcomes=("right", "partly", "wrong", "unparsed"),
     )
@@ -203,6 +203,12 @@ def _programs(report: Report, markup: Any) -> list[dict[str, Any]]:
             }
         )
     return shown
+
+
+def _opened(programs: Sequence[Mapping[str, Any]]) -> str | None:
+    """The program to show at once: the first whose shots have reasons, else the first that has shots."""
+    reasons = [p["file"] for p in programs if any(card["rationale"] for card in p["cards"])]
+    return next(iter(reasons), next((p["file"] for p in programs if p["cards"]), None))
 
 
 def _turns(prompt: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from amplify.backends.base import Generator
-from amplify.errors import BackendError, InputError, RunError
+from amplify.errors import BackendError, ContextLengthError, InputError, RunError
 from amplify.evaluation import folder as store
 from amplify.evaluation.configuration import chosen_items, configuration, make_methods, scorer
 from amplify.evaluation.folder import Cell, Json
 from amplify.evaluation.report import Report, load_report
-from amplify.methods.base import Method, Mode, Program
+from amplify.methods.base import Method, Mode, Program, PromptProgram
 from amplify.tasks import Task
 from amplify.values import Answer, Example, Prompt
 
@@ -65,6 +65,7 @@ def evaluate(
         InputError: repeated methods or seeds, mixed modes, a test item among the shots of a program. Raised before
             anything is answered.
         UnknownNameError: no such method, option or baseline.
+        ContextLengthError: a prompt does not fit the model's window; raised before anything is answered.
         RunError: the folder is in use, belongs to another configuration, or cannot be written.
         BackendError: the model failed; finished batches are kept.
     """
@@ -112,8 +113,9 @@ def _run(
     total = sum(len(places) for _, _, places in plan)
     with _says_how_to_resume(path if kept else None):
         programs = _fit_all(path, config, task, backend, methods, rows[:whole], progress)
-        _refuse_leaks(task, programs)
         items = {item.id: item for item in chosen_items(task, config["limit"])}
+        _refuse_leaks(task, programs)
+        _refuse_long(list(items.values()), programs, backend)
         _, scores = scorer(task)
         with tqdm(total=total, initial=whole, unit="answer", disable=None if progress else True) as bar:
             for cell, number, places in plan[done:]:
@@ -189,6 +191,21 @@ def _refuse_leaks(task: Task, programs: Mapping[Cell, Program]) -> None:
                 raise InputError(
                     f"test item {shown['id']!r} is among the shots of {cell.method}: {shown['text'][:80]!r}. "
                     "Nothing was answered. Take the item out of the train and validation splits, or out of test"
+                )
+
+
+def _refuse_long(items: Sequence[Example], programs: Mapping[Cell, Program], backend: Generator) -> None:
+    """Refuse now what could only fail in mid-run: a program whose prompt for the longest item leaves no room."""
+    if backend.max_context is None:
+        return
+    longest = max(items, key=lambda item: len(item.text) + sum(map(len, item.options)))
+    for cell, program in programs.items():
+        if isinstance(program, PromptProgram):
+            [tokens] = backend.count_tokens([program.prompt(longest)])
+            if tokens >= backend.max_context:
+                raise ContextLengthError(
+                    f"{cell.method}: the prompt for item {longest.id!r} has {tokens} tokens, and {backend.spec} takes "
+                    f"{backend.max_context}, the answer included. Nothing was answered. Use fewer shots"
                 )
 
 

@@ -17,7 +17,7 @@ import pytest
 from evaluation_fakes import Fake, Plain, make_task, methods, reply
 
 from amplify.backends.scripted import ScriptedBackend
-from amplify.errors import BackendError, InputError, RunError, UnknownNameError
+from amplify.errors import BackendError, ContextLengthError, InputError, RunError, UnknownNameError
 from amplify.evaluation import evaluate, load_report, plan
 from amplify.evaluation.configuration import chosen_items, declare_family
 from amplify.methods.base import Program
@@ -305,6 +305,15 @@ class Copying(Fake):
 def test_a_test_item_under_another_id_is_refused_too(tmp_path):
     with pytest.raises(InputError, match="'new' is among the shots"):
         run(tmp_path, methods=[Copying()])
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_any_answer(tmp_path):
+    task = make_task()
+    long = replace(task.test[20], text=f"item 20 {'very ' * 60}good")  # in the last batches of each method
+    asked = backend(max_context=60)
+    with pytest.raises(ContextLengthError, match=r"plain: the prompt for item 'test-20' has \d+ tokens"):
+        evaluate(replace(task, test=(*task.test[:20], long, *task.test[21:])), asked, [Plain()], out=tmp_path)
+    assert not any("Review:" in text for text in asked.texts)
 
 
 @pytest.mark.parametrize(
