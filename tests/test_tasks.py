@@ -16,7 +16,8 @@ from amplify.errors import DataError, InputError, UnknownNameError
 from amplify.generated_tasks import FIRST_NAMES, coin_flip, last_letters
 from amplify.task_sources import CANARY, bbh_example, rows
 from amplify.task_spec import read_specs, shipped_specs
-from amplify.tasks import Task, content_hash, iter_rows, list_tasks, load_task, read_rows
+from amplify.task_splits import content_hash
+from amplify.tasks import Task, iter_rows, list_tasks, load_task, read_rows
 from amplify.values import Demonstration, Example
 
 BBH_NAMES = """boolean_expressions causal_judgement date_understanding disambiguation_qa dyck_languages formal_fallacies
