@@ -311,16 +311,14 @@ def identity(folder: str | Path) -> dict[str, str]:
         `name`, and `revision` (a hub snapshot's commit) or `sha256` (of the weight files, name by name).
     """
     folder = Path(folder).resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return {"name": repo, "revision": folder.name}
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        weights = {f: e["sha256"] for f, e in manifest["files"].items() if f.endswith(".safetensors")}
-        name = manifest["name"]
-    except (OSError, ValueError, KeyError):
-        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-            repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-            return {"name": repo, "revision": folder.name}
+        name = str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, KeyError, TypeError):
         name = folder.name
-        weights = {p.name: _sha256(p) for p in sorted(folder.glob("*.safetensors"))}
+    weights = {p.name: _sha256(p) for p in folder.glob("*.safetensors")}
     digest = hashlib.sha256("".join(f"{f}:{h}\n" for f, h in sorted(weights.items())).encode()).hexdigest()
     return {"name": name, "sha256": digest}
 
