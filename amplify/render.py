@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from amplify.values import Attribution
@@ -16,8 +16,22 @@ _STRONGEST = 0.55  # opacity at the highest score; the text above stays readable
 _BAR = 12
 _SHOWN = 25
 
-Mark = tuple[int, int, float, str]
-"""Characters [start, end), strength in [−1, 1] and the text to show on hover."""
+
+class Mark(NamedTuple):
+    """What to point out in a text.
+
+    Attributes:
+        start, end: characters [start, end).
+        strength: in [−1, 1]; the sign says for or against.
+        title: shown on hover.
+        cited: underlined, whatever its strength.
+    """
+
+    start: int
+    end: int
+    strength: float
+    title: str
+    cited: bool = False
 
 
 def attribution_text(attribution: Attribution, *, limit: int = _SHOWN) -> str:
@@ -59,7 +73,7 @@ def attribution_marks(attribution: Attribution) -> list[Mark]:
     """One mark per word, strengths relative to the highest absolute score."""
     top = max((abs(score) for score in attribution.scores), default=0.0) or 1.0
     return [
-        (start, end, score / top, f"{_number(score)}{_interval(attribution, i)}")
+        Mark(start, end, score / top, f"{_number(score)}{_interval(attribution, i)}")
         for i, ((start, end), score) in enumerate(zip(attribution.spans, attribution.scores, strict=True))
     ]
 
@@ -72,19 +86,20 @@ def word_marks(text: str, words: Iterable[str]) -> list[Mark]:
     pattern = "|".join(re.escape(word) for word in wanted)
     # look-arounds and not \b: a key word may begin or end with a sign ("'tis", "C++")
     found = re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", text, flags=re.IGNORECASE)
-    return [(m.start(), m.end(), 1.0, "key word") for m in found]
+    return [Mark(m.start(), m.end(), 1.0, "key word") for m in found]
 
 
 def marked_html(text: str, marks: Sequence[Mark]) -> str:
     """The escaped text with its marks as coloured `<mark>` elements; marks that overlap an earlier one are left out."""
     parts, at = [], 0
-    for start, end, strength, title in sorted(marks):
-        if start < at or end > len(text) or not strength:
+    for start, end, strength, title, cited in sorted(marks):
+        if start < at or end > len(text) or not (strength or cited):
             continue
         colour = _FOR if strength > 0 else _AGAINST
+        line = ";text-decoration:underline" if cited else ""
         parts.append(escape(text[at:start]))
         parts.append(
-            f'<mark style="background:rgba({colour},{min(1.0, abs(strength)) * _STRONGEST:.2f});color:inherit" '
+            f'<mark style="background:rgba({colour},{min(1.0, abs(strength)) * _STRONGEST:.2f});color:inherit{line}" '
             f'title="{escape(title)}">{escape(text[start:end])}</mark>'
         )
         at = end

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplify.render import attribution_html, attribution_text, marked_html, visible, word_marks
+from amplify.render import Mark, attribution_html, attribution_text, marked_html, visible, word_marks
 from amplify.values import Attribution
 
 ATTRIBUTION = Attribution(
@@ -73,7 +73,7 @@ def test_no_words_and_zero_scores():
     st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9), st.floats(-1, 1), st.text(max_size=5)), max_size=6),
 )
 def test_whatever_is_marked_the_text_stays(text, pieces):
-    marks = [(start, start + size, strength, title) for start, size, strength, title in pieces]
+    marks = [Mark(start, start + size, strength, title) for start, size, strength, title in pieces]
     page = marked_html(text, marks)
     assert plain(page) == visible(text)
     assert set(re.findall(r"</?(\w+)", page)) <= {"mark"}
@@ -84,6 +84,12 @@ def test_key_words_are_marked_as_whole_words():
     found = [text[start:end] for start, end, *_ in word_marks(text, ["not", "C++", "don't", " "])]
     assert found == ["Not", "C++", "NOT", "don't"]
     assert word_marks(text, []) == []
+
+
+def test_cited_words_are_underlined_whatever_their_strength():
+    page = marked_html("a weak word", [Mark(2, 6, 0.0, "cited", cited=True), Mark(7, 11, 0.0, "not")])
+    assert re.findall(r"<mark[^>]*underline[^>]*>(\w+)</mark>", page) == ["weak"]
+    assert page.count("<mark") == 1
 
 
 def test_control_characters_are_visible():

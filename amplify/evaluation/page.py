@@ -240,10 +240,9 @@ def _card(shot: Demonstration, markup: Any) -> dict[str, Any]:
     made = reason.attribution if reason else None
     if made is not None and made.text == text:
         cited = {word.casefold() for word in words}
-        # the words that the prompt cites stand out; the other scores stay visible, faintly
         marks = [
-            (start, end, strength if word.casefold() in cited else strength * 0.3, title)
-            for word, (start, end, strength, title) in zip(made.words, attribution_marks(made), strict=True)
+            mark._replace(cited=word.casefold() in cited)
+            for word, mark in zip(made.words, attribution_marks(made), strict=True)
         ]
     else:
         marks = word_marks(text, words)
