@@ -15,10 +15,11 @@ import transformers
 from amplify import models
 from amplify.backends import text
 from amplify.backends.base import Usage
+from amplify.backends.checks import check_targets, check_window
 from amplify.backends.decoding import decode
 from amplify.backends.packed import PackedModel
 from amplify.backends.tree import Plan, TokenTree, plan, trie
-from amplify.errors import BackendError, CapabilityError, ContextLengthError, DataError, InputError
+from amplify.errors import BackendError, CapabilityError, DataError, InputError
 from amplify.steering import Steering
 from amplify.steering.attention import check_model
 from amplify.steering.formula import token_spans
@@ -120,7 +121,7 @@ class TransformersBackend:
         for i, e in enumerate(encoded):
             if not e.ids:
                 raise InputError(f"prompt {i} holds no token: there is nothing to continue")
-            self._fits(len(e.ids), sampling.max_tokens, f"prompt {i}")
+        self._fits([len(e.ids) for e in encoded], sampling.max_tokens)
         steered = self._stream(steering, rendered, encoded, [len(e.ids) for e in encoded])
         end_ids = self._end_ids()
         result: dict[int, Completion] = {}
@@ -168,11 +169,9 @@ class TransformersBackend:
         pairs = text.encode_with_targets(self.tokenizer, rendered, continuations)
         if not pairs:
             return []
-        for i, (encoded, start) in enumerate(pairs):
-            self._fits(len(encoded.ids), 0, f"prompt {i} with its continuation")
-            if start == 0:
-                raise InputError(f"prompt {i} holds no token before its continuation, so nothing predicts that")
         sequences, starts = [e.ids for e, _ in pairs], [s for _, s in pairs]
+        check_targets(starts)
+        self._fits([len(ids) for ids in sequences], 0)
         steered = self._stream(steering, rendered, [e for e, _ in pairs], starts)
         tree, paths = trie(sequences if steered is None else steered.items, starts)
         ends = [0] * len(tree.segments)  # where each node ends, in tokens from the root
@@ -214,7 +213,7 @@ class TransformersBackend:
         if not wanted:
             return []
         laid = plan(tree, wanted)
-        self._fits(int(laid.positions.max()) + 1, 0, "the tree's longest branch")
+        self._fits([int(laid.positions.max()) + 1], 0)
         values = self._tree(laid)
         self.usage.calls += len(values)
         self.usage.prompt_tokens += sum(len(tree.segments[a]) for n in wanted for a in tree.path(n)[:-1])
@@ -306,17 +305,13 @@ class TransformersBackend:
         ends = list(ends) if isinstance(ends, (list, tuple)) else [ends]
         return frozenset(e for e in (*ends, self.tokenizer.eos_token_id) if e is not None)
 
-    def _fits(self, tokens: int, new: int, what: str) -> None:
-        if self.max_context is not None and tokens + new > self.max_context:
-            room = f" and {new} new ones" if new else ""
-            raise ContextLengthError(
-                f"{what} has {tokens} tokens{room}, and the model's window holds {self.max_context}: "
-                "use fewer or shorter examples, or a smaller max_tokens"
-            )
+    def _fits(self, tokens: Sequence[int], new: int) -> None:
+        """Refuse what is longer than the window, before any work."""
+        check_window(tokens, new, self.max_context)
         limit = self.packed.rope_limit
-        if limit is not None and tokens + new > limit:
+        if limit is not None and max(tokens) + new > limit:
             raise CapabilityError(
-                f"{what} goes beyond {limit} tokens, from where this model's rotary angles depend on the longest "
+                f"a prompt goes beyond {limit} tokens, from where this model's rotary angles depend on the longest "
                 "sequence of a pass: shorten it, or use another backend"
             )
 

@@ -193,7 +193,7 @@ def test_errors_come_before_any_work(backend: Any) -> None:
         backend.score([PROMPTS[0]], [""])
     with pytest.raises(InputError, match="1 prompts and 2 continuations"):
         backend.score([PROMPTS[0]], ["a", "b"])
-    with pytest.raises(InputError, match="no token before"):
+    with pytest.raises(InputError, match="no token before its continuation"):
         backend.score([Prompt(text="")], ["a"])
     with pytest.raises(InputError, match="holds no token"):
         backend.generate([Prompt(text="")], Sampling())
