@@ -141,8 +141,8 @@ def test_untrained_head_is_refused(tiny_encoder):
             select(strategy, task(), 2, seed=0, proxy=proxy)
 
 
-def test_most_faithful_orders_by_the_drop_it_claims(tiny_encoder):
-    proxy = train_proxy(task(), tiny_encoder, epochs=1, progress=False)
+def test_most_faithful_orders_by_the_drop_it_claims(tiny_encoder, tmp_path):
+    proxy = train_proxy(task(), tiny_encoder, epochs=1, out=tmp_path / "proxy", progress=False)
     found = select("most_faithful", task(), 4, seed=0, proxy=proxy, k=2)
     scores = [shot.score for shot in found.shots]
     assert scores == sorted(scores, reverse=True)

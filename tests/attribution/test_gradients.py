@@ -54,13 +54,13 @@ def quiz() -> Task:
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_encoder) -> Proxy:
-    return train_proxy(reviews(), tiny_encoder, epochs=1, progress=False, seed=1)
+def encoder(tiny_encoder, tmp_path_factory) -> Proxy:
+    return train_proxy(reviews(), tiny_encoder, epochs=1, out=tmp_path_factory.mktemp("encoder"), progress=False)
 
 
 @pytest.fixture(scope="module")
-def pairs(tiny_encoder) -> Proxy:
-    return train_proxy(quiz(), tiny_encoder, epochs=1, progress=False, seed=1)
+def pairs(tiny_encoder, tmp_path_factory) -> Proxy:
+    return train_proxy(quiz(), tiny_encoder, epochs=1, out=tmp_path_factory.mktemp("pairs"), progress=False)
 
 
 @pytest.fixture(scope="module")
