@@ -1,27 +1,22 @@
-"""Where a task's rows come from: local files, a hub data set, or a rule; and how a row becomes an Example."""
+"""Where a task's examples come from: local files, a hub data set, or a rule."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
 from amplify import resources
 from amplify.errors import DataError, InputError
+from amplify.task_rows import bbh_example, column, example, rows
 from amplify.task_spec import TaskSpec
 from amplify.values import Demonstration, Example, Rationale
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"} | {
-    "dev": "validation",
-    "test": "test",
-}
-CANARY = "canary GUID"
+VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(VALIDATION_NAMES, "validation")
 LABEL_FILE = "(label file)"
 
 
@@ -100,169 +95,6 @@ def available(spec: TaskSpec, data: Path | None) -> bool:
     return bool(spec.generate) or (bool(spec.files) and all(locate(spec, n, data) for n in spec.files.values()))
 
 
-def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV, TSV, TXT (tabs), JSON or JSONL file, as mappings.
-
-    Args:
-        path: the file; its ending says what it is.
-        columns: names of the columns where the file has no header.
-
-    Raises:
-        DataError: not readable. InputError: a row that does not fit its header, or is no object.
-    """
-    ending = path.suffix.lower()
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if ending == ".json":
-                yield from _json_rows(path, file.read())
-            elif ending == ".jsonl":
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield _object(path, number, line)
-            else:
-                yield from _table(path, file, "," if ending == ".csv" else "\t", columns)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _table(path: Path, file: TextIO, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL
-    reader = csv.DictReader(file, fieldnames=columns or None, delimiter=delimiter, quoting=quoting, strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise InputError(
-                    f"{path}, line {reader.line_num}: the row has another number of cells than the header "
-                    f"({len(reader.fieldnames or ())}); put quotes around cells that hold {delimiter!r}"
-                )
-            yield dict(row)
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num} is no valid table row: {error}; check its quotes") from error
-
-
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{path}, line {number} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{path}, line {number} is no JSON object")
-    return row
-
-
-def _json_rows(path: Path, content: str) -> list[dict[str, Any]]:
-    if not content.strip():
-        return []
-    try:
-        loaded = json.loads(content)
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    found = loaded.get("examples", loaded.get("data")) if isinstance(loaded, dict) else loaded
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise InputError(f"{path}: a JSON file is a list of objects, or has one under 'examples' or 'data'")
-    return found
-
-
-def column_names(path: Path) -> list[str]:
-    """The columns of a file, from its first row."""
-    return [str(name) for name in next(rows(path), {})]
-
-
-def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallback_id: str = "") -> Example:
-    """The example that a row holds.
-
-    Args:
-        row: column -> value.
-        fields: as in `TaskSpec.fields`; text falls back to the column "text", label to "label".
-        where: file and row, for errors.
-        fallback_id: id of a row without an id column; "" for the beginning of the content's hash.
-
-    Raises:
-        InputError: a column is missing or a text is empty.
-    """
-    source = fields.get("text", "text")
-    parts = [_column(row, name, where) for name in ([source] if isinstance(source, str) else source)]
-    text = " ".join(str(part).strip() for part in parts if part is not None).strip()
-    if not text:
-        raise InputError(f"{where}: the text is empty")
-    if CANARY in text:
-        raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
-    label = _column(row, fields["label"], where) if "label" in fields else None
-    answers = _column(row, fields["answers"], where) if "answers" in fields else ()
-    choices: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    if "choices" in fields:
-        names, options = _choices(row, fields["choices"], where)
-        choices = tuple(LETTERS[: len(options)])
-        label = dict(zip(names, choices, strict=True)).get(str(label), label)
-    plain = json.dumps([text, choices, options], ensure_ascii=False)
-    own = str(_column(row, fields["id"], where)) if "id" in fields else fallback_id
-    used = {str(v) for v in fields.values() if isinstance(v, str)}
-    keep = fields.get("keep", ())
-    extra = [c for c in row if c not in used] if keep == "*" else [keep] if isinstance(keep, str) else keep
-    return Example(
-        id=own or hashlib.sha256(plain.encode()).hexdigest()[:12],
-        text=text,
-        label=None if label is None or str(label) == "" else str(label).strip(),
-        choices=choices,
-        options=options,
-        answers=(answers,) if isinstance(answers, str) else tuple(map(str, answers)),
-        fields={name: _column(row, name, where) for name in extra},
-    )
-
-
-def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
-    if name in row:
-        return row[name]
-    value: Any = row
-    for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            raise InputError(f"{where}: there is no column {name!r}; there are: {', '.join(map(str, row))}")
-        value = value[part]
-    return value
-
-
-def _choices(row: Mapping[str, Any], source: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and texts of the options, from any of the three published layouts."""
-    if isinstance(source, list):  # one column an option, the gold answer counted from 1
-        return tuple(str(i + 1) for i in range(len(source))), tuple(str(_column(row, c, where)) for c in source)
-    value = _column(row, source, where)
-    if isinstance(value, Mapping):  # {"label": [...], "text": [...]}
-        return tuple(map(str, value["label"])), tuple(map(str, value["text"]))
-    if isinstance(value, list) and all(isinstance(v, Mapping) for v in value):  # [{"label": …, "text": …}, …]
-        return tuple(str(v["label"]) for v in value), tuple(str(v["text"]) for v in value)
-    if isinstance(value, list):  # ["…", "…"], the gold answer counted from 0
-        return tuple(str(i) for i in range(len(value))), tuple(map(str, value))
-    raise InputError(f"{where}: {source!r} holds no list of choices")
-
-
-_OPTION = re.compile(r"^\(([A-Z])\)\s*(.*?)\s*$")
-
-
-def bbh_example(text: str, target: str | None, where: str) -> Example:
-    """A Big-Bench-Hard input: the options block is cut off the text and becomes choices and options.
-
-    "(A) …" lines become choices A, B, … with their texts as options and the gold letter as label; "- Yes" lines
-    are the task's fixed labels and only leave the text.
-    """
-    question, _, block = text.partition("\nOptions:\n")
-    lines = [line for line in block.splitlines() if line.strip()]
-    lettered = [match for line in lines if (match := _OPTION.match(line))]
-    if lettered and len(lettered) != len(lines):
-        raise InputError(f"{where}: an option does not begin with its letter")
-    gold = target.strip() if target is not None else None
-    if lettered and gold is not None and re.fullmatch(r"\([A-Z]\)", gold):
-        gold = gold[1]
-    choices = tuple(match[1] for match in lettered)
-    options = tuple(match[2] for match in lettered)
-    if CANARY in text:
-        raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
-    plain = json.dumps([question.strip(), choices, options], ensure_ascii=False)
-    return Example(hashlib.sha256(plain.encode()).hexdigest()[:12], question.strip(), gold, choices, options)
-
-
 def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) -> Found:
     pools: dict[str, list[Example]] = {}
     for split, path in paths.items():
@@ -298,8 +130,8 @@ def _with_labels(
 def _labelled(spec: TaskSpec, row: Mapping[str, Any], where: str, fields: Mapping[str, Any]) -> tuple[Example, str]:
     """The labelled example of a row, and its split where a column names it."""
     if spec.format == "bbh":
-        question = str(_column(row, fields.get("text", "input"), where))
-        item = bbh_example(question, str(_column(row, fields.get("label", "target"), where)), where)
+        question = str(column(row, fields.get("text", "input"), where))
+        item = bbh_example(question, str(column(row, fields.get("label", "target"), where)), where)
     else:
         item = example(row, {k: v for k, v in fields.items() if k != "split"}, where)
     if spec.label_map and item.label is not None and not item.choices:
@@ -310,7 +142,7 @@ def _labelled(spec: TaskSpec, row: Mapping[str, Any], where: str, fields: Mappin
         raise InputError(f"{where}: the label is empty; label the row or leave it out")
     split = ""
     if "split" in fields:
-        name = str(_column(row, fields["split"], where)).strip().lower()
+        name = str(column(row, fields["split"], where)).strip().lower()
         if name not in SPLIT_NAMES:
             raise InputError(f"{where}: the split {name!r} is none of train, validation, test")
         split = SPLIT_NAMES[name]
@@ -351,8 +183,15 @@ def _from_hub(spec: TaskSpec) -> Found:
             if names and 0 <= row[fields["label"]] < len(names):
                 row[fields["label"]] = names[row[fields["label"]]]
             pools[split].append(_labelled(spec, row, f"{hub['path']} {theirs} {number}", fields)[0])
-    revision = str(hub.get("revision") or "main")
+    revision = _commit(loaded) or str(hub.get("revision") or "main")
     return Found(pools, source=f"hub: {hub['path']}", revision=revision, label_names=names)
+
+
+def _commit(loaded: Mapping[str, Any]) -> str:
+    """The commit that the hub served, as the files' addresses tell it; "" for a local folder."""
+    urls = [str(url) for part in loaded.values() for url in (part.info.download_checksums or {})]
+    commits = {match[1] for url in urls if (match := re.search(r"@([0-9a-f]{40})/", url))}
+    return commits.pop() if len(commits) == 1 else ""
 
 
 def _usual_splits(there: Sequence[str]) -> dict[str, str]:

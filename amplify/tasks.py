@@ -17,6 +17,8 @@ from typing import Any
 
 from amplify import task_sources as sources
 from amplify.errors import DataError, InputError, UnknownNameError
+from amplify.task_rows import column_names, rows
+from amplify.task_rows import example as row_example
 from amplify.task_spec import TaskSpec, read_specs, shipped_specs
 from amplify.task_splits import clean, content_hash, split_pools
 from amplify.values import Demonstration, Example
@@ -199,10 +201,10 @@ def _one_spec(path: Path) -> TaskSpec:
 def _file_spec(path: Path, columns: Mapping[str, str]) -> TaskSpec:
     missing = [k for k in ("text", "label") if k not in columns]
     if missing:
-        known = sources.column_names(path)
+        known = column_names(path)
         raise InputError(f"{path}: say which column is the {' and the '.join(missing)}; there are: {', '.join(known)}")
     fields: dict[str, Any] = dict(columns)
-    if "split" not in fields and "split" in sources.column_names(path):
+    if "split" not in fields and "split" in column_names(path):
         fields["split"] = "split"
     return TaskSpec(
         name=path.stem,
@@ -315,8 +317,8 @@ def iter_rows(path: str | Path, text: str, *, id: str | None = None, label: str 
     """
     fields = {name: value for name, value in (("text", text), ("id", id), ("label", label)) if value}
     seen: set[str] = set()
-    for number, row in enumerate(sources.rows(Path(path)), start=1):
-        example = sources.example(row, {**fields, "keep": "*"}, f"{path}, row {number}", fallback_id=f"row-{number}")
+    for number, row in enumerate(rows(Path(path)), start=1):
+        example = row_example(row, {**fields, "keep": "*"}, f"{path}, row {number}", fallback_id=f"row-{number}")
         if example.id in seen:
             raise InputError(f"{path}, row {number}: the id {example.id!r} is used twice; ids must be unique")
         seen.add(example.id)

@@ -14,7 +14,7 @@ import pytest
 from amplify import resources
 from amplify.errors import DataError, InputError, UnknownNameError
 from amplify.generated_tasks import FIRST_NAMES, coin_flip, last_letters
-from amplify.task_sources import CANARY, bbh_example, rows
+from amplify.task_rows import CANARY, bbh_example, rows
 from amplify.task_spec import read_specs, shipped_specs
 from amplify.task_splits import content_hash
 from amplify.tasks import Task, iter_rows, list_tasks, load_task, read_rows
@@ -157,6 +157,9 @@ def test_other_bad_files(tmp_path: Path) -> None:
         load_task(path, text="text", label="label")
     path.write_text('text,label\n"never closed,1\nnext,0\n')
     with pytest.raises(InputError, match="check its quotes"):
+        load_task(path, text="text", label="label")
+    path.write_text("text,text,label\na,b,1\n")
+    with pytest.raises(InputError, match="the header has text twice"):
         load_task(path, text="text", label="label")
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "b"}\nnonsense\n')
     with pytest.raises(InputError, match="line 2 is not JSON"):
@@ -330,6 +333,24 @@ def test_yelp_in_the_published_archive(tmp_path: Path, no_data: None) -> None:
     task = load_task("yelp_sentiment", data=tmp_path)
     assert task.test[0].text.startswith('"Quoted" start')
     assert set(task.labels) == {"negative", "positive"}
+
+
+def test_own_multiple_choice(tmp_path: Path) -> None:
+    body = [{"q": f"question {i}?", "o": ["red", "green", f"blue {i}"], "gold": "green"} for i in range(50)]
+    write_jsonl(tmp_path / "own.jsonl", body)
+    spec = "files: {all: own.jsonl}\nfields: {text: q, choices: o, label: gold}\nsplits: {validation: 10, test: 20}\n"
+    (tmp_path / "own.yaml").write_text(spec)
+    task = load_task(tmp_path / "own.yaml")
+    assert [len(s) for s in (task.train, task.validation, task.test)] == [20, 10, 20]
+    assert {e.label for e in task.test} == {"B"}  # given by its text
+    write_jsonl(tmp_path / "own.jsonl", [{**row, "gold": 2} for row in body])
+    assert {e.label for e in load_task(tmp_path / "own.yaml").test} == {"C"}  # given by its number, from 0
+    write_jsonl(tmp_path / "own.jsonl", [{**row, "o": ["1", "0"], "gold": "1"} for row in body])
+    with pytest.raises(InputError, match="number of one option and the text of another"):
+        load_task(tmp_path / "own.yaml")
+    write_jsonl(tmp_path / "own.jsonl", [{**row, "gold": "violet"} for row in body])
+    with pytest.raises(InputError, match="the label 'violet' is none of A, B, C"):
+        load_task(tmp_path / "own.yaml")
 
 
 def test_bbh_inputs_are_taken_apart() -> None:

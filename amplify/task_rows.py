@@ -1,0 +1,201 @@
+"""From a file to rows, and from a row to an Example."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from amplify.errors import DataError, InputError
+from amplify.values import Example
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CANARY = "canary GUID"
+
+
+def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV, TSV, TXT (tabs), JSON or JSONL file, as mappings.
+
+    Args:
+        path: the file; its ending says what it is.
+        columns: names of the columns where the file has no header.
+
+    Raises:
+        DataError: not readable. InputError: a row that does not fit its header, or is no object.
+    """
+    ending = path.suffix.lower()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if ending == ".json":
+                yield from _json_rows(path, file.read())
+            elif ending == ".jsonl":
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield _object(path, number, line)
+            else:
+                yield from _table(path, file, "," if ending == ".csv" else "\t", columns)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _table(path: Path, file: TextIO, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL
+    reader = csv.DictReader(file, fieldnames=columns or None, delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        twice = [name for name, n in Counter(reader.fieldnames or ()).items() if n > 1]
+        if twice:
+            raise InputError(f"{path}: the header has {', '.join(twice)} twice")
+        for row in reader:
+            if None in row or None in row.values():
+                raise InputError(
+                    f"{path}, line {reader.line_num}: the row has another number of cells than the header "
+                    f"({len(reader.fieldnames or ())}); put quotes around cells that hold {delimiter!r}"
+                )
+            yield dict(row)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num} is no valid table row: {error}; check its quotes") from error
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{path}, line {number} is no JSON object")
+    return row
+
+
+def _json_rows(path: Path, content: str) -> list[dict[str, Any]]:
+    if not content.strip():
+        return []
+    try:
+        loaded = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    found = loaded.get("examples", loaded.get("data")) if isinstance(loaded, dict) else loaded
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise InputError(f"{path}: a JSON file is a list of objects, or has one under 'examples' or 'data'")
+    return found
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a file, from its first row."""
+    return [str(name) for name in next(rows(path), {})]
+
+
+def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallback_id: str = "") -> Example:
+    """The example that a row holds.
+
+    Args:
+        row: column -> value.
+        fields: as in `TaskSpec.fields`; text falls back to the column "text", label to "label".
+        where: file and row, for errors.
+        fallback_id: id of a row without an id column; "" for the beginning of the content's hash.
+
+    Raises:
+        InputError: a column is missing or a text is empty.
+    """
+    source = fields.get("text", "text")
+    parts = [column(row, name, where) for name in ([source] if isinstance(source, str) else source)]
+    text = " ".join(str(part).strip() for part in parts if part is not None).strip()
+    if not text:
+        raise InputError(f"{where}: the text is empty")
+    if CANARY in text:
+        raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
+    label = column(row, fields["label"], where) if "label" in fields else None
+    answers = column(row, fields["answers"], where) if "answers" in fields else ()
+    choices: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    if "choices" in fields:
+        names, options = _choices(row, fields["choices"], where)
+        choices = tuple(LETTERS[: len(options)])
+        if not len(names) == len(options) == len(choices):
+            raise InputError(
+                f"{where}: {len(options)} choices with {len(names)} names; at most {len(LETTERS)} can be told"
+            )
+        label = _letter(label, dict(zip(names, choices, strict=True)), dict(zip(options, choices, strict=True)), where)
+    plain = json.dumps([text, choices, options], ensure_ascii=False)
+    own = str(column(row, fields["id"], where)) if "id" in fields else fallback_id
+    used = {str(v) for v in fields.values() if isinstance(v, str)}
+    keep = fields.get("keep", ())
+    extra = [c for c in row if c not in used] if keep == "*" else [keep] if isinstance(keep, str) else keep
+    return Example(
+        id=own or hashlib.sha256(plain.encode()).hexdigest()[:12],
+        text=text,
+        label=None if label is None or str(label) == "" else str(label).strip(),
+        choices=choices,
+        options=options,
+        answers=(answers,) if isinstance(answers, str) else tuple(map(str, answers)),
+        fields={name: column(row, name, where) for name in extra},
+    )
+
+
+def column(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """The cell of a column; dots reach into objects where no column has the whole name.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise InputError(f"{where}: there is no column {name!r}; there are: {', '.join(map(str, row))}")
+        value = value[part]
+    return value
+
+
+def _letter(label: Any, by_name: Mapping[str, str], by_text: Mapping[str, str], where: str) -> Any:
+    """The letter of a gold answer that the data gives by the option's name, number or text."""
+    found = {table[str(label)] for table in (by_name, by_text) if str(label) in table}
+    if len(found) > 1:
+        raise InputError(f"{where}: the gold answer {label!r} is the number of one option and the text of another")
+    return found.pop() if found else label
+
+
+def _choices(row: Mapping[str, Any], source: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and texts of the options, from any of the three published layouts."""
+    if isinstance(source, list):  # one column an option, the gold answer counted from 1
+        return tuple(str(i + 1) for i in range(len(source))), tuple(str(column(row, c, where)) for c in source)
+    value = column(row, source, where)
+    if isinstance(value, Mapping):  # {"label": [...], "text": [...]}
+        return tuple(map(str, value["label"])), tuple(map(str, value["text"]))
+    if isinstance(value, list) and all(isinstance(v, Mapping) for v in value):  # [{"label": …, "text": …}, …]
+        return tuple(str(v["label"]) for v in value), tuple(str(v["text"]) for v in value)
+    if isinstance(value, list):  # ["…", "…"], the gold answer counted from 0
+        return tuple(str(i) for i in range(len(value))), tuple(map(str, value))
+    raise InputError(f"{where}: {source!r} holds no list of choices")
+
+
+_OPTION = re.compile(r"^\(([A-Z])\)\s*(.*?)\s*$")
+
+
+def bbh_example(text: str, target: str | None, where: str) -> Example:
+    """A Big-Bench-Hard input: the options block is cut off the text and becomes choices and options.
+
+    "(A) …" lines become choices A, B, … with their texts as options and the gold letter as label; "- Yes" lines
+    are the task's fixed labels and only leave the text.
+    """
+    question, _, block = text.partition("\nOptions:\n")
+    lines = [line for line in block.splitlines() if line.strip()]
+    lettered = [match for line in lines if (match := _OPTION.match(line))]
+    if lettered and len(lettered) != len(lines):
+        raise InputError(f"{where}: an option does not begin with its letter")
+    gold = target.strip() if target is not None else None
+    if lettered and gold is not None and re.fullmatch(r"\([A-Z]\)", gold):
+        gold = gold[1]
+    choices = tuple(match[1] for match in lettered)
+    options = tuple(match[2] for match in lettered)
+    if CANARY in text:
+        raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
+    plain = json.dumps([question.strip(), choices, options], ensure_ascii=False)
+    return Example(hashlib.sha256(plain.encode()).hexdigest()[:12], question.strip(), gold, choices, options)
