@@ -92,6 +92,7 @@ class TransformersBackend:
         self.max_context: int | None = getattr(config, "max_position_embeddings", None)
         self.max_batch_tokens = max_batch_tokens or (256 if cpu else 4096)
         self.max_cache_tokens = max_cache_tokens or (4096 if cpu else 32768)
+        self._tokens: dict[int, str] = {}
         self._closed = False
 
     @functools.cached_property
@@ -288,9 +289,10 @@ class TransformersBackend:
     def _log_probs(self, ids: Sequence[int], values: Sequence[float]) -> TokenLogProbs:
         return TokenLogProbs(tuple(self._token(i) for i in ids), tuple(ids), tuple(values))
 
-    @functools.lru_cache(maxsize=65536)  # noqa: B019  a backend lives as long as its cache is wanted
     def _token(self, token_id: int) -> str:
-        return str(self.tokenizer.decode([token_id]))
+        if token_id not in self._tokens:
+            self._tokens[token_id] = str(self.tokenizer.decode([token_id]))
+        return self._tokens[token_id]
 
     def _text(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """What the new tokens add to the text. Decoded behind the prompt's end: alone, some tokenizers drop a blank."""

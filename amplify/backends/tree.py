@@ -175,11 +175,13 @@ def plan(tree: TokenTree, wanted: Sequence[int]) -> Plan:
     # how many tokens of each node are needed: all where something stands behind them, else all but the last
     needed = [0] * count
     reader: dict[int, int] = {}  # wanted node -> node whose last token predicts its first
+    passed: set[int] = set()  # nodes below which something is needed, and so above all of them too
     for node in dict.fromkeys(wanted):
         needed[node] = max(needed[node], len(tree.segments[node]) - 1)
         unseen = tree.hidden.get(node, frozenset())
         before = tree.parents[node]
-        while before >= 0:
+        while before >= 0 and not (node in reader and before in passed):
+            passed.add(before)
             needed[before] = len(tree.segments[before])
             if node not in reader and tree.segments[before] and before not in unseen:
                 reader[node] = before
