@@ -14,13 +14,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from amplify.backends.base import Usage
-from amplify.backends.checks import check_pairs, check_targets, check_window, own_seed, refuse_steering
+from amplify.backends.checks import check_pairs, check_targets, check_window, own_seed
 from amplify.backends.retry import GiveUpError, TryAgainError, run_all
 from amplify.backends.server import KEY_VARIABLE, Json, Server
 from amplify.errors import CapabilityError, InputError
+from amplify.steering.payload import KEY, PROBE, payloads
 from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
+    from amplify.backends.text import Encoded, Rendered
     from amplify.steering import Steering
 
 
@@ -97,6 +99,7 @@ class OpenAIBackend:
         self._concurrency, self._retries = concurrency, retries
         self._continue, self._token_limit, self._extra = continue_final_message, token_limit, dict(extra_body or {})
         self._server = Server(self.url, timeout)
+        self._steers = False  # until the server has shown it
         self._tokenizer_name = tokenizer
         self._tokenizer: Any = _load_tokenizer(tokenizer) if tokenizer else None
 
@@ -106,14 +109,20 @@ class OpenAIBackend:
         """See `Generator.generate`.
 
         Raises:
-            CapabilityError: an answer prefix on a chat, and neither `tokenizer` nor `continue_final_message` is given.
+            CapabilityError: an answer prefix on a chat, and neither `tokenizer` nor `continue_final_message` is given;
+                or steering, and the server does not steer or `tokenizer` is not given.
         """
-        refuse_steering(steering, self.spec)
-        ids = self._encode(prompts) if self._tokenizer is not None else [None] * len(prompts)
-        counts = [len(i) for i in ids if i is not None] or self.count_tokens(prompts)
-        if self._tokenizer is not None:
+        self._check(steering)
+        ids: Sequence[Sequence[int] | None] = [None] * len(prompts)
+        asked: Sequence[str | None] = [None] * len(prompts)
+        if self._tokenizer is None:
+            counts = self.count_tokens(prompts)
+        else:
+            rendered, encoded = self._encode(prompts)
+            ids, counts = [e.ids for e in encoded], [len(e.ids) for e in encoded]
+            asked = payloads(steering, [(r, e.offsets, len(e.ids)) for r, e in zip(rendered, encoded, strict=True)])
             check_window(counts, sampling.max_tokens, self.max_context)
-        requests = [self._request(prompt, ids[i], sampling, i) for i, prompt in enumerate(prompts)]
+        requests = [self._request(prompt, ids[i], sampling, i, asked[i]) for i, prompt in enumerate(prompts)]
         return run_all(
             [partial(self._complete, *request, count) for request, count in zip(requests, counts, strict=True)],
             who=self.spec,
@@ -125,7 +134,7 @@ class OpenAIBackend:
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Exact with `tokenizer`; without it an estimate of one token per four bytes, and four more per message."""
         if self._tokenizer is not None:
-            return [len(ids) for ids in self._encode(prompts)]
+            return [len(e.ids) for e in self._encode(prompts)[1]]
         texts = [(p.text or "") + "".join(m.content for m in p.messages) + p.prefix for p in prompts]
         return [math.ceil(len(text.encode()) / 4) + 4 * len(p.messages) for p, text in zip(prompts, texts, strict=True)]
 
@@ -168,9 +177,11 @@ class OpenAIBackend:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _request(self, prompt: Prompt, ids: Sequence[int] | None, sampling: Sampling, index: int) -> tuple[str, Json]:
+    def _request(
+        self, prompt: Prompt, ids: Sequence[int] | None, sampling: Sampling, index: int, asked: str | None
+    ) -> tuple[str, Json]:
         """Path and body of the request for prompt number `index` of a batch."""
-        body: Json = {"model": self.model, "temperature": sampling.temperature, **self._extra}
+        body: Json = {"model": self.model, "temperature": sampling.temperature, **self._with(asked)}
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if sampling.temperature > 0:
@@ -219,10 +230,43 @@ class OpenAIBackend:
     def _once(self, call: Callable[[], Json]) -> Json:
         return run_all([call], who=self.spec, concurrency=1, retries=self._retries)[0]
 
-    def _encode(self, prompts: Sequence[Prompt]) -> list[Sequence[int]]:
+    def _encode(self, prompts: Sequence[Prompt]) -> tuple[list[Rendered], list[Encoded]]:
         from amplify.backends.text import render, tokenise
 
-        return [e.ids for e in tokenise(self._tokenizer, [render(p, self._tokenizer) for p in prompts])]
+        rendered = [render(p, self._tokenizer) for p in prompts]
+        return rendered, tokenise(self._tokenizer, rendered)
+
+    def _with(self, asked: str | None) -> Json:
+        """Further fields of a request: the caller's, and its steering."""
+        if asked is None:
+            return self._extra
+        return {**self._extra, "vllm_xargs": {**self._extra.get("vllm_xargs", {}), KEY: asked}}
+
+    def _check(self, steering: Steering | None) -> None:
+        """Refuse steering that would not reach the attention: a server without the plugin ignores what it is sent."""
+        if steering is None or self._steers:
+            return
+        if self._tokenizer is None:
+            raise CapabilityError(
+                f"{self.spec!r} renders chats itself, so spans cannot be placed on its tokens. Pass tokenizer=FOLDER "
+                "(the model's tokenizer): prompts are then rendered and tokenised here, and sent as token ids."
+            )
+        refusal = self._once(self._probe)["refusal"]
+        if KEY not in refusal or "without steering" in refusal:
+            raise CapabilityError(
+                f"{self.spec!r} does not steer attention{f' ({refusal})' if refusal else ''}. Serve the model by vLLM "
+                f"with amplify installed beside it and --additional-config '{{\"{KEY}\": {{}}}}'."
+            )
+        self._steers = True
+
+    def _probe(self) -> Json:
+        ids = self._tokenizer.encode("one two three", add_special_tokens=False)
+        body = {"model": self.model, "prompt": ids, "max_tokens": 1, **self._with(PROBE)}
+        try:
+            self._server.post("/completions", body)
+        except GiveUpError as error:
+            return {"refusal": str(error)}
+        return {"refusal": ""}
 
     def _text_tokens(self, text: str) -> int:
         if self._tokenizer is not None:
@@ -263,13 +307,15 @@ class OpenAIScorer(OpenAIBackend):
         """See `Scorer.score`."""
         from amplify.backends.text import encode_with_targets, render
 
-        refuse_steering(steering, self.spec)
+        self._check(steering)
         check_pairs(prompts, continuations)
-        encoded = encode_with_targets(self._tokenizer, [render(p, self._tokenizer) for p in prompts], continuations)
+        rendered = [render(p, self._tokenizer) for p in prompts]
+        encoded = encode_with_targets(self._tokenizer, rendered, continuations)
+        asked = payloads(steering, [(r, e.offsets, start) for r, (e, start) in zip(rendered, encoded, strict=True)])
         check_targets([start for _, start in encoded])
         check_window([len(e.ids) for e, _ in encoded], 1, self.max_context)  # the API generates at least one token
         return run_all(
-            [partial(self._score, e.ids, start) for e, start in encoded],
+            [partial(self._score, e.ids, start, asked[i]) for i, (e, start) in enumerate(encoded)],
             who=self.spec,
             concurrency=self._concurrency,
             retries=self._retries,
@@ -282,8 +328,9 @@ class OpenAIScorer(OpenAIBackend):
         except GiveUpError:
             return {}
 
-    def _score(self, ids: Sequence[int], start: int) -> TokenLogProbs:
-        body: Json = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0, **self._extra}
+    def _score(self, ids: Sequence[int], start: int, asked: str | None = None) -> TokenLogProbs:
+        extra = self._with(asked)
+        body: Json = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0, **extra}
         if self.way == "prompt_logprobs":
             entries = _choice(self._server.post("/completions", {**body, "prompt_logprobs": 0})).get(self.way)
             values = [(e or {}).get(str(token)) for e, token in zip(entries or [], ids, strict=False)]

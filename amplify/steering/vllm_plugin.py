@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from amplify.errors import InputError
+from amplify.errors import CapabilityError, InputError
 from amplify.steering.payload import KEY, Payload, parse
 
 GATES = 2  # channels in use: a value rounded to the cache's dtype, and what rounding left
@@ -158,6 +158,28 @@ def register() -> None:
     _extend_runners()
     _extend_prefix_cache()
     _extend_front_end()
+
+
+def ready() -> None:
+    """Make sure that engines started from this process will have the plugin.
+
+    Raises:
+        CapabilityError: this vLLM cannot be extended, or its processes would not load the plugin.
+    """
+    from importlib.metadata import entry_points
+
+    from vllm import envs
+
+    register()
+    if MISFIT:
+        raise CapabilityError(MISFIT)
+    if not envs.VLLM_ENABLE_V1_MULTIPROCESSING:
+        return
+    own = [e for e in entry_points(group="vllm.general_plugins") if e.value.startswith(__name__)]
+    if not own:
+        raise CapabilityError("vLLM finds plugins through installed packages: pip install amplify-llm (or -e .) again")
+    if envs.VLLM_PLUGINS is not None and own[0].name not in envs.VLLM_PLUGINS:
+        raise CapabilityError(f"VLLM_PLUGINS leaves out {own[0].name!r}; add it")
 
 
 def _check_signatures() -> None:
@@ -376,13 +398,13 @@ def _extend_front_end() -> None:
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = plain(self, *args, **kwargs)
         try:
+            if KEY in (getattr(request.sampling_params, "extra_args", None) or {}) and not enabled(self.vllm_config):
+                raise InputError(
+                    "this engine was started without steering: start it with "
+                    f"--additional-config '{{\"{KEY}\": {{}}}}' (in process: steering=True)"
+                )
             asks = asked(request.sampling_params)
             if asks is not None:
-                if not enabled(self.vllm_config):
-                    raise InputError(
-                        "this engine was started without steering: start it with "
-                        f"--additional-config '{{\"{KEY}\": {{}}}}' (in process: steering=True)"
-                    )
                 if request.prompt_token_ids is None:
                     raise InputError("steering needs a prompt of token ids, not of embeddings")
                 model = self.model_config
