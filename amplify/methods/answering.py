@@ -68,11 +68,11 @@ def answer_prompts(
     stop = (*style.stop, style.marker) if style.mode == "score" else style.stop
     written = backend.generate(prompts, Sampling(max_tokens=style.max_tokens, stop=stop))
     if style.mode == "score":
-        return _score([_behind(p, w.text, style) for p, w in zip(prompts, written, strict=True)],
-                      choices, style, backend, written)  # fmt: skip
+        behind = [_behind(p, w, style) for p, w in zip(prompts, written, strict=True)]
+        return _score(behind, choices, style, backend, written)
     answers = [_read(p, w, c, style) for p, w, c in zip(prompts, written, choices, strict=True)]
     if style.reasons and style.extract:
-        return _extract(prompts, answers, choices, style, backend)
+        return _extract(prompts, written, answers, choices, style, backend)
     return answers
 
 
@@ -138,22 +138,29 @@ def _read(prompt: Prompt, written: Completion, choices: Choices, style: Style) -
     )
 
 
-def _behind(prompt: Prompt, written: str, style: Style) -> Prompt:
+def _behind(prompt: Prompt, written: Completion, style: Style) -> Prompt:
     """The prompt continued by what was written and the marker, ready for the label."""
-    so_far = (prompt.prefix + written).rstrip()
+    so_far = (prompt.prefix + written.text).rstrip()
     gap = " " if so_far or prompt.text is not None else ""
+    if written.finish_reason == "length":
+        gap = "\n"  # a sentence that was cut off would be continued, not answered, on its own line
     return replace(prompt, prefix=f"{so_far}{gap}{style.marker}")
 
 
 def _extract(
-    prompts: Sequence[Prompt], answers: Sequence[Answer], choices: Sequence[Choices], style: Style, backend: Generator
+    prompts: Sequence[Prompt],
+    written: Sequence[Completion],
+    answers: Sequence[Answer],
+    choices: Sequence[Choices],
+    style: Style,
+    backend: Generator,
 ) -> list[Answer]:
     """Ask again, behind the marker, those whose text never came to it (Kojima et al. 2022, arXiv 2205.11916)."""
     merged = list(answers)
     missing = [i for i, a in enumerate(answers) if split_answer(prompts[i].prefix + a.text, style.marker) is None]
-    again = [_behind(prompts[i], answers[i].text, style) for i in missing]
-    written = backend.generate(again, Sampling(max_tokens=_ANSWER_TOKENS, stop=style.stop)) if again else []
-    for i, prompt, completion in zip(missing, again, written, strict=True):
+    again = [_behind(prompts[i], written[i], style) for i in missing]
+    found = backend.generate(again, Sampling(max_tokens=_ANSWER_TOKENS, stop=style.stop)) if again else []
+    for i, prompt, completion in zip(missing, again, found, strict=True):
         first, second = answers[i], _read(prompt, completion, choices[i], style)
         merged[i] = replace(
             second,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from amplify.proxies import Proxy
     from amplify.tasks import Task
 
-RATIONALE_TOKENS = 96
+RATIONALE_TOKENS = 64
 
 
 @dataclass(frozen=True)

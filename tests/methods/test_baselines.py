@@ -120,6 +120,18 @@ def test_a_rationale_without_an_answer_is_asked_for_it_once_more(sentiment: Task
     assert (once.value, once.calls) == (None, 1)
 
 
+def test_a_rationale_cut_off_is_answered_on_a_line_of_its_own(sentiment: Task) -> None:
+    def reply(text: str) -> str:
+        return " negative." if text.endswith("\nThe answer is") else " on" * 50
+
+    for mode in ("generate", "score"):
+        backend = ScriptedBackend(reply=reply)
+        program = ZeroShotCoT(max_tokens=10, mode=mode).fit(sentiment, backend, 0)
+        answer = program.answer(sentiment.test[:1], backend)[0]
+        assert answer.value == "negative"
+        assert answer.rationale.endswith(" on" * 10)
+
+
 def test_without_a_lead_the_model_is_on_its_own(sentiment: Task) -> None:
     backend = ScriptedBackend(reply=by_word)
     program = ZeroShot(lead=False).fit(sentiment, backend, 0)

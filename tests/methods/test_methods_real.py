@@ -1,0 +1,52 @@
+"""Every method on the real SmolLM2 and MiniLM: answers are labels, costs are counted, programs reload."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import amplify
+from amplify.backends.base import Generator
+from amplify.methods import METHODS, Program, make
+from amplify.tasks import Task
+
+pytestmark = pytest.mark.real
+SMALL = {"shots": 3, "epochs": 1, "pool": 12, "max_tokens": 40}
+
+
+@pytest.fixture(scope="module")
+def backend(smollm2: Path) -> Iterator[Generator]:
+    with amplify.open_backend(f"transformers:{smollm2}") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def tickets(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
+    task = amplify.load_task("support_tickets")
+    with pytest.MonkeyPatch.context() as patch:
+        # the proxy of this test is a poor one and does not belong among the user's
+        patch.setenv("AMPLIFY_HOME", str(tmp_path_factory.mktemp("home")))
+        yield replace(task, train=task.train[:40])
+
+
+@pytest.mark.parametrize("mode", ["generate", "score"])
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"human_cot"}))
+def test_method(name: str, mode: str, tickets: Task, backend: Generator, minilm: Path, tmp_path: Path) -> None:
+    fields = METHODS[name].__dataclass_fields__
+    options = {option: value for option, value in SMALL.items() if option in fields}
+    options |= {option: str(minilm) for option in ("proxy", "embedder") if option in fields}
+    program = make(name, mode=mode, **options).fit(tickets, backend, 0)
+    program.save(tmp_path / "program.json")
+    before = backend.usage.snapshot()
+    answers = Program.load(tmp_path / "program.json").answer(tickets.test[:6], backend)
+    spent = backend.usage.since(before)
+    assert all(a.value in tickets.labels or (a.value is None and mode == "generate") for a in answers)
+    assert sum(a.calls for a in answers) == spent.calls
+    assert sum(a.prompt_tokens for a in answers) == spent.prompt_tokens
+    assert sum(a.completion_tokens for a in answers) == spent.completion_tokens
+    if mode == "score":
+        for answer in answers:
+            assert set(answer.scores) == set(tickets.labels)
+            assert answer.value == max(answer.scores, key=answer.scores.__getitem__)
+    assert program.answer(tickets.test[:6], backend) == answers, "the saved program answers differently"
