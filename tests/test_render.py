@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amplify.render import Mark, attribution_html, attribution_text, marked_html, visible, word_marks
@@ -68,6 +68,7 @@ def test_no_words_and_zero_scores():
     assert "<mark" not in attribution_html(nothing)
 
 
+@settings(deadline=None)
 @given(
     st.text(),
     st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9), st.floats(-1, 1), st.text(max_size=5)), max_size=6),

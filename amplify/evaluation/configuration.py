@@ -108,14 +108,20 @@ def make_methods(methods: Sequence[str | Method], mode: Mode, options: Mapping[s
     """
     if isinstance(methods, (str, Method)) or not methods:
         raise InputError("methods is a non-empty list of names or Method objects, e.g. ['zero_shot', 'amplify']")
+    from amplify.methods import METHODS
+
     names = [m for m in methods if isinstance(m, str)]
     own: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name in names:
+        if name not in METHODS:
+            raise UnknownNameError("method", name, METHODS)
     for key, value in options.items():
         name, dot, option = key.partition(".")
         if not dot:
             raise InputError(f"an option is written METHOD.OPTION, e.g. amplify.k, not {key!r}")
         if name not in own:
-            raise UnknownNameError("method", name, names, f"{key!r} sets an option of a method that does not run.")
+            running = f"{key!r} sets an option of a method that does not run."
+            raise UnknownNameError("method", name, names, running)
         own[name][option] = value
     made = [m if isinstance(m, Method) else _make(m, mode, own[m]) for m in methods]
     labels = [m.label for m in made]

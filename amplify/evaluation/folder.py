@@ -71,12 +71,21 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
             else:
                 lines += differences(old[key], new[key], path)
         return lines
+    if _same_shape(old, new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{where}[{i}]")]
     if old == new:
         return []
     shown = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
     if max(map(len, shown)) > 120:
         return [f"{where}: differs"]
     return [f"{where}: {shown[0]} in the folder, {shown[1]} in this call"]
+
+
+def _same_shape(old: Any, new: Any) -> bool:
+    """Whether both are equally long lists of objects, which are then compared one by one."""
+    lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    return lists and all(isinstance(item, dict) for item in (*old, *new))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -209,6 +209,8 @@ def test_another_configuration_is_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(RunError, match=r"seeds: \[0, 1, 2\] in the folder, \[0, 1\] in this call"):
         run(tmp_path, seeds=(0, 1))
+    with pytest.raises(RunError, match=r"methods\[1\]\.options\.skill: 0\.6 in the folder, 0\.7 in this call"):
+        run(tmp_path, methods=[Plain(), Fake(skill=0.7), Fake(skill=0.9)])
     with pytest.raises(RunError, match="batch_size"):
         run(tmp_path, batch_size=5)
     with pytest.raises(RunError, match="methods"):
@@ -327,6 +329,10 @@ def test_a_prompt_that_cannot_fit_is_refused_before_any_answer(tmp_path):
         ({"methods": "few_shot"}, "non-empty list"),
         ({"methods": [Fake(), Fake()]}, "more than once"),
         ({"methods": [Fake(), Plain(mode="score")]}, "one answer mode"),
+        (
+            {"methods": ["fewshot"], "options": {"few_shot.shots": 3}},
+            "unknown method 'fewshot'. Did you mean 'few_shot'",
+        ),
         ({"options": {"k": 3}}, "METHOD.OPTION"),
         ({"options": {"fake.k": 3}}, "sets an option of a method that does not run"),
         ({"baseline": "fale"}, "Did you mean 'fake'"),

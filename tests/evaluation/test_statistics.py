@@ -24,6 +24,7 @@ def test_wilson_equals_statsmodels(right, n, level):
     assert (got.low, got.high) == pytest.approx(proportion_confint(right, n, 1 - level, "wilson"), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_mcnemar_equals_statsmodels(pairs):
     a, b = np.array(pairs, dtype=int).T
@@ -38,6 +39,7 @@ def test_mcnemar_closed_form():
     assert s.mcnemar(a, b).p == pytest.approx(2 * (comb(9, 0) + comb(9, 1)) / 2**9, abs=1e-15)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
 def test_sign_flip_of_zeros_and_ones_is_mcnemar(pairs):
     a, b = np.array(pairs, dtype=float).T
