@@ -13,7 +13,8 @@ from amplify.embeddings import Embedder, nearest
 from amplify.errors import InputError, UnknownNameError
 from amplify.layout import input_text
 from amplify.proxies import Proxy
-from amplify.tasks import Task, content_hash
+from amplify.task_splits import content_hash
+from amplify.tasks import Task
 from amplify.values import Demonstration, Example
 
 STRATEGIES = ("random", "balanced", "knn", "mcs_high", "mcs_low", "most_faithful")
@@ -118,7 +119,7 @@ def select(
             raise InputError(f"{strategy} needs a proxy=: amplify.train_proxy(task)")
         proxy.require_head(f"selection by {strategy}")
         looked_at = preferred if len(preferred) >= shots else [*preferred, *rest]
-        scores = _scores(strategy, proxy, looked_at, wrong or {}, method, k)
+        scores = _scores(strategy, task, proxy, looked_at, wrong or {}, method, k)
         sign = 1.0 if strategy == "mcs_low" else -1.0
         chosen = [e for group in (preferred, rest) for e in sorted(group, key=lambda e: sign * scores.get(e.id, 0.0))][
             :shots
@@ -190,15 +191,22 @@ def _balanced(pool: Sequence[Example], shots: int) -> list[Example]:
 
 
 def _scores(
-    strategy: str, proxy: Proxy, examples: Sequence[Example], wrong: Mapping[str, str | None], method: str, k: int
+    strategy: str,
+    task: Task,
+    proxy: Proxy,
+    examples: Sequence[Example],
+    wrong: Mapping[str, str | None],
+    method: str,
+    k: int,
 ) -> dict[str, float]:
     """Per example id, the misclassification confidence or the faithfulness of its explanation."""
     if strategy == "most_faithful":
         from amplify.attribution.faithfulness import comprehensiveness
         from amplify.attribution.gradients import explain
+        from amplify.attribution.words import key_word_mask
 
         foils = [_foil(proxy, e, wrong.get(e.id)) for e in examples]
-        found = explain(proxy, examples, [e.label for e in examples], foils, [method])[method]
+        found = explain(proxy, examples, [e.label for e in examples], foils, [method], mask=key_word_mask(task))[method]
         values = comprehensiveness(proxy, examples, found, k).tolist()
     else:
         values = [

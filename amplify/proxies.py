@@ -90,6 +90,13 @@ class Proxy:
         """Short name for records: the body and the first digits of the identity."""
         return f"{self.card['body'].get('name', self.kind)}@{self.identity[:12]}"
 
+    def __str__(self) -> str:
+        found = self.card.get("validation", {})
+        good = (
+            "" if found.get("accuracy") is None else f", accuracy {found['accuracy']:.3f} of {found['examples']} others"
+        )
+        return f"{self.kind} proxy {self.name} for {self.card['task']}{good} ({self.folder})"
+
     @property
     def window(self) -> int:
         """Longest sequence in tokens."""

@@ -195,8 +195,8 @@ def _run(
     for column, entries in enumerate(columns):
         for i, place, sign in entries:
             seeds[column, i, place] = sign
-    gradients = _gradients(scores, embeddings, seeds)
-    passes.backward_calls += 1
+    gradients, calls = _gradients(scores, embeddings, seeds)
+    passes.backward_calls += calls
 
     x, g = embeddings.detach().cpu().numpy(), gradients.cpu().numpy()
     for i, (number, row, wanted) in enumerate(jobs):
@@ -208,13 +208,18 @@ def _run(
         item.parts.append((row, x[i, inside], by_answer))
 
 
-def _gradients(scores: Tensor, embeddings: Tensor, seeds: Tensor) -> Tensor:
-    """Gradients of each column: shape (columns, rows, tokens, width). Several columns go back in one batched pass."""
+def _gradients(scores: Tensor, embeddings: Tensor, seeds: Tensor) -> tuple[Tensor, int]:
+    """Gradients of each column, shape (columns, rows, tokens, width), and the backward calls made.
+
+    Several columns go back in one batched pass on a CPU; attention kernels of GPUs have no batched backward.
+    """
     import torch
 
-    if len(seeds) == 1:
-        return torch.autograd.grad(scores, embeddings, seeds[0])[0][None]
-    return torch.autograd.grad(scores, embeddings, seeds, is_grads_batched=True)[0]
+    if len(seeds) > 1 and embeddings.device.type == "cpu":
+        return torch.autograd.grad(scores, embeddings, seeds, is_grads_batched=True)[0], 1
+    last = len(seeds) - 1
+    found = [torch.autograd.grad(scores, embeddings, s, retain_graph=i < last)[0] for i, s in enumerate(seeds)]
+    return torch.stack(found), len(found)
 
 
 def _word_scores(

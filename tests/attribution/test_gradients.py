@@ -122,6 +122,45 @@ def test_equal_to_captum(kind, request):
         np.testing.assert_allclose(p, q, atol=1e-6)
 
 
+def test_long_causal_prompts_equal_captum(causal):
+    long = Example(id="long", text="It is good, but which question is right? " * 20, label="positive")
+    rows = causal.rows(long)
+    assert len(rows[0].ids) > 200
+    got = explain(causal, [long, reviews().train[1]], ["positive"] * 2, ["negative"] * 2, METHODS, batch_tokens=10_000)
+    assert got.passes.backward_calls == 1  # the short one is padded to the long one
+    for method in METHODS:
+        for example, a in zip([long, reviews().train[1]], got[method], strict=True):
+            want = captum_scores(causal, example, "positive", "negative", method)
+            np.testing.assert_allclose(a.scores, want, atol=1e-5 * max(np.abs(want).max(), 1.0))
+
+
+@pytest.mark.parametrize("labels", [("positive", "negative"), ("good phone", "bad battery")])
+def test_two_causal_labels_share_a_row_or_not(tiny_lm, labels):
+    """Labels of one token are two columns of one backward, labels of several tokens two rows: both equal captum."""
+    item = Example(id="x", text="Great phone, terrible battery.", label=labels[0])
+    task = Task(name="t", instruction="Which?", train=(), validation=(), test=(item,), labels=labels)
+    proxy = train_proxy(task, tiny_lm, epochs=0)
+    assert len(proxy.rows(item)) == (1 if labels[0] == "positive" else 2)
+    got = explain(proxy, [item], [labels[0]], [labels[1]], METHODS)
+    assert got.passes.backward == 2
+    for method in METHODS:
+        want = captum_scores(proxy, item, labels[0], labels[1], method)
+        np.testing.assert_allclose(got[method][0].scores, want, atol=1e-5 * max(np.abs(want).max(), 1.0))
+
+
+@pytest.mark.real
+def test_minilm_equals_captum(minilm, tmp_path):
+    """Two steps of training make a head that is not random; equality does not depend on how good it is."""
+    proxy = train_proxy(reviews(), minilm, epochs=2, out=tmp_path / "proxy", progress=False)
+    task = reviews()
+    foils = [next(x for x in LABELS if x != e.label) for e in task.train]
+    got = explain(proxy, task.train, [e.label for e in task.train], foils, METHODS)
+    for method in METHODS:
+        for example, foil, a in zip(task.train, foils, got[method], strict=True):
+            want = captum_scores(proxy, example, example.label, foil, method)
+            np.testing.assert_allclose(a.scores, want, atol=1e-5 * max(np.abs(want).max(), 1.0))
+
+
 def test_untrained_head_is_refused(tiny_encoder):
     proxy = train_proxy(reviews(), tiny_encoder, epochs=0)
     with pytest.raises(InputError, match="train_proxy"):
