@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,15 @@ import numpy as np
 from amplify.errors import InputError, UnknownNameError
 from amplify.textgenshap import gp
 from amplify.textgenshap.exact import MAX_SOURCES, Index, all_coalitions, exact_scores
-from amplify.textgenshap.intervals import half_width, mean_deviation, wild_bootstrap
+from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation, wild_bootstrap
 from amplify.textgenshap.permutation import permutation_scores
 from amplify.textgenshap.regression import lasso_scores, pair_scores
 from amplify.textgenshap.sampling import ends, leverage, paired, shapley_kernel, stands_for, with_complements
 from amplify.textgenshap.surrogates import SURROGATES, corrected
 from amplify.textgenshap.value import CachedValue, Coalitions, Floats, Value
+
+GATE = 0.9  # a control variate below this correlation costs more than it gains
+CONTROL_CALLS = 16  # how many values of the control may be asked for each of the game's
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def _permutation(game: CachedValue, index: Index, budget: int, seed: int) -> _Ra
     if index != "shapley":
         raise InputError("permutation sampling estimates Shapley values; for Banzhaf values use estimator='auto'")
     scores, units = permutation_scores(game, np.random.default_rng(seed), budget)
-    return _Raw(scores, half_width(mean_deviation(units), len(units) - 1), {"units": len(units)})
+    return _Raw(scores, half_width(mean_deviation(units), len(units) - 1 + BORROWED), {"units": len(units)})
 
 
 def _sample_pairs(
@@ -122,7 +126,9 @@ def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> 
         name = min(fits, key=lambda f: fits[f].error)
         best = fits[name]
         columns.append(best.scores)
-        halves.append(half_width(mean_deviation(best.terms, 1 - 1 / weight), len(first) - 1))
+        # every model in it has learned from (folds - 1) / folds of the sample only
+        wider = np.sqrt(best.folds / (best.folds - 1))
+        halves.append(half_width(mean_deviation(best.terms, 1 - 1 / weight) * wider, len(first) - 1))
         chosen.append(name)
     return _Raw(np.stack(columns, axis=1), np.stack(halves, axis=1), {"surrogate": chosen, "pairs": len(first)})
 
@@ -146,21 +152,72 @@ def _gaussian_process(game: CachedValue, index: Index, budget: int, seed: int) -
     game(ends(n))
     pool = _candidates(n, seed)
     batch = max(8, budget // 8)
-    kernels: list[gp.Kernel] = [gp.prior(n)] if game.calls == 2 else []
+    rounds = [game.calls]
     while True:
-        scaled, _, spread = _standardised(game.values)
-        kernels = kernels or [gp.fit(game.coalitions, column) for column in scaled.T]
-        count = min(budget - game.calls, batch if game.calls > 2 else max(batch, n))
+        seen = game.coalitions
+        scaled, _, _ = _standardised(game.values)
+        kernels = [gp.prior(n)] if len(seen) == 2 else [gp.fit(seen, column) for column in scaled.T]
         shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
-        picked = gp.Design(shared, game.coalitions, pool, index).pick(count)
+        count = min(budget - game.calls, batch if game.calls > 2 else max(batch, n))
+        picked = gp.Design(shared, seen, pool, index).pick(count)
         if not len(picked):
-            break
+            return _condition(seen, game.values, rounds, index)
         game(picked)
-        kernels = []
-    found = [gp.posterior(k, game.coalitions, column, index) for k, column in zip(kernels, scaled.T, strict=True)]
-    scores = np.stack([f.scores for f in found], axis=1) * spread
-    half = np.stack([half_width(f.deviation * max(f.stretch, 1.0), game.calls - n) for f in found], axis=1) * spread
-    return _Raw(scores, half, {})
+        rounds.append(game.calls)
+
+
+def _condition(coalitions: Coalitions, values: Floats, rounds: list[int], index: Index) -> _Raw:
+    """Scores of a Gaussian process given values that came in rounds (how many were known after each)."""
+    n = coalitions.shape[1]
+    scaled, _, spread = _standardised(values)
+    scores, halves, surprises = [], [], []
+    for y in scaled.T:
+        found = gp.posterior(gp.fit(coalitions, y), coalitions, y, index)
+        # how wrong the model's own error bars were in the latest rounds tells how far to widen the present ones
+        moved = [
+            gp.surprise(gp.fit(coalitions[:known], y[:known]), coalitions[:then], y[:then], known, index)
+            for known, then in list(pairwise(rounds))[-3:]
+            if known > 2
+        ]
+        surprises.append(max(float(np.mean(moved)), 1.0) if moved else 1.0)
+        scores.append(found.scores)
+        halves.append(half_width(found.deviation * np.sqrt(surprises[-1]), len(coalitions) - n))
+    return _Raw(
+        np.stack(scores, axis=1) * spread, np.stack(halves, axis=1) * spread, {"surprise": surprises, "rounds": rounds}
+    )
+
+
+def _with_control(
+    name: str, raw: _Raw, game: CachedValue, control: Value, index: Index, budget: int, seed: int
+) -> _Raw:
+    """Estimate what a cheap game u leaves of v, v - b u, from the values already asked, and add b times u's scores.
+
+    Control variate: b is the least-squares slope. Used only where |correlation| of u and v reaches `GATE`.
+    """
+    n = game.n
+    cheap = CachedValue(control, n)
+    spent = estimate(cheap, n, index, "auto", min(2 ** min(n, MAX_SOURCES), CONTROL_CALLS * budget), seed)
+    u = cheap(game.coalitions)
+    v = game.values
+    if u.shape != v.shape:
+        raise InputError(f"the control gives {u.shape[1]} values a coalition, the game {v.shape[1]}")
+    du, dv = u - u.mean(axis=0), v - v.mean(axis=0)
+    power = (du**2).sum(axis=0)
+    slope = np.divide((du * dv).sum(axis=0), power, out=np.zeros_like(power), where=power > 0)
+    norm = np.sqrt(power * (dv**2).sum(axis=0))
+    correlation = np.divide((du * dv).sum(axis=0), norm, out=np.zeros_like(norm), where=norm > 0)
+    slope = np.where(np.abs(correlation) >= GATE, slope, 0.0)
+    meta = {"control": {"correlation": correlation.tolist(), "slope": slope.tolist(), "calls": cheap.calls}}
+    if not slope.any():
+        return _Raw(raw.scores, raw.half, {**raw.meta, **meta})
+    if name == "gaussian_process":
+        rest = _condition(game.coalitions, v - slope * u, raw.meta["rounds"], index)
+    else:
+        rest = ESTIMATORS[name](CachedValue(lambda s: game(s) - slope * cheap(s), n, budget), index, budget, seed)
+    own = spent.scores.reshape(n, -1)
+    own_half = (spent.high - spent.low).reshape(n, -1) / 2
+    half = np.sqrt(rest.half**2 + (slope * own_half) ** 2)
+    return _Raw(rest.scores + slope * own, half, {**rest.meta, **meta})
 
 
 _Estimator = Callable[[CachedValue, Index, int, int], _Raw]
@@ -202,6 +259,7 @@ def estimate(
     budget: int = 64,
     seed: int = 0,
     width: float | None = None,
+    control: Value | None = None,
 ) -> Estimate:
     """Estimate the Shapley or Banzhaf values of a game.
 
@@ -213,6 +271,9 @@ def estimate(
         budget: distinct coalitions that may be asked, the empty and the full one included.
         seed: makes the sample repeatable.
         width: stop early once every 95 % interval is at most this wide, in units of the value.
+        control: a cheap game that correlates with `value`, same shapes (e.g. one that reuses encoded documents). It is
+            asked up to 16 times as often, its calls do not count, and it is used only where the correlation measured
+            on the coalitions asked is at least 0.9.
 
     Raises:
         InputError: n < 1, budget < 2, exact values that do not fit the budget, a value that is not a finite number.
@@ -226,6 +287,8 @@ def estimate(
     raw = None
     for stage in _stages(n, budget) if width is not None and name != "exact" else [budget]:
         raw = ESTIMATORS[name](game, index, stage, seed)
+        if control is not None and name != "exact":
+            raw = _with_control(name, raw, game, control, index, stage, seed)
         if width is not None and np.all(2 * raw.half <= width):
             break
     assert raw is not None

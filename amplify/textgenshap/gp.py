@@ -148,31 +148,30 @@ def fit(coalitions: Coalitions, values: Floats, start: Kernel | None = None, ite
 
 @dataclass(frozen=True)
 class Posterior:
-    """Scores given values.
-
-    Attributes:
-        scores: posterior mean, [n].
-        deviation: posterior standard deviation, [n], widened by how far the left-out residuals exceed the model's.
-        loo: left-out prediction of each value, [m].
-    """
+    """Scores given values: posterior mean and standard deviation, both [n]."""
 
     scores: Floats
     deviation: Floats
-    loo: Floats
-    stretch: float
 
 
 def posterior(kernel: Kernel, coalitions: Coalitions, values: Floats, index: Index) -> Posterior:
     """Condition the game on its observed values; `values` [m] in the units that `kernel` was fitted in."""
-    gram = kernel.gram(coalitions, coalitions) + JITTER * np.eye(len(values))
-    inverse = np.linalg.inv(gram)
+    factor = cho_factor(kernel.gram(coalitions, coalitions) + JITTER * np.eye(len(values)), lower=True)
     cross = kernel.cross(coalitions, index)
-    alpha = inverse @ values
-    variance = kernel.scores_variance(index) - np.einsum("ia,ab,ib->i", cross, inverse, cross)
-    gaps = alpha / np.diag(inverse)  # left-out residuals in closed form (Rasmussen & Williams 2006, eq. 5.12)
-    z = gaps * np.sqrt(np.diag(inverse))
-    stretch = float(np.sqrt(np.mean(z**2)))
-    return Posterior(cross @ alpha, np.sqrt(np.maximum(variance, 0.0)), values - gaps, stretch)
+    variance = kernel.scores_variance(index) - np.einsum("ia,ai->i", cross, cho_solve(factor, cross.T))
+    return Posterior(cross @ cho_solve(factor, values), np.sqrt(np.maximum(variance, 0.0)))
+
+
+def surprise(kernel: Kernel, coalitions: Coalitions, values: Floats, known: int, index: Index) -> float:
+    """How much further the scores moved than the model thought they would, squared, when new values came in.
+
+    The first `known` values predict the scores; the rest moves them. Under the model each move is Gaussian with the
+    variance that the new values take away, so the mean squared standardised move is 1; above 1 the model is too sure.
+    """
+    before = posterior(kernel, coalitions[:known], values[:known], index)
+    after = posterior(kernel, coalitions, values, index)
+    expected = before.deviation**2 - after.deviation**2
+    return float(np.mean((after.scores - before.scores) ** 2) / max(float(np.mean(expected)), 1e-12))
 
 
 class Design:

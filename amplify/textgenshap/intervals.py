@@ -10,6 +10,7 @@ from scipy.stats import t as student
 from amplify.textgenshap.value import Floats
 
 LEVEL = 0.95
+BORROWED = 4.0
 
 
 def half_width(deviation: Floats, freedom: float) -> Floats:
@@ -23,7 +24,7 @@ def mean_deviation(terms: Floats, unsampled: Floats | None = None) -> Floats:
     """Standard error of the mean over axis 0, which a bootstrap of the units converges to.
 
     Args:
-        terms: [units, ...].
+        terms: [units, n, ...].
         unsampled: share of the population that each unit leaves unseen (1 - inclusion probability), [units]: what
             was drawn without replacement from nearly all there is varies less. None for independent draws.
     """
@@ -33,7 +34,10 @@ def mean_deviation(terms: Floats, unsampled: Floats | None = None) -> Floats:
     gap = (terms - terms.mean(axis=0)) ** 2
     if unsampled is not None:
         gap = gap * unsampled.reshape(-1, *[1] * (gap.ndim - 1))
-    return np.sqrt(gap.sum(axis=0) / (units * (units - 1)))
+    own = gap.sum(axis=0) / (units * (units - 1))
+    # a few units tell little about the spread of a single source: borrow from all sources as much as BORROWED units say
+    pooled = own.mean(axis=0, keepdims=True)
+    return np.sqrt(((units - 1) * own + BORROWED * pooled) / (units - 1 + BORROWED))
 
 
 def wild_bootstrap(

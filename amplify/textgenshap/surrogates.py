@@ -98,12 +98,14 @@ class Corrected:
     Attributes:
         scores: [n].
         terms: the correction of each pair of coalitions, [pairs, n]; the mean over pairs is the correction.
+        folds: into how many parts the sample was split.
         error: mean squared out-of-fold residual of half the difference between a coalition and its complement: the
             part of v - f that has scores at all.
     """
 
     scores: Floats
     terms: Floats
+    folds: int
     error: float
 
 
@@ -140,4 +142,4 @@ def corrected(
         )
         at_ends = coalition_weights(outer, index).T @ (ends - model.predict(outer))
         total += len(part) / pairs * (model.scores + at_ends)
-    return Corrected(total + terms.mean(axis=0), terms, float(np.mean(odd**2)))
+    return Corrected(total + terms.mean(axis=0), terms, len(parts), float(np.mean(odd**2)))
