@@ -138,6 +138,9 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
     asker = ZeroShot(**shared) if method.probe == "zero_shot" else FewShot(shots=method.shots, **shared)
     answers = asker.fit(task, backend, seed).answer(pool, backend)
     wrong = {e.id: a.value for e, a in zip(pool, answers, strict=True) if a.value != e.label}
+    unparsed = sum(answer.value is None for answer in answers)
+    if 2 * unparsed > len(wrong):
+        notes.append(f"{unparsed} of the model's {len(wrong)} wrong answers could not be read: it fails at the format")
 
     explainer = method.explainer if method.contrastive else f"{method.explainer}_plain"
     chosen = select(
@@ -167,7 +170,7 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
             "proxy": {"name": proxy.name, "identity": proxy.identity, "validation": proxy.card.get("validation")},
             "asked": len(pool),
             "wrong": len(wrong),
-            "unparsed": sum(answer.value is None for answer in answers),
+            "unparsed": unparsed,
             "usage": asdict(backend.usage.since(before)),
         },
     )

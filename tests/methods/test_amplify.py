@@ -263,6 +263,12 @@ def test_too_few_mistakes_are_filled_up_and_noted(sentiment: Task, body: str) ->
     assert all(s.foil not in (None, s.example.label) for s in program.shots)
 
 
+def test_a_model_that_fails_at_the_format_is_noted(sentiment: Task, body: str) -> None:
+    program = Amplify(**options(body)).fit(sentiment, ScriptedBackend("say= hmm"), 0)
+    assert program.notes == ("20 of the model's 20 wrong answers could not be read: it fails at the format",)
+    assert all(s.foil not in (None, s.example.label) for s in program.shots)
+
+
 def test_the_seed_decides(sentiment: Task, body: str, backend: ScriptedBackend) -> None:
     method = make("amplify", **options(body, pool=10))
     again = method.fit(sentiment, ScriptedBackend(reply=contrary), 1)
