@@ -56,7 +56,7 @@ class Program(ABC):
         """Read a program that `save` wrote.
 
         Raises:
-            DataError: the file is missing, not JSON, or of another format.
+            DataError: the file is missing, not JSON, damaged, or of another format.
         """
         import amplify.methods  # noqa: F401  registers every kind
 
@@ -69,7 +69,10 @@ class Program(ABC):
         kind = data.pop("kind", None)
         if kind not in Program._kinds:
             raise DataError(f"{path} holds a program of kind {kind!r}, which this version of amplify does not know")
-        return Program._kinds[kind].from_dict(data)
+        try:
+            return Program._kinds[kind].from_dict(data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is a damaged program ({error!r} is wrong or missing): fit it again") from error
 
 
 class PromptProgram(Program):

@@ -6,7 +6,7 @@ import pytest
 from method_fakes import by_word
 
 from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator, plain_text
-from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
+from amplify.errors import CapabilityError, ContextLengthError, DataError, InputError, UnknownNameError
 from amplify.methods import METHODS, FewShot, HumanCoT, Method, Program, ZeroShot, ZeroShotCoT, make
 from amplify.methods.prompting import ShotProgram
 from amplify.tasks import Task
@@ -215,6 +215,24 @@ def test_save_and_load_is_the_same_program_without_the_task(sentiment: Task, qui
         assert again.prompt(task.test[0]) == program.prompt(task.test[0])
     held = json.loads((tmp_path / "p.json").read_text())["form"]["templates"]
     assert {"name", "source", "sha256"} == set(held["system"])
+
+
+def test_a_damaged_program_is_one_clear_error(sentiment: Task, tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    FewShot().fit(sentiment, ScriptedBackend(), 0).save(file)
+    whole = json.loads(file.read_text())
+    damaged = [{**whole, "format": 99}, {**whole, "kind": "other"}, {**whole, "shots": [{}]}, {**whole, "form": {}}]
+    damaged += [{k: v for k, v in whole.items() if k != "form"}, [1], {**whole, "form": None}]
+    for data in damaged:
+        file.write_text(json.dumps(data))
+        with pytest.raises(DataError):
+            Program.load(file)
+    for text in ("", "{", "null"):
+        file.write_text(text)
+        with pytest.raises(DataError):
+            Program.load(file)
+    with pytest.raises(DataError):
+        Program.load(tmp_path / "none.json")
 
 
 def test_a_program_keeps_its_template_when_the_file_changes(sentiment: Task, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amplify.methods.parsing import parse_label, parse_text, shown, split_answer
 
@@ -141,3 +143,23 @@ def test_every_label_reads_back_from_its_own_sentence() -> None:
     for labels in (SENTIMENT, TICKETS, ("Yes", "No"), ("valid", "invalid"), ("New York (NY)", "C++", "N/A")):
         for label in labels:
             assert parse_label(f"The answer is {label}.", labels) == label
+
+
+PIECES = st.sampled_from(
+    ["The answer is", "positive", "negative", "not", " ", " ", ".", ",", "?", "\n", "(", ")", "**", '"', "or", "x", ":"]
+)
+
+
+@given(st.lists(PIECES, max_size=14).map("".join))
+def test_what_is_parsed_was_written_behind_a_marker_or_alone(text: str) -> None:
+    value = parse_label(text, SENTIMENT)
+    if value is None:
+        return
+    lowered = text.lower()
+    assert value in lowered
+    if "the answer is" in lowered:
+        assert value in lowered.split("the answer is", 1)[1]
+        assert "not " + value not in lowered.rpartition("the answer is")[2].split(".")[0]
+    else:
+        other = next(label for label in SENTIMENT if label != value)
+        assert other not in lowered
