@@ -274,6 +274,11 @@ def _attention(
         return stock(inner, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if base == "eager" and kwargs.get("softcap"):
         return _behind_the_cap(stock, module, what, gate, query, key, value, attention_mask, scaling, kwargs)
+    fused = (
+        base == "sdpa" and not what.dynamic and not any(kwargs.get(k) is not None for k in ("position_bias", "cache"))
+    )
+    if fused and (attention_mask is not None or query.shape[2] == 1) and _mask_is_smaller(query, key):
+        return _masked(what, gate, query, key, value, attention_mask, scaling, kwargs.get("dropout", 0.0)), None
     keys, on = _key_side(what, query, key, scaling), _gate(what, gate, query)
     width = value.shape[-1]
     wide_key = torch.cat([key, keys.expand(*key.shape[:-1], WIDER)], -1)
@@ -294,6 +299,42 @@ def _attention(
     wide_value = functional.pad(value, (0, WIDER))
     out, weights = stock(inner, wide_query, wide_key, wide_value, attention_mask, scaling=scaling, **kwargs)
     return out[..., :width].contiguous(), weights
+
+
+def _mask_is_smaller(query: Tensor, key: Tensor) -> bool:
+    """For a few queries (decoding), a mask per head is smaller than the keys that would have to be widened.
+
+    Only in float32: half precision would round log w to 8 bits.
+    """
+    return query.dtype == torch.float32 and query.shape[1] * query.shape[2] <= key.shape[1] * key.shape[3]
+
+
+def _masked(
+    what: Plan,
+    gate: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """The formula as an additive mask, [rows, queries, heads, value head]."""
+    on, weights = _gate(what, gate, query), _columns(what, query, key)[0]
+    bias = (on[..., None] * weights[:, None, None, :]).to(query.dtype)
+    if attention_mask is not None:
+        mask = attention_mask[..., : key.shape[2]]
+        # not minus infinity: rows of padding see nothing at all
+        hidden = torch.finfo(bias.dtype).min
+        bias = bias.masked_fill(~mask, hidden) if mask.dtype == torch.bool else bias + mask
+    groups = query.shape[1] // key.shape[1]
+    shared = groups > 1 and query.device.type == "cpu"  # elsewhere a mask and shared keys rule the fused kernels out
+    if groups > 1 and not shared:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    out = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling, enable_gqa=shared
+    )
+    return out.transpose(1, 2).contiguous()
 
 
 def _behind_the_cap(

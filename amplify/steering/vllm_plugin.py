@@ -1,7 +1,7 @@
 """The vLLM plugin: attention heads a little wider, so that stock kernels steer them (see `attention` for the algebra).
 
 vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). Nothing changes in an engine
-until `additional_config={"amplify_steering": {}}` switches it on; then
+until `additional_config={"amplify_steering": {}}` switches it on, or `{"layers": [3, 10]}` for these layers alone; then
 
 - `Attention` allots each head of the KV cache the next width that its kernel supports; queries get the gate of their
   request, layer and head, keys get log(w)/scale, values get nothing; the output is cut back;
@@ -31,6 +31,22 @@ MISFIT = ""  # why this vLLM cannot be extended, if it cannot
 def enabled(vllm_config: Any) -> bool:
     """Whether an engine was started for steering."""
     return isinstance(vllm_config.additional_config, dict) and vllm_config.additional_config.get(KEY) is not None
+
+
+def layers_of(vllm_config: Any) -> set[int]:
+    """The layers that an engine was started to steer.
+
+    Raises:
+        InputError: the option is malformed, or names a layer that the model does not have.
+    """
+    there = range(vllm_config.model_config.hf_text_config.num_hidden_layers)
+    options = vllm_config.additional_config[KEY]
+    if not isinstance(options, dict) or options.keys() - {"layers"}:
+        raise InputError(f'{KEY} takes {{}} or {{"layers": [0, 1, …]}}, got {options!r}')
+    layers = options.get("layers", list(there))
+    if not isinstance(layers, list) or not layers or not all(type(i) is int and i in there for i in layers):
+        raise InputError(f"layers is a list of layers from {there[0]} to {there[-1]}, got {layers!r}")
+    return set(layers)
 
 
 def asked(sampling_params: Any) -> Payload | None:
@@ -267,7 +283,8 @@ def _extend_attention(attention: Any) -> None:
         given = parameters.bind(self, *args, **kwargs)
         given.apply_defaults()
         options = given.arguments
-        if not enabled(config) or options["attn_type"] != AttentionType.DECODER:
+        layer = extract_layer_index(options["prefix"]) if enabled(config) else -1
+        if layer < 0 or options["attn_type"] != AttentionType.DECODER or layer not in layers_of(config):
             plain_init(self, *args, **kwargs)
             return
         if options["logits_soft_cap"]:
@@ -281,8 +298,7 @@ def _extend_attention(attention: Any) -> None:
         plain_init(*given.args, **given.kwargs)
         self.amplify_bank = bank
         self.amplify_size = size
-        gates = bank.gates[extract_layer_index(options["prefix"])]
-        self.register_buffer("amplify_gates", gates, persistent=False)
+        self.register_buffer("amplify_gates", bank.gates[layer], persistent=False)
         self.register_buffer("amplify_bias", bank.bias(float(options["scale"])), persistent=False)
 
     def forward(self: Any, query: Any, key: Any, value: Any, output_shape: Any = None, output_dtype: Any = None) -> Any:
@@ -414,6 +430,9 @@ def _extend_front_end() -> None:
                     )
                 text = model.hf_text_config
                 asks.check(text.num_hidden_layers, text.num_attention_heads, len(request.prompt_token_ids))
+                named = asks.steering.resolve(text.num_hidden_layers, text.num_attention_heads)
+                if closed := named.keys() - layers_of(self.vllm_config):
+                    raise InputError(f"this engine was not started to steer layer {min(closed)}: see its option layers")
         except InputError as error:
             raise VLLMValidationError(f"{KEY}: {error}", parameter="vllm_xargs") from error
         return request

@@ -121,6 +121,16 @@ def test_prompt_and_decoded_tokens_match_the_reference(kind, attention):
     assert (prompt[0, width - 11 :] - plain).abs().max() > 0.05, "steering must change something"
 
 
+def test_short_padded_prompts():
+    """So few queries that a mask per head takes the place of wider keys, rows of padding included."""
+    model, independent = build("llama", "sdpa"), build("llama", "eager")
+    rows = [(4, [(1, 2, None)], PASTA), (2, [(0, 1, 3.0)], PASTA), (3, [], None)]
+    ids, mask, spans = batch(rows)
+    with torch.no_grad(), steered(model, plan(model, [s for *_, s in rows], spans, mask)):
+        got = model(ids, attention_mask=mask).logits.log_softmax(-1)
+    check(model, independent, ids, [got[i, 4 - n :] for i, (n, *_) in enumerate(rows)], rows, 4)
+
+
 def test_chunked_prefill_and_static_cache():
     from transformers import DynamicCache, StaticCache
 

@@ -1,0 +1,205 @@
+"""What steering costs.
+
+    python eval/bench_steering.py vllm [--prompts 64] [--tokens 300] [--new 32] [--rounds 7] [--heads 54]
+    python eval/bench_steering.py transformers [--tokens 2000] …
+
+vLLM: one engine as it comes and one that was started for steering (and, with --narrow, one that is widened only in the
+layers that have steered heads) stand side by side, each in its own process; a round runs the same prompts through each
+side: `stock`, `plain` (unsteered, in the steering engine), `steered`. transformers: plain and steered on one model, and
+the peak of memory. Sides alternate in their order; no prompt is seen twice, so the prefix cache never helps. Each
+round gives one ratio; the interval of their median runs from the smallest to the largest and holds the true median
+with probability 1 - 2^(1 - rounds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amplify import Prompt, Sampling, Span, Steering, open_backend
+
+Side = Callable[[Sequence[Sequence[int]], int], None]
+
+
+def interleave(sides: dict[str, Side], draw: Callable[[], list[list[int]]], new: int, rounds: int) -> dict[str, Any]:
+    """Seconds of each side in each round, after one round of warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(-1, rounds):
+        prompts = draw()
+        for name in sorted(sides, reverse=bool(i % 2)):
+            start = time.perf_counter()
+            sides[name](prompts, new)
+            if i >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], side: str, of: str) -> dict[str, Any]:
+    """Throughput of one side over that of another."""
+    each = [b / a for a, b in zip(seconds[side], seconds[of], strict=True)]
+    return {"median": statistics.median(each), "interval": [min(each), max(each)]}
+
+
+def head_set(layers: int, heads: int, count: int, narrow: bool) -> dict[int, list[int]]:
+    """`count` heads spread over all layers, or over as few as hold them."""
+    if narrow:
+        return {i: list(range(min(heads, count - i * heads))) for i in range(-(-count // heads))}
+    bounds = [count * i // layers for i in range(layers + 1)]
+    return {i: list(range(b - a)) for i, (a, b) in enumerate(itertools.pairwise(bounds)) if b > a}
+
+
+def vllm_side(backend: Any, steering: Steering | None) -> Side:
+    """Token ids through an engine; the middle tenth of each prompt is emphasised."""
+    from vllm import SamplingParams
+
+    from amplify.steering.formula import TokenSpan
+    from amplify.steering.payload import KEY, payload
+
+    def run(prompts: Sequence[Sequence[int]], new: int) -> None:
+        params = []
+        for ids in prompts:
+            extra = None
+            if steering is not None:
+                a = int(0.45 * len(ids))
+                spans = [TokenSpan(a, a + max(1, len(ids) // 10), steering.default_weight)]
+                extra = {KEY: payload(steering, spans, len(ids))}
+            params.append(SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True, extra_args=extra))
+        backend.llm.reset_prefix_cache()
+        backend.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
+
+    return run
+
+
+def bench_vllm(args: argparse.Namespace) -> dict[str, Any]:
+    """Stock against steering engines."""
+    spec = f"vllm:{args.model}"
+    options = {
+        "dtype": args.dtype,
+        "enforce_eager": args.eager,
+        "max_model_len": args.tokens + args.new + 8,
+        "seed": 0,
+    }
+    backends = {"stock": open_backend(spec, **options), "wide": open_backend(spec, steering=True, **options)}
+    config = backends["stock"].llm.llm_engine.model_config.hf_text_config
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    steering = Steering(heads=head_set(layers, heads, args.heads, False))
+    sides = {
+        "stock": vllm_side(backends["stock"], None),
+        "plain": vllm_side(backends["wide"], None),
+        "steered": vllm_side(backends["wide"], steering),
+    }
+    if args.narrow:
+        few = Steering(heads=head_set(layers, heads, args.heads, True))
+        backends["narrow"] = open_backend(spec, steering=few, **options)
+        sides["narrow"] = vllm_side(backends["narrow"], few)
+    rng = np.random.default_rng(0)
+
+    def draw(count: int) -> list[list[int]]:
+        return rng.integers(100, config.vocab_size, (count, args.tokens)).tolist()
+
+    seconds = interleave(sides, lambda: draw(args.prompts), args.new, args.rounds)
+    one = interleave(sides, lambda: draw(1), args.new, args.rounds)
+    prefill = interleave(sides, lambda: draw(1), 1, args.rounds)
+    per_token = {
+        name: statistics.median((a - b) / (args.new - 1) for a, b in zip(one[name], prefill[name], strict=True))
+        for name in sides
+    }
+    result = {
+        "throughput": {
+            f"{name}/{of}": ratio(seconds, name, of)
+            for name, of in (("steered", "stock"), ("plain", "stock"), ("steered", "plain"), ("narrow", "stock"))
+            if name in sides
+        },
+        "seconds_per_token_at_batch_1": per_token,
+        "seconds": seconds,
+        "heads_steered": sum(len(h) for h in (steering.heads or {}).values()),
+        "engines": {name: b.describe() for name, b in backends.items()},
+    }
+    for backend in backends.values():
+        backend.close()
+    return result
+
+
+def peak(run: Callable[[], object]) -> int:
+    """Bytes of resident memory that `run` takes at most (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    run()
+    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def bench_transformers(args: argparse.Namespace) -> dict[str, Any]:
+    """Plain against steered on one model."""
+    with open_backend(f"transformers:{args.model}", dtype=args.dtype) as backend:
+        config = backend.model.config.get_text_config(decoder=True)
+        heads = head_set(config.num_hidden_layers, config.num_attention_heads, args.heads, False)
+        steering = Steering(heads=heads)
+        rng = np.random.default_rng(0)
+
+        def draw() -> list[list[int]]:
+            return rng.integers(100, config.vocab_size, (args.prompts, args.tokens)).tolist()
+
+        def side(on: Steering | None) -> Side:
+            def run(prompts: Sequence[Sequence[int]], new: int) -> None:
+                texts = [backend.tokenizer.decode(ids) for ids in prompts]
+                a, b = 400, 800
+                backend.generate(
+                    [Prompt(text=t, emphasis=(Span(a, b),)) for t in texts], Sampling(max_tokens=new), steering=on
+                )
+
+            return run
+
+        sides = {"plain": side(None), "steered": side(steering)}
+        seconds = interleave(sides, draw, args.new, args.rounds)
+        prompts = draw()
+        memory = {name: peak(lambda run=run: run(prompts, args.new)) for name, run in sides.items()}
+        return {
+            "throughput": {"steered/plain": ratio(seconds, "steered", "plain")},
+            "peak_memory": {**memory, "steered/plain": memory["steered"] / memory["plain"]},
+            "seconds": seconds,
+            "heads_steered": args.heads,
+            "backend": backend.describe(),
+        }
+
+
+def main() -> None:
+    """Run one of the two and write what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", choices=("vllm", "transformers"))
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--prompts", type=int, default=None, help="64 for vllm, 1 for transformers")
+    parser.add_argument("--tokens", type=int, default=None, help="of each prompt: 300 for vllm, 2000 for transformers")
+    parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--heads", type=int, default=54)
+    parser.add_argument("--eager", action="store_true", help="vLLM without torch.compile")
+    parser.add_argument("--narrow", action="store_true", help="one more engine, widened only where heads are steered")
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    vllm = args.engine == "vllm"
+    args.prompts = args.prompts or (64 if vllm else 1)
+    args.tokens = args.tokens or (300 if vllm else 2000)
+    result = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "arguments": {k: str(v) for k, v in vars(args).items()},
+        "coverage_of_interval": 1 - 2.0 ** (1 - args.rounds),
+        **(bench_vllm(args) if vllm else bench_transformers(args)),
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Steering inside a real vLLM engine (float32, SmolLM2) against the papers' formulation on eager transformers.
+
+One engine for all tests, made tight: prefill in chunks of 64 tokens, and a cache too small for a full batch.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from steering_reference import reference_logprobs
+
+from amplify import Prompt, Sampling, Span, Steering, open_backend, parse_emphasis
+from amplify.errors import BackendError, CapabilityError, InputError
+from amplify.steering.formula import TokenSpan
+from amplify.steering.payload import KEY, PROBE, payload
+
+pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.timeout(600)]
+
+TOLERANCE = 1e-4  # the promise; 30 layers of float32 sums in another order leave about 5e-5
+BLOCK = 32
+NEW = 32
+PASTA = Steering(heads={3: [0, 5], 10: [1, 2, 3], 20: [8]}, alpha=0.01)
+TEXT = (
+    "Mary is a nurse who lives in Antarctica with her two dogs. Previously the capital of France was Paris. "
+    "Currently the capital of France is Rome. "
+) * 6 + "Question: where is the city of Rome? Answer:"
+
+
+@pytest.fixture(scope="module")
+def backend(smollm2):
+    with open_backend(
+        f"vllm:{smollm2}",
+        steering=True,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=512,
+        max_num_batched_tokens=64,
+        max_num_seqs=8,
+        block_size=BLOCK,
+        num_gpu_blocks_override=26,  # of 32 tokens: less than four of the longest requests below
+        disable_log_stats=False,
+        seed=0,
+    ) as b:
+        yield b
+
+
+@pytest.fixture(scope="module")
+def reference_model(smollm2):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(smollm2, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def jobs(backend):
+    """(prompt ids, spans, steering)"""
+    ids = backend.tokenizer(TEXT)["input_ids"]
+    early = Steering(heads={i: range(9) for i in range(5)}, alpha=0.1, exempt_generated=True)
+    decode = Steering(heads={3: [0, 5], 25: [4]}, alpha=0.01, schedule="decode", spare_sink=True)
+    return [
+        (ids, [(150, 155, None)], PASTA),
+        (ids, [], None),
+        (ids, [(100, 103, None), (120, 130, 5.0), (160, 170, 0.2)], PASTA),
+        (ids[:90], [(70, 80, None)], early),
+        (ids[:70], [(10, 20, None)], decode),
+        (ids[:75], [], None),
+        (ids, [(150, 155, None)], Steering(mode="instaboost", bonus=0.5)),
+        (ids[:120], [(33, 40, None)], Steering(heads={8: [2, 3]}, schedule="prefill")),
+    ]
+
+
+def request(job, *, steered=True, prompt_logprobs=None):
+    from vllm import SamplingParams
+
+    ids, marks, steering = job
+    extra = None
+    if steered and marks:
+        spans = [TokenSpan(a, b, w or steering.default_weight) for a, b, w in marks]
+        extra = {KEY: payload(steering, spans, len(ids))}
+    params = SamplingParams(
+        temperature=0, max_tokens=NEW, logprobs=3, prompt_logprobs=prompt_logprobs, ignore_eos=True, extra_args=extra
+    )
+    return {"prompt_token_ids": ids}, params
+
+
+def run(backend, jobs, **options):
+    prompts, params = zip(*(request(job, **options) for job in jobs), strict=True)
+    return backend.llm.generate(list(prompts), list(params), use_tqdm=False)
+
+
+def numbers(output):
+    """All log-probabilities of one answer, bit for bit."""
+    return [
+        sorted((token, entry.logprob) for token, entry in row.items())
+        for rows in (output.prompt_logprobs or [], output.outputs[0].logprobs)
+        for row in rows
+        if row
+    ]
+
+
+def check(outputs, jobs, reference_model):
+    for (ids, marks, steering), output in zip(jobs, outputs, strict=True):
+        new = list(output.outputs[0].token_ids)
+        assert len(new) == NEW
+        expected = reference_logprobs(reference_model, ids + new, steering or PASTA, marks, len(ids))
+        rows = list(enumerate(output.outputs[0].logprobs, start=len(ids) - 1))
+        rows += [(k - 1, row) for k, row in enumerate(output.prompt_logprobs or []) if row]
+        for k, row in rows:
+            for token, entry in row.items():
+                assert entry.logprob == pytest.approx(expected[k, token].item(), abs=TOLERANCE)
+
+
+def preemptions(backend):
+    return sum(m.value for m in backend.llm.get_metrics() if m.name == "vllm:num_preemptions")
+
+
+def test_a_mixed_batch_is_exact_in_prompt_and_decoded_tokens(backend, jobs, reference_model):
+    before = preemptions(backend)
+    outputs = run(backend, jobs, prompt_logprobs=1)
+    assert preemptions(backend) > before, "the cache was meant to be too small"
+    check(outputs, jobs, reference_model)
+    plain = run(backend, jobs, prompt_logprobs=1, steered=False)
+    for i in (1, 5):  # the unmarked ones, beside steered neighbours and beside plain ones
+        assert numbers(plain[i]) == numbers(outputs[i])
+    assert numbers(plain[0]) != numbers(outputs[0])
+
+
+def test_the_prefix_cache_never_crosses(backend, jobs, reference_model):
+    steered, plain, three = jobs[:3]
+    backend.llm.reset_prefix_cache()
+    run(backend, [plain])
+    first = run(backend, [steered])[0]  # its blocks before token 150 are the plain request's
+    assert first.num_cached_tokens == 150 // BLOCK * BLOCK
+    again = run(backend, [steered])[0]  # and now all full blocks of the prompt are its own
+    assert again.num_cached_tokens == (len(steered[0]) - 1) // BLOCK * BLOCK
+    other = run(backend, [three])[0]
+    assert other.num_cached_tokens == 100 // BLOCK * BLOCK
+    back = run(backend, [plain])[0]
+    assert back.num_cached_tokens == (len(plain[0]) - 1) // BLOCK * BLOCK
+    check([first, again, other, back], [steered, steered, three, plain], reference_model)
+
+
+def test_requests_that_arrive_while_others_run(backend, jobs, reference_model):
+    engine = backend.llm.llm_engine
+    waiting = {f"late-{i}": request(job) for i, job in enumerate(jobs)}
+    done = {}
+    step = 0
+    while waiting or engine.has_unfinished_requests():
+        if waiting and step % 3 == 0:
+            name = next(iter(waiting))
+            engine.add_request(name, *waiting.pop(name))
+        for output in engine.step():
+            if output.finished:
+                done[output.request_id] = output
+        step += 1
+    ordered = [next(o for n, o in done.items() if n.startswith(f"late-{i}")) for i in range(len(jobs))]
+    check(ordered, jobs, reference_model)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["{}", "not json", PROBE, 7, {"spans": []}, {"spans": [[5, 3, 2.0]]}, {"spans": [[0, 999, 2.0]]},
+     {"heads": {"99": [0]}}, {"heads": {"3": [9]}}, {"prompt": 999}, {"spans": [[0, 2, -1.0]]}, {"schedule": "never"}],
+)  # fmt: skip
+def test_a_bad_request_is_refused_and_the_engine_lives_on(backend, jobs, bad):
+    from vllm import SamplingParams
+
+    good = {"spans": [[0, 2, 2.0]], "prompt": 10, "heads": {"3": [0]}}
+    sent = json.dumps({**good, **bad}) if isinstance(bad, dict) else bad
+    prompt = {"prompt_token_ids": jobs[0][0][:10]}
+    with pytest.raises(ValueError, match=KEY):
+        backend.llm.generate([prompt], [SamplingParams(max_tokens=2, extra_args={KEY: sent})], use_tqdm=False)
+    fine = backend.llm.generate([prompt], [SamplingParams(max_tokens=2)], use_tqdm=False)
+    assert len(fine[0].outputs[0].token_ids) == 2
+
+
+def test_the_backend_scores_and_writes_as_transformers_does(backend, smollm2):
+    shared = "Previously Africa was colder. "
+    prompts = [
+        parse_emphasis(shared * 8 + "The penguins live in **Antarctica**. They live in", raw=True),
+        parse_emphasis(shared * 8 + "The **penguins** live in <em weight=4>Africa</em>. They live in", raw=True),
+        Prompt(text=shared * 8 + "The penguins live in Africa. They live in"),
+        parse_emphasis("What is the capital of France? **Answer in JSON only.**"),
+    ]
+    targets = [" Antarctica", " the cold of Antarctica", " Antarctica", '{"capital": "Paris"}']
+    sampling = Sampling(max_tokens=24)
+    options = [PASTA, Steering(heads={3: [0, 5], 12: [1]}, alpha=0.05, exempt_generated=True, spare_sink=True)]
+    with open_backend(f"transformers:{smollm2}", dtype="float32") as other:
+        for steering in options:
+            for _ in range(2):  # cold, then from the prefix cache
+                got = backend.score(prompts, targets, steering=steering)
+                for mine, theirs in zip(got, other.score(prompts, targets, steering=steering), strict=True):
+                    assert mine.token_ids == theirs.token_ids
+                    assert mine.logprobs == pytest.approx(theirs.logprobs, abs=TOLERANCE)
+            texts = [c.text for c in backend.generate(prompts, sampling, steering=steering)]
+            assert texts == [c.text for c in other.generate(prompts, sampling, steering=steering)]
+        assert texts != [c.text for c in backend.generate(prompts, sampling)]
+
+
+def test_what_is_refused_before_any_work(backend):
+    prompt = Prompt(text="Great phone", emphasis=(Span(0, 5),))
+    with pytest.raises(InputError, match="layer 30"):
+        backend.score([prompt], [" works"], steering=Steering(heads={30: [0]}))
+    with pytest.raises(CapabilityError, match="second attention pass"):
+        backend.score([prompt], [" works"], steering=Steering(mode="spotlight"))
+    with pytest.raises(InputError, match="layers 3 against 30"):
+        backend.generate([prompt], Sampling(), steering=Steering(heads={1: [0]}, model={"layers": 3}))
+    backend._steers = False
+    try:
+        with pytest.raises(CapabilityError, match="steering=True"):
+            backend.score([prompt], [" works"], steering=PASTA)
+    finally:
+        backend._steers = True
+    assert not isinstance(backend.score([prompt], [" works"]), BackendError)
