@@ -253,3 +253,46 @@ def test_what_cannot_be_steered_says_why():
     llama.config._attn_implementation_internal = "flex_attention"
     with pytest.raises(InputError, match="flex_attention"), steered(llama, plan(llama, PASTA, spans, mask)):
         pass
+
+
+def test_flash_attention_gets_what_it_takes(monkeypatch):
+    """The kernel itself needs a GPU; this stands in for it, with its signature, layout and demands."""
+    from transformers.integrations import flash_attention
+
+    calls = []
+
+    def kernel(
+        query, key, value, attention_mask, query_length, is_causal, softmax_scale, attn_implementation, **options
+    ):
+        assert attn_implementation == "flash_attention_2", "transformers loads the kernel by this name"
+        assert query.shape[-1] == key.shape[-1] == value.shape[-1]
+        assert query.shape[-1] % 8 == 0
+        assert attention_mask is None or attention_mask.dim() == 2
+        calls.append(query.shape[-1])
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        keys = key.shape[2]
+        seen = torch.ones(query_length, keys, dtype=torch.bool).tril(keys - query_length)[None, None]
+        if attention_mask is not None:
+            seen = seen & attention_mask[:, None, None, :keys].bool()
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, scale=softmax_scale, enable_gqa=True
+        )
+        return out.transpose(1, 2)
+
+    monkeypatch.setattr(flash_attention, "_flash_attention_forward", kernel)
+    model, independent = build("llama", "sdpa"), build("llama", "eager")
+    model.config._attn_implementation_internal = "flash_attention_2"
+    ids, mask, spans = batch()
+    width = ids.shape[1]
+    with torch.no_grad(), steered(model, plan(model, [s for *_, s in ROWS], spans, mask)):
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=5,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    check(model, independent, out.sequences[:, :-1], torch.stack(out.logits, 1).log_softmax(-1), width=width)
+    assert set(calls) == {16}  # heads of 8, widened; plain layers would be 8
+    assert model.config._attn_implementation == "flash_attention_2"
