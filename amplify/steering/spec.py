@@ -17,6 +17,7 @@ from amplify.errors import DataError, InputError, UnknownNameError
 SteeringMode = Literal["pasta", "instaboost", "spotlight", "target_mass"]
 Schedule = Literal["both", "prefill", "decode"]
 FORMAT = 1
+_ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True)
@@ -120,17 +121,27 @@ class Steering:
 
         Raises:
             InputError: the profile was measured on another model (what differs is named), or a layer or head is
-                unknown.
+                unknown, or a layer has no attention.
         """
         here = {**model_shape(config), **(identity or {})}
-        differ = [f"{k} {v!r} against {here[k]!r}" for k, v in self.model.items() if k in here and here[k] != v]
+        same_weights = "sha256" in here and here["sha256"] == self.model.get("sha256")
+        differ = [
+            f"{k} {v!r} against {here[k]!r}"
+            for k, v in self.model.items()
+            if k in here and here[k] != v and not (k == "name" and same_weights)  # the folder may have moved
+        ]
         if differ:
             raise InputError(
                 f"this steering profile was measured on another model than the one at hand: {', '.join(differ)}. "
                 "Measure one with `amplify profile`, or name the heads yourself: Steering(heads={…})"
             )
         shape = model_shape(config)
-        return self.resolve(shape["layers"], shape["heads"])
+        heads = self.resolve(shape["layers"], shape["heads"])
+        kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or []
+        without = [i for i in heads if kinds and kinds[i] not in _ATTENTION]
+        if without and self.heads is not None:
+            raise InputError(f"layer {without[0]} is of the kind {kinds[without[0]]!r} and has no attention to steer")
+        return {i: chosen for i, chosen in heads.items() if i not in without}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what equals its default is left out."""

@@ -80,6 +80,14 @@ def test_check_names_what_is_unknown_or_differs():
     with pytest.raises(InputError, match="sha256 'a' against 'b'"):
         replace(s, model={"sha256": "a"}).check(config(), {"sha256": "b"})
     assert Steering(mode="instaboost").check(config(2, 3)) == {0: (0, 1, 2), 1: (0, 1, 2)}
+    hybrid = config(4, 8)
+    hybrid.layer_types = ["linear_attention", "full_attention"] * 2
+    assert s.check(hybrid) == {3: (0, 5)}
+    with pytest.raises(InputError, match="linear_attention"):
+        Steering(heads={2: [0]}).check(hybrid)
+    assert list(Steering(mode="instaboost").check(hybrid)) == [1, 3]
+    moved = replace(s, model={"sha256": "a", "name": "here"})
+    assert moved.check(config(), {"sha256": "a", "name": "there"}) == {3: (0, 5)}
 
 
 def test_marks_become_spans_and_vanish():
