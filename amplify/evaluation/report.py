@@ -129,7 +129,7 @@ class Report:
         finished: whether every planned answer is there.
     """
 
-    config: Json
+    config: Json = field(repr=False)
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
     records: tuple[Json, ...] = field(repr=False)
