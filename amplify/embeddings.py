@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from amplify import models
 from amplify.errors import InputError
-from amplify.proxies import batches
+from amplify.proxy_rows import batches
 
 
 class Embedder:

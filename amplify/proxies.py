@@ -2,8 +2,8 @@
 
 An *encoder* proxy has a classification head: one logit per label, or, where every example brings its own choices, one
 logit per (input, option) pair from a shared head. A *causal* proxy is any language model: its score of a label is the
-log-probability of the label's tokens behind a prompt. Either way an example becomes a few `Row`s, each one sequence
-through the model that yields the score of one or more of its labels; the gradient explainers build on the same rows.
+log-probability of the label's tokens behind a prompt. Either way an example becomes a few `Row`s (`proxy_rows`), each
+one sequence through the model that scores one or more of its labels; the gradient explainers build on the same rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify import models, resources
-from amplify.errors import AmplifyError, ContextLengthError, DataError, InputError
-from amplify.layout import input_text, option_spans
+from amplify.errors import AmplifyError, DataError, InputError
+from amplify.proxy_rows import Row, batches, causal_rows, encoder_rows
 from amplify.tasks import Task
 from amplify.values import Example
 
@@ -36,29 +36,6 @@ if TYPE_CHECKING:
 Kind = Literal["encoder", "causal"]
 FORMAT = 1
 CARD = "amplify_proxy.json"
-_SLOT = "\ue000"  # a private-use character: marks where the input goes into a causal prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence through a proxy.
-
-    Attributes:
-        ids: tokens forwarded.
-        types: token type of each, () where the model has none.
-        offsets: characters [start, end) of `input_text(example)` that each token covers; (0, 0) for special,
-            template and label tokens.
-        answers: indices into `labels_of(example)` of the labels that this row scores.
-        targets: for causal proxies, per answer the (position, next token) pairs whose log-probabilities are summed.
-        unread: characters of the input that did not fit into the model's window.
-    """
-
-    ids: tuple[int, ...]
-    types: tuple[int, ...]
-    offsets: tuple[tuple[int, int], ...]
-    answers: tuple[int, ...]
-    targets: tuple[tuple[tuple[int, int], ...], ...] = ()
-    unread: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +109,7 @@ class Proxy:
         """
         if not self.labels_of(example):
             raise InputError(f"example {example.id!r} has neither choices nor a fixed label set: no proxy can score it")
-        return _causal_rows(self, example) if self.kind == "causal" else _encoder_rows(self, example)
+        return causal_rows(self, example) if self.kind == "causal" else encoder_rows(self, example)
 
     def embed(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
         """Word embeddings, attention mask and token types of padded rows: (rows, tokens, width), 2 x (rows, tokens).
@@ -223,94 +200,6 @@ def softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return odds / odds.sum()
 
 
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices grouped by similar length, at most `batch_tokens` padded tokens a group (one sequence at least)."""
-    group: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if group and (len(group) + 1) * lengths[i] > batch_tokens:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
-
-
-def _encoder_rows(proxy: Proxy, example: Example) -> list[Row]:
-    if proxy.labels and example.choices and example.choices != proxy.labels:
-        raise InputError(
-            f"example {example.id!r} brings its own choices {example.choices}, but this proxy was trained on the "
-            f"fixed labels {proxy.labels}"
-        )
-    if proxy.labels:
-        return [_encoder_row(proxy, example, None, tuple(range(len(proxy.labels))))]
-    return [_encoder_row(proxy, example, i, (i,)) for i in range(len(example.choices))]
-
-
-def _encoder_row(proxy: Proxy, example: Example, option: int | None, answers: tuple[int, ...]) -> Row:
-    tokenizer, text = proxy.tokenizer, example.text
-    shift = (0, 0)
-    if option is None:
-        text = input_text(example)
-        encoded = tokenizer(text, truncation=True, max_length=proxy.window, return_offsets_mapping=True)
-    else:
-        second = (example.options or example.choices)[option]
-        shift = (0, option_spans(example)[option][0] if example.options else -1)
-        encoded = tokenizer(
-            text, second, truncation="longest_first", max_length=proxy.window, return_offsets_mapping=True
-        )
-    offsets, read = [], 0
-    for (start, end), part in zip(encoded["offset_mapping"], encoded.sequence_ids(0), strict=True):
-        seen = part is not None and shift[part] >= 0
-        offsets.append((start + shift[part], end + shift[part]) if seen else (0, 0))
-        read = max(read, end if part == 0 else 0)
-    types = tuple(encoded.get("token_type_ids", ()))
-    unread = max(len(text.rstrip()) - read, 0)
-    return Row(tuple(encoded["input_ids"]), types, tuple(offsets), answers, unread=unread)
-
-
-def _causal_prompt(card: Mapping[str, Any], text: str) -> tuple[str, int]:
-    """The prompt, and where the input starts in it."""
-    import jinja2
-
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-    rendered = environment.from_string(card["template"]).render(
-        instruction=card["instruction"], input_name=card["input_name"], text=_SLOT
-    )
-    if rendered.count(_SLOT) != 1:
-        raise InputError("the prompt template of a causal proxy must use {{ text }} exactly once")
-    return rendered.replace(_SLOT, text), rendered.index(_SLOT)
-
-
-def _causal_rows(proxy: Proxy, example: Example) -> list[Row]:
-    """Labels whose sequences differ in their last token only share a row; that token is never forwarded."""
-    text = input_text(example)
-    prompt, at = _causal_prompt(proxy.card, text)
-    shared: dict[tuple[int, ...], tuple[list[tuple[int, int]], list[int], list[tuple[tuple[int, int], ...]]]] = {}
-    for answer, label in enumerate(proxy.labels_of(example)):
-        encoded = proxy.tokenizer(f"{prompt} {label}", return_offsets_mapping=True)
-        ids, places = list(encoded["input_ids"]), list(encoded["offset_mapping"])
-        while places and places[-1][1] <= places[-1][0]:  # an end token that the tokenizer adds
-            ids.pop(), places.pop()
-        target = [i for i, (_, end) in enumerate(places) if end > len(prompt)]
-        if not target or target[0] == 0:
-            raise InputError(f"label {label!r} has no token of its own behind the prompt of example {example.id!r}")
-        if len(ids) - 1 > proxy.window:
-            raise ContextLengthError(
-                f"example {example.id!r} needs {len(ids) - 1} tokens, the proxy {proxy.name} reads {proxy.window}: "
-                "shorten the input or take a proxy with a longer window"
-            )
-        offsets = [
-            (max(a - at, 0), min(b - at, len(text))) if a < at + len(text) and b > at else (0, 0) for a, b in places
-        ]
-        _, answers, targets = shared.setdefault(tuple(ids[:-1]), (offsets[:-1], [], []))
-        answers.append(answer)
-        targets.append(tuple((i - 1, ids[i]) for i in target))
-    return [
-        Row(ids, (), tuple(offsets), tuple(answers), tuple(targets))
-        for ids, (offsets, answers, targets) in shared.items()
-    ]
-
-
 def train_proxy(
     task: Task,
     body: str | Path = "minilm",
@@ -375,13 +264,15 @@ def train_proxy(
     if out is not None and folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds another proxy or other files: choose another folder")
 
+    from amplify.proxy_training import fit, seeded
+
     started = time.perf_counter()
-    with _seeded(seed), quiet():
+    with seeded(seed), quiet():
         model, tokenizer, columns = _body(source, kind, task.labels)
         recipe["columns"] = columns or list(range(len(task.labels) or 1))
         proxy = Proxy(source, kind, task.labels, columns is not None, identity, model, tokenizer, recipe)
         if epochs:
-            proxy = _fit(proxy, task.train, training, progress)
+            proxy = fit(proxy, task.train, training, progress)
     card = {
         **recipe,
         "identity": identity,
@@ -502,78 +393,6 @@ def _body(
     return model.to(device).eval().requires_grad_(False), tokenizer, columns
 
 
-def _fit(proxy: Proxy, train: Sequence[Example], settings: Mapping[str, Any], progress: bool) -> Proxy:
-    """Fine-tune: cross-entropy over an example's labels (encoder), -log p(gold label | prompt) (causal)."""
-    import torch
-    from accelerate import Accelerator
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-    from transformers import get_linear_schedule_with_warmup
-
-    model = _adapters(proxy) if settings["lora"] else proxy.model.requires_grad_(True)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=settings["learning_rate"])
-    size, epochs = settings["batch_size"], settings["epochs"]
-    steps = epochs * math.ceil(len(train) / size)
-    schedule = get_linear_schedule_with_warmup(optimiser, steps // 10, steps)
-    accelerator = Accelerator()
-    model, optimiser, schedule = accelerator.prepare(model, optimiser, schedule)
-    learner = replace(proxy, model=model)
-    rows = [_gold_rows(proxy, example) for example in train]
-    model.train()
-    with tqdm(total=steps, desc=f"training {proxy.name}", disable=None if progress else True, leave=False) as bar:
-        for _ in range(epochs):
-            order = torch.randperm(len(train)).tolist()
-            for start in range(0, len(order), size):
-                batch = order[start : start + size]
-                loss = _loss(learner, [train[i] for i in batch], [rows[i] for i in batch])
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(model.parameters(), 1.0)
-                optimiser.step()
-                schedule.step()
-                optimiser.zero_grad()
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-    model = accelerator.unwrap_model(model)
-    if settings["lora"]:
-        model = model.merge_and_unload()
-    return replace(proxy, model=model.eval().requires_grad_(False), trained=True)
-
-
-def _adapters(proxy: Proxy) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    task_type = "CAUSAL_LM" if proxy.kind == "causal" else "SEQ_CLS"  # SEQ_CLS trains the head in full
-    config = LoraConfig(task_type=task_type, r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
-    return get_peft_model(proxy.model, config)
-
-
-def _gold_rows(proxy: Proxy, example: Example) -> list[Row]:
-    """What training needs: every label's row for an encoder, the gold label's alone for a language model."""
-    rows = proxy.rows(example)
-    if proxy.kind == "encoder":
-        return rows
-    gold = proxy.labels_of(example).index(str(example.label))
-    row = next(row for row in rows if gold in row.answers)
-    return [replace(row, answers=(gold,), targets=(row.targets[row.answers.index(gold)],))]
-
-
-def _loss(proxy: Proxy, examples: Sequence[Example], rows: Sequence[Sequence[Row]]) -> Tensor:
-    import torch
-
-    flat = [row for group in rows for row in group]
-    scores = proxy.scores(flat, *proxy.embed(flat))
-    if proxy.kind == "causal":
-        return -scores.mean()
-    if proxy.labels:
-        gold = [proxy.labels.index(str(e.label)) for e in examples]
-        return torch.nn.functional.cross_entropy(scores, torch.tensor(gold, device=scores.device))
-    losses, at = [], 0
-    for example, group in zip(examples, rows, strict=True):
-        options = scores[at : at + len(group), 0].log_softmax(0)
-        losses.append(-options[example.choices.index(str(example.label))])
-        at += len(group)
-    return torch.stack(losses).mean()
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' loading reports and bars: what matters of them is in the card or raised."""
@@ -588,16 +407,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch for a while and leave the caller's random state as it was."""
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 def versions() -> dict[str, str]:

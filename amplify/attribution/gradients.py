@@ -23,7 +23,8 @@ import numpy.typing as npt
 from amplify.attribution.words import Mask, Spans, aggregate, word_spans
 from amplify.errors import InputError, UnknownNameError
 from amplify.layout import input_text
-from amplify.proxies import Proxy, Row, batches, softmax, versions
+from amplify.proxies import Proxy, softmax, versions
+from amplify.proxy_rows import Row, batches
 from amplify.values import Attribution, Example
 
 if TYPE_CHECKING:
