@@ -7,6 +7,7 @@ not.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def hf(smollm2):
 
 
 @pytest.fixture(scope="module")
-def engine(smollm2):
+def engine(smollm2, starting):  # the server starts meanwhile
     with open_backend(
         f"vllm:{smollm2}", dtype="float32", max_model_len=WINDOW, enforce_eager=True, kv_cache_memory_bytes=2**30
     ) as backend:
@@ -55,8 +56,8 @@ def engine(smollm2):
 
 
 @pytest.fixture(scope="module")
-def server(smollm2, tmp_path_factory):
-    """URL of a real vLLM OpenAI server on the loopback address."""
+def starting(smollm2, tmp_path_factory):
+    """A vLLM OpenAI server on the loopback address, not waited for: (process, URL, log)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -66,29 +67,34 @@ def server(smollm2, tmp_path_factory):
         "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
         "--max-model-len", str(WINDOW), "--enforce-eager", "--generation-config", "vllm",
     ]  # fmt: skip
-    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     with log.open("wb") as out:
+        env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)
-    url = f"http://127.0.0.1:{port}/v1"
     try:
-        deadline = time.monotonic() + 300
-        while True:
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                with open_backend(f"openai:smollm2@{url}", retries=0, timeout=5) as backend:
-                    assert backend.window() == WINDOW
-                break
-            except BackendError:
-                time.sleep(0.5)
-        yield url
+        yield process, f"http://127.0.0.1:{port}/v1", log
     finally:
         process.terminate()
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # its engine process as well
             process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(starting):
+    """URL of the server, once it answers."""
+    process, url, log = starting
+    deadline = time.monotonic() + 300
+    while True:
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        try:
+            with open_backend(f"openai:smollm2@{url}", retries=0, timeout=5) as backend:
+                assert backend.window() == WINDOW
+            return url
+        except BackendError:
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +150,24 @@ def test_a_target_that_fills_cached_blocks_is_scored_again_without_the_cache(hf,
     for _ in range(2):
         close(engine.score([prompt], [target]), expected)
     tokens = len(expected[0].token_ids)
-    assert tokens > 3 * 128
+    assert tokens > 3 * engine.llm.llm_engine.vllm_config.cache_config.block_size
     assert engine.usage.since(before).completion_tokens == 2 * tokens
+
+
+def test_a_target_that_begins_with_the_first_token_behind_the_cache(hf, engine):
+    """The off-by-one of the trap: the whole prompt is cached, and the target's first token comes out of its last."""
+    one, block = " and", engine.llm.llm_engine.vllm_config.cache_config.block_size
+    text = "First"
+    while engine.count_tokens([Prompt(text=text)])[0] < block:
+        text += one
+    prompts = [Prompt(text=text)] * 2
+    assert engine.count_tokens(prompts) == [block] * 2
+    targets = [" the rest of it", " something else entirely"]
+    before = engine.usage.snapshot()
+    close(engine.score(prompts[:1], targets[:1]), hf.score(prompts[:1], targets[:1]))
+    close(engine.score(prompts[1:], targets[1:]), hf.score(prompts[1:], targets[1:]))
+    spent = engine.usage.since(before)
+    assert spent.forwarded_tokens > 2 * block  # the second was scored with a cached prompt, and then without
 
 
 def test_vllm_shares_prefixes_between_pairs(engine, pairs):
