@@ -56,17 +56,19 @@ def play(backend: amplify.backends.Scorer, row: dict[str, Any], first_sentence: 
             prompts = [
                 prompt(row["question"], [d for d, here in zip(documents, s, strict=True) if here]) for s in held[rows]
             ]
-            scored = [float(np.sum(s.logprobs)) for s in backend.score(prompts, [answer] * len(rows))]
+            found = backend.score(prompts, [answer] * len(rows))
+            kept_part = {"answer": answer, "tokens": len(found[0].tokens), "values": [s.total for s in found]}
             work.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps({"answer": answer, "values": scored}))
-        found = json.loads(kept.read_text())
-        if found["answer"] != answer:
-            raise SystemExit(f"{kept} is of another answer, {found['answer']!r}: delete it")
-        values[rows] = found["values"]
+            kept.write_text(json.dumps(kept_part))
+        done = json.loads(kept.read_text())
+        if done["answer"] != answer:
+            raise SystemExit(f"{kept} is of another answer, {done['answer']!r}: delete it")
+        values[rows] = done["values"]
     return {
         "question": row["question"],
         "gold": row["answer"],
         "answer": answer,
+        "answer_tokens": done["tokens"],
         "titles": row["context"]["title"],
         "evidence": sorted(set(row["supporting_facts"]["title"])),
         "first_sentence": first_sentence,

@@ -24,6 +24,7 @@ from amplify.textgenshap.value import Coalitions, Floats
 
 CONSTANT = 10.0  # prior variance of the mean, in units of the sample variance: large enough to be uninformative
 JITTER = 1e-9
+ENOUGH = 192  # values that hyperparameters are fitted to: more cost cubic time and hardly move them
 
 
 def nodes(n: int, index: Index) -> tuple[Floats, Floats]:
@@ -115,6 +116,9 @@ def fit(coalitions: Coalitions, values: Floats, start: Kernel | None = None, ite
         start: where the search starts.
         iterations: of L-BFGS.
     """
+    if len(values) > ENOUGH:
+        some = np.linspace(0, len(values) - 1, ENOUGH).astype(int)
+        coalitions, values = coalitions[some], values[some]
     n, m = coalitions.shape[1], len(values)
     x = 2.0 * coalitions - 1
     center = pack(prior(n))

@@ -1,0 +1,173 @@
+"""The estimators by name: each asks a game within a budget and gives scores with half their intervals' widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from amplify.errors import InputError
+from amplify.textgenshap import gp
+from amplify.textgenshap.exact import Index, all_coalitions, exact_scores
+from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation, wild_bootstrap
+from amplify.textgenshap.permutation import permutation_scores
+from amplify.textgenshap.regression import lasso_scores, pair_scores
+from amplify.textgenshap.sampling import ends, leverage, paired, shapley_kernel, stands_for, with_complements
+from amplify.textgenshap.surrogates import SURROGATES, corrected
+from amplify.textgenshap.value import CachedValue, Coalitions, Floats
+
+
+@dataclass(frozen=True)
+class Raw:
+    """An estimator's answer: scores and half widths, both [n, answers]."""
+
+    scores: Floats
+    half: Floats
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def _exact(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+    scores = exact_scores(game(all_coalitions(game.n)), index)
+    return Raw(scores, np.zeros_like(scores))
+
+
+def _permutation(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+    if index != "shapley":
+        raise InputError("permutation sampling estimates Shapley values; for Banzhaf values use estimator='auto'")
+    scores, units = permutation_scores(game, np.random.default_rng(seed), budget)
+    return Raw(scores, half_width(mean_deviation(units), len(units) - 1 + BORROWED), {"units": len(units)})
+
+
+def _sample_pairs(
+    game: CachedValue, shares: Floats, budget: int, seed: int
+) -> tuple[Coalitions, Floats, Floats, Floats]:
+    """Ask the two ends and as many complement pairs as fit: first halves, their values, weights, values of the ends."""
+    outer = game(ends(game.n))
+    first = paired(game.n, (budget - 2) // 2, shares, seed)
+    if not len(first):
+        return first, np.zeros((0, 2, outer.shape[1])), np.zeros(0), outer
+    values = game(with_complements(first)).reshape(len(first), 2, -1)
+    return first, values, stands_for(first, shares), outer
+
+
+def _regression(game: CachedValue, index: Index, budget: int, seed: int, *, shares: Callable[[int], Floats]) -> Raw:
+    n = game.n
+    first, values, weight, outer = _sample_pairs(game, shares(n), budget, seed)
+
+    def estimate(v: Floats) -> Floats:
+        return pair_scores(first, v, weight, outer, index)
+
+    scores = estimate(values)
+    both = np.stack([first, ~first], axis=1) - 0.5
+    residual = values - (outer.mean(axis=0) + both @ scores)
+    # only the part that changes sign between a coalition and its complement enters the scores
+    residual = (residual - residual[:, ::-1]) / 2
+    freedom = len(first) - (n - 1 if index == "shapley" else n)
+    rng = np.random.default_rng([seed, 1])
+    deviation = wild_bootstrap(estimate, values, residual, 1 - 1 / weight, freedom, rng)
+    return Raw(scores, half_width(deviation, freedom), {"pairs": len(first)})
+
+
+def _lasso(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+    rng = np.random.default_rng(seed)
+    wanted = min(budget, 2 ** min(game.n, 60))
+    masks: dict[bytes, Coalitions] = {}
+    while len(masks) < wanted:
+        row = rng.random(game.n) < 0.5
+        masks.setdefault(row.tobytes(), row)
+    sample = np.stack(list(masks.values()))
+    values = game(sample)
+    scores = lasso_scores(sample, values)
+    resampled = [rng.integers(len(sample), size=len(sample)) for _ in range(100)]
+    deviation = np.std([lasso_scores(sample[k], values[k]) for k in resampled], axis=0)
+    return Raw(scores, half_width(deviation, len(sample) - 1), {"note": "surrogate coefficients, not efficient"})
+
+
+def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+    shares = leverage(game.n)
+    first, values, weight, outer = _sample_pairs(game, shares, budget, seed)
+    if len(first) < 5:
+        return _regression(game, index, budget, seed, shares=leverage)
+    columns, halves, chosen = [], [], []
+    for k in range(values.shape[2]):
+        fits = {
+            name: corrected(fit, first, values[:, :, k], outer[:, k], weight, index) for name, fit in SURROGATES.items()
+        }
+        name = min(fits, key=lambda f: fits[f].error)
+        best = fits[name]
+        columns.append(best.scores)
+        # every model in it has learned from (folds - 1) / folds of the sample only
+        wider = np.sqrt(best.folds / (best.folds - 1))
+        halves.append(half_width(mean_deviation(best.terms, 1 - 1 / weight) * wider, len(first) - 1))
+        chosen.append(name)
+    return Raw(np.stack(columns, axis=1), np.stack(halves, axis=1), {"surrogate": chosen, "pairs": len(first)})
+
+
+def _candidates(n: int, seed: int) -> Coalitions:
+    """Where the design may look: every coalition of few sources, else a sample balanced over sizes."""
+    if n <= 11:
+        return np.random.default_rng(seed).permutation(all_coalitions(n))  # ties of the design are broken by lot
+    single = np.eye(n, dtype=bool)
+    return np.concatenate([ends(n), single, ~single, with_complements(paired(n, 700, leverage(n), seed))])
+
+
+def _standardised(values: Floats) -> tuple[Floats, Floats, Floats]:
+    center, spread = values.mean(axis=0), values.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    return (values - center) / spread, center, spread
+
+
+def _gaussian_process(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+    n = game.n
+    game(ends(n))
+    pool = _candidates(n, seed)
+    batch = max(8, budget // 8)
+    rounds = [game.calls]
+    while True:
+        seen = game.coalitions
+        scaled, _, _ = _standardised(game.values)
+        kernels = [gp.prior(n)] if len(seen) == 2 else [gp.fit(seen, column) for column in scaled.T]
+        shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
+        count = min(budget - game.calls, batch if game.calls > 2 else max(batch, n))
+        picked = gp.Design(shared, seen, pool, index).pick(count)
+        if not len(picked):
+            return condition(seen, game.values, rounds, index)
+        game(picked)
+        rounds.append(game.calls)
+
+
+def condition(coalitions: Coalitions, values: Floats, rounds: list[int], index: Index) -> Raw:
+    """Scores of a Gaussian process given values that came in rounds (how many were known after each)."""
+    scaled, _, spread = _standardised(values)
+    scores, halves, surprises = [], [], []
+    for y in scaled.T:
+        found = gp.posterior(gp.fit(coalitions, y), coalitions, y, index)
+        # how wrong the model's own error bars were in the latest rounds tells how far to widen the present ones
+        moved = [
+            gp.surprise(gp.fit(coalitions[:known], y[:known]), coalitions[:then], y[:then], known, index)
+            for known, then in list(pairwise(rounds))[-3:]
+            if known > 2
+        ]
+        surprises.append(max(float(np.mean(moved)), 1.0) if moved else 1.0)
+        scores.append(found.scores)
+        # the scale of the errors is known from these few rounds, hence their few degrees of freedom
+        halves.append(half_width(found.deviation * np.sqrt(surprises[-1]), max(2 * len(moved), 1)))
+    return Raw(
+        np.stack(scores, axis=1) * spread, np.stack(halves, axis=1) * spread, {"surprise": surprises, "rounds": rounds}
+    )
+
+
+Estimator = Callable[[CachedValue, Index, int, int], Raw]
+ESTIMATORS: dict[str, Estimator] = {
+    "exact": _exact,
+    "permutation": _permutation,
+    "kernel_shap": partial(_regression, shares=shapley_kernel),
+    "leverage_shap": partial(_regression, shares=leverage),
+    "lasso": _lasso,
+    "regression_msr": _regression_msr,
+    "gaussian_process": _gaussian_process,
+}

@@ -1,0 +1,81 @@
+"""Whether 95 % intervals hold the exact values, over many closed-form games; and control variates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from amplify.textgenshap import all_coalitions, estimate, exact_scores
+
+HELD = all_coalitions(10)
+BITS = 1 << np.arange(10)
+
+
+def voting(rng: np.random.Generator) -> np.ndarray:
+    """A weighted majority."""
+    weights = rng.integers(1, 20, 10)
+    return (HELD @ weights > weights.sum() / 2).astype(float)
+
+
+def unanimity(rng: np.random.Generator) -> np.ndarray:
+    """Twelve unanimity games of one to four sources, whose exact values are weight / size."""
+    table = np.zeros(1024)
+    for _ in range(12):
+        table += rng.normal() * HELD[:, rng.choice(10, rng.integers(1, 5), replace=False)].all(axis=1)
+    return table
+
+
+def gloves(rng: np.random.Generator) -> np.ndarray:
+    """Pairs of a left and a right glove."""
+    left = int(rng.integers(2, 9))
+    return np.minimum(HELD[:, :left].sum(axis=1), HELD[:, left:].sum(axis=1)).astype(float)
+
+
+def log_probability(rng: np.random.Generator) -> np.ndarray:
+    """Log-probabilities of tokens that one or two of three documents make likely, with mild noise."""
+    table = np.zeros(1024)
+    a, b, c = rng.choice(10, 3, replace=False)
+    for _ in range(6):
+        logit = rng.normal(0, 0.3, 10) @ HELD.T - 1 + rng.normal(0, 0.1, 1024)
+        logit += rng.uniform(1, 5) * rng.choice([HELD[:, a], HELD[:, a] | HELD[:, b], HELD[:, a] & HELD[:, c]])
+        table -= np.logaddexp(0, -logit)
+    return table
+
+
+@pytest.mark.parametrize("name", ["gaussian_process", "kernel_shap", "leverage_shap", "permutation"])
+def test_intervals_cover(name: str) -> None:
+    hits = []
+    for k, game in enumerate((voting, unanimity, gloves, log_probability)):
+        for run in range(12):
+            table = game(np.random.default_rng([run, k]))
+            found = estimate(lambda s, t=table: t[s @ BITS], 10, estimator=name, budget=64, seed=run)
+            truth = exact_scores(table)
+            slack = 1e-9 * np.abs(truth).max()
+            hits.append(np.mean((found.low - slack <= truth) & (truth <= found.high + slack)))
+    assert 0.90 <= np.mean(hits) <= 0.99
+
+
+def test_intervals_have_width_zero_when_exact() -> None:
+    found = estimate(lambda s: s.sum(axis=1) ** 2.0, 6)
+    assert found.estimator == "exact"
+    np.testing.assert_array_equal(found.low, found.high)
+
+
+@pytest.mark.parametrize("name", ["gaussian_process", "kernel_shap", "permutation"])
+def test_a_good_control_lowers_the_error_and_a_bad_one_is_refused(name: str) -> None:
+    rng = np.random.default_rng(0)
+    table = unanimity(rng)
+    near = 0.5 * table + rng.normal(0, 0.02, 1024)
+    truth = exact_scores(table)
+
+    def run(control: np.ndarray | None):
+        u = None if control is None else (lambda s: control[s @ BITS])
+        return estimate(lambda s: table[s @ BITS], 10, estimator=name, budget=40, control=u)
+
+    plain, helped, refused = run(None), run(near), run(rng.normal(size=1024))
+    assert helped.calls == plain.calls <= 40
+    assert ((helped.scores - truth) ** 2).sum() < 0.5 * ((plain.scores - truth) ** 2).sum()
+    assert helped.meta["control"]["correlation"][0] > 0.9
+    assert helped.scores.sum() == pytest.approx(table[-1] - table[0], abs=1e-6)
+    np.testing.assert_array_equal(refused.scores, plain.scores)
+    assert refused.meta["control"]["slope"] == [0.0]
