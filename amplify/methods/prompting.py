@@ -87,7 +87,11 @@ class Form:
                 "pass an Example with choices=, not only a text"
             )
         lead = self.lead if lead is None else lead
-        system = self.templates["system"].render(self.variables(example))
+        # where the answer is begun for the model there is no need to tell it how to begin
+        begun = lead == self.style.marker
+        system = self.templates["system"].render(
+            {**self.variables(example), "marker": "" if begun else self.style.marker}
+        )
         if self.layout == "text":
             turns = [{"question": self.question(shot.example), "answer": self.reply(shot)} for shot in shots]
             given = {"system": system, "shots": turns, "question": self.question(example)}

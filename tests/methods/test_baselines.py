@@ -17,11 +17,8 @@ def test_zero_shot_prompt_is_plain_messages(sentiment: Task) -> None:
     program = ZeroShot().fit(sentiment, ScriptedBackend(), 0)
     prompt = program.prompt("A lovely phone.")
     assert [m.role for m in prompt.messages] == ["system", "user"]
-    assert prompt.messages[0].content == (
-        "Is the review positive or negative?\n"
-        'Finish with the words "The answer is", followed by exactly one of: positive, negative.'
-    )
-    assert prompt.messages[1].content == "Review: A lovely phone."
+    assert prompt.messages[0].content == "Is the review positive or negative?"
+    assert prompt.messages[1].content == "Review: A lovely phone.\nOptions: positive, negative"
     assert prompt.prefix == "The answer is"
     assert prompt == program.prompt(Example("x", "A lovely phone."))
 
@@ -42,7 +39,7 @@ def test_raw_text_layout(sentiment: Task) -> None:
     assert first.startswith("Is the review positive or negative?")
     assert len(shots) == 2
     assert all(s.startswith("Q: Review: ") and "\nA: The answer is " in s for s in shots)
-    assert last == "Q: Review: A lovely phone.\nA:"
+    assert last == "Q: Review: A lovely phone.\nOptions: positive, negative\nA:"
     assert prompt.prefix == " The answer is"
 
 
@@ -135,7 +132,12 @@ def test_a_rationale_cut_off_is_answered_on_a_line_of_its_own(sentiment: Task) -
 def test_without_a_lead_the_model_is_on_its_own(sentiment: Task) -> None:
     backend = ScriptedBackend(reply=by_word)
     program = ZeroShot(lead=False).fit(sentiment, backend, 0)
-    assert program.prompt("x").prefix == ""
+    prompt = program.prompt("x")
+    assert prompt.prefix == ""
+    assert prompt.messages[0].content == (
+        "Is the review positive or negative?\n"
+        'Finish with the words "The answer is", followed by exactly one of: positive, negative.'
+    )
     assert program.answer(sentiment.test[:1], backend)[0].value == "positive"
 
 
@@ -188,7 +190,7 @@ def test_nearest_shots_stand_last(sentiment: Task, tiny_encoder: Path, tmp_path:
         similarity = keys @ embed([example.text])[0]
         order = sorted(range(40), key=lambda i: similarity[i])[-3:]
         shown = [m.content for m in program.prompt(example).messages if m.role == "user"]
-        assert shown[:3] == [f"Review: {program.pool[i].example.text}" for i in order]
+        assert shown[:3] == [program.form.question(program.pool[i].example) for i in order]
     assert [a.value for a in program.answer(sentiment.test, backend)] == [e.label for e in sentiment.test]
     program.save(tmp_path / "p.json")
     assert Program.load(tmp_path / "p.json") == program
@@ -253,7 +255,6 @@ def test_an_answer_template_sets_the_marker(sentiment: Task, tmp_path: Path) -> 
     program = FewShot(answer=str(own), shots=1).fit(sentiment, backend, 0)
     prompt = program.prompt("x")
     assert prompt.prefix == "Label:"
-    assert '"Label:"' in prompt.messages[0].content
     assert program.answer(sentiment.test[:1], backend)[0].value == "negative"
     own.write_text("no label at all")
     with pytest.raises(InputError, match="never writes"):
