@@ -249,7 +249,7 @@ def train_proxy(
         "input_name": task.input_name,
         "template": (resources.content("prompts") / "proxy.jinja").read_text(encoding="utf-8").rstrip("\n"),
         "body": models.identity(source),
-        "training": training if epochs else {"epochs": 0, "seed": seed},
+        "training": training if epochs else {"epochs": 0} | ({"seed": seed} if kind == "encoder" else {}),
     }
     identity = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{task.name}-{Path(str(body)).name}")
@@ -273,6 +273,7 @@ def train_proxy(
         proxy = Proxy(source, kind, task.labels, columns is not None, identity, model, tokenizer, recipe)
         if epochs:
             proxy = fit(proxy, task.train, training, progress)
+    kept = bool(epochs or out is not None)  # a body taken as it is is measured only where its card is kept
     card = {
         **recipe,
         "identity": identity,
@@ -281,11 +282,11 @@ def train_proxy(
         "seconds": round(time.perf_counter() - started, 1),
         "validation": {
             "examples": len(task.validation),
-            "accuracy": proxy.accuracy(task.validation) if task.validation else None,
+            "accuracy": proxy.accuracy(task.validation) if task.validation and kept else None,
         },
         "versions": versions(),
     }
-    if epochs or out is not None:
+    if kept:
         _write(proxy, card, folder)
     else:
         folder = source

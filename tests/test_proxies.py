@@ -240,6 +240,16 @@ def test_bad_tasks(tiny_encoder, tiny_lm):
     assert row.unread > 0
 
 
+def test_a_language_model_as_it_is_has_no_seed(tiny_lm, tmp_path):
+    taken = [train_proxy(reviews(), tiny_lm, epochs=0, seed=seed) for seed in (0, 1)]
+    assert taken[0].identity == taken[1].identity
+    assert taken[0].folder == tiny_lm
+    assert list_proxies() == []
+    kept = train_proxy(reviews(), tiny_lm, epochs=0, out=tmp_path / "kept")
+    assert kept.card["validation"]["accuracy"] == kept.accuracy(reviews().validation)
+    assert same(kept, load_proxy(tmp_path / "kept"))
+
+
 def test_the_card_says_how(tiny_encoder):
     proxy = train_proxy(reviews(), tiny_encoder, epochs=1, progress=False)
     card = json.loads((proxy.folder / CARD).read_text())
