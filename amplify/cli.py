@@ -111,9 +111,12 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
     from amplify.tasks import load_task
 
     suite = _suite(config, {"task": task, **given}, _pairs(settings, "--set"))
-    loaded = load_task(suite["task"], **{k: suite[k] for k in ("data", "text", "label") if suite.get(k) is not None})
+    loaded = load_task(suite["task"], data=suite.get("data"), text=suite.get("text"), label=suite.get("label"))
     common = {k: suite[k] for k in ("seeds", "limit", "mode") if suite.get(k) is not None}
     common["options"] = suite["options"]
+    if dry_run and suite["backend"].startswith("vllm:"):  # its engine takes a minute to start
+        click.echo(str(plan(loaded, None, suite["methods"], **common)))
+        return
     with _open(suite["backend"], tuple(suite.get("backend_option") or ())) as backend:
         if dry_run:
             click.echo(str(plan(loaded, backend, suite["methods"], **common)))
@@ -218,8 +221,8 @@ def proxy(
     from amplify.proxies import train_proxy
     from amplify.tasks import load_task
 
-    given = {key: value for key, value in (("data", data), ("text", text), ("label", label)) if value is not None}
-    trained = train_proxy(load_task(task, **given), body=body, epochs=epochs, seed=seed, lora=lora, out=out)
+    loaded = load_task(task, data=data, text=text, label=label)
+    trained = train_proxy(loaded, body=body, epochs=epochs, seed=seed, lora=lora, out=out)
     click.echo(str(trained))
 
 

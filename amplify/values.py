@@ -80,6 +80,10 @@ class Prompt:
                 raise InputError(f"span [{span.start}, {span.end}) ends outside its text of {len(source)} characters")
 
 
+def _strings(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to decode.
@@ -99,7 +103,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop", _strings(self.stop))
         if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
             raise InputError(f"sampling needs max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1: {self}")
 
@@ -276,6 +280,3 @@ class Answer:
     completion_tokens: int = 0
     calls: int = 1
     prompt: Prompt | None = None
-
-
-Prompts = Sequence[Prompt]
