@@ -93,7 +93,7 @@ class Payload:
         """The first token whose attention differs from a plain request's: keys and values before it can be shared."""
         return 0 if self.steering.spare_sink else self.spans[0].start
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Equal for requests whose keys and values are equal where their tokens are."""
         steering = self.steering

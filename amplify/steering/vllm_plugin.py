@@ -16,6 +16,7 @@ CUDA graphs read them as they are. Under tensor parallelism each rank takes the 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -203,6 +204,7 @@ def _check_signatures() -> None:
     from vllm.model_executor.layers.attention.attention import Attention
     from vllm.v1.core import kv_cache_utils
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.worker.gpu import model_states
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     wanted: list[tuple[Any, tuple[str, ...]]] = [
@@ -211,6 +213,10 @@ def _check_signatures() -> None:
         (GPUModelRunner._model_forward, ("input_ids", "positions")),
         (kv_cache_utils.generate_block_hash_extra_keys, ("request", "start_token_idx", "end_token_idx")),
         (InputProcessor.process_inputs, ("request_id", "prompt", "params")),
+        (model_states.resolve_model_state_cls, ("vllm_config", "model")),
+        (model_states.ModelState.add_request, ("req_index", "new_req_data")),
+        (model_states.ModelState.remove_request, ("req_id",)),
+        (model_states.ModelState.prepare_inputs, ("input_batch", "req_states")),
     ]
     for function, names in wanted:
         missing = set(names) - set(inspect.signature(function).parameters)
@@ -389,8 +395,7 @@ def _extend_runners() -> None:
 
 
 def _extend_prefix_cache() -> None:
-    from vllm.v1.core import block_pool, kv_cache_utils
-    from vllm.v1.simple_kv_offload import manager
+    from vllm.v1.core import kv_cache_utils
 
     plain = kv_cache_utils.generate_block_hash_extra_keys
 
@@ -401,8 +406,9 @@ def _extend_prefix_cache() -> None:
             keys = (*(keys or ()), (KEY, asks.digest))
         return keys, mm
 
-    for module in (kv_cache_utils, block_pool, manager):
-        module.generate_block_hash_extra_keys = extra_keys
+    # modules imported later find it in kv_cache_utils
+    for module in [m for m in sys.modules.values() if getattr(m, "__dict__", {}).get(plain.__name__) is plain]:
+        setattr(module, plain.__name__, extra_keys)
 
 
 def _extend_front_end() -> None:
