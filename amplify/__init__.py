@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from amplify.evaluation import evaluate
     from amplify.methods.base import Program
     from amplify.proxies import train_proxy
+    from amplify.rationales import rationalise
     from amplify.steering import Steering, parse_emphasis
     from amplify.tasks import load_task
+    from amplify.textgenshap.attribute import attribute_sources
 
 __version__ = "0.1.0"
 
@@ -21,10 +23,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "Program": "amplify.methods.base",
     "Steering": "amplify.steering",
+    "attribute_sources": "amplify.textgenshap.attribute",
     "evaluate": "amplify.evaluation",
     "load_task": "amplify.tasks",
     "open_backend": "amplify.backends",
     "parse_emphasis": "amplify.steering",
+    "rationalise": "amplify.rationales",
     "train_proxy": "amplify.proxies",
 }
 _MODULES = ("attribution", "backends", "evaluation", "methods", "metrics", "models", "proxies", "tasks", "textgenshap")
@@ -37,10 +41,12 @@ __all__ = [
     "Sampling",
     "Span",
     "Steering",
+    "attribute_sources",
     "evaluate",
     "load_task",
     "open_backend",
     "parse_emphasis",
+    "rationalise",
     "train_proxy",
 ]
 

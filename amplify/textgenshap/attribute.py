@@ -1,0 +1,183 @@
+"""The one call: which documents, sentences and words made this answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import amplify
+from amplify import templates
+from amplify.backends.base import Generator, need_scorer
+from amplify.errors import InputError, UnknownNameError
+from amplify.textgenshap.engines import ENGINES, Engine
+from amplify.textgenshap.estimators import ESTIMATORS
+from amplify.textgenshap.games import LogProbGame, Memory, fixed_order
+from amplify.textgenshap.hierarchy import REFINEMENTS, Play, explain
+from amplify.textgenshap.result import Cost, SourceAttribution, level
+from amplify.textgenshap.sources import Context, Layout, check_documents, check_window, harmless, special_tokens
+from amplify.values import Sampling
+
+VALUES = ("logprob", "votes")
+ORDERS = ("fixed", "random")
+INDICES = ("shapley", "banzhaf", "shapley_shubik", "append")
+
+
+def attribute_sources(
+    question: str,
+    documents: Sequence[str],
+    backend: Generator,
+    answer: str | None = None,
+    value: str = "logprob",
+    index: str = "shapley",
+    engine: str = "auto",
+    estimator: str = "auto",
+    budget: int = 64,
+    refine: str = "words",
+    order: str = "fixed",
+    seed: int = 0,
+    *,
+    thresholds: tuple[float, float] = (0.1, 0.1),
+    max_tokens: int = 16,
+    template: str = "default",
+    layout: Layout = "chat",
+    control: bool = False,
+    cache: str | Path | None = None,
+) -> SourceAttribution:
+    """Score documents, and the sentences and words of those that matter, by what they did to an answer.
+
+    Args:
+        question: the question.
+        documents: two or more texts, all different.
+        backend: who answers. A log-probability game needs a `Scorer`; votes work with any.
+        answer: the text to explain. The model's own greedy answer to all documents unless given.
+        value: "logprob", log-probability of the answer (natural log, summed over tokens, and for each of its sentences
+            where there are several); or "votes", 1 where the greedy answer is the one in question, for every answer
+            that any coalition gave.
+        index: "shapley" or "banzhaf" (votes: the signed form); "shapley_shubik", the credit for changes *to* an answer
+            only, as TextGenSHAP counts votes; "append" for random orders, see `hierarchy.random_order_scores`.
+        engine: "naive", "trie", "packed" or "blocks" (see `engines`); "auto" takes the cheapest exact one.
+        estimator: see `estimate`; "auto" is exact where 2^n fits the documents' share of the budget.
+        budget: distinct prompts asked, all levels together (the answer's own generation not counted). With sentences
+            the documents get half of it, with words the rest is split again.
+        refine: the finest level: "documents", "sentences" or "words".
+        order: documents in "fixed" order, or in an order drawn anew for each coalition ("random").
+        seed: of every sample.
+        thresholds: see `hierarchy.explain`; for votes absolute, for log-probabilities shares of |v(N) - v(empty)|.
+        max_tokens: of decoded answers.
+        template: NAME of `prompts/sources_NAME.jinja`, or a path to a .jinja file.
+        layout: one user message, or "text" for models without a chat template.
+        control: use block encoding (engine "blocks") as a control variate; needs a `WhiteBox`, fixed order, "logprob".
+            Its measured correlation is in `meta`, and it is used only where that is at least 0.9.
+        cache: file that keeps every value as soon as it is known; the same call goes on where a stopped one was.
+
+    Raises:
+        InputError: documents, answer, budget or names that make no sense together; the message says what to change.
+        ContextLengthError: the documents do not fit the window; says by how much and which.
+        CapabilityError: the backend cannot do what the value or engine needs.
+        BackendError: the model or server failed; values so far are in `cache`.
+    """
+    begun, before = time.perf_counter(), backend.usage.snapshot()
+    check_documents(documents)
+    _check_names(value, index, engine, estimator, refine, order, budget)
+    if not question.strip():
+        raise InputError("the question is empty")
+    chosen: Engine = ("packed" if order == "random" else "trie") if engine == "auto" else engine  # type: ignore[assignment]
+    if value == "logprob":
+        need_scorer(backend, "value='logprob'")
+    structure = special_tokens(backend)
+    context = Context(
+        harmless(question, structure),
+        tuple(harmless(d, structure) for d in documents),
+        templates.load("sources", template),
+        layout,
+    )
+    context.places(context.everything())
+    sampling = Sampling(max_tokens=max_tokens)
+    check_window(context, backend, max_tokens, "an answer")
+    own = answer is None
+    if answer is None and value == "logprob":
+        answer = backend.generate([context.prompt(context.everything())], sampling)[0].text
+        if not answer.strip():
+            raise InputError("the model's own answer to all documents is empty: give answer=, or ask otherwise")
+    if answer is not None and not answer.strip():
+        raise InputError("the answer is empty: leave answer out to explain the model's own")
+    identity = {
+        "question": context.question, "documents": context.documents, "template": context.template.source,
+        "layout": layout, "backend": backend.spec, "value": value, "model": backend.describe().get("model"),
+        "asked": answer if value == "logprob" else max_tokens, "exact": chosen != "blocks",
+    }  # fmt: skip
+    memory = Memory(identity, cache)
+    options: dict[str, Any] = {
+        "estimator": estimator, "budget": budget, "refine": refine, "order": order, "thresholds": thresholds,
+        "relative": value == "logprob", "seed": seed,
+    }  # fmt: skip
+    if value == "logprob":
+        assert answer is not None
+        if layout == "text" and not answer[0].isspace():
+            answer = f" {answer}"
+        game = LogProbGame(context, backend, answer, chosen, memory)
+        cheap = None
+        if control:
+            cheap = fixed_order(LogProbGame(context, backend, answer, "blocks"))
+        explained = explain(Play(game.of, memory.__contains__), context, index=index, control=cheap, **options)  # type: ignore[arg-type]
+        columns: tuple[str, ...] = game.columns
+    else:
+        raise NotImplementedError
+    levels = {
+        name: level(found.parts, tuple(documents), found.scores, found.scores - found.half, found.scores + found.half)
+        for name, found in explained.levels.items()
+    }
+    spent = backend.usage.since(before)
+    return SourceAttribution(
+        question=question,
+        answer=answer.strip(),
+        documents=levels["documents"],
+        sentences=levels.get("sentences"),
+        words=levels.get("words"),
+        values=explained.ends,
+        columns=columns,
+        cost=Cost(len(memory), spent.forwarded_tokens, time.perf_counter() - begun),
+        value=value,
+        index=index,
+        engine=chosen,
+        estimator=explained.estimator,
+        order=order,
+        budget=budget,
+        seed=seed,
+        template=context.template,
+        layout=layout,
+        originals=tuple(documents),
+        meta={
+            **explained.meta,
+            "own_answer": own,
+            "structure": structure,
+            "backend": backend.describe(),
+            "amplify": amplify.__version__,
+        },
+    )
+
+
+def _check_names(value: str, index: str, engine: str, estimator: str, refine: str, order: str, budget: int) -> None:
+    for kind, name, known in (
+        ("value", value, VALUES), ("index", index, INDICES), ("engine", engine, ("auto", *ENGINES)),
+        ("estimator", estimator, ("auto", *ESTIMATORS)), ("level", refine, REFINEMENTS), ("order", order, ORDERS),
+    ):  # fmt: skip
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+    if budget < 2:
+        raise InputError(f"the budget counts the empty and the full context, so it is at least 2; got {budget}")
+    if index == "shapley_shubik" and value != "votes":
+        raise InputError("index 'shapley_shubik' counts votes: use value='votes', or index='shapley'")
+    if index == "append" and order != "random":
+        raise InputError("index 'append' is of random orders: use order='random', or index='shapley'")
+    if index in ("append", "shapley_shubik") and refine != "documents":
+        raise InputError(f"index {index!r} scores whole documents: use refine='documents'")
+    if engine == "packed" and order != "random":
+        raise InputError("engine 'packed' lays documents out in random orders: use order='random', or engine='trie'")
+    if engine == "blocks" and (order != "fixed" or value != "logprob" or refine != "documents"):
+        raise InputError(
+            "engine 'blocks' encodes whole documents once, in place: use order='fixed', value='logprob' and "
+            "refine='documents', or another engine"
+        )

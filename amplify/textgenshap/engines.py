@@ -1,0 +1,139 @@
+"""How the values of many selections are had from a backend: the same numbers, at different cost.
+
+- `naive`: every prompt on its own.
+- `trie`: all prompts as one token trie, so that a common beginning is forwarded once.
+- `packed`: `trie` on the prefixes of random orders. The documents go through once an order, and behind each prefix
+  branches off what follows it in a prompt, with the answer.
+- `blocks`: every document once, seeing the prompt's head alone; a selection masks the others. An approximation.
+
+`trie` and `packed` are one piece of code: the prompts that a permutation walks through are prefixes of each other, so
+their trie *is* the packed layout, cut from the prompts' own tokenisation. What they save depends on which ordered
+coalitions are asked together. On servers the order of the requests lets prefix caching do the sharing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
+
+from amplify.backends.base import Generator, need_scorer, need_white_box
+from amplify.backends.text import encode_with_targets, render
+from amplify.backends.tree import TokenTree
+from amplify.errors import BackendError, InputError
+from amplify.textgenshap.sources import Context, Selection
+from amplify.values import Completion, Sampling, TokenLogProbs
+
+Engine = Literal["naive", "trie", "packed", "blocks"]
+ENGINES: tuple[Engine, ...] = ("naive", "trie", "packed", "blocks")
+
+T = TypeVar("T")
+Scored = Iterator[tuple[int, TokenLogProbs]]  # number of the selection, and what came out
+
+
+def by_prefix(selections: Sequence[Selection]) -> list[int]:
+    """The order in which selections share the longest beginnings with their neighbours."""
+    return sorted(range(len(selections)), key=lambda i: selections[i])
+
+
+def score(engine: Engine, context: Context, backend: Generator, selections: Sequence[Selection], answer: str) -> Scored:
+    """Log-probabilities of one answer under many selections, in the order in which they become known.
+
+    Args:
+        engine: see the module.
+        context: makes the prompts.
+        backend: a `Scorer`; for "blocks" a `WhiteBox`.
+        selections: what stands in each prompt.
+        answer: the text scored behind each.
+
+    Raises:
+        CapabilityError: the backend cannot do this.
+        BackendError: it failed; what was known before has been yielded, and so has its `completed`.
+    """
+    if engine == "blocks":
+        yield from _blocks(context, backend, selections, answer)
+        return
+    scorer = need_scorer(backend, "a log-probability game")
+    if engine == "naive":
+        for i, selection in enumerate(selections):
+            yield i, scorer.score([context.prompt(selection)], [answer])[0]
+        return
+    order = by_prefix(selections)
+    prompts = [context.prompt(selections[i]) for i in order]
+    yield from _rescued(order, lambda: scorer.score(prompts, [answer] * len(prompts)))
+
+
+def generate(
+    engine: Engine, context: Context, backend: Generator, selections: Sequence[Selection], sampling: Sampling
+) -> Iterator[tuple[int, Completion]]:
+    """Answers under many selections; see `score`."""
+    if engine == "naive":
+        for i, selection in enumerate(selections):
+            yield i, backend.generate([context.prompt(selection)], sampling)[0]
+        return
+    if engine == "blocks":
+        raise InputError("engine 'blocks' gives approximate log-probabilities only: votes need 'trie' or 'naive'")
+    order = by_prefix(selections)
+    prompts = [context.prompt(selections[i]) for i in order]
+    yield from _rescued(order, lambda: backend.generate(prompts, sampling))
+
+
+def _rescued(order: Sequence[int], work: Callable[[], Sequence[T]]) -> Iterator[tuple[int, T]]:
+    """Results of one batch; where the backend fails half way, those that there are, and then its error."""
+    try:
+        yield from zip(order, work(), strict=True)
+    except BackendError as failure:
+        yield from ((order[k], done) for k, done in failure.completed.items())
+        raise
+
+
+def _blocks(context: Context, backend: Generator, selections: Sequence[Selection], answer: str) -> Scored:
+    """Every document encoded once behind the prompt's head, blind to the others; selections as masks over them.
+
+    The decoder-only form of TextGenSHAP's in-place resampling (Fusion-in-Decoder encodes each passage alone). Two
+    things differ from the prompts themselves: a document does not see those before it, and everything keeps the
+    position that it has when all documents are there.
+    """
+    white = need_white_box(backend, "engine 'blocks'")
+    everything = context.everything()
+    for selection in selections:
+        if any(piece not in everything for piece in selection) or list(selection) != sorted(selection):
+            raise InputError("engine 'blocks' knows whole documents in their own order only: use engine='trie'")
+    tree, wanted = blocks_tree(context, white.tokenizer, selections, answer)
+    yield from enumerate(white.score_tree(tree, wanted))
+
+
+def blocks_tree(
+    context: Context, tokenizer: Any, selections: Sequence[Selection], answer: str
+) -> tuple[TokenTree, list[int]]:
+    """The tree behind `blocks`: head, the documents as one path, and a branch for each selection.
+
+    Returns:
+        The tree, and each selection's node with the answer's tokens.
+    """
+    whole = context.marked(context.sources)
+    rendered = render(whole, tokenizer)
+    encoded, start = encode_with_targets(tokenizer, [rendered], [answer])[0]
+    # a document owns what lies between its start and the next one's, so the blank line behind it goes with it
+    begins = [span.start for span in rendered.emphasis]
+    ends = [*begins[1:], rendered.emphasis[-1].end]
+    cuts = [_token_at(encoded.offsets, c) for c in (begins[0], *ends)]
+    ids = encoded.ids
+    count = len(begins)
+    segments: list[tuple[int, ...]] = [ids[: cuts[0]], *(ids[a:b] for a, b in pairwise(cuts))]
+    parents = list(range(-1, count))
+    hidden = {i: frozenset(range(1, i)) for i in range(2, count + 1)}
+    wanted = []
+    for selection in selections:
+        absent = frozenset(range(1, count + 1)) - {d + 1 for d, _ in selection}
+        rest = len(segments)
+        segments += [ids[cuts[-1] : start], ids[start:]]
+        parents += [count, rest]
+        hidden |= {rest: absent, rest + 1: absent}
+        wanted.append(rest + 1)
+    return TokenTree(tuple(segments), tuple(parents), hidden=hidden), wanted
+
+
+def _token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:
+    """The first token that holds this character or one behind it."""
+    return next(k for k, (_, end) in enumerate(offsets) if end > character)

@@ -1,0 +1,196 @@
+"""From sources, question and backend to a value function: what an answer's probability, or the answer itself, becomes.
+
+Both games are asked about *ordered* coalitions, int[m, n]: -1 where a source is absent, else its place. What was asked
+once is remembered, on disk too if a file is given, so that a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amplify.backends.base import Generator
+from amplify.errors import InputError, RunError
+from amplify.metrics import normalise
+from amplify.textgenshap import engines
+from amplify.textgenshap.engines import Engine
+from amplify.textgenshap.sources import Context, Ordered, Selection, Source, in_place, select, sentences
+from amplify.textgenshap.value import Coalitions, Floats
+from amplify.values import Sampling, TokenLogProbs
+
+PART = 256  # selections asked for between two writes to the cache file
+
+
+class Memory:
+    """What is known of selections: in memory, and line by line in a file.
+
+    Args:
+        identity: everything that the results depend on; a file of another identity is refused.
+        path: JSON lines; None keeps nothing.
+
+    Raises:
+        RunError: the file belongs to other documents, another question, answer or model.
+    """
+
+    def __init__(self, identity: Mapping[str, Any], path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self._known: dict[Selection, Any] = {}
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        if self.path is not None:
+            self._open(self.path)
+
+    def _open(self, path: Path) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+        if whole:
+            if json.loads(whole[0]).get("identity") != self.identity:
+                raise RunError(
+                    f"{path} holds values of another question, answer, model or other documents: delete it, or name "
+                    "another file"
+                )
+            for line in whole[1:]:
+                selection, result = json.loads(line)
+                self._known[_frozen(selection)] = result
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(whole) or json.dumps({"identity": self.identity}) + "\n", encoding="utf-8")
+
+    def __contains__(self, selection: Selection) -> bool:
+        return selection in self._known
+
+    def __getitem__(self, selection: Selection) -> Any:
+        return self._known[selection]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def fill(
+        self, selections: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]
+    ) -> None:
+        """Ask for those that are not known, and keep each as soon as it is."""
+        new = sorted({s for s in selections if s not in self._known})
+        for at in range(0, len(new), PART):
+            part = new[at : at + PART]
+            if self.path is None:
+                for i, result in ask(part):
+                    self._known[part[i]] = result
+                continue
+            with self.path.open("a", encoding="utf-8") as file:
+                for i, result in ask(part):
+                    self._known[part[i]] = result
+                    file.write(json.dumps([part[i], result]) + "\n")
+                    file.flush()
+
+
+def _frozen(selection: Any) -> Selection:
+    return tuple((d, tuple((a, b) for a, b in ranges)) for d, ranges in selection)
+
+
+@dataclass
+class LogProbGame:
+    """Log-probability of one answer.
+
+    Attributes:
+        context, backend, engine: what is asked, whom, and how.
+        answer: the text whose log-probability is the value (natural log, summed over its tokens).
+        memory: what is known.
+        parts: characters [start, end) of the answer's sentences.
+        columns: names of the value columns: "answer", and one for each sentence where there are several.
+    """
+
+    context: Context
+    backend: Generator
+    answer: str
+    engine: Engine = "trie"
+    memory: Memory = field(default_factory=lambda: Memory({}))
+
+    def __post_init__(self) -> None:
+        if not self.answer.strip():
+            raise InputError("the answer is empty, so it has no probability to explain: give answer=, or ask otherwise")
+        self.parts = sentences(self.answer)
+        self.columns: tuple[str, ...] = ("answer",)
+        if len(self.parts) > 1:
+            self.columns += tuple(self.answer[a:b].strip() for a, b in self.parts)
+
+    def __call__(self, rows: Ordered, sources: Sequence[Source] | None = None) -> Floats:
+        """Values of ordered coalitions, [m, columns].
+
+        Args:
+            rows: int[m, n].
+            sources: what the columns of `rows` are; the documents unless given.
+        """
+        chosen = [select(row, sources or self.context.sources) for row in rows.tolist()]
+        return self.of(chosen)
+
+    def of(self, selections: Sequence[Selection]) -> Floats:
+        """Values of selections, [m, columns]."""
+
+        def ask(new: Sequence[Selection]) -> Iterator[tuple[int, list[float]]]:
+            for i, found in engines.score(self.engine, self.context, self.backend, new, self.answer):
+                yield i, self._columns(found)
+
+        self.memory.fill(selections, ask)
+        return np.array([self.memory[s] for s in selections], dtype=np.float64)
+
+    def _columns(self, found: TokenLogProbs) -> list[float]:
+        if len(self.parts) == 1:
+            return [found.total]
+        # a token belongs to the sentence that its last character is in, counted from the end of the answer
+        lengths = np.array([len(t) for t in found.tokens])
+        ends = len(self.answer) - (lengths.sum() - np.cumsum(lengths))
+        part = np.clip(np.searchsorted([b for _, b in self.parts], ends), 0, len(self.parts) - 1)
+        return [found.total, *np.bincount(part, found.logprobs, len(self.parts)).tolist()]
+
+
+@dataclass
+class VoteGame:
+    """Which answer is decoded: v_c(S) = 1 where the greedy answer with S is c (TextGenSHAP's voting game).
+
+    Answers that are equal after `metrics.normalise` count as one.
+
+    Attributes:
+        context, backend, engine: what is asked, whom, and how.
+        sampling: how to decode; greedy.
+        answers: normalised answer -> as it was first written, in order of appearance; the full context's first.
+        memory: what is known.
+    """
+
+    context: Context
+    backend: Generator
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=16))
+    engine: Engine = "trie"
+    memory: Memory = field(default_factory=lambda: Memory({}))
+    answers: dict[str, str] = field(default_factory=dict)
+
+    def ask(self, selections: Sequence[Selection]) -> list[str]:
+        """The normalised answer to each selection."""
+
+        def decode(new: Sequence[Selection]) -> Iterator[tuple[int, str]]:
+            for i, done in engines.generate(self.engine, self.context, self.backend, new, self.sampling):
+                yield i, done.text.strip()
+
+        self.memory.fill(selections, decode)
+        said = []
+        for s in selections:
+            said.append(normalise(self.memory[s]))
+            self.answers.setdefault(said[-1], self.memory[s])
+        return said
+
+    def votes(self, selections: Sequence[Selection], candidates: Sequence[str]) -> Floats:
+        """1.0 where a selection's answer is a candidate (normalised), [m, candidates]."""
+        said = self.ask(selections)
+        return np.array([[float(s == c) for c in candidates] for s in said])
+
+    def __call__(self, rows: Ordered, candidates: Sequence[str], sources: Sequence[Source] | None = None) -> Floats:
+        """Votes of ordered coalitions, int[m, n] -> [m, candidates]."""
+        return self.votes([select(row, sources or self.context.sources) for row in rows.tolist()], candidates)
+
+
+def fixed_order(game: LogProbGame) -> Callable[[Coalitions], Floats]:
+    """A log-probability game over documents in their own order as a `Value`, for `estimate`."""
+    return lambda coalitions: game(in_place(coalitions))

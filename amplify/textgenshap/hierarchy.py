@@ -1,0 +1,508 @@
+"""Documents, then sentences, then words: what scores high is opened, under one budget (TextGenSHAP, section 3).
+
+A refined part is expanded in its own place: its children are present or absent while the rest of the documents stays
+as it was in coalitions that the level above has asked. That is the Owen value of the ordered union, and what the parent
+sampled is its two ends: the part absent, and the part whole. A part's children share out the part's own score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from amplify.errors import InputError
+from amplify.textgenshap.estimate import estimate
+from amplify.textgenshap.exact import Index, marginal_weights
+from amplify.textgenshap.given import given_scores
+from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation
+from amplify.textgenshap.regression import constrained_least_squares
+from amplify.textgenshap.sampling import prefixes
+from amplify.textgenshap.sources import Context, Ordered, Selection, Source, select, sentences, words
+from amplify.textgenshap.value import Coalitions, Floats, Value
+
+Refine = Literal["documents", "sentences", "words"]
+REFINEMENTS: tuple[Refine, ...] = ("documents", "sentences", "words")
+SHARES = {"documents": (1.0,), "sentences": (0.5, 0.5), "words": (0.5, 0.25, 0.25)}  # of the budget, by level
+NORMAL = 1.96
+FEW = 16  # documents that are always scored one by one
+DIRECT = 3  # evaluations a document below which more than that are first scored in groups
+
+
+@dataclass(frozen=True)
+class Play:
+    """A game as this module sees it.
+
+    Attributes:
+        of: values of selections, [m, columns].
+        known: whether a selection has been asked already (and so costs nothing).
+    """
+
+    of: Callable[[Sequence[Selection]], Floats]
+    known: Callable[[Selection], bool]
+
+
+@dataclass(frozen=True)
+class Around:
+    """What else is in the prompt while a part's children come and go: other parts, and the documents' order.
+
+    Attributes:
+        present: parts, none overlapping.
+        rank: place of each document.
+    """
+
+    present: tuple[Source, ...]
+    rank: tuple[int, ...]
+
+    def with_(self, parts: Sequence[Source]) -> Selection:
+        """The selection that holds these parts as well."""
+        everything = [*self.present, *parts]
+        return select([self.rank[s.document] for s in everything], everything)
+
+
+@dataclass
+class Scored:
+    """Parts with their scores.
+
+    Attributes:
+        parts: the sources scored.
+        scores, half: scores and half widths of their 95 % intervals, [parts, columns].
+        around: for each part, contexts in which it was seen both absent and present.
+    """
+
+    parts: list[Source]
+    scores: Floats
+    half: Floats
+    around: list[list[Around]]
+
+
+Trace = dict[tuple[str, Source], Coalitions]  # what was asked of each refined part
+
+
+@dataclass
+class Explained:
+    """All levels.
+
+    Attributes:
+        levels: by name, coarse to fine.
+        ends: value of the empty and of the full context, [2, columns].
+        estimator: what scored the documents.
+        trace: what was asked, so that other columns of the same game can be scored from the same sample.
+        meta: how documents were grouped, how many parts were refined.
+    """
+
+    levels: dict[str, Scored]
+    ends: Floats
+    estimator: str
+    trace: Trace
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def explain(
+    play: Play,
+    context: Context,
+    *,
+    index: Index = "shapley",
+    estimator: str = "auto",
+    budget: int = 64,
+    refine: Refine = "words",
+    order: Literal["fixed", "random"] = "fixed",
+    thresholds: tuple[float, float] = (0.1, 0.1),
+    relative: bool = True,
+    seed: int = 0,
+    control: Value | None = None,
+    trace: Trace | None = None,
+) -> Explained:
+    """Score the documents, then the parts of those that matter.
+
+    Args:
+        play: the game.
+        context: its documents.
+        index: "shapley" or "banzhaf".
+        estimator: for the documents; parts of documents are always scored with "auto".
+        budget: distinct prompts over all levels.
+        refine: the finest level.
+        order: of the documents in a prompt: their own, or drawn anew for each coalition.
+        thresholds: a document (sentence) is opened when its score, less one standard error, reaches this. The best one
+            is always opened.
+        relative: thresholds are shares of |v(N) - v(empty)|, not absolute.
+        seed: of every sample.
+        control: see `estimate`; documents in fixed order only.
+        trace: score another column of the game from the sample of an earlier call, which costs nothing.
+
+    Raises:
+        InputError: a budget too small, or an estimator that does not fit the order.
+    """
+    rng = np.random.default_rng([seed, 2])
+    shares = SHARES[refine]
+    replay = trace is not None
+    trace = {} if trace is None else dict(trace)
+    first = max(2, round(budget * shares[0]))
+    meta: dict[str, Any] = {}
+    if order == "random":
+        top, ends, used = _random_order(play, context, index, estimator, first, rng)
+    elif len(context.documents) > max(FEW, first // DIRECT) and estimator == "auto":
+        top, ends, used, meta = _grouped(play, context, index, first, seed, rng, trace, replay)
+    else:
+        top, ends, used = _fixed_order(play, context, index, estimator, first, seed, rng, control, trace, replay)
+    levels = {"documents": top}
+    scale = np.abs(ends[1] - ends[0]) if relative else np.ones(ends.shape[1])
+    for name, cut, share, threshold in zip(REFINEMENTS[1:], (sentences, words), shares[1:], thresholds, strict=False):
+        above = levels[REFINEMENTS[REFINEMENTS.index(name) - 1]]
+        below = _open_level(
+            play, context, above, cut, name, index, round(budget * share), threshold * scale, seed, rng, trace, replay
+        )
+        if not below.parts:
+            break
+        levels[name] = below
+    meta["opened"] = {name: len({s.document for s in level.parts}) for name, level in levels.items()}
+    return Explained(levels, ends, used, trace, meta)
+
+
+ROOT = Source(-1, 0, 0)
+
+
+def _fixed_order(
+    play: Play,
+    context: Context,
+    index: Index,
+    estimator: str,
+    budget: int,
+    seed: int,
+    rng: np.random.Generator,
+    control: Value | None,
+    trace: Trace,
+    replay: bool,
+) -> tuple[Scored, Floats, str]:
+    parts = list(context.sources)
+    n, rank = len(parts), tuple(range(len(parts)))
+    nothing = Around((), rank)
+
+    def value(held: Coalitions) -> Floats:
+        return play.of([nothing.with_([p for p, h in zip(parts, row, strict=True) if h]) for row in held])
+
+    scores, half, used = _sampled(value, n, index, estimator, budget, seed, control, trace, ("documents", ROOT), replay)
+    asked = trace["documents", ROOT]
+    held = _seen_twice(asked, index, rng)
+    around = [
+        [Around(tuple(p for p, h in zip(parts, row, strict=True) if h), rank) for row in held[i]] for i in range(n)
+    ]
+    return Scored(parts, scores, half, around), _ends(play, context), used
+
+
+def _ends(play: Play, context: Context) -> Floats:
+    return play.of([(), context.everything()])
+
+
+def _sampled(
+    value: Value,
+    n: int,
+    index: Index,
+    estimator: str,
+    budget: int,
+    seed: int,
+    control: Value | None,
+    trace: Trace,
+    key: tuple[str, Source],
+    replay: bool,
+) -> tuple[Floats, Floats, str]:
+    """Scores and half widths [n, columns] by `estimate`, what it asked written down; or from what was written down."""
+    if replay:
+        scores, half = given_scores(trace[key], np.asarray(value(trace[key])), index)
+        return scores, half, "given"
+    asked: list[Coalitions] = []
+
+    def watched(held: Coalitions) -> Floats:
+        asked.append(held)
+        return np.asarray(value(held), dtype=np.float64)
+
+    found = estimate(watched, n, index, estimator, budget, seed, control=control)
+    trace[key] = np.concatenate(asked)
+    return found.scores.reshape(n, -1), ((found.high - found.low) / 2).reshape(n, -1), found.estimator
+
+
+def _seen_twice(asked: Coalitions, index: Index, rng: np.random.Generator, most: int = 4) -> list[list[Coalitions]]:
+    """For each source, up to `most` coalitions without it that were asked with it too, spread over sizes.
+
+    Where there are none: the empty coalition, and all the others.
+    """
+    n = asked.shape[1]
+    known = {row.tobytes() for row in asked}
+    weight = marginal_weights(n, index)
+    found: list[list[Coalitions]] = []
+    for i in range(n):
+        single = np.arange(n) == i
+        rows = [row for row in asked if not row[i] and (row | single).tobytes() in known]
+        rows = sorted({row.tobytes(): row for row in rows}.values(), key=lambda row: (row.sum(), row.tobytes()))
+        if not rows:
+            rows = [np.zeros(n, bool), ~single]
+        chosen = []
+        for group in np.array_split(np.arange(len(rows)), min(most, len(rows))):
+            odds = np.array([weight[rows[k].sum()] for k in group])
+            chosen.append(rows[int(rng.choice(group, p=odds / odds.sum()))])
+        found.append(chosen)
+    return found
+
+
+def _grouped(
+    play: Play,
+    context: Context,
+    index: Index,
+    budget: int,
+    seed: int,
+    rng: np.random.Generator,
+    trace: Trace,
+    replay: bool,
+) -> tuple[Scored, Floats, str, dict[str, Any]]:
+    """Many documents under a small budget: neighbours in groups first, then the documents of the best groups.
+
+    The documents of a group that is not opened get equal shares of its score.
+    """
+    documents = list(context.sources)
+    count = max(4, min(len(documents) // 2, budget // (2 * DIRECT)))
+    groups = [[documents[i] for i in part] for part in np.array_split(np.arange(len(documents)), count)]
+    rank = tuple(range(len(documents)))
+    nothing = Around((), rank)
+
+    def members(row: Coalitions) -> list[Source]:
+        return [d for group, held in zip(groups, row, strict=True) if held for d in group]
+
+    def value(held: Coalitions) -> Floats:
+        return play.of([nothing.with_(members(row)) for row in held])
+
+    half_budget = max(2, budget // 2)
+    scores, half, used = _sampled(value, count, index, "auto", half_budget, seed, None, trace, ("groups", ROOT), replay)
+    seen = _seen_twice(trace["groups", ROOT], index, rng)
+    around = [[Around(tuple(members(row)), rank) for row in seen[g]] for g in range(count)]
+    ends = _ends(play, context)
+    left = budget - half_budget
+    parts: list[Source] = []
+    tables, halves, contexts = [], [], []
+    opened = _openings([len(g) for g in groups], scores, half, left, 0.0 * scores[0], all_above=True)
+    for g, group in enumerate(groups):
+        if g in opened:
+            t, h, a = _open_part(
+                play,
+                group,
+                around[g],
+                index,
+                opened[g],
+                scores[g],
+                half[g],
+                seed,
+                rng,
+                trace,
+                ("group", group[0]),
+                replay,
+            )
+        else:
+            t = np.repeat(scores[g][None] / len(group), len(group), axis=0)
+            # an equal share may be off by all that the group's score is
+            h = np.repeat((half[g] + np.abs(scores[g]))[None], len(group), axis=0)
+            a = [around[g] for _ in group]
+        parts += group
+        tables.append(t)
+        halves.append(h)
+        contexts += a
+    meta = {"groups": [len(g) for g in groups], "groups_opened": sorted(opened)}
+    return Scored(parts, np.concatenate(tables), np.concatenate(halves), contexts), ends, f"grouped {used}", meta
+
+
+def _openings(
+    sizes: Sequence[int], scores: Floats, half: Floats, budget: int, threshold: Floats, all_above: bool = False
+) -> dict[int, int]:
+    """Which parts to open and with how many evaluations: part -> evaluations.
+
+    Args:
+        sizes: children of each part.
+        scores, half: of the parts, [parts, columns].
+        budget: evaluations for all of them.
+        threshold: what a score less its standard error must reach, [columns].
+        all_above: open from the top as many as the budget allows, whatever their score.
+    """
+    surely = (scores - half / NORMAL - threshold).max(axis=1)
+    ranked = sorted(range(len(sizes)), key=lambda i: -scores[i].max())
+    wanted = [i for i in ranked if all_above or surely[i] >= 0] or ranked[:1]
+    wanted = [i for i in wanted if sizes[i] > 1] + [i for i in wanted if sizes[i] == 1]
+    opened = {i: 0 for i in wanted if sizes[i] == 1}
+    several = [i for i in wanted if sizes[i] > 1]
+    while several:
+        total = sum(sizes[i] for i in several)
+        share = {i: budget * sizes[i] // total for i in several}
+        if min(share.values()) >= min(2 + sizes[several[-1]], 6):
+            return opened | share
+        several.pop()
+    return opened
+
+
+def _open_level(
+    play: Play,
+    context: Context,
+    above: Scored,
+    cut: Callable[[str, int, int], list[tuple[int, int]]],
+    name: str,
+    index: Index,
+    budget: int,
+    threshold: Floats,
+    seed: int,
+    rng: np.random.Generator,
+    trace: Trace,
+    replay: bool,
+) -> Scored:
+    children = [
+        [Source(p.document, a, b) for a, b in cut(context.documents[p.document], p.start, p.end)] for p in above.parts
+    ]
+    if replay:
+        opened = {i: 0 for i, p in enumerate(above.parts) if (name, p) in trace}
+    else:
+        opened = _openings([len(c) for c in children], above.scores, above.half, budget, threshold)
+    parts: list[Source] = []
+    tables, halves, contexts = [], [], []
+    for i in sorted(opened):
+        t, h, a = _open_part(
+            play, children[i], above.around[i], index, opened[i], above.scores[i], above.half[i], seed, rng, trace,
+            (name, above.parts[i]), replay,
+        )  # fmt: skip
+        parts += children[i]
+        tables.append(t)
+        halves.append(h)
+        contexts += a
+    if not parts:
+        return Scored([], above.scores[:0], above.half[:0], [])
+    return Scored(parts, np.concatenate(tables), np.concatenate(halves), contexts)
+
+
+def _open_part(
+    play: Play,
+    children: list[Source],
+    around: list[Around],
+    index: Index,
+    budget: int,
+    total: Floats,
+    total_half: Floats,
+    seed: int,
+    rng: np.random.Generator,
+    trace: Trace,
+    key: tuple[str, Source],
+    replay: bool,
+) -> tuple[Floats, Floats, list[list[Around]]]:
+    """Scores of a part's children: their game inside a few contexts of the part, averaged.
+
+    The contexts stay the same for every subset of children, so differences between subsets are not blurred by them;
+    how much the scores vary over contexts goes into the intervals.
+    """
+    s = len(children)
+    if s == 1:
+        trace[key] = np.array([[False], [True]])
+        return total[None], total_half[None], [around]
+    around = around[: min(4, len(around), max(2, budget // (s + 2)))] if not replay else around
+
+    def each(held: Coalitions) -> Floats:
+        rows = [a.with_([c for c, h in zip(children, row, strict=True) if h]) for row in held for a in around]
+        return play.of(rows).reshape(len(held), len(around), -1)
+
+    missing = sum(not play.known(a.with_(p)) for a in around for p in ((), children))
+    own = 2 + max(0, budget - missing) // len(around)
+    scores, half, _ = _sampled(
+        lambda held: each(held).mean(axis=1), s, index, "auto", own, seed, None, trace, key, replay
+    )
+    asked = trace[key]
+    values = each(asked)
+    single = np.stack([given_scores(asked, values[:, k], index)[0] for k in range(len(around))])
+    between = half_width(mean_deviation(single), len(around) - 1 + BORROWED)
+    gap = total - scores.sum(axis=0) if index == "shapley" else np.zeros_like(total)
+    # the contexts are a sample of those behind the part's own score: what they miss is shared out equally
+    spread = np.sqrt(half**2 + between**2 + (total_half / s) ** 2 + (gap / s) ** 2)
+    seen = _seen_twice(asked, index, rng, most=1)
+    inside = [
+        [Around((*a.present, *(c for c, h in zip(children, seen[j][0], strict=True) if h)), a.rank) for a in around]
+        for j in range(s)
+    ]
+    return scores + gap / s, spread, inside
+
+
+def _random_order(
+    play: Play, context: Context, index: Index, estimator: str, budget: int, rng: np.random.Generator
+) -> tuple[Scored, Floats, str]:
+    """Documents in random order: every prefix of a permutation is one sample of w(S) = E over orders of v(S).
+
+    Permutations come with their reverses, whose prefixes are the complements.
+    """
+    parts = list(context.sources)
+    n = len(parts)
+    count = (budget - 1) // n
+    if count < 1:
+        raise InputError(
+            f"one random order of {n} documents asks {n + 1} coalitions; the documents' share of the budget is {budget}"
+        )
+    orders: list[Ordered] = []
+    while len(orders) < count:
+        drawn = rng.permutation(n)
+        orders += [drawn, drawn[::-1]]
+    orders = orders[:count]
+    ranks = [tuple(np.argsort(o).tolist()) for o in orders]
+    walks = [prefixes(o) for o in orders]
+    rows = [
+        Around((), rank).with_([p for p, h in zip(parts, row, strict=True) if h])
+        for rank, walk in zip(ranks, walks, strict=True)
+        for row in walk
+    ]
+    values = play.of(rows).reshape(count, n + 1, -1)
+    scores, half, used = random_order_scores(np.stack(orders), values, index, estimator)
+    around = []
+    for i in range(n):
+        seen = [(rank, np.flatnonzero(np.array(rank) < rank[i])) for rank in ranks]
+        some = rng.choice(len(seen), min(4, len(seen)), replace=False)
+        around.append([Around(tuple(parts[k] for k in seen[j][1]), seen[j][0]) for j in sorted(some)])
+    ends = np.stack([values[:, 0].mean(axis=0), values[:, -1].mean(axis=0)])
+    return Scored(parts, scores, half, around), ends, used
+
+
+def random_order_scores(orders: Any, values: Floats, index: str, estimator: str = "auto") -> tuple[Floats, Floats, str]:
+    """Scores of the order-randomised game from values along permutations.
+
+    Args:
+        orders: int[permutations, n].
+        values: of each permutation's prefixes, empty first, [permutations, n + 1, columns].
+        index: "shapley", "banzhaf", or "append": the mean change where a document is put behind those before it. It
+            judges every document as the last one, so it is no Shapley value of this game.
+        estimator: "gaussian_process" (or "auto") or "kernel_shap".
+
+    Returns:
+        Scores and half widths, [n, columns] both, and the estimator's name.
+
+    Raises:
+        InputError: another estimator.
+    """
+    count, n = orders.shape
+    if index == "append":
+        credit = np.empty((count, n, values.shape[2]))
+        np.put_along_axis(credit, orders[:, :, None], np.diff(values, axis=1), axis=1)
+        return credit.mean(axis=0), half_width(mean_deviation(credit), count - 1 + BORROWED), "permutation"
+    held = np.concatenate([prefixes(o) for o in orders])
+    flat = values.reshape(count * (n + 1), -1)
+    if estimator in ("auto", "gaussian_process"):
+        scores, half = given_scores(held, flat, index)  # type: ignore[arg-type]
+        return scores, half, "gaussian_process"
+    if estimator != "kernel_shap" or index != "shapley":
+        raise InputError(
+            f"estimator {estimator!r} chooses its own coalitions; random orders are scored with 'auto' "
+            "('gaussian_process') or, for Shapley values, 'kernel_shap'"
+        )
+
+    def regression(chosen: Sequence[int]) -> Floats:
+        rows = np.concatenate([prefixes(orders[k])[1:-1] for k in chosen])
+        inner = np.concatenate([values[k, 1:-1] for k in chosen])
+        size = rows.sum(axis=1)
+        # a prefix of size s comes up with probability 1 / C(n, s), which is part of the kernel already
+        ends = values[list(chosen)][:, [0, -1]].mean(axis=0)
+        return constrained_least_squares(rows, inner, 1.0 / (size * (n - size)), ends[0], ends[1])
+
+    scores = regression(range(count))
+    if count < 2:
+        return scores, np.full_like(scores, np.inf), "kernel_shap"
+    without = np.stack([regression([k for k in range(count) if k != j]) for j in range(count)])
+    deviation = np.sqrt((count - 1) / count * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
+    return scores, half_width(deviation, count - 1), "kernel_shap"

@@ -1,0 +1,304 @@
+"""What came out: scores with intervals for documents, sentences and words, and what to do with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from amplify.errors import DataError, InputError
+from amplify.metrics import normalise
+from amplify.render import visible
+from amplify.templates import Template
+from amplify.textgenshap.sources import Context, Source
+from amplify.textgenshap.value import Floats
+from amplify.values import Prompt
+
+LevelName = Literal["documents", "sentences", "words"]
+FORMAT = 1  # of the JSON file
+
+
+@dataclass(frozen=True)
+class Level:
+    """Scores of the parts of one size.
+
+    Attributes:
+        sources: the parts scored: document number and characters [start, end) of it.
+        texts: what they say.
+        table, low_table, high_table: scores and 95 % intervals, [parts, columns] (the columns of the result).
+        column: which of them `scores`, `low` and `high` show.
+    """
+
+    sources: tuple[Source, ...]
+    texts: tuple[str, ...]
+    table: Floats
+    low_table: Floats
+    high_table: Floats
+    column: int = 0
+
+    @property
+    def scores(self) -> Floats:
+        """Score of each part, [parts]."""
+        return self.table[:, self.column]
+
+    @property
+    def low(self) -> Floats:
+        """Lower ends of the 95 % intervals, [parts]."""
+        return self.low_table[:, self.column]
+
+    @property
+    def high(self) -> Floats:
+        """Upper ends of the 95 % intervals, [parts]."""
+        return self.high_table[:, self.column]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A sentence of the answer, and the documents that made it likelier, strongest first."""
+
+    sentence: str
+    documents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an attribution took.
+
+    Attributes:
+        calls: distinct prompts asked, those of all levels together.
+        tokens: tokens forwarded through the model, the answer's own generation included.
+        seconds: wall-clock time.
+    """
+
+    calls: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SourceAttribution:
+    """Which sources made an answer (`amplify.attribute_sources`).
+
+    Attributes:
+        question: the question.
+        answer: the text explained.
+        documents: scores of the documents.
+        sentences, words: scores of the parts of those documents (sentences) that were refined; None where that level
+            was not asked for.
+        values: value of the empty and of the full context, [2, columns].
+        columns: what the scores explain: the answer and its single sentences, or (votes) each answer seen.
+        cost: what it took.
+        value, index, engine, estimator, order, budget, seed: how it was asked.
+        template, layout: how the prompts were made.
+        meta: backend, versions, and what else a reader must know.
+    """
+
+    question: str
+    answer: str
+    documents: Level
+    sentences: Level | None
+    words: Level | None
+    values: Floats
+    columns: tuple[str, ...]
+    cost: Cost
+    value: str
+    index: str
+    engine: str
+    estimator: str
+    order: str
+    budget: int
+    seed: int
+    template: Template
+    layout: Literal["chat", "text"]
+    originals: tuple[str, ...]
+    column: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def levels(self) -> dict[LevelName, Level]:
+        """The levels there are, coarse to fine."""
+        found: dict[LevelName, Level | None] = {
+            "documents": self.documents, "sentences": self.sentences, "words": self.words,
+        }  # fmt: skip
+        return {name: level for name, level in found.items() if level is not None}
+
+    def for_answer(self, answer: str) -> SourceAttribution:
+        """The same with the scores of one candidate answer (votes), or of one sentence of the answer.
+
+        Raises:
+            InputError: no such answer was given by any coalition asked.
+        """
+        wanted = [normalise(c) for c in self.columns]
+        if normalise(answer) not in wanted:
+            raise InputError(f"{answer!r} is not among what was scored: {', '.join(map(repr, self.columns))}")
+        return self._at(wanted.index(normalise(answer)))
+
+    def _at(self, column: int) -> SourceAttribution:
+        def turn(level: Level | None) -> Level | None:
+            return None if level is None else replace(level, column=column)
+
+        documents = replace(self.documents, column=column)
+        return replace(self, documents=documents, sentences=turn(self.sentences), words=turn(self.words), column=column)
+
+    def ranking(self) -> list[int]:
+        """Numbers of the documents, highest score first; equal scores keep their order."""
+        return np.argsort(-self.documents.scores, kind="stable").tolist()
+
+    def rerank(self) -> list[str]:
+        """The documents as they were given, highest score first."""
+        return [self.originals[i] for i in self.ranking()]
+
+    def kept(self, below: float = 0.0) -> list[int]:
+        """Numbers of the documents whose interval's upper end is not under `below`, in their order."""
+        return np.flatnonzero(self.documents.high >= below).tolist()
+
+    def prune(self, below: float = 0.0) -> list[str]:
+        """The documents, in their order, without those that are surely worth less than `below`.
+
+        Args:
+            below: a document goes when the upper end of its 95 % interval is under this, in units of the value.
+        """
+        return [self.originals[i] for i in self.kept(below)]
+
+    def cite(self) -> list[Citation]:
+        """The answer's sentences, each with the documents whose interval lies above 0 for it, strongest first."""
+        several = self.value == "logprob" and len(self.columns) > 1
+        columns = range(1, len(self.columns)) if several else [self.column]
+        return [
+            Citation(
+                self.columns[c] if several else self.answer,
+                tuple(
+                    int(i)
+                    for i in np.argsort(-self.documents.table[:, c], kind="stable")
+                    if self.documents.low_table[i, c] > 0
+                ),
+            )
+            for c in columns
+        ]
+
+    def highlight(self, level: LevelName | None = None) -> Prompt:
+        """The prompt with all documents, its helpful parts marked for steering (`Prompt.emphasis`).
+
+        Args:
+            level: which parts; the finest there is unless given. Marked are those whose interval lies above 0, and the
+                one of highest score where there is none such.
+        """
+        levels = self.levels()
+        name = level or list(levels)[-1]
+        if name not in levels:
+            raise InputError(f"there are no scores of {name}: ask with refine={name!r}")
+        chosen = levels[name]
+        marked = np.flatnonzero(chosen.low > 0)
+        if not len(marked):
+            marked = np.array([int(np.argmax(chosen.scores))])
+        return self.context.marked([chosen.sources[i] for i in marked])
+
+    @property
+    def context(self) -> Context:
+        """Question, documents and template as the game used them."""
+        return Context(self.question, self._documents(), self.template, self.layout)
+
+    def _documents(self) -> tuple[str, ...]:
+        from amplify.textgenshap.sources import harmless
+
+        structure = self.meta.get("structure", ())
+        return tuple(harmless(d, structure) for d in self.originals)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as JSON."""
+        data = asdict(replace(self, meta={}))
+        data |= {"format": FORMAT, "values": self.values.tolist(), "meta": dict(self.meta)}
+        for name in ("documents", "sentences", "words"):
+            if (level := getattr(self, name)) is not None:
+                data[name] = {
+                    "sources": [[s.document, s.start, s.end] for s in level.sources],
+                    "scores": _plain(level.table),
+                    "low": _plain(level.low_table),
+                    "high": _plain(level.high_table),
+                }
+        Path(path).write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> SourceAttribution:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file is none of these.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data.pop("format") != FORMAT:
+                raise ValueError("it was written by another version")
+            originals = tuple(data.pop("originals"))
+            levels = {n: _level(data.pop(n), originals, data["column"]) for n in ("documents", "sentences", "words")}
+            if levels["documents"] is None:
+                raise ValueError("it holds no documents")
+            return cls(
+                **{k: v for k, v in data.items() if k not in ("template", "cost", "columns", "values")},
+                documents=levels["documents"],
+                sentences=levels["sentences"],
+                words=levels["words"],
+                originals=originals,
+                columns=tuple(data["columns"]),
+                template=Template(**data["template"]),
+                cost=Cost(**data["cost"]),
+                values=np.array(data["values"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is no saved source attribution: {error}") from error
+
+    def to_html(self, path: str | Path) -> None:
+        """Write one self-contained page: the answer, and the documents as a nested heat map."""
+        page = import_module("amplify.textgenshap.page")
+        Path(path).write_text(page.as_html(self), encoding="utf-8")
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.index} values of {len(self.documents)} documents for {visible(self.columns[self.column])!r}"
+            if self.value == "votes"
+            else f"{self.index} values of {len(self.documents)} documents for the answer {visible(self.answer)!r}",
+            f"{self.cost.calls} prompts, {self.cost.tokens} tokens forwarded, {self.cost.seconds:.1f} s"
+            f" ({self.engine}, {self.estimator}, order {self.order})",
+        ]
+        for i in self.ranking():
+            score, low, high = (x[i] for x in (self.documents.scores, self.documents.low, self.documents.high))
+            lines.append(f"  {score:+9.3f} [{low:+.3f}, {high:+.3f}]  {i}: {_short(self.documents.texts[i])}")
+            lines += self._inside(i)
+        return "\n".join(lines)
+
+    def _inside(self, document: int) -> list[str]:
+        if self.sentences is None:
+            return []
+        own = [k for k, s in enumerate(self.sentences.sources) if s.document == document]
+        return [f"      {self.sentences.scores[k]:+9.3f}  {_short(self.sentences.texts[k])}" for k in own]
+
+
+def level(sources: list[Source], documents: tuple[str, ...], table: Floats, low: Floats, high: Floats) -> Level:
+    """A `Level`, its texts cut from the documents."""
+    return Level(tuple(sources), tuple(documents[s.document][s.start : s.end] for s in sources), table, low, high)
+
+
+def _plain(table: Floats) -> list[list[float | None]]:
+    """Nested lists; None stands for an end that is infinite (JSON has no infinity)."""
+    return [[None if not np.isfinite(x) else float(x) for x in row] for row in table]
+
+
+def _level(data: Any, documents: tuple[str, ...], column: int) -> Level | None:
+    if data is None:
+        return None
+    ends = []
+    for name, missing in (("scores", np.nan), ("low", -np.inf), ("high", np.inf)):
+        ends.append(np.array([[missing if x is None else x for x in row] for row in data[name]], dtype=np.float64))
+    return replace(level([Source(*s) for s in data["sources"]], documents, *ends), column=column)
+
+
+def _short(text: str, width: int = 70) -> str:
+    flat = visible(" ".join(text.split()))
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
