@@ -20,6 +20,8 @@ from amplify.textgenshap.sampling import ends, leverage, paired, shapley_kernel,
 from amplify.textgenshap.surrogates import SURROGATES, corrected
 from amplify.textgenshap.value import CachedValue, Coalitions, Floats
 
+POOL = 2048  # coalitions that the Gaussian process's design looks at, at least
+
 
 @dataclass(frozen=True)
 class Raw:
@@ -107,12 +109,14 @@ def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> 
     return Raw(np.stack(columns, axis=1), np.stack(halves, axis=1), {"surrogate": chosen, "pairs": len(first)})
 
 
-def _candidates(n: int, seed: int) -> Coalitions:
+def _candidates(n: int, budget: int, seed: int) -> Coalitions:
     """Where the design may look: every coalition of few sources, else a sample balanced over sizes."""
-    if n <= 11:
+    if 2**n <= POOL:
         return np.random.default_rng(seed).permutation(all_coalitions(n))  # ties of the design are broken by lot
     single = np.eye(n, dtype=bool)
-    return np.concatenate([ends(n), single, ~single, with_complements(paired(n, 700, leverage(n), seed))])
+    return np.concatenate(
+        [ends(n), single, ~single, with_complements(paired(n, max(POOL // 2, budget), leverage(n), seed))]
+    )
 
 
 def _standardised(values: Floats) -> tuple[Floats, Floats, Floats]:
@@ -124,7 +128,7 @@ def _standardised(values: Floats) -> tuple[Floats, Floats, Floats]:
 def _gaussian_process(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
     n = game.n
     game(ends(n))
-    pool = _candidates(n, seed)
+    pool = _candidates(n, budget, seed)
     batch = max(8, budget // 8)
     rounds = [game.calls]
     while True:

@@ -105,7 +105,7 @@ def test_additive_games_are_recovered(name: str) -> None:
 
 
 @given(
-    n=st.integers(2, 12),
+    n=st.integers(1, 12),
     budget=st.integers(2, 80),
     seed=st.integers(0, 2**16),
     name=st.sampled_from([*SAMPLED, "auto"]),
