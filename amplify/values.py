@@ -234,12 +234,23 @@ class Rationale:
         words: the words it cites, most important first.
         kind: the template or strategy that made it.
         attribution: where the words came from, if from one.
+        shares: of the weight that speaks for the target in the attribution, what each cited word or phrase holds.
     """
 
     text: str
     words: tuple[str, ...] = ()
     kind: str = ""
     attribution: Attribution | None = None
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(self.words))
+        object.__setattr__(self, "shares", tuple(self.shares))
+
+    @property
+    def coverage(self) -> float:
+        """Of the weight that speaks for the target, the share of all that is cited."""
+        return float(sum(self.shares))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def test_every_template_and_an_own_one(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'key_words'"):
         rationalise(REVIEW, "keywords")
     own.write_text("{{ word }}")
-    with pytest.raises(InputError, match=r"'word' is undefined.*foil, label, text, words"):
+    with pytest.raises(InputError, match=r"'word' is undefined.*foil, label, shares, text, words"):
         rationalise(REVIEW, str(own))
 
 

@@ -153,6 +153,7 @@ def _imitation(method: Method, task: Task) -> Program | None:
     from amplify.methods.controls import NoRationale
     from amplify.methods.explained import ExplainedMethod
     from amplify.methods.prompting import PromptMethod, ShotProgram, with_rationales
+    from amplify.rationales import variables
 
     if not isinstance(method, PromptMethod):
         return None
@@ -164,7 +165,7 @@ def _imitation(method: Method, task: Task) -> Program | None:
     made = []
     for shot in program.shots:
         words = tuple(shot.example.text.split()[: method.k])
-        given = {"words": list(words), "label": shot.example.label or "", "foil": "", "text": shot.example.text}
+        given = variables(words, [1 / len(words)] * len(words), shot.example.label or "", None, shot.example.text)
         made.append(Rationale(form.render(given), words))
     return ShotProgram(rationale_form(method, task, made), with_rationales(program.shots, made))
 

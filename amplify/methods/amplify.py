@@ -11,7 +11,8 @@ from amplify.backends.base import Generator
 from amplify.errors import InputError
 from amplify.methods.explained import RATIONALE_TOKENS, Explained, ExplainedMethod
 from amplify.methods.prompting import Form, ShotProgram, with_rationales
-from amplify.rationales import opening, rationalise
+from amplify.rationales import kind_of, opening, rationalise
+from amplify.salient_spans import SEARCHES
 from amplify.values import Rationale
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def top_words(method: ExplainedMethod, found: Explained) -> list[Rationale | Non
         try:
             made.append(rationalise(attribution, form, method.k, label=label, positive=method.positive))
         except InputError:
-            if not method.positive:
+            if not method.positive and kind_of(form) not in SEARCHES:
                 raise
             made.append(None)
     return made

@@ -16,7 +16,7 @@ from amplify.methods.amplify import in_words, top_words
 from amplify.methods.base import Method, Program, PromptProgram
 from amplify.methods.explained import Explained, ExplainedMethod, find_proxy
 from amplify.methods.prompting import PromptMethod, ShotProgram, answer_shots, as_example
-from amplify.rationales import Words, others, random_words, rationalise, tfidf_words, verbalise
+from amplify.rationales import Words, others, random_words, rationalise, tfidf_words, variables, verbalise
 from amplify.templates import Template
 from amplify.values import Answer, Attribution, Demonstration, Example, Prompt, Rationale
 
@@ -50,7 +50,7 @@ class RandomWords(ExplainedMethod):
         found = self.explained(task, backend, seed)
         own = top_words(self, found)
         words = [random_words(a, _size(r), seed) for a, r in zip(found.attributions, own, strict=True)]
-        return in_words(self, task, found, _replaced(self, found, words), notes)
+        return in_words(self, task, found, _replaced(self, found, words, [_shares(r) for r in own]), notes)
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class ShuffledRationales(ExplainedMethod):
         if self.shots < 2:
             raise InputError(f"{self.name} needs at least 2 shots, got {self.shots}")
         found = self.explained(task, backend, seed)
-        own = [rationale.words if rationale else () for rationale in top_words(self, found)]
-        return in_words(self, task, found, _replaced(self, found, others(own, seed)), notes)
+        own = others(top_words(self, found), seed)
+        words = [rationale.words if rationale else () for rationale in own]
+        return in_words(self, task, found, _replaced(self, found, words, [_shares(r) for r in own]), notes)
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ class TfidfWords(ExplainedMethod):
         notes = self.notes_on(task, backend)
         found = self.explained(task, backend, seed)
         corpus = [input_text(example) for example in task.train or task.validation]
-        words = tfidf_words(found.attributions, [_size(r) for r in top_words(self, found)], corpus)
-        return in_words(self, task, found, _replaced(self, found, words), notes)
+        own = top_words(self, found)
+        words = tfidf_words(found.attributions, [_size(r) for r in own], corpus)
+        return in_words(self, task, found, _replaced(self, found, words, [_shares(r) for r in own]), notes)
 
 
 @dataclass(frozen=True)
@@ -173,10 +175,10 @@ class TestWordsProgram(PromptProgram):
 
     def _begun(self, attribution: Attribution) -> str:
         try:
-            words = rationalise(attribution, self.template, self.k, positive=self.positive).words
+            made = rationalise(attribution, self.template, self.k, positive=self.positive)
         except InputError:
             return self.base.form.lead
-        given = {"words": list(words), "foil": attribution.foil or "", "text": attribution.text, "label": ""}
+        given = variables(made.words, made.shares, "", attribution.foil, attribution.text)
         return self.template.before("label", given).rstrip()
 
     def to_dict(self) -> dict[str, Any]:
@@ -309,8 +311,14 @@ def _size(rationale: Rationale | None) -> int:
     return len(rationale.words) if rationale else 0
 
 
-def _replaced(method: ExplainedMethod, found: Explained, words: Sequence[Words]) -> list[Rationale | None]:
-    """The same sentences with other words; none where there was none."""
+def _shares(rationale: Rationale | None) -> tuple[float, ...]:
+    return rationale.shares if rationale else ()
+
+
+def _replaced(
+    method: ExplainedMethod, found: Explained, words: Sequence[Words], shares: Sequence[Sequence[float]]
+) -> list[Rationale | None]:
+    """The same sentences, numbers included, with other words; none where there was none."""
     form = templates.load("rationale", method.template)
-    made = zip(words, found.attributions, found.labels, strict=True)
-    return [verbalise(w, a, form, label=label) if w else None for w, a, label in made]
+    made = zip(words, shares, found.attributions, found.labels, strict=True)
+    return [verbalise(w, a, form, label=label, shares=s[: len(w)]) if w else None for w, s, a, label in made]
