@@ -204,7 +204,6 @@ class PackedModel:
             None, None
         ]
 
-    @torch.inference_mode()
     def log_probs(self, plan: Plan, chunk: int, around: Around | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Log-probability of each wanted token of a plan.
 
@@ -216,8 +215,28 @@ class PackedModel:
         Returns:
             (m,) natural log.
         """
+
+        def take(logits: torch.Tensor, row: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return logits[row, targets] - logits.logsumexp(-1)[row]
+
+        return self._read(plan, chunk, take, torch.float32, around).astype(np.float64)
+
+    def likeliest(self, plan: Plan, chunk: int) -> Ints:
+        """The token that greedy decoding would write in place of each wanted token of a plan. (m,) ids."""
+        return self._read(plan, chunk, lambda logits, row, targets: logits.argmax(-1)[row], torch.int64, None)
+
+    @torch.inference_mode()
+    def _read(
+        self,
+        plan: Plan,
+        chunk: int,
+        take: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+        dtype: torch.dtype,
+        around: Around | None,
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """One pass over a plan; `take` makes of logits, their rows and targets what is wanted of each token. (m,)."""
         stream = OnDevice(plan, self.device)
-        out = torch.empty(len(plan.targets), dtype=torch.float32, device=self.device)
+        out = torch.empty(len(plan.targets), dtype=dtype, device=self.device)
         by_row = np.argsort(plan.read_at, kind="stable")
         sorted_rows = plan.read_at[by_row]
         targets = torch.from_numpy(plan.targets[by_row]).to(self.device)
@@ -228,11 +247,11 @@ class PackedModel:
             rows, which = np.unique(sorted_rows[low:high] - begin, return_inverse=True)
             logits = stream.forward(self, begin, end, keys, cache, rows, around)
             if high > low:
-                row = torch.from_numpy(which).to(self.device)
-                out[low:high] = logits[row, targets[low:high]] - logits.logsumexp(-1)[row]
+                out[low:high] = take(logits, torch.from_numpy(which).to(self.device), targets[low:high])
             kept = shrink(cache, keys, plan.path(end), self.device)
-        result = np.empty(len(plan.targets), np.float64)
-        result[by_row] = out.cpu().numpy()
+        read = out.cpu().numpy()
+        result = np.empty_like(read)
+        result[by_row] = read
         return result
 
     def chunks(self, plan: Plan, chunk: int, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:

@@ -131,20 +131,9 @@ class TransformersBackend:
             return bool(sampling.stop) and _cut(self._text(encoded[i].ids, new), sampling.stop) is not None
 
         def done(i: int, new: list[int]) -> None:
-            ended = new[-1] in end_ids
-            written = self._text(encoded[i].ids, new[:-1] if ended else new)
-            cut = _cut(written, sampling.stop)
-            result[i] = Completion(
-                text=written if cut is None else written[:cut],
-                finish_reason="stop" if ended or cut is not None else "length",
-                prompt_tokens=len(encoded[i].ids),
-                completion_tokens=len(new),
-            )
-            self.usage.calls += 1
-            self.usage.prompt_tokens += len(encoded[i].ids)
-            self.usage.completion_tokens += len(new)
+            result[i] = self.completion(encoded[i].ids, new, sampling)
 
-        with self._counted(result):
+        with self.counted(result):
             decode(
                 self.packed,
                 [e.ids for e in encoded] if steered is None else steered.items,
@@ -221,6 +210,27 @@ class TransformersBackend:
         self.usage.completion_tokens += sum(map(len, values))
         return [self._log_probs(tree.segments[n], v) for n, v in zip(wanted, values, strict=True)]
 
+    def complete(self, prompt: Sequence[int], new: Sequence[int], sampling: Sampling) -> bool:
+        """Whether new tokens behind a prompt's tokens are a whole completion: by end token, stop string or length."""
+        if len(new) >= sampling.max_tokens or (new and new[-1] in self._end_ids()):
+            return True
+        return bool(sampling.stop and new) and _cut(self._text(prompt, new), sampling.stop) is not None
+
+    def completion(self, prompt: Sequence[int], new: Sequence[int], sampling: Sampling) -> Completion:
+        """The completion that new tokens (at least one) behind a prompt's tokens make; counted in `usage`."""
+        ended = new[-1] in self._end_ids()
+        written = self._text(prompt, new[:-1] if ended else new)
+        cut = _cut(written, sampling.stop)
+        self.usage.calls += 1
+        self.usage.prompt_tokens += len(prompt)
+        self.usage.completion_tokens += len(new)
+        return Completion(
+            text=written if cut is None else written[:cut],
+            finish_reason="stop" if ended or cut is not None else "length",
+            prompt_tokens=len(prompt),
+            completion_tokens=len(new),
+        )
+
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens of each rendered prompt, its prefix included."""
         encoded = text.tokenise(self.tokenizer, [text.render(p, self.tokenizer) for p in prompts])
@@ -282,7 +292,7 @@ class TransformersBackend:
         around = None
         if steered is not None:
             laid, around = steered.lay(laid), steered.around
-        with self._counted({}):
+        with self.counted({}):
             flat = iter(self.packed.log_probs(laid, self.max_batch_tokens, around).tolist())
         return [[next(flat) for _ in range(n)] for n in laid.lengths]
 
@@ -318,7 +328,7 @@ class TransformersBackend:
             )
 
     @contextmanager
-    def _counted(self, completed: dict[int, Completion]) -> Iterator[None]:
+    def counted(self, completed: dict[int, Completion]) -> Iterator[None]:
         """Count forwarded tokens, and turn a memory shortage into an error that says what to do."""
         before = self.packed.forwarded
         try:
