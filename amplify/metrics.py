@@ -11,11 +11,13 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from amplify import text_metrics
 from amplify.errors import InputError, UnknownNameError
-from amplify.values import Example
+from amplify.evidence import evidence_scores
+from amplify.values import Answer, Example
 
 Prediction = str | None
 Reference = str | Sequence[str]
@@ -27,11 +29,11 @@ class Metric(Protocol):
     name: str
 
     def compute(self, *, predictions: Sequence[Prediction], references: Sequence[Reference]) -> dict[str, float]:
-        """Scores over all items, each in [0, 1]; `unparsed` is the share of predictions that are None or empty."""
+        """Scores over all items, each in [0, 1] but fluency (bits); `unparsed` is the share that is None or empty."""
         ...
 
     def per_item(self, prediction: Prediction, example: Example) -> dict[str, float]:
-        """Scores of one item, each in [0, 1]; the first is the metric's main score."""
+        """Scores of one item, each in [0, 1] but fluency (bits); the first is the metric's main score."""
         ...
 
 
@@ -58,6 +60,20 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * common / (len(got) + len(want)) if common else 0.0
 
 
+def answer_match(prediction: str, reference: str) -> float:
+    """1.0 where the two agree after SQuAD's normalisation, the exact match of question answering."""
+    return float(normalise(prediction) == normalise(reference) != "")
+
+
+def contains(prediction: str, reference: str) -> float:
+    """1.0 where the normalised reference stands in the normalised prediction as whole words.
+
+    The accuracy of Lost in the Middle (Liu et al. 2023), made for models that answer in sentences.
+    """
+    want = normalise(reference)
+    return float(bool(want) and f" {want} " in f" {normalise(prediction)} ")
+
+
 def macro_f1(predictions: Sequence[Prediction], references: Sequence[str]) -> float:
     """Unweighted mean of each label's F1 over the labels among the references.
 
@@ -75,27 +91,94 @@ def macro_f1(predictions: Sequence[Prediction], references: Sequence[str]) -> fl
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a metric scores one prediction against one reference, and all of them together."""
+    """How a metric scores one prediction against one reference, and all of them together.
+
+    `further` are scores of the prediction against the reference that it fits best; `beside` are scores that are each
+    the best over the references.
+    """
 
     description: str
     item: Callable[[str, str], float]
     item_name: str
     whole: Callable[[Sequence[Prediction], Sequence[str]], float] | None = None
+    further: Callable[[str, str], dict[str, float]] | None = None
+    beside: Mapping[str, Callable[[str, str], float]] = field(default_factory=dict)
 
 
 KINDS: Mapping[str, _Kind] = {
     "accuracy": _Kind("share of right labels; an unparsed answer is wrong", same_label, "accuracy"),
     "exact_match": _Kind("share of answers equal to an accepted one", exact, "exact_match"),
     "f1": _Kind("token F1 with the best accepted answer, SQuAD normalisation", token_f1, "f1"),
+    "qa": _Kind(
+        "share of answers equal to an accepted one after SQuAD normalisation; token F1; share that contain one",
+        answer_match,
+        "exact_match",
+        beside={"f1": token_f1, "contains": contains},
+    ),
+    "evidence": _Kind(
+        "documents alone: probability that a gold document is ranked above another one (AUC); needs no gold answer",
+        lambda prediction, reference: 0.0,
+        "evidence_auc",
+    ),
     "macro_f1": _Kind("mean F1 over the labels", same_label, "accuracy", macro_f1),
+    "json": _Kind(
+        "share of answers that are JSON as a whole, with exactly the keys and values wanted",
+        text_metrics.json_strict,
+        "strict_accuracy",
+        further=text_metrics.json_further,
+    ),
+    "pronouns": _Kind(
+        "share of answers that change every pronoun and nothing else",
+        text_metrics.pronouns_strict,
+        "strict_accuracy",
+        further=text_metrics.pronouns_further,
+    ),
+    "refusal": _Kind(
+        "share of prompts treated rightly: safe ones answered, unsafe ones refused",
+        text_metrics.refusal_strict,
+        "right_treatment",
+        further=text_metrics.refusal_further,
+    ),
+    # a choice of the new fact over the old one, by log-probability of the whole targets in score mode
+    "efficacy": _Kind("share of items where the new fact beats the old one", same_label, "efficacy"),
+    "paraphrase": _Kind("share of paraphrases where the new fact beats the old one", same_label, "paraphrase_score"),
 }
 
 
 def item_score(kind: _Kind, prediction: Prediction, references: Sequence[str]) -> dict[str, float]:
-    """The best score over the accepted answers, and whether nothing was answered."""
+    """The best score over the accepted answers, what else the metric tells of it, and whether nothing was answered."""
     empty = prediction is None or not prediction.strip()
-    score = 0.0 if empty else max((kind.item(str(prediction), r) for r in references), default=0.0)
-    return {kind.item_name: score, "unparsed": float(empty)}
+    scored = [(0.0 if empty else kind.item(str(prediction), r), r) for r in references]
+    score, best = max(scored, key=lambda pair: pair[0], default=(0.0, ""))
+    further = kind.further("" if empty else str(prediction), best) if kind.further and references else {}
+    for name, beside in kind.beside.items():
+        further[name] = 0.0 if empty else max((beside(str(prediction), r) for r in references), default=0.0)
+    return {kind.item_name: score, **further, "unparsed": float(empty)}
+
+
+def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, float]:
+    """Scores of one answer, the metric's main score first; with those of its documents where it read some.
+
+    Args:
+        name: of the metric, a key of `KINDS`.
+        answer: what a program answered.
+        example: with its gold answer and gold evidence.
+
+    Raises:
+        InputError: the example has no gold answer, or the metric needs documents and the answer has none.
+    """
+    kind = KINDS[name]
+    documents = evidence_scores(answer.sources, example) if answer.sources else {}
+    if name != "evidence":
+        scores = item_score(kind, answer.value, references_of(example))
+        del scores["unparsed"]
+        return {**scores, **documents}
+    if kind.item_name not in documents:
+        raise InputError(
+            f"example {example.id!r}: the metric 'evidence' judges how documents are ranked, so it needs gold evidence "
+            "and a method that reads documents (rag, rag_rerank_shapley, …)"
+        )
+    return {kind.item_name: documents.pop(kind.item_name), **documents}
 
 
 def references_of(example: Example) -> tuple[str, ...]:
@@ -111,7 +194,7 @@ def references_of(example: Example) -> tuple[str, ...]:
 
 
 def load(name: str) -> Metric:
-    """A metric by name: accuracy, exact_match, f1 or macro_f1. Combines with others in `evaluate.combine`.
+    """A metric by name, one of `KINDS`. Combines with others in `evaluate.combine`.
 
     Raises:
         UnknownNameError: no such metric.
@@ -167,7 +250,9 @@ def _evaluate_class() -> Any:
             if self.kind.whole and any(len(r) != 1 for r in references):
                 raise InputError(f"{self._metric_name} needs exactly one gold label an item")
             items = [item_score(self.kind, p, r) for p, r in zip(predictions, references, strict=True)]
-            mean = {key: sum(item[key] for item in items) / len(items) for key in items[0]}
+            keys = dict.fromkeys(key for item in items for key in item)
+            own = {key: [item[key] for item in items if key in item] for key in keys}
+            mean = {key: sum(values) / len(values) for key, values in own.items()}
             if self.kind.whole:
                 mean = {self._metric_name: self.kind.whole(predictions, [r[0] for r in references]), **mean}
             return mean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from amplify import resources
 from amplify.errors import DataError, InputError
 from amplify.task_rows import bbh_example, column, example, rows
-from amplify.task_spec import TaskSpec
+from amplify.task_spec import RETRIEVAL, TaskSpec
 from amplify.values import Demonstration, Example, Rationale
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
@@ -99,12 +99,23 @@ def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) ->
     pools: dict[str, list[Example]] = {}
     for split, path in paths.items():
         fields = spec.fields
-        content = list(rows(path, spec.columns if path.suffix.lower() == ".txt" else ()))
+        content = kept(spec, rows(path, spec.columns if path.suffix.lower() == ".txt" else ()), path)
         if not content:
             raise InputError(f"{path} has no rows")
         if split in spec.label_files:
             content = _with_labels(content, path, spec, spec.label_files[split], data)
             fields = {**fields, "label": LABEL_FILE}
+        if spec.format in ("counterfact", "known_facts"):
+            from amplify.fact_tasks import fact_examples
+
+            for item, name in fact_examples(spec, content, path):
+                pools.setdefault(name, []).append(item)
+            continue
+        if spec.format in RETRIEVAL:
+            from amplify.retrieval_tasks import retrieval_examples
+
+            pools[split] = retrieval_examples(spec, content, path)
+            continue
         found = [_labelled(spec, row, f"{path}, row {n}", fields) for n, row in enumerate(content, start=1)]
         pools[split] = [e for e, _ in found]
         if "split" in spec.fields:
@@ -113,6 +124,12 @@ def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) ->
                 pools.setdefault(name, []).append(item)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths.values())).hexdigest()
     return Found(pools, source=f"file: {', '.join(p.name for p in paths.values())}", revision=f"sha256:{digest}")
+
+
+def kept(spec: TaskSpec, content: Iterable[dict[str, Any]], where: Path) -> list[dict[str, Any]]:
+    """The rows that `where` of the task keeps."""
+    wanted = {name: [str(v) for v in (vs if isinstance(vs, list) else [vs])] for name, vs in spec.where.items()}
+    return [row for row in content if all(str(column(row, name, str(where))) in vs for name, vs in wanted.items())]
 
 
 def _with_labels(

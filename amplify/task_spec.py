@@ -17,6 +17,7 @@ from amplify.errors import DataError, InputError
 
 FIELDS = ("text", "label", "id", "split", "choices", "answers", "keep")
 SPLITS = ("train", "validation", "test")
+RETRIEVAL = ("hotpotqa", "nq", "miracl")  # formats of `amplify.retrieval_tasks`
 HUB_KEYS = ("path", "config", "revision", "splits", "fields", "files")
 
 
@@ -32,16 +33,20 @@ class TaskSpec:
         files: split (or "all") -> paths relative to the data folder, the first that exists is read.
         label_files: split -> file with one label a line, where labels lie beside the rows.
         columns: names of the columns of a file without a header.
-        format: "rows" (CSV, TSV, JSON, JSONL by their endings) or "bbh" (options inside the text).
+        format: "rows" (CSV, TSV, JSON, JSONL by their endings), "bbh" (options inside the text), "counterfact" or
+            "known_facts" (see `amplify.fact_tasks`), or "hotpotqa", "nq", "miracl" (see `amplify.retrieval_tasks`).
         fields: text, label, id, split, choices, answers -> column (dots reach into objects; a list of columns is
             joined for text, and is the options for choices); keep -> further columns, or "*".
         hub: path, config, revision, splits (our name -> theirs), fields (where they differ from the file's); or
             files (split -> file of that repository), read as the local files are.
+        documents: total, gold_at, distractors: documents of each example; see `amplify.retrieval_tasks`.
         generate: rule -> its options; see `amplify.generated_tasks`.
         splits: sizes; whole numbers are counts, fractions are shares.
         seed: of the split by content.
         bad_gold: number of rows in the published data whose gold answer is none of their choices (left out).
         overlap: "refuse" a text that is in two splits, or "drop" the copy outside the test split.
+        template, layout, emphasis, max_tokens: see `Task`.
+        where: column -> the values of rows that are kept.
         cot: file with published chain-of-thought exemplars.
         get: where the data can be had, for the error that says it is not here.
     """
@@ -58,6 +63,7 @@ class TaskSpec:
     format: str = "rows"
     fields: Mapping[str, Any] = field(default_factory=dict)
     hub: Mapping[str, Any] = field(default_factory=dict)
+    documents: Mapping[str, Any] = field(default_factory=dict)
     generate: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
@@ -65,6 +71,11 @@ class TaskSpec:
     bad_gold: int = 0
     overlap: str = "refuse"
     cot: str = ""
+    template: str = ""
+    layout: str = ""
+    emphasis: str = ""
+    max_tokens: int = 0
+    where: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     citation: str = ""
     get: str = ""
@@ -129,7 +140,7 @@ def _spec(name: str, content: dict[str, Any], path: Path) -> TaskSpec:
         values[key] = tuple(items)
     if len(set(values["labels"])) < len(values["labels"]):
         raise InputError(f"{where}: a label is listed twice")
-    for key in ("label_map", "files", "label_files", "fields", "hub", "generate", "splits"):
+    for key in ("label_map", "files", "label_files", "fields", "hub", "documents", "generate", "splits", "where"):
         if not isinstance(values.setdefault(key, {}), dict):
             raise InputError(f"{where}: {key} is a mapping")
     values["label_map"] = {str(k): v for k, v in values["label_map"].items()}
@@ -139,7 +150,11 @@ def _spec(name: str, content: dict[str, Any], path: Path) -> TaskSpec:
     check_keys(f"{where}, fields", values["fields"], FIELDS)
     check_keys(f"{where}, hub", values["hub"], HUB_KEYS)
     check_keys(f"{where}, hub fields", values["hub"].get("fields", {}), FIELDS)
-    for key, known in (("overlap", ("refuse", "drop")), ("format", ("rows", "bbh"))):
+    for key, known in (
+        ("overlap", ("refuse", "drop")),
+        ("format", ("rows", "bbh", "counterfact", "known_facts", *RETRIEVAL)),
+        ("layout", ("", "chat", "text")),
+    ):
         if values.get(key, known[0]) not in known:
             raise InputError(f"{where}: {key} is one of {', '.join(known)}, not {values[key]!r}")
     if not (values["files"] or values["hub"] or values["generate"]):

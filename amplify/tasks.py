@@ -44,6 +44,11 @@ class Task:
         input_name: what an input is called in prompts, e.g. "Review".
         metric: name in `amplify.metrics`.
         cot: human chain-of-thought demonstrations, empty where there are none. None of them is in `test`.
+        template: question template of `prompts/` that this task is asked with. Such a prompt holds nothing else: no
+            system message, and the whole text that is written is the answer. "" for the common templates.
+        layout: "chat" or "text" where the task asks for one of them ("text": the prompt is continued, not answered).
+        emphasis: what steering emphasises in a prompt: "instruction", "text", "first_sentence" or "fields.NAME".
+        max_tokens: room that an answer needs, 0 for the method's own.
         source, revision, licence, citation: provenance.
         fields: what else a reader of a result must know, e.g. how many rows were left out, and why.
     """
@@ -57,6 +62,10 @@ class Task:
     input_name: str = "Question"
     metric: str = "accuracy"
     cot: tuple[Demonstration, ...] = ()
+    template: str = ""
+    layout: str = ""
+    emphasis: str = ""
+    max_tokens: int = 0
     source: str = ""
     revision: str = ""
     licence: str = ""
@@ -73,7 +82,9 @@ class Task:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over instruction, labels and every example, so that a resumed run can tell a changed task."""
-        kept = {k: v for k, v in vars(self).items() if k not in ("source", "revision", "licence", "citation", "fields")}
+        aside = ("source", "revision", "licence", "citation", "fields")
+        optional = ("template", "layout", "emphasis", "max_tokens")
+        kept = {k: v for k, v in vars(self).items() if k not in aside and (v or k not in optional)}
         plain = json.dumps(kept, default=_plain, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(plain.encode()).hexdigest()
 
@@ -89,6 +100,10 @@ def validate(task: Task) -> None:
         InputError: an empty test split, an id used twice, a label outside its set, a text in two splits, or a
             chain-of-thought exemplar in the test split.
     """
+    if task.emphasis not in ("", "instruction", "text", "first_sentence") and not task.emphasis.startswith("fields."):
+        raise InputError(
+            f"task {task.name}: emphasis is instruction, text, first_sentence or fields.NAME, not {task.emphasis!r}"
+        )
     if not task.test:
         raise InputError(f"task {task.name}: the test split is empty")
     seen: dict[str, str] = {}
@@ -103,7 +118,8 @@ def validate(task: Task) -> None:
                 raise InputError(f"{where}: the label {example.label!r} is none of {', '.join(allowed)}")
             if example.options and len(example.options) != len(example.choices):
                 raise InputError(f"{where}: {len(example.choices)} choices but {len(example.options)} options")
-            if not allowed and example.label is None and not example.answers:
+            # a question whose documents alone are judged needs no answer
+            if not allowed and example.label is None and not example.answers and not example.fields.get("evidence"):
                 raise InputError(f"{where}: there is no label")
             other = placed.setdefault(content_hash(example), (split, example.id))
             if other[0] != split:
@@ -224,7 +240,7 @@ def build(spec: TaskSpec, data: Path | None, *, infer_labels: bool = False, limi
     pools, dropped = clean(spec, found.pools, labels)
     if not labels:  # free text: the gold string is the one accepted answer, unless the data lists several
         pools = {
-            k: [e if e.choices or e.answers else replace(e, answers=(str(e.label),)) for e in v]
+            k: [e if e.choices or e.answers or e.label is None else replace(e, answers=(str(e.label),)) for e in v]
             for k, v in pools.items()
         }
     cot = sources.read_cot(spec, data)
@@ -242,6 +258,10 @@ def build(spec: TaskSpec, data: Path | None, *, infer_labels: bool = False, limi
         input_name=spec.input_name,
         metric=spec.metric,
         cot=cot,
+        template=spec.template,
+        layout=spec.layout,
+        emphasis=spec.emphasis,
+        max_tokens=spec.max_tokens,
         source=found.source,
         revision=found.revision,
         licence=spec.licence,

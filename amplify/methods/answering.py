@@ -29,6 +29,7 @@ class Style:
         stop: strings that end it.
         normalise: how log-probabilities of labels of different lengths are compared.
         extract: where a rationale ended without an answer, ask again behind the marker.
+        whole: the answer is all that is written, not a line behind a marker.
     """
 
     mode: Mode = "generate"
@@ -37,8 +38,9 @@ class Style:
     closing: str = "."
     max_tokens: int = _ANSWER_TOKENS
     stop: tuple[str, ...] = ()
-    normalise: Literal["none", "tokens", "characters"] = "none"
+    normalise: Literal["none", "tokens", "characters", "first_token"] = "none"
     extract: bool = True
+    whole: bool = False
 
     @property
     def room(self) -> int:
@@ -121,7 +123,9 @@ def _read(prompt: Prompt, written: Completion, choices: Choices, style: Style) -
     text = (prompt.prefix + written.text).strip()
     labels, options = choices
     value = (
-        parse_label(text, labels, options=options, marker=style.marker)
+        text or None
+        if style.whole and not style.reasons
+        else parse_label(text, labels, options=options, marker=style.marker)
         if labels
         else parse_text(text, marker=style.marker)
         if not style.reasons or split_answer(text, style.marker)
@@ -213,11 +217,13 @@ def _continuation(label: str, choices: Choices, style: Style, prompt: Prompt) ->
     labels, options = choices
     text = shown(label, bool(options))
     begins = any(other != label and shown(other, bool(options)).startswith(text) for other in labels)
-    gap = " " if prompt.prefix else ""
+    gap = " " if prompt.prefix or prompt.text is not None else ""
     return f"{gap}{text}{style.closing if begins else ''}"
 
 
 def _comparable(result: TokenLogProbs, target: str, style: Style) -> float:
+    if style.normalise == "first_token":
+        return result.logprobs[0]
     if style.normalise == "tokens":
         return result.mean
     return result.total / len(target.strip()) if style.normalise == "characters" else result.total

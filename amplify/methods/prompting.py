@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -13,13 +14,13 @@ from amplify.methods.answering import Style, answer_prompts, check_window
 from amplify.methods.base import Method, PromptProgram
 from amplify.methods.parsing import shown
 from amplify.templates import Template
-from amplify.values import Answer, Attribution, Demonstration, Example, Message, Prompt, Rationale
+from amplify.values import Answer, Attribution, Demonstration, Example, Message, Prompt, Rationale, Span
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
 
-Layout = Literal["chat", "text"]
-Normalise = Literal["none", "tokens", "characters"]
+Layout = Literal["auto", "chat", "text"]
+Normalise = Literal["none", "tokens", "characters", "first_token"]
 Kind = Literal["labels", "choices", "text"]
 
 
@@ -35,6 +36,8 @@ class Form:
         lead: the beginning of the answer, written for the model; "" for none.
         layout: a chat, or one raw text for base models.
         style: how answers are decoded and read.
+        emphasis: what prompts mark for steering (see `Task.emphasis`); it is never visible in what is sent.
+        marks: written around the emphasised span where the emphasis is to be visible, e.g. "*".
     """
 
     method: str
@@ -46,6 +49,8 @@ class Form:
     lead: str
     layout: Layout
     style: Style
+    emphasis: str = ""
+    marks: str = ""
 
     def labels_of(self, example: Example) -> tuple[str, ...]:
         """The answers to choose from, () for free text."""
@@ -89,17 +94,24 @@ class Form:
         lead = self.lead if lead is None else lead
         # where the answer is begun for the model there is no need to tell it how to begin
         begun = lead == self.style.marker
-        system = self.templates["system"].render(
-            {**self.variables(example), "marker": "" if begun else self.style.marker}
-        )
+        variables = emphasised(self.variables(example), self.emphasis)
+        system = self.templates["system"].render({**variables, "marker": "" if begun else self.style.marker})
+        question = self.templates["question"].render(variables)
         if self.layout == "text":
             turns = [{"question": self.question(shot.example), "answer": self.reply(shot)} for shot in shots]
-            given = {"system": system, "shots": turns, "question": self.question(example)}
-            return Prompt(text=self.templates["text"].render(given), prefix=f" {lead}" if lead else "")
+            given = {"system": system, "shots": turns, "question": question}
+            text, spans = unmarked(self.templates["text"].render(given), self.marks)
+            return Prompt(text=text, prefix=f" {lead}" if lead else "", emphasis=spans)
         messages = [Message("system", system)] if system else []
         for shot in shots:
             messages += [Message("user", self.question(shot.example)), Message("assistant", self.reply(shot))]
-        return Prompt(messages=(*messages, Message("user", self.question(example))), prefix=lead)
+        messages.append(Message("user", question))
+        plain = [unmarked(m.content, self.marks, i) for i, m in enumerate(messages)]
+        return Prompt(
+            messages=tuple(Message(m.role, text) for m, (text, _) in zip(messages, plain, strict=True)),
+            prefix=lead,
+            emphasis=tuple(span for _, spans in plain for span in spans),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; every template with its hash."""
@@ -113,6 +125,56 @@ class Form:
         held = {role: Template(t["name"], t["source"]) for role, t in data["templates"].items()}
         style = {**data["style"], "stop": tuple(data["style"]["stop"])}
         return cls(**{**data, "labels": tuple(data["labels"]), "templates": held, "style": Style(**style)})
+
+
+_OPEN, _CLOSE = "\ue010", "\ue011"  # private-use characters around an emphasised value while a template is rendered
+
+
+def emphasised(variables: Mapping[str, Any], emphasis: str) -> dict[str, Any]:
+    """The template's variables with the emphasised value between two marks, which `unmarked` finds again.
+
+    Raises:
+        InputError: a field that the example does not have.
+    """
+    out = dict(variables)
+    if not emphasis:
+        return out
+    if emphasis.startswith("fields."):
+        name = emphasis.removeprefix("fields.")
+        if name not in out["fields"]:
+            raise InputError(f"the emphasis {emphasis!r} names a field that the example lacks")
+        out["fields"] = {**out["fields"], name: f"{_OPEN}{out['fields'][name]}{_CLOSE}"}
+    elif emphasis == "first_sentence":
+        end = first_sentence(out["text"])
+        out["text"] = f"{_OPEN}{out['text'][:end]}{_CLOSE}{out['text'][end:]}"
+    else:
+        out[emphasis] = f"{_OPEN}{out[emphasis]}{_CLOSE}"
+    return out
+
+
+def unmarked(text: str, marks: str = "", message: int | None = None) -> tuple[str, tuple[Span, ...]]:
+    """The text without the marks, and the spans between them; `marks` is written in their place."""
+    plain, spans, start = "", [], 0
+    for part in re.split(f"([{_OPEN}{_CLOSE}])", text):
+        if part == _OPEN:
+            start = len(plain)
+            plain += marks
+        elif part == _CLOSE:
+            plain += marks
+            if len(plain) > start:
+                spans.append(Span(start, len(plain), message=message))
+        else:
+            plain += part
+    return plain, tuple(spans)
+
+
+_SENTENCE = re.compile(r"(?<!\b(?:Dr|Mr|Ms|St|Jr|Sr))(?<!\bMrs)(?<!\bProf)(?<!\b[A-Z])[.!?][\"'”’)]*(?=\s|$)")
+
+
+def first_sentence(text: str) -> int:
+    """Where the first sentence of a text ends (titles and initials do not end one)."""
+    found = _SENTENCE.search(text)
+    return found.end() if found else len(text)
 
 
 def shown_gold(example: Example) -> str:
@@ -235,15 +297,17 @@ class PromptMethod(Method):
     """The options that every prompting method has.
 
     Attributes:
-        layout: "chat" (system and turns, through the model's chat template) or "text" (Q: … A: …, for base models).
+        layout: "chat" (system and turns, through the model's chat template), "text" (Q: … A: …, for base models), or
+            "auto": what the task asks for, else chat.
         lead: write the beginning of the answer for the model ("The answer is", or the rationale's first words).
         extract: in generate mode, ask once more behind "The answer is" where a rationale ended without an answer.
-        normalise: in score mode, compare log-probabilities as they are, per token, or per character.
+        normalise: in score mode, compare log-probabilities as they are, per token, per character, or of the
+            first token alone (what PASTA's released code does).
         max_tokens: budget of what the model writes; 0 for the method's own.
         system, question, answer: templates by name, or paths of your own .jinja files.
     """
 
-    layout: Layout = field(default="chat", kw_only=True)
+    layout: Layout = field(default="auto", kw_only=True)
     lead: bool = field(default=True, kw_only=True)
     extract: bool = field(default=True, kw_only=True)
     normalise: Normalise = field(default="none", kw_only=True)
@@ -262,26 +326,36 @@ class PromptMethod(Method):
             budget: tokens the model may write unless `max_tokens` says otherwise.
             line: the answer, rationale included, is one line.
         """
-        held = {role: templates.load(role, getattr(self, role)) for role in ("system", "question", "answer")}
-        if self.layout == "text":
-            held["text"] = templates.load("text", "default")
-        elif self.layout != "chat":
-            raise InputError(f"layout is chat or text, not {self.layout!r}")
+        own = {"system": "none", "question": task.template, "answer": "plain"} if task.template else {}
+        held = {}
+        for role in ("system", "question", "answer"):
+            asked = getattr(self, role)
+            held[role] = templates.load(role, own.get(role, asked) if asked == "default" else asked)
+        if self.layout not in ("auto", "chat", "text"):
+            raise InputError(f"layout is auto, chat or text, not {self.layout!r}")
+        layout: Layout = ("text" if task.layout == "text" else "chat") if self.layout == "auto" else self.layout
+        if layout == "text":
+            held["text"] = templates.load("text", "plain" if task.template else "default")
         blank = {"rationale": "", "label": ""}
         if not held["answer"].writes("label", blank):
             raise InputError(f"template {held['answer'].name!r} never writes {{{{ label }}}}, so no answer can be read")
         marker = held["answer"].before("label", blank).strip()
         kind = kind_of(task)
-        stop = (("\n",) if line else ()) + (("\nQ:",) if self.layout == "text" and not line else ())
+        whole = kind == "text" and not marker
+        if whole:
+            stop: tuple[str, ...] = ("\n\n",) if layout == "text" else ()
+        else:
+            stop = (("\n",) if line else ()) + (("\nQ:",) if layout == "text" and not line else ())
         style = Style(
             mode=self.mode if kind != "text" else "generate",
             reasons=reasons,
             marker=marker,
             closing=held["answer"].after("label", blank).strip(),
-            max_tokens=self.max_tokens or budget,
+            max_tokens=self.max_tokens or (0 if reasons else task.max_tokens) or budget,
             stop=stop,
             normalise=self.normalise,
             extract=self.extract,
+            whole=whole,
         )
         return Form(
             method=self.label,
@@ -292,8 +366,9 @@ class PromptMethod(Method):
             templates=held,
             # behind anything but the marker a label's log-probability would not be that of the answer
             lead=(lead if self.lead else "") if reasons else marker if self.lead or self.mode == "score" else "",
-            layout=self.layout,
+            layout=layout,
             style=style,
+            emphasis=task.emphasis,
         )
 
     def notes_on(self, task: Task, backend: Generator) -> tuple[str, ...]:
