@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 import re
@@ -19,7 +20,7 @@ CANARY = "canary GUID"
 
 
 def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV, TSV, TXT (tabs), JSON or JSONL file, as mappings.
+    """The rows of a CSV, TSV, TXT (tabs), JSON or JSONL file, as mappings; with .gz behind its ending it is unpacked.
 
     Args:
         path: the file; its ending says what it is.
@@ -28,9 +29,14 @@ def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: not readable. InputError: a row that does not fit its header, or is no object.
     """
-    ending = path.suffix.lower()
+    packed = path.suffix.lower() == ".gz"
+    ending = (path.with_suffix("") if packed else path).suffix.lower()
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if packed
+            else path.open(encoding="utf-8-sig", newline="")
+        ) as file:
             if ending == ".json":
                 yield from _json_rows(path, file.read())
             elif ending == ".jsonl":
@@ -41,8 +47,8 @@ def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
                 yield from _table(path, file, "," if ending == ".csv" else "\t", columns)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, EOFError) as error:  # EOFError: a packed file that was cut off
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _table(path: Path, file: TextIO, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -271,6 +271,23 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """What a program did with the documents of an example (`fields["documents"]`); documents are told by number.
+
+    Attributes:
+        ranking: documents, best first.
+        shown: documents in the prompt of the answer, in order.
+        scores: one per document, None for one without; empty where documents were not scored.
+        cited: for each sentence of the answer the documents that it rests on; None where citations were not asked for.
+    """
+
+    ranking: tuple[int, ...]
+    shown: tuple[int, ...]
+    scores: tuple[float | None, ...] = ()
+    cited: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a program answered to one example.
 
@@ -281,6 +298,7 @@ class Answer:
         scores: log-probability of each label in score mode; empty in generate mode.
         prompt_tokens, completion_tokens, calls: cost of this answer.
         prompt: the last prompt sent, for the report (None where it is no text).
+        sources: what became of the example's documents, for programs that read some.
     """
 
     value: str | None
@@ -291,3 +309,4 @@ class Answer:
     completion_tokens: int = 0
     calls: int = 1
     prompt: Prompt | None = None
+    sources: Sources | None = None

