@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import amplify
 from amplify import templates
 from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError, UnknownNameError
+from amplify.metrics import normalise
 from amplify.textgenshap.engines import ENGINES, Engine
 from amplify.textgenshap.estimators import ESTIMATORS
-from amplify.textgenshap.games import LogProbGame, Memory, fixed_order
-from amplify.textgenshap.hierarchy import REFINEMENTS, Play, explain
+from amplify.textgenshap.exact import MAX_SOURCES, all_coalitions
+from amplify.textgenshap.games import LogProbGame, Memory, VoteGame, fixed_order
+from amplify.textgenshap.hierarchy import REFINEMENTS, Explained, Play, Scored, explain
 from amplify.textgenshap.result import Cost, SourceAttribution, level
-from amplify.textgenshap.sources import Context, Layout, check_documents, check_window, harmless, special_tokens
+from amplify.textgenshap.sampling import prefixes
+from amplify.textgenshap.sources import (
+    Context,
+    Layout,
+    Selection,
+    check_documents,
+    check_window,
+    harmless,
+    in_place,
+    select,
+    special_tokens,
+)
+from amplify.textgenshap.votes import exact_shubik, sampled_orders, walked_shubik
 from amplify.values import Sampling
 
 VALUES = ("logprob", "votes")
 ORDERS = ("fixed", "random")
+OTHERS = 8  # answers scored beside the one in question: those that most coalitions gave
 INDICES = ("shapley", "banzhaf", "shapley_shubik", "append")
 
 
@@ -53,8 +71,8 @@ def attribute_sources(
         backend: who answers. A log-probability game needs a `Scorer`; votes work with any.
         answer: the text to explain. The model's own greedy answer to all documents unless given.
         value: "logprob", log-probability of the answer (natural log, summed over tokens, and for each of its sentences
-            where there are several); or "votes", 1 where the greedy answer is the one in question, for every answer
-            that any coalition gave.
+            where there are several); or "votes", 1 where the greedy answer is the one in question, and likewise
+            for the eight other answers that most coalitions gave.
         index: "shapley" or "banzhaf" (votes: the signed form); "shapley_shubik", the credit for changes *to* an answer
             only, as TextGenSHAP counts votes; "append" for random orders, see `hierarchy.random_order_scores`.
         engine: "naive", "trie", "packed" or "blocks" (see `engines`); "auto" takes the cheapest exact one.
@@ -103,6 +121,8 @@ def attribute_sources(
             raise InputError("the model's own answer to all documents is empty: give answer=, or ask otherwise")
     if answer is not None and not answer.strip():
         raise InputError("the answer is empty: leave answer out to explain the model's own")
+    if answer is not None and layout == "text" and not answer[0].isspace():
+        answer = f" {answer}"
     identity = {
         "question": context.question, "documents": context.documents, "template": context.template.source,
         "layout": layout, "backend": backend.spec, "value": value, "model": backend.describe().get("model"),
@@ -110,21 +130,19 @@ def attribute_sources(
     }  # fmt: skip
     memory = Memory(identity, cache)
     options: dict[str, Any] = {
-        "estimator": estimator, "budget": budget, "refine": refine, "order": order, "thresholds": thresholds,
-        "relative": value == "logprob", "seed": seed,
+        "index": index, "estimator": estimator, "budget": budget, "refine": refine, "order": order,
+        "thresholds": thresholds, "relative": value == "logprob", "seed": seed,
     }  # fmt: skip
     if value == "logprob":
         assert answer is not None
-        if layout == "text" and not answer[0].isspace():
-            answer = f" {answer}"
         game = LogProbGame(context, backend, answer, chosen, memory)
-        cheap = None
-        if control:
-            cheap = fixed_order(LogProbGame(context, backend, answer, "blocks"))
-        explained = explain(Play(game.of, memory.__contains__), context, index=index, control=cheap, **options)  # type: ignore[arg-type]
+        cheap = fixed_order(LogProbGame(context, backend, answer, "blocks")) if control else None
+        explained = explain(Play(game.of, memory.__contains__), context, control=cheap, **options)
         columns: tuple[str, ...] = game.columns
     else:
-        raise NotImplementedError
+        ballot = VoteGame(context, backend, sampling, chosen, memory)
+        explained, columns = _votes(ballot, answer, options)
+        answer = columns[0]
     levels = {
         name: level(found.parts, tuple(documents), found.scores, found.scores - found.half, found.scores + found.half)
         for name, found in explained.levels.items()
@@ -157,6 +175,63 @@ def attribute_sources(
             "amplify": amplify.__version__,
         },
     )
+
+
+def _votes(game: VoteGame, answer: str | None, options: dict[str, Any]) -> tuple[Explained, tuple[str, ...]]:
+    """Scores for every answer that any coalition gave, the one in question first."""
+    own = game.ask([game.context.everything()])[0]
+    wanted = own if answer is None else normalise(answer)
+    if options["index"] == "shapley_shubik":
+        return _shubik(game, wanted, answer, options)
+    known = game.memory.__contains__
+    found = explain(Play(lambda s: game.votes(s, [wanted]), known), game.context, **options)
+    others = [c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS]
+    columns = tuple(game.answers.get(c, answer or c) for c in (wanted, *others))
+    if not others:
+        return found, columns
+    # the other answers from the same sample, which was chosen for the first
+    more = explain(Play(lambda s: game.votes(s, others), known), game.context, trace=found.trace, **options)
+    levels = {
+        name: replace(
+            level,
+            scores=np.hstack([level.scores, more.levels[name].scores]),
+            half=np.hstack([level.half, more.levels[name].half]),
+        )
+        for name, level in found.levels.items()
+    }
+    return replace(found, levels=levels, ends=np.hstack([found.ends, more.ends])), columns
+
+
+def _shubik(
+    game: VoteGame, wanted: str, answer: str | None, options: dict[str, Any]
+) -> tuple[Explained, tuple[str, ...]]:
+    parts = list(game.context.sources)
+    n, budget = len(parts), options["budget"]
+    exact = options["order"] == "fixed" and n <= MAX_SOURCES and 2**n <= budget
+
+    def rows(orders: Any) -> list[Selection]:
+        held = np.concatenate([prefixes(o) for o in orders])
+        if options["order"] == "fixed":
+            return [select(row, parts) for row in in_place(held).tolist()]
+        rank = np.repeat(np.argsort(orders, axis=1), n + 1, axis=0)
+        return [select(row, parts) for row in np.where(held, rank, -1).tolist()]
+
+    if exact:
+        said = game.ask([select(row, parts) for row in in_place(all_coalitions(n)).tolist()])
+    else:
+        rng = np.random.default_rng([options["seed"], 2])
+        orders = sampled_orders(n, budget, lambda o: len(set(rows(o))), rng)
+        said = game.ask(rows(orders))
+    candidates = [wanted, *[c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS]]
+    if exact:
+        scores = exact_shubik(said, n, candidates)
+        half = np.zeros_like(scores)
+    else:
+        scores, half = walked_shubik(orders, np.array(said, object).reshape(len(orders), n + 1), candidates)
+    top = Scored(parts, scores, half, [[] for _ in parts])
+    ends = game.votes([(), game.context.everything()], candidates)
+    columns = tuple(game.answers.get(c, answer or c) for c in candidates)
+    return Explained({"documents": top}, ends, "exact" if exact else "permutation", {}), columns
 
 
 def _check_names(value: str, index: str, engine: str, estimator: str, refine: str, order: str, budget: int) -> None:

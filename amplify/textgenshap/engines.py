@@ -15,14 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from amplify.backends.base import Generator, need_scorer, need_white_box
+from amplify.backends.base import Generator, WhiteBox, need_scorer, need_white_box
 from amplify.backends.text import encode_with_targets, render
 from amplify.backends.tree import TokenTree
 from amplify.errors import BackendError, InputError
 from amplify.textgenshap.sources import Context, Selection
 from amplify.values import Completion, Sampling, TokenLogProbs
+
+if TYPE_CHECKING:
+    from amplify.backends.known import KnownAnswers
 
 Engine = Literal["naive", "trie", "packed", "blocks"]
 ENGINES: tuple[Engine, ...] = ("naive", "trie", "packed", "blocks")
@@ -64,17 +67,38 @@ def score(engine: Engine, context: Context, backend: Generator, selections: Sequ
 
 
 def generate(
-    engine: Engine, context: Context, backend: Generator, selections: Sequence[Selection], sampling: Sampling
+    engine: Engine,
+    context: Context,
+    backend: Generator,
+    selections: Sequence[Selection],
+    sampling: Sampling,
+    known: KnownAnswers | None = None,
 ) -> Iterator[tuple[int, Completion]]:
-    """Answers under many selections; see `score`."""
+    """Greedy answers under many selections, in the order in which they become known; see `score`.
+
+    Args:
+        engine: "naive" asks one by one; "trie" and "packed" together, and then a model in this process decodes only
+            answers that it has not given before.
+        context, backend, selections: as for `score`; any backend will do.
+        sampling: greedy.
+        known: the answers that such a model has given so far; grows.
+    """
+    if engine == "blocks":
+        raise InputError("engine 'blocks' gives approximate log-probabilities only: votes need 'trie' or 'naive'")
     if engine == "naive":
         for i, selection in enumerate(selections):
             yield i, backend.generate([context.prompt(selection)], sampling)[0]
         return
-    if engine == "blocks":
-        raise InputError("engine 'blocks' gives approximate log-probabilities only: votes need 'trie' or 'naive'")
     order = by_prefix(selections)
     prompts = [context.prompt(selections[i]) for i in order]
+    if isinstance(backend, WhiteBox):
+        from amplify.backends.known import KnownAnswers, generate_known
+        from amplify.backends.transformers import TransformersBackend
+
+        if isinstance(backend, TransformersBackend):
+            remembered = KnownAnswers() if known is None else known
+            yield from _rescued(order, lambda: generate_known(backend, prompts, sampling, remembered))
+            return
     yield from _rescued(order, lambda: backend.generate(prompts, sampling))
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amplify.backends.base import Generator
+from amplify.backends.base import Generator, WhiteBox
 from amplify.errors import InputError, RunError
 from amplify.metrics import normalise
 from amplify.textgenshap import engines
@@ -23,6 +24,9 @@ from amplify.textgenshap.engines import Engine
 from amplify.textgenshap.sources import Context, Ordered, Selection, Source, in_place, select, sentences
 from amplify.textgenshap.value import Coalitions, Floats
 from amplify.values import Sampling, TokenLogProbs
+
+if TYPE_CHECKING:
+    from amplify.backends.known import KnownAnswers
 
 PART = 256  # selections asked for between two writes to the cache file
 
@@ -68,6 +72,10 @@ class Memory:
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def results(self) -> list[Any]:
+        """Everything known."""
+        return list(self._known.values())
 
     def fill(
         self, selections: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]
@@ -158,6 +166,7 @@ class VoteGame:
         sampling: how to decode; greedy.
         answers: normalised answer -> as it was first written, in order of appearance; the full context's first.
         memory: what is known.
+        known: answers as tokens, so that a model in this process decodes none twice; made when first needed.
     """
 
     context: Context
@@ -166,12 +175,18 @@ class VoteGame:
     engine: Engine = "trie"
     memory: Memory = field(default_factory=lambda: Memory({}))
     answers: dict[str, str] = field(default_factory=dict)
+    known: KnownAnswers | None = None
 
     def ask(self, selections: Sequence[Selection]) -> list[str]:
         """The normalised answer to each selection."""
+        if self.known is None and isinstance(self.backend, WhiteBox):
+            from amplify.backends.known import KnownAnswers
+
+            self.known = KnownAnswers()
 
         def decode(new: Sequence[Selection]) -> Iterator[tuple[int, str]]:
-            for i, done in engines.generate(self.engine, self.context, self.backend, new, self.sampling):
+            found = engines.generate(self.engine, self.context, self.backend, new, self.sampling, self.known)
+            for i, done in found:
                 yield i, done.text.strip()
 
         self.memory.fill(selections, decode)
@@ -180,6 +195,11 @@ class VoteGame:
             said.append(normalise(self.memory[s]))
             self.answers.setdefault(said[-1], self.memory[s])
         return said
+
+    def frequent(self, most: int) -> list[str]:
+        """The (normalised) answers that most selections gave, in falling order; ties in order of appearance."""
+        counts = Counter(normalise(text) for text in self.memory.results())
+        return sorted(self.answers, key=lambda c: -counts[c])[:most]
 
     def votes(self, selections: Sequence[Selection], candidates: Sequence[str]) -> Floats:
         """1.0 where a selection's answer is a candidate (normalised), [m, candidates]."""

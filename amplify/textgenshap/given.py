@@ -53,3 +53,31 @@ def given_scores(coalitions: Coalitions, values: Floats, index: Index) -> tuple[
     if index == "shapley" and size.min() == 0 and size.max() == n:
         scores += (table[size.argmax()] - table[size.argmin()] - scores.sum(axis=0)) / n
     return scores, half
+
+
+def given_each(coalitions: Coalitions, values: Floats, index: Index) -> Floats:
+    """Scores of several related games of which the same values are known, with the hyperparameters of their mean.
+
+    Args:
+        coalitions: bool[m, n], all different.
+        values: [m, games, columns].
+        index: which value.
+
+    Returns:
+        [games, n, columns].
+    """
+    m, games, columns = values.shape
+    n = coalitions.shape[1]
+    if m == 2**n:
+        order = np.lexsort(coalitions.T)
+        return exact_scores(values[order].reshape(m, -1), index).reshape(n, games, columns).transpose(1, 0, 2)
+    scores = np.zeros((games, n, columns))
+    for k in range(columns):
+        mean = values[:, :, k].mean(axis=1)
+        if (spread := float(mean.std())) == 0:
+            continue
+        kernel = gp.fit(coalitions, (mean - mean.mean()) / spread)
+        for g in range(games):
+            own = values[:, g, k] - values[:, g, k].mean()
+            scores[g, :, k] = gp.posterior(kernel, coalitions, own, index).scores
+    return scores

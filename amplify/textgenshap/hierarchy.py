@@ -16,7 +16,7 @@ import numpy as np
 from amplify.errors import InputError
 from amplify.textgenshap.estimate import estimate
 from amplify.textgenshap.exact import Index, marginal_weights
-from amplify.textgenshap.given import given_scores
+from amplify.textgenshap.given import given_each, given_scores
 from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation
 from amplify.textgenshap.regression import constrained_least_squares
 from amplify.textgenshap.sampling import prefixes
@@ -78,7 +78,8 @@ class Scored:
     around: list[list[Around]]
 
 
-Trace = dict[tuple[str, Source], Coalitions]  # what was asked of each refined part
+Key = tuple[str, Source]
+Trace = dict[Key, tuple[Coalitions, int]]  # of each part opened: what was asked of its children, in how many contexts
 
 
 @dataclass
@@ -184,7 +185,7 @@ def _fixed_order(
         return play.of([nothing.with_([p for p, h in zip(parts, row, strict=True) if h]) for row in held])
 
     scores, half, used = _sampled(value, n, index, estimator, budget, seed, control, trace, ("documents", ROOT), replay)
-    asked = trace["documents", ROOT]
+    asked, _ = trace["documents", ROOT]
     held = _seen_twice(asked, index, rng)
     around = [
         [Around(tuple(p for p, h in zip(parts, row, strict=True) if h), rank) for row in held[i]] for i in range(n)
@@ -205,12 +206,14 @@ def _sampled(
     seed: int,
     control: Value | None,
     trace: Trace,
-    key: tuple[str, Source],
+    key: Key,
     replay: bool,
+    contexts: int = 1,
 ) -> tuple[Floats, Floats, str]:
     """Scores and half widths [n, columns] by `estimate`, what it asked written down; or from what was written down."""
     if replay:
-        scores, half = given_scores(trace[key], np.asarray(value(trace[key])), index)
+        known, _ = trace[key]
+        scores, half = given_scores(known, np.asarray(value(known)), index)
         return scores, half, "given"
     asked: list[Coalitions] = []
 
@@ -219,7 +222,7 @@ def _sampled(
         return np.asarray(value(held), dtype=np.float64)
 
     found = estimate(watched, n, index, estimator, budget, seed, control=control)
-    trace[key] = np.concatenate(asked)
+    trace[key] = (np.concatenate(asked), contexts)
     return found.scores.reshape(n, -1), ((found.high - found.low) / 2).reshape(n, -1), found.estimator
 
 
@@ -274,13 +277,15 @@ def _grouped(
 
     half_budget = max(2, budget // 2)
     scores, half, used = _sampled(value, count, index, "auto", half_budget, seed, None, trace, ("groups", ROOT), replay)
-    seen = _seen_twice(trace["groups", ROOT], index, rng)
+    seen = _seen_twice(trace["groups", ROOT][0], index, rng)
     around = [[Around(tuple(members(row)), rank) for row in seen[g]] for g in range(count)]
     ends = _ends(play, context)
     left = budget - half_budget
     parts: list[Source] = []
     tables, halves, contexts = [], [], []
-    opened = _openings([len(g) for g in groups], scores, half, left, 0.0 * scores[0], all_above=True)
+    opened = {g: 0 for g, group in enumerate(groups) if ("group", group[0]) in trace}
+    if not replay:
+        opened = _openings([len(g) for g in groups], scores, half, left, 0.0 * scores[0], all_above=True)
     for g, group in enumerate(groups):
         if g in opened:
             t, h, a = _open_part(
@@ -385,7 +390,7 @@ def _open_part(
     seed: int,
     rng: np.random.Generator,
     trace: Trace,
-    key: tuple[str, Source],
+    key: Key,
     replay: bool,
 ) -> tuple[Floats, Floats, list[list[Around]]]:
     """Scores of a part's children: their game inside a few contexts of the part, averaged.
@@ -395,9 +400,9 @@ def _open_part(
     """
     s = len(children)
     if s == 1:
-        trace[key] = np.array([[False], [True]])
+        trace[key] = (np.array([[False], [True]]), len(around))
         return total[None], total_half[None], [around]
-    around = around[: min(4, len(around), max(2, budget // (s + 2)))] if not replay else around
+    around = around[: trace[key][1] if replay else min(4, max(2, budget // (s + 2)))]
 
     def each(held: Coalitions) -> Floats:
         rows = [a.with_([c for c, h in zip(children, row, strict=True) if h]) for row in held for a in around]
@@ -406,12 +411,11 @@ def _open_part(
     missing = sum(not play.known(a.with_(p)) for a in around for p in ((), children))
     own = 2 + max(0, budget - missing) // len(around)
     scores, half, _ = _sampled(
-        lambda held: each(held).mean(axis=1), s, index, "auto", own, seed, None, trace, key, replay
+        lambda held: each(held).mean(axis=1), s, index, "auto", own, seed, None, trace, key, replay, len(around)
     )
-    asked = trace[key]
+    asked, _ = trace[key]
     values = each(asked)
-    single = np.stack([given_scores(asked, values[:, k], index)[0] for k in range(len(around))])
-    between = half_width(mean_deviation(single), len(around) - 1 + BORROWED)
+    between = half_width(mean_deviation(given_each(asked, values, index)), len(around) - 1 + BORROWED)
     gap = total - scores.sum(axis=0) if index == "shapley" else np.zeros_like(total)
     # the contexts are a sample of those behind the part's own score: what they miss is shared out equally
     spread = np.sqrt(half**2 + between**2 + (total_half / s) ** 2 + (gap / s) ** 2)
