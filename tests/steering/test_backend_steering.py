@@ -124,3 +124,40 @@ def test_a_shared_beginning_is_still_forwarded_once(backend):
     backend.score(prompts, [" good"] * 4, steering=STEERINGS[0])
     used = backend.usage.since(before)
     assert used.forwarded_tokens < 0.5 * (used.prompt_tokens + used.completion_tokens)
+
+
+@pytest.mark.real
+def test_smollm2_is_exact_over_prompt_and_32_decoded_tokens(smollm2):
+    """One and three spans, a plain row beside them, left-padded: through `generate` on one's own model."""
+    from transformers import AutoTokenizer
+
+    from amplify.steering.attention import plan, steered
+    from amplify.steering.formula import TokenSpan
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, attn_implementation="sdpa", dtype=torch.float32).eval()
+    exact = AutoModelForCausalLM.from_pretrained(smollm2, attn_implementation="eager", dtype=torch.float32).eval()
+    steering = Steering(heads={3: [0, 5], 10: [1, 2, 3], 20: [8]}, alpha=0.01)
+    long = tokenizer("Mary is a nurse who lives in Antarctica with her two dogs. The capital of France is Rome. " * 5)
+    rows = [
+        (long["input_ids"], [(80, 84, None)]),
+        (long["input_ids"][:61], [(3, 5, None), (20, 24, 5.0), (40, 44, 0.2)]),
+        (long["input_ids"][:50], []),
+    ]
+    width = len(rows[0][0])
+    ids, mask = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width, dtype=torch.long)
+    for i, (own, _) in enumerate(rows):
+        ids[i, width - len(own) :], mask[i, width - len(own) :] = torch.tensor(own), 1
+    spans = [[TokenSpan(a, b, w or steering.default_weight) for a, b, w in marked] for _, marked in rows]
+    with torch.no_grad(), steered(model, plan(model, steering, spans, mask)):
+        out = model.generate(
+            ids, attention_mask=mask, max_new_tokens=32, min_new_tokens=32, do_sample=False, repetition_penalty=1.0,
+            output_logits=True, return_dict_in_generate=True, pad_token_id=0,
+        )  # fmt: skip
+        prompt = model(ids, attention_mask=mask).logits.log_softmax(-1)
+    decoded = torch.stack(out.logits, 1).log_softmax(-1)
+    for i, (own, marked) in enumerate(rows):
+        whole = out.sequences[i, width - len(own) : -1].tolist()
+        expected = reference_logprobs(exact, whole, steering, marked, len(own))
+        assert (decoded[i] - expected[len(own) - 1 :]).abs().max() <= TOLERANCE
+        assert (prompt[i, width - len(own) :] - expected[: len(own)]).abs().max() <= TOLERANCE

@@ -5,7 +5,15 @@ One engine for all tests, made tight: prefill in chunks of 64 tokens, and a cach
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 
 import pytest
 import torch
@@ -166,11 +174,12 @@ def test_requests_that_arrive_while_others_run(backend, jobs, reference_model):
 )  # fmt: skip
 def test_a_bad_request_is_refused_and_the_engine_lives_on(backend, jobs, bad):
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError  # over HTTP: status 400
 
     good = {"spans": [[0, 2, 2.0]], "prompt": 10, "heads": {"3": [0]}}
     sent = json.dumps({**good, **bad}) if isinstance(bad, dict) else bad
     prompt = {"prompt_token_ids": jobs[0][0][:10]}
-    with pytest.raises(ValueError, match=KEY):
+    with pytest.raises(VLLMValidationError, match=KEY):
         backend.llm.generate([prompt], [SamplingParams(max_tokens=2, extra_args={KEY: sent})], use_tqdm=False)
     fine = backend.llm.generate([prompt], [SamplingParams(max_tokens=2)], use_tqdm=False)
     assert len(fine[0].outputs[0].token_ids) == 2
@@ -214,3 +223,107 @@ def test_what_is_refused_before_any_work(backend):
     finally:
         backend._steers = True
     assert not isinstance(backend.score([prompt], [" works"]), BackendError)
+
+
+@pytest.fixture(scope="module")
+def served(smollm2, tmp_path_factory):
+    """URL of a vLLM server that was started for steering, as its users start one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("steering_server") / "log"
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2),
+        "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+        "--max-model-len", "512", "--enforce-eager", "--generation-config", "vllm",
+        "--additional-config", json.dumps({KEY: {"layers": [3, 10, 20]}}),
+    ]  # fmt: skip
+    with log.open("wb") as out:
+        env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    try:
+        for _ in range(300):
+            assert process.poll() is None, log.read_text()[-3000:]
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                break
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def test_over_http_only_some_layers_widened(served, smollm2):
+    prompt = parse_emphasis("Previously Africa was colder. The penguins live in **Antarctica**. They live in", raw=True)
+    chat = parse_emphasis("What is the capital of France? **Answer in JSON only.**")
+    closed = Steering(heads={4: [0]})
+    with (
+        open_backend(f"openai:smollm2@{served}", tokenizer=str(smollm2)) as server,
+        open_backend(f"transformers:{smollm2}", dtype="float32") as other,
+    ):
+        pairs = ([prompt, chat, Prompt(text=prompt.text)], [" the cold of Antarctica", '{"a": 1}', " Antarctica"])
+        for mine, theirs in zip(server.score(*pairs, steering=PASTA), other.score(*pairs, steering=PASTA), strict=True):
+            assert mine.logprobs == pytest.approx(theirs.logprobs, abs=TOLERANCE)
+        sampling = Sampling(max_tokens=16)
+        texts = [c.text for c in server.generate([prompt, chat], sampling, steering=PASTA)]
+        assert texts == [c.text for c in other.generate([prompt, chat], sampling, steering=PASTA)]
+        with pytest.raises(BackendError, match="not started to steer layer 4"):
+            server.generate([prompt], sampling, steering=closed)
+        with (
+            open_backend(f"openai:smollm2@{served}") as without,
+            pytest.raises(CapabilityError, match="tokenizer=FOLDER"),
+        ):
+            without.generate([chat], sampling, steering=PASTA)
+        assert server.generate([prompt], sampling)[0].text == other.generate([prompt], sampling)[0].text
+
+
+def test_the_second_model_runner_lays_requests_out():
+    """V2 needs Triton, so it does not run on a CPU: its model state alone, driven as its runner drives it."""
+    from types import SimpleNamespace
+
+    import numpy as np
+    from vllm.v1.worker.gpu import model_states
+
+    from amplify.steering import vllm_plugin
+
+    vllm_plugin.register()
+    bank = vllm_plugin.Bank(layers=2, heads=3, rank=0, tokens=16, requests=2, dtype=torch.float32)
+    biases = bank.bias(0.5)
+
+    class Plain:
+        def add_request(self, req_index, new_req_data):
+            pass
+
+        def remove_request(self, req_id):
+            pass
+
+        def prepare_inputs(self, input_batch, req_states):
+            return {"positions": "as before"}
+
+    layers = {"model.layers.0.attn": SimpleNamespace(amplify_bank=bank)}
+    config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context=layers))
+    model = SimpleNamespace(get_model_state_cls=lambda: Plain)
+    state = model_states.resolve_model_state_cls(config, model)()
+    asked = {KEY: payload(Steering(heads={1: [2]}, alpha=0.1), [TokenSpan(2, 4, 10.0)], 6)}
+    for name, extra in (("a", None), ("b", asked)):
+        params = SimpleNamespace(extra_args=extra)
+        state.add_request(0, SimpleNamespace(req_id=name, sampling_params=params))
+
+    def forward(names, counts, computed):
+        starts = np.concatenate([[0], np.cumsum(counts), [99]])  # its buffers are longer than the batch
+        batch = SimpleNamespace(
+            req_ids=names,
+            num_reqs=len(names),
+            query_start_loc_np=starts,
+            num_computed_tokens_np=np.array(computed, np.int32),
+        )
+        assert state.prepare_inputs(batch, None) == {"positions": "as before"}
+        return (biases.sum(1) * 0.5).exp(), bank.gates[1, :, 2]
+
+    factors, gates = forward(["b", "a"], [3, 2], [1, 0])
+    assert factors[:5].tolist() == pytest.approx([1, 10, 10, 1, 1])
+    assert gates.tolist() == [1, 1, 1] + [0] * 13
+    state.remove_request("b")
+    factors, gates = forward(["a"], [1], [2])
+    assert factors.tolist() == [1] * 16
+    assert not gates.any()
