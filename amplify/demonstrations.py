@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,6 +136,94 @@ def select(
     )
 
 
+def pick(
+    relevance: npt.ArrayLike,
+    n: int,
+    *,
+    similarity: npt.ArrayLike | None = None,
+    trade: float = 0.5,
+    groups: Sequence[object] | None = None,
+) -> list[int]:
+    """The n most relevant items; with a similarity also unlike each other, with groups also balanced over them.
+
+    Maximal marginal relevance (Carbonell & Goldstein 1998): each step takes the item with the highest
+    trade x relevance - (1 - trade) x similarity to the nearest item taken before, ties to the earlier one.
+
+    Args:
+        relevance: shape (items,).
+        n: how many.
+        similarity: shape (items, items); None counts relevance alone.
+        trade: 1 looks at relevance alone, 0 at difference alone.
+        groups: one an item, e.g. its label: each step chooses within those that have fewest items so far.
+
+    Returns:
+        Indices in the order of choice.
+    """
+    worth = np.asarray(relevance, dtype=np.float64)
+    near = np.zeros((len(worth), len(worth))) if similarity is None else np.asarray(similarity, dtype=np.float64)
+
+    def gain(chosen: list[int]) -> npt.NDArray[np.float64]:
+        return trade * worth - (1 - trade) * (near[:, chosen].max(1) if chosen else 0.0)
+
+    return _greedy(gain if similarity is not None else lambda _: worth, len(worth), n, groups)
+
+
+def submodular_pick(importance: npt.ArrayLike, n: int, *, groups: Sequence[object] | None = None) -> list[int]:
+    """The n explanations that together cover the most important features (SP-LIME; Ribeiro et al. 2016, section 4).
+
+    Feature j counts I_j = sqrt(sum over items |W_ij|); a set of items is worth the sum of I_j over the features that
+    any of them has. Greedy choice is within 1 - 1/e of the best.
+
+    Args:
+        importance: W, shape (items, features), the score of each feature in each item's explanation, 0 for none.
+        n: how many.
+        groups: see `pick`.
+    """
+    weight = np.abs(np.asarray(importance, dtype=np.float64))
+    total = np.sqrt(weight.sum(0))
+
+    def gain(chosen: list[int]) -> npt.NDArray[np.float64]:
+        covered = (weight[chosen] > 0).any(0)
+        return ((weight > 0) & ~covered) @ total
+
+    return _greedy(gain, len(weight), n, groups)
+
+
+def likely_mislabelled(probabilities: Sequence[Mapping[str, float]], gold: Sequence[str]) -> list[bool]:
+    """Which items' labels a model doubts with confidence (confident learning; Northcutt et al. 2021, section 3.1).
+
+    A label's threshold is its mean probability over the items that carry it. An item is flagged when, of the labels
+    that reach their threshold on it, the likeliest is another than its own. Where a model is confidently wrong there
+    is often an error in the data: such an item makes a poor demonstration.
+
+    Args:
+        probabilities: per item, over its labels.
+        gold: the label that each item carries.
+    """
+    own: dict[str, list[float]] = defaultdict(list)
+    for row, label in zip(probabilities, gold, strict=True):
+        own[label].append(row[label])
+    threshold = {label: float(np.mean(values)) for label, values in own.items()}
+    flags = []
+    for row, label in zip(probabilities, gold, strict=True):
+        sure = {other: p for other, p in row.items() if other in threshold and p >= threshold[other]}
+        flags.append(bool(sure) and max(sure, key=lambda other: (sure[other], other == label)) != label)
+    return flags
+
+
+def text_similarity(examples: Sequence[Example]) -> npt.NDArray[np.float64]:
+    """Cosine of the inputs' TF-IDF vectors, shape (examples, examples)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    from amplify.attribution.words import word_spans
+
+    def tokens(text: str) -> list[str]:
+        return [text[a:b].casefold() for a, b in word_spans(text)]
+
+    vectors = TfidfVectorizer(analyzer=tokens).fit_transform([input_text(e) for e in examples])
+    return np.asarray((vectors @ vectors.T).toarray(), dtype=np.float64)
+
+
 class Neighbours:
     """The k nearest labelled examples of each input, by exact cosine similarity of sentence embeddings."""
 
@@ -171,6 +259,26 @@ def _checked(task: Task, pool: Sequence[Example], shots: int) -> list[Example]:
     if shots > len(pool):
         raise InputError(f"{shots} shots were asked for, but there are only {len(pool)} examples to choose from")
     return list(pool)
+
+
+def _greedy(
+    gain: Callable[[list[int]], npt.NDArray[np.float64]], items: int, n: int, groups: Sequence[object] | None
+) -> list[int]:
+    """n items, one after the other, each with the highest gain given those before."""
+    if not 0 <= n <= items:
+        raise InputError(f"{n} of {items} items cannot be chosen")
+    if groups is not None and len(groups) != items:
+        raise InputError(f"{items} items and {len(groups)} groups: one each is needed")
+    chosen: list[int] = []
+    while len(chosen) < n:
+        left = [i for i in range(items) if i not in chosen]
+        if groups is not None:
+            count = Counter(groups[i] for i in chosen)
+            fewest = min(count[groups[i]] for i in left)
+            left = [i for i in left if count[groups[i]] == fewest]
+        worth = gain(chosen)
+        chosen.append(max(left, key=lambda i: (worth[i], -i)))
+    return chosen
 
 
 def _first(pool: Sequence[Example], shots: int) -> list[Example]:
