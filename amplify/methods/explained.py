@@ -14,7 +14,7 @@ from amplify.errors import InputError
 from amplify.methods.answering import check_window
 from amplify.methods.baselines import FewShot, ZeroShot
 from amplify.methods.parsing import shown
-from amplify.methods.prompting import PromptMethod, check_options
+from amplify.methods.prompting import Form, PromptMethod, check_options
 from amplify.values import Attribution, Demonstration, Example
 
 if TYPE_CHECKING:
@@ -128,8 +128,8 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
     from amplify.attribution.words import key_word_mask
     from amplify.demonstrations import select
 
-    pool, notes = _pool(method, task, seed)
-    _check_room(method, task, backend)
+    pool, notes = citable_pool(method.name, method.pool, task, seed)
+    check_room(method.form(task, reasons=True, budget=RATIONALE_TOKENS), method.shots, task, backend)
     proxy = find_proxy(task, method.proxy, method.epochs, method.lora, seed)
     proxy.require_head(f"{method.name}: attribution")
 
@@ -176,15 +176,25 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
     )
 
 
-def _pool(method: ExplainedMethod, task: Task, seed: int) -> tuple[list[Example], list[str]]:
-    """The validation examples that may become shots: a seeded draw of those with words to cite."""
+def citable_pool(name: str, size: int, task: Task, seed: int) -> tuple[list[Example], list[str]]:
+    """The validation examples that may become shots: a seeded draw of those with words to cite, and notes on it.
+
+    Args:
+        name: of the method, for messages.
+        size: how many are drawn; 0 for all.
+        task: the task.
+        seed: of the draw.
+
+    Raises:
+        InputError: no validation split, free-text answers, or no word to cite anywhere.
+    """
     from amplify.attribution.words import key_word_mask
 
     if not task.validation:
-        raise InputError(f"{method.name} selects its shots from the validation split, and task {task.name!r} has none")
+        raise InputError(f"{name} selects its shots from the validation split, and task {task.name!r} has none")
     if any(not task.labels_of(example) for example in task.validation):
         raise InputError(
-            f"{method.name} explains why a label is right, and task {task.name!r} has free-text answers: "
+            f"{name} explains why a label is right, and task {task.name!r} has free-text answers: "
             "give it labels or choices, or use few_shot or zero_shot_cot"
         )
     mask = key_word_mask(task)
@@ -193,19 +203,16 @@ def _pool(method: ExplainedMethod, task: Task, seed: int) -> tuple[list[Example]
         raise InputError(f"no validation example of task {task.name!r} has a word that a rationale could cite")
     without = len(task.validation) - len(usable)
     notes = [f"{without} validation examples have no word that a rationale could cite"] if without else []
-    return random.Random(seed).sample(usable, min(method.pool or len(usable), len(usable))), notes
+    return random.Random(seed).sample(usable, min(size or len(usable), len(usable))), notes
 
 
-def _check_room(method: ExplainedMethod, task: Task, backend: Generator) -> None:
+def check_room(form: Form, shots: int, task: Task, backend: Generator) -> None:
     """Refuse now what could not fit with even the shortest shots: asking and training would be for nothing."""
-    form = method.form(task, reasons=True, budget=RATIONALE_TOKENS)
-    shortest = sorted(task.validation, key=lambda e: len(form.question(e)))[: method.shots]
-    shots = [Demonstration(example) for example in shortest]
+    shortest = sorted(task.validation, key=lambda e: len(form.question(e)))[:shots]
+    shown = [Demonstration(example) for example in shortest]
     longest = max(task.test, key=lambda e: len(form.question(e)))
-    prompt = form.prompt(longest, shots)
-    check_window(
-        backend, [prompt], form.style, method.label, [len(shots)], lambda _, n: form.prompt(longest, shots[:n])
-    )
+    prompt = form.prompt(longest, shown)
+    check_window(backend, [prompt], form.style, form.method, [len(shown)], lambda _, n: form.prompt(longest, shown[:n]))
 
 
 def _foil(labels: Sequence[str], given: str | None, gold: str, probabilities: npt.NDArray[np.float64]) -> str:
