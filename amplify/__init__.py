@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from amplify.values import Example, Message, Prompt, Sampling, Span
 
 if TYPE_CHECKING:
+    from amplify.attribution.faithfulness import faithfulness
     from amplify.backends import open_backend
     from amplify.evaluation import evaluate
     from amplify.methods.base import Program
@@ -25,6 +26,7 @@ _LAZY = {
     "Steering": "amplify.steering",
     "attribute_sources": "amplify.textgenshap.attribute",
     "evaluate": "amplify.evaluation",
+    "faithfulness": "amplify.attribution.faithfulness",
     "load_task": "amplify.tasks",
     "open_backend": "amplify.backends",
     "parse_emphasis": "amplify.steering",
@@ -43,6 +45,7 @@ __all__ = [
     "Steering",
     "attribute_sources",
     "evaluate",
+    "faithfulness",
     "load_task",
     "open_backend",
     "parse_emphasis",

@@ -1,4 +1,5 @@
-"""Tasks that are made by rule: coin flip and last letters (Wei et al. 2022, arXiv 2201.11903, section 5).
+"""Tasks that are made by rule: coin flip and last letters (Wei et al. 2022, arXiv 2201.11903, section 5), and planted
+words (`amplify.planted`).
 
 In distribution, shots and test items have the same number of steps; out of distribution the test items have more
 than any shot. Everything follows from the task's seed.
@@ -13,6 +14,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from amplify import planted
 from amplify.errors import InputError, UnknownNameError
 from amplify.task_spec import SPLITS, TaskSpec, check_keys
 from amplify.values import Example
@@ -47,10 +49,9 @@ def last_letters(words: int, rng: random.Random) -> tuple[str, str]:
     return f'Take the last letters of the words in "{quoted}" and concatenate them.', "".join(w[-1] for w in name)
 
 
-RULES: Mapping[str, Callable[[int, random.Random], tuple[str, str]]] = {
-    "coin_flip": coin_flip,
-    "last_letters": last_letters,
-}
+Rule = Callable[[int, random.Random], tuple[str, str] | planted.Planted]
+RULES: Mapping[str, Rule] = {"coin_flip": coin_flip, "last_letters": last_letters, **planted.RULES}
+"""(steps, random stream) -> text, answer and, for some, further fields of the example."""
 
 
 def generate(spec: TaskSpec) -> dict[str, list[Example]]:
@@ -79,7 +80,7 @@ def generate(spec: TaskSpec) -> dict[str, list[Example]]:
 
 
 def _examples(
-    rule: Callable[[int, random.Random], tuple[str, str]],
+    rule: Rule,
     steps: int,
     size: int,
     spec: TaskSpec,
@@ -91,12 +92,13 @@ def _examples(
     for _ in range(1000 * size):
         if len(examples) == size:
             return examples
-        text, gold = rule(steps, rng)
+        text, gold, *more = rule(steps, rng)
         if text in seen or room.get(gold, 1) == 0:
             continue
         seen.add(text)
         if spec.labels:
             room[gold] -= 1
         name = hashlib.sha256(text.encode()).hexdigest()[:12]
-        examples.append(Example(name, text, gold, answers=() if spec.labels else (gold,), fields={"steps": steps}))
+        fields = {"steps": steps, **(more[0] if more else {})}
+        examples.append(Example(name, text, gold, answers=() if spec.labels else (gold,), fields=fields))
     raise InputError(f"task {spec.name}: there are not {size} different questions of {steps} steps")
