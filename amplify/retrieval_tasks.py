@@ -146,7 +146,7 @@ def _completed(spec: TaskSpec, examples: Sequence[Example]) -> list[Example]:
 
 
 def _nearest(examples: Sequence[Example], passages: Sequence[dict[str, Any]], k: int) -> list[list[int]]:
-    from amplify.rag.retrieval import BM25Retriever
+    from amplify.retrieval import BM25Retriever
 
     retriever = BM25Retriever([f"{p['title']}\n{p['text']}" for p in passages])
     return [[hit.document for hit in retriever.search(e.text, min(k, len(passages)))] for e in examples]

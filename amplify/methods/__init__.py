@@ -20,6 +20,8 @@ from amplify.methods.controls import (
 )
 from amplify.methods.neighbours import FewShotNearest
 from amplify.methods.prompting import Form, PromptMethod, ShotProgram
+from amplify.methods.rag import RagDistilShapley, RagHighlightPasta, RagPruneShapley, RagRerankShapley
+from amplify.methods.rag_baselines import Rag, RagLeaveOneOut, RagRerankRandom
 
 _CLASSES: tuple[type[Method], ...] = (
     ZeroShot,
@@ -36,6 +38,13 @@ _CLASSES: tuple[type[Method], ...] = (
     TestWords,
     AnswerFormatOnly,
     ProxyAlone,
+    Rag,
+    RagRerankRandom,
+    RagLeaveOneOut,
+    RagRerankShapley,
+    RagPruneShapley,
+    RagDistilShapley,
+    RagHighlightPasta,
 )
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _CLASSES}
 
@@ -109,6 +118,13 @@ __all__ = [
     "PromptMethod",
     "PromptProgram",
     "ProxyAlone",
+    "Rag",
+    "RagDistilShapley",
+    "RagHighlightPasta",
+    "RagLeaveOneOut",
+    "RagPruneShapley",
+    "RagRerankRandom",
+    "RagRerankShapley",
     "RandomWords",
     "ShotProgram",
     "ShuffledRationales",

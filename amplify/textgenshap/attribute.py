@@ -15,6 +15,7 @@ from amplify import templates
 from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError, UnknownNameError
 from amplify.metrics import normalise
+from amplify.templates import Template
 from amplify.textgenshap.engines import ENGINES, Engine
 from amplify.textgenshap.estimators import ESTIMATORS
 from amplify.textgenshap.exact import MAX_SOURCES, all_coalitions
@@ -58,7 +59,7 @@ def attribute_sources(
     *,
     thresholds: tuple[float, float] = (0.1, 0.1),
     max_tokens: int = 16,
-    template: str = "default",
+    template: str | Template = "default",
     layout: Layout = "chat",
     control: bool = False,
     cache: str | Path | None = None,
@@ -84,7 +85,7 @@ def attribute_sources(
         seed: of every sample.
         thresholds: see `hierarchy.explain`; for votes absolute, for log-probabilities shares of |v(N) - v(empty)|.
         max_tokens: of decoded answers.
-        template: NAME of `prompts/sources_NAME.jinja`, or a path to a .jinja file.
+        template: NAME of `prompts/sources_NAME.jinja`, a path to a .jinja file, or a `Template`.
         layout: one user message, or "text" for models without a chat template.
         control: use block encoding (engine "blocks") as a control variate; needs a `WhiteBox`, fixed order, "logprob".
             Its measured correlation is in `meta`, and it is used only where that is at least 0.9.
@@ -108,7 +109,7 @@ def attribute_sources(
     context = Context(
         harmless(question, structure),
         tuple(harmless(d, structure) for d in documents),
-        templates.load("sources", template),
+        template if isinstance(template, Template) else templates.load("sources", template),
         layout,
     )
     context.places(context.everything())

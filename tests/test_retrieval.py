@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amplify.errors import InputError, UnknownNameError
-from amplify.rag.retrieval import BM25Retriever, DenseRetriever, Hit, open_retriever
+from amplify.retrieval import BM25Retriever, DenseRetriever, Hit, open_retriever
 
 DOCUMENTS = ["Paris is the capital of France.", "Cats sleep a lot.", "The Seine flows through Paris, France."]
 

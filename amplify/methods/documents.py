@@ -1,0 +1,346 @@
+"""Answering from retrieved documents, before and after they were scored: the program behind every `rag` method."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from weakref import WeakKeyDictionary
+
+from amplify import templates
+from amplify.backends.base import Generator, Usage, need_scorer
+from amplify.errors import InputError
+from amplify.methods.base import Method, Program
+from amplify.methods.parsing import parse_text
+from amplify.templates import Template
+from amplify.textgenshap.keeping import Use, keep
+from amplify.values import Answer, Completion, Example, Prompt, Sampling, Sources
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+    from amplify.textgenshap.result import SourceAttribution
+    from amplify.textgenshap.sources import Context
+
+Layout = Literal["auto", "chat", "text"]
+Search = Literal["none", "minilm", "bm25"]
+By = Literal["given", "shapley", "loo", "random"]
+Place = Literal["first", "last"]
+
+
+@dataclass(frozen=True)
+class RagMethod(Method):
+    """The options that every method with documents has. An example brings them in `fields["documents"]`.
+
+    Attributes:
+        search: order the documents by a retriever first ("minilm", "bm25"), or take them as they come ("none").
+        documents: how many of them are read, 0 for all.
+        template: NAME of `prompts/sources_NAME.jinja`, or a path to a .jinja file.
+        layout: "chat", "text" (for base models), or "auto": what the task asks for, else chat.
+        max_tokens: of an answer.
+    """
+
+    search: Search = field(default="none", kw_only=True)
+    documents: int = field(default=0, kw_only=True)
+    template: str = field(default="default", kw_only=True)
+    layout: Layout = field(default="auto", kw_only=True)
+    max_tokens: int = field(default=24, kw_only=True)
+
+    def program(self, task: Task, seed: int, **more: Any) -> RagProgram:
+        """The program of this method on a task.
+
+        Raises:
+            InputError: the task's items bring no documents, or a number of documents or tokens that makes no sense.
+        """
+        if not task.test[0].fields.get("documents"):
+            raise InputError(
+                f"{self.name} answers from documents, and the items of {task.name!r} bring none. Tasks that do: "
+                "hotpotqa, nq_open, nq_open_hard, lost_in_the_middle/…, miracl/…"
+            )
+        if self.documents < 0 or self.max_tokens < 1:
+            raise InputError(f"{self.name}: documents is 0 or more and max_tokens 1 or more")
+        layout = ("text" if task.layout == "text" else "chat") if self.layout == "auto" else self.layout
+        notes = ("answers from documents are generated, never scored",) if self.mode == "score" else ()
+        return RagProgram(
+            method=self.label,
+            template=templates.load("sources", self.template),
+            layout=layout,
+            search=self.search,
+            documents=self.documents,
+            max_tokens=self.max_tokens,
+            seed=seed,
+            notes=notes,
+            **more,
+        )
+
+
+@dataclass(frozen=True)
+class RagProgram(Program):
+    """Read the documents, answer; where it says so, explain that answer, change the documents, and answer again.
+
+    What is explained is always the answer that the model itself gave to all documents, never the gold answer.
+
+    Attributes:
+        method: name in records and errors.
+        template: of a question with its documents, by value.
+        layout, search, documents, max_tokens: see `RagMethod`.
+        seed: of samples and random orders.
+        by: what scores the documents: nothing ("given"), Shapley values, leaving each one out, or chance.
+        use: what becomes of them: "all" stay as they are; see `keep` for the others; "highlight" emphasises the
+            `sentences` highest sentences for attention steering.
+        k, below: see `keep`.
+        best: whether a re-ranked context has its best document first or last.
+        budget, value, index: of the attribution, see `attribute_sources`.
+        sentences: how many sentences "highlight" emphasises.
+        steering: of "highlight", as JSON values.
+        notes: what a reader of the results must know.
+    """
+
+    kind: ClassVar[str] = "rag"
+
+    method: str
+    template: Template
+    layout: Literal["chat", "text"] = "chat"
+    search: Search = "none"
+    documents: int = 0
+    max_tokens: int = 24
+    seed: int = 0
+    by: By = "given"
+    use: Use | Literal["all", "highlight"] = "all"
+    k: int = 0
+    below: float = 0.0
+    best: Place = "first"
+    budget: int = 32
+    value: str = "logprob"
+    index: str = "shapley"
+    sentences: int = 2
+    steering: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+        """Answer a batch. Answers are generated together, attributions made one after the other.
+
+        Raises:
+            ContextLengthError: a question's documents do not fit the window; raised before any work.
+            CapabilityError: the backend cannot score or steer as the method needs.
+        """
+        if not examples:
+            return []
+        if self.by == "loo" or (self.by == "shapley" and self.value == "logprob"):
+            need_scorer(backend, self.method)
+        read = [self._read(example, backend) for example in examples]
+        sampling = Sampling(max_tokens=self.max_tokens, stop=("\n",))
+        if self.by not in ("shapley", "loo"):
+            read = [self._reordered(r) for r in read]
+            prompts = [r.context.prompt(r.context.everything()) for r in read]
+            done = backend.generate(prompts, sampling)
+            return [self._answer(r, p, (), c) for r, p, c in zip(read, prompts, done, strict=True)]
+        first = [r.context.prompt(r.context.everything()) for r in read]
+        said = backend.generate(first, sampling)
+        scored = [self._scored(r, completion, backend) for r, completion in zip(read, said, strict=True)]
+        second = [self._second(r) for r in scored]
+        changed = [i for i, prompt in enumerate(second) if prompt != first[i]]
+        steering = None
+        if self.steering:
+            from amplify.steering import Steering
+
+            steering = Steering.from_dict(self.steering)
+        again = backend.generate([second[i] for i in changed], sampling, steering=steering) if changed else []
+        final = dict(zip(changed, again, strict=True))
+        return [
+            self._answer(r, second[i], (said[i],) if i in final else (), final.get(i, said[i]))
+            for i, r in enumerate(scored)
+        ]
+
+    def _read(self, example: Example, backend: Generator) -> _Read:
+        """The example's documents as the prompt will have them, checked against the window."""
+        from amplify.textgenshap.sources import Context, check_window, harmless, special_tokens
+
+        every = [_text(d) for d in example.fields["documents"]]
+        seen: set[str] = set()
+        usable = []
+        for i, text in enumerate(every):  # an empty document or a copy has no score of its own
+            if (bare := " ".join(text.split())) and bare not in seen:
+                usable.append(i)
+                seen.add(bare)
+        if not usable:
+            raise InputError(f"example {example.id!r} has no document with any text")
+        scores: tuple[float | None, ...] = ()
+        if self.search != "none":
+            from amplify.retrieval import open_retriever
+
+            hits = open_retriever(self.search, [every[i] for i in usable]).search(example.text, len(usable))
+            found = {usable[hit.document]: hit.score for hit in hits}
+            usable, scores = list(found), tuple(found.get(i) for i in range(len(every)))
+        numbers = tuple(usable[: self.documents or None])
+        structure = special_tokens(backend)
+        context = Context(
+            harmless(example.text, structure),
+            tuple(harmless(every[i], structure) for i in numbers),
+            self.template,
+            self.layout,
+        )
+        check_window(context, backend, self.max_tokens, "an answer")
+        return _Read(example, tuple(every), numbers, context, Sources(tuple(usable), numbers, scores))
+
+    def _reordered(self, read: _Read) -> _Read:
+        """In random order where chance decides; the same for a question whatever else is in the batch."""
+        if self.by != "random":
+            return read
+        numbers = list(read.numbers)
+        random.Random(f"{self.seed}:{read.example.text}").shuffle(numbers)
+        rest = [i for i in read.sources.ranking if i not in numbers]
+        shown = tuple(numbers[: self.k or None])
+        return replace(
+            read,
+            context=read.only([read.numbers.index(i) for i in shown]),
+            sources=Sources((*numbers, *rest), shown),
+        )
+
+    def _scored(self, read: _Read, said: Completion, backend: Generator) -> _Read:
+        """With scores of the documents for what the model said."""
+        if not said.text.strip() or len(read.numbers) < 2:
+            return read
+        if self.by == "loo":
+            return _leave_one_out(read, said.text, backend)
+        refine = "sentences" if self.use == "highlight" else "documents"
+        result, spent = _attribution(
+            backend, read, said.text,
+            {
+                "value": self.value, "index": self.index, "budget": self.budget, "refine": refine, "seed": self.seed,
+                "template": self.template, "layout": self.layout, "max_tokens": self.max_tokens,
+            },
+        )  # fmt: skip
+        cited = tuple(tuple(read.numbers[i] for i in c.documents) for c in result.cite())
+        return replace(
+            read, result=result, spent=spent, values=result.documents.scores.tolist(),
+            high=result.documents.high.tolist(), sources=read.ranked(result.documents.scores.tolist(), cited),
+        )  # fmt: skip
+
+    def _second(self, read: _Read) -> Prompt:
+        """The prompt after the documents were scored; as it was where they could not be. Notes what is shown."""
+        if read.values is None:
+            return read.context.prompt(read.context.everything())
+        if self.use == "highlight":
+            assert read.result is not None
+            level = read.result.sentences
+            assert level is not None
+            titles = {s for s in level.sources if _is_title(read.example, read.numbers[s.document], s.start)}
+            best = sorted(range(len(level)), key=lambda i: -level.scores[i])
+            marked = [level.sources[i] for i in best if level.sources[i] not in titles][: self.sentences]
+            return read.context.marked(marked or [level.sources[best[0]]])
+        kept = keep(self.use, read.values, read.high, k=self.k, below=self.below)  # type: ignore[arg-type]
+        if self.use == "rerank" and self.best == "last":
+            kept.reverse()
+        context = read.only(kept)
+        return context.prompt(context.everything())
+
+    def _answer(self, read: _Read, prompt: Prompt, before: Sequence[Completion], last: Completion) -> Answer:
+        sources = read.sources
+        if read.values is not None and self.use in ("rerank", "prune", "distil"):
+            kept = keep(self.use, read.values, read.high, k=self.k, below=self.below)
+            sources = replace(sources, shown=tuple(read.numbers[i] for i in kept))
+        written = [*before, last]
+        return Answer(
+            value=parse_text(last.text),
+            text=last.text,
+            prompt_tokens=sum(c.prompt_tokens for c in written) + read.spent.prompt_tokens,
+            completion_tokens=sum(c.completion_tokens for c in written) + read.spent.completion_tokens,
+            calls=len(written) + read.spent.calls,
+            prompt=prompt,
+            sources=sources,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "template": {**asdict(self.template), "sha256": self.template.sha256}}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        held = {"template": Template(data["template"]["name"], data["template"]["source"])}
+        return cls(**{**data, **held, "notes": tuple(data["notes"])})
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An example on its way: `numbers` are the documents in the context, by their place in the example."""
+
+    example: Example
+    every: tuple[str, ...]
+    numbers: tuple[int, ...]
+    context: Context
+    sources: Sources
+    values: list[float] | None = None
+    high: list[float] | None = None
+    result: SourceAttribution | None = None
+    spent: Usage = field(default_factory=Usage)
+
+    def only(self, kept: Sequence[int]) -> Context:
+        """The context with these of its documents, in this order."""
+        return replace(self.context, documents=tuple(self.context.documents[i] for i in kept))
+
+    def ranked(self, scores: Sequence[float], cited: tuple[tuple[int, ...], ...]) -> Sources:
+        """What is known of the example's documents when those in the context have scores."""
+        order = [self.numbers[i] for i in keep("rerank", scores)]
+        rest = [i for i in self.sources.ranking if i not in self.numbers]
+        own = dict(zip(self.numbers, scores, strict=True))
+        return Sources((*order, *rest), self.numbers, tuple(own.get(i) for i in range(len(self.every))), cited)
+
+
+def _text(document: Any) -> str:
+    if isinstance(document, str):
+        return document
+    title, text = document.get("title", ""), document.get("text", "")
+    return f"{title}\n{text}" if title else text
+
+
+def _is_title(example: Example, document: int, start: int) -> bool:
+    """Whether a sentence is the document's title, which is no evidence to point at."""
+    given = example.fields["documents"][document]
+    return start == 0 and not isinstance(given, str) and bool(given.get("title"))
+
+
+# attributions of this process, so that methods that use the same one pay for it once
+_known: WeakKeyDictionary[Any, dict[Any, tuple[SourceAttribution, Usage]]] = WeakKeyDictionary()
+_MOST = 2048
+
+
+def _attribution(
+    backend: Generator, read: _Read, answer: str, options: Mapping[str, Any]
+) -> tuple[SourceAttribution, Usage]:
+    """The attribution of an answer, and what it took (when it was made)."""
+    from amplify.textgenshap.attribute import attribute_sources
+
+    documents = tuple(read.every[i] for i in read.numbers)
+    key = (read.example.text, documents, answer, *options.values())
+    made = _known.setdefault(backend, {})
+    if key not in made:
+        before = backend.usage.snapshot()
+        result = attribute_sources(read.example.text, documents, backend, answer=answer, **options)
+        if len(made) >= _MOST:
+            made.clear()
+        made[key] = (result, backend.usage.since(before))
+    return made[key]
+
+
+def _leave_one_out(read: _Read, answer: str, backend: Generator) -> _Read:
+    """Score each document by what the answer's log-probability loses without it."""
+    import numpy as np
+
+    from amplify.textgenshap.games import LogProbGame
+    from amplify.textgenshap.sources import in_place
+
+    before = backend.usage.snapshot()
+    n = len(read.numbers)
+    if read.context.layout == "text" and not answer[0].isspace():
+        answer = f" {answer}"
+    game = LogProbGame(read.context, backend, answer)
+    values = game(in_place(np.vstack([np.ones((1, n), bool), ~np.eye(n, dtype=bool)])))
+    losses = values[0] - values[1:]
+    parts = [losses[:, c] for c in (range(1, losses.shape[1]) if losses.shape[1] > 1 else [0])]
+    cited = tuple(tuple(read.numbers[i] for i in np.argsort(-p, kind="stable") if p[i] > 0) for p in parts)
+    scores = losses[:, 0].tolist()
+    return replace(
+        read, values=scores, high=scores, spent=backend.usage.since(before), sources=read.ranked(scores, cited)
+    )

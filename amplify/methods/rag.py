@@ -1,0 +1,137 @@
+"""TextGenSHAP in use (arXiv 2312.01279): explain the model's own answer, change the context, answer again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from amplify.backends.base import Generator, need_scorer
+from amplify.errors import InputError
+from amplify.methods.documents import Place, RagMethod, RagProgram
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+
+@dataclass(frozen=True)
+class ShapleyMethod(RagMethod):
+    """The options of the attribution.
+
+    Attributes:
+        budget: distinct prompts asked for each item.
+        value: "logprob" of the model's own answer, or "votes" for it.
+        index: "shapley" or "banzhaf".
+    """
+
+    budget: int = field(default=32, kw_only=True)
+    value: Literal["logprob", "votes"] = field(default="logprob", kw_only=True)
+    index: Literal["shapley", "banzhaf"] = field(default="shapley", kw_only=True)
+
+    def explaining(self, task: Task, backend: Generator, seed: int, **more: Any) -> RagProgram:
+        """The program, after a check that the backend can play the game.
+
+        Raises:
+            CapabilityError: a log-probability game on a backend that gives none.
+            InputError: a budget below 2.
+        """
+        if self.value == "logprob":
+            need_scorer(backend, f"{self.name} with value='logprob'")
+        if self.budget < 2:
+            raise InputError(f"{self.name}: the budget is at least 2, got {self.budget}")
+        return self.program(task, seed, by="shapley", budget=self.budget, value=self.value, index=self.index, **more)
+
+
+@dataclass(frozen=True)
+class RagRerankShapley(ShapleyMethod):
+    """Put the documents in the order of their Shapley values for the model's first answer, then answer again.
+
+    Attributes:
+        k: keep this many, 0 for all of them.
+        best: whether the best document stands first or last.
+    """
+
+    name: ClassVar[str] = "rag_rerank_shapley"
+
+    k: int = 0
+    best: Place = "first"
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+        """Nothing to fit."""
+        return self.explaining(task, backend, seed, use="rerank", k=self.k, best=self.best)
+
+
+@dataclass(frozen=True)
+class RagPruneShapley(ShapleyMethod):
+    """Take out documents that surely speak against the model's first answer, then answer again.
+
+    Attributes:
+        below: a document goes when the upper end of its 95 % interval is under this.
+    """
+
+    name: ClassVar[str] = "rag_prune_shapley"
+
+    below: float = 0.0
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+        """Nothing to fit."""
+        return self.explaining(task, backend, seed, use="prune", below=self.below)
+
+
+@dataclass(frozen=True)
+class RagDistilShapley(ShapleyMethod):
+    """Keep the k documents of highest Shapley value, in their own order, then answer again.
+
+    Attributes:
+        k: how many stay.
+    """
+
+    name: ClassVar[str] = "rag_distil_shapley"
+
+    k: int = 3
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+        """Nothing to fit.
+
+        Raises:
+            InputError: k below 1.
+        """
+        if self.k < 1:
+            raise InputError(f"{self.name}: k is the number of documents to keep, 1 or more, got {self.k}")
+        return self.explaining(task, backend, seed, use="distil", k=self.k)
+
+
+@dataclass(frozen=True)
+class RagHighlightPasta(ShapleyMethod):
+    """Steer attention to the sentences of highest Shapley value for the first answer, then answer again.
+
+    Attributes:
+        steering: name or file of a steering profile (PASTA's heads), or "instaboost" for all heads.
+        sentences: how many are emphasised.
+        bonus: of "instaboost", what is added to the logits of the emphasised words.
+    """
+
+    name: ClassVar[str] = "rag_highlight_pasta"
+
+    steering: str = "instaboost"
+    sentences: int = 2
+    bonus: float = 1.0
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+        """Nothing to fit; one token is generated to find out that the backend can steer as asked.
+
+        Raises:
+            CapabilityError: the backend cannot steer.
+            UnknownNameError: no such profile. InputError: it was measured on another model.
+        """
+        from amplify.steering import Steering
+        from amplify.values import Message, Prompt, Sampling, Span
+
+        if self.sentences < 1:
+            raise InputError(f"{self.name}: sentences is 1 or more, got {self.sentences}")
+        boost = self.steering == "instaboost"
+        steering = Steering(mode="instaboost", bonus=self.bonus) if boost else Steering.load(self.steering)
+        probe = Prompt(messages=(Message("user", "Hello there"),), emphasis=(Span(0, 5, message=0),))
+        backend.generate([probe], Sampling(max_tokens=1), steering=steering)
+        return self.explaining(
+            task, backend, seed, use="highlight", sentences=self.sentences, steering=steering.to_dict()
+        )

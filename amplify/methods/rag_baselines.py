@@ -1,0 +1,66 @@
+"""What Shapley values of documents must beat: the documents as they come, chance, and leaving each one out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from amplify.backends.base import Generator, need_scorer
+from amplify.methods.documents import Place, RagMethod, RagProgram
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+
+@dataclass(frozen=True)
+class Rag(RagMethod):
+    """Answer from the documents as they come, or as a retriever ranks them."""
+
+    name: ClassVar[str] = "rag"
+    seeded: ClassVar[bool] = False
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+        """Nothing to fit."""
+        return self.program(task, seed)
+
+
+@dataclass(frozen=True)
+class RagRerankRandom(RagMethod):
+    """Answer from the documents in random order, the control of every re-ranking.
+
+    Attributes:
+        k: keep this many, 0 for all of them.
+    """
+
+    name: ClassVar[str] = "rag_rerank_random"
+
+    k: int = 0
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+        """Nothing to fit: the seed draws the order of each question's documents."""
+        return self.program(task, seed, by="random", use="rerank", k=self.k)
+
+
+@dataclass(frozen=True)
+class RagLeaveOneOut(RagMethod):
+    """Re-rank by what the answer's log-probability loses without each document, then answer again.
+
+    Attributes:
+        k: keep this many, 0 for all of them.
+        best: whether the best document stands first or last.
+    """
+
+    name: ClassVar[str] = "rag_loo"
+    seeded: ClassVar[bool] = False
+
+    k: int = 0
+    best: Place = "first"
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+        """Nothing to fit.
+
+        Raises:
+            CapabilityError: the backend gives no log-probabilities.
+        """
+        need_scorer(backend, self.name)
+        return self.program(task, seed, by="loo", use="rerank", k=self.k, best=self.best)

@@ -1,0 +1,43 @@
+"""Which documents stay in the context, and in which order, once they have scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from amplify.errors import InputError, UnknownNameError
+
+Use = Literal["rerank", "prune", "distil"]
+
+
+def keep(
+    use: Use, scores: Sequence[float], high: Sequence[float] | None = None, *, k: int = 0, below: float = 0.0
+) -> list[int]:
+    """Numbers of the documents that stay, in the order in which they are to stand.
+
+    Args:
+        use: "rerank" puts the highest score first; "prune" takes out what is surely worth less than `below` and leaves
+            the order as it was; "distil" keeps the `k` highest scores, in their own order.
+        scores: one per document, [documents]. Equal scores keep their order.
+        high: upper ends of their 95 % intervals, [documents]; the scores themselves where they are exact.
+        k: how many documents stay: needed by "distil"; after "rerank" the first k, 0 for all of them.
+        below: in units of the scores.
+
+    Raises:
+        UnknownNameError: no such use. InputError: a k below 1 where it is needed.
+    """
+    if use not in get_args(Use):
+        raise UnknownNameError("use", use, get_args(Use))
+    if k < 0 or (use == "distil" and k < 1):
+        raise InputError(f"k is the number of documents to keep, 1 or more, got {k}")
+    values = np.asarray(scores, dtype=np.float64)
+    order = np.argsort(-values, kind="stable")
+    if use == "rerank":
+        return [int(i) for i in (order[:k] if k else order)]
+    if use == "distil":
+        return sorted(int(i) for i in order[:k])
+    top = values if high is None else np.asarray(high, dtype=np.float64)
+    kept = [int(i) for i in np.flatnonzero(top >= below)]
+    return kept or [int(order[0])]  # an empty context would answer another question

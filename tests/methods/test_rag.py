@@ -1,0 +1,289 @@
+"""RAG methods on a scripted reader whose answer is a known function of the documents before it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
+from amplify.evaluation import evaluate, load_report
+from amplify.evaluation.configuration import declare_family
+from amplify.methods import METHODS, make
+from amplify.methods.base import Program
+from amplify.methods.documents import RagProgram
+from amplify.tasks import Task
+from amplify.values import Completion, Example, Sampling
+
+RAG = [name for name in METHODS if name.startswith("rag")]
+
+
+def document(i: int, says: str) -> dict[str, object]:
+    return {"title": f"Page {i}", "text": f"{says}. It was written in {1900 + i}.", "sentences": []}
+
+
+def item(name: str, gold: int, liar: int, n: int = 5) -> Example:
+    """The document `gold` says where someone lives, `liar` denies it, the others talk of something else."""
+    says = {gold: f"{name} lives in Bern", liar: f"{name} does not live anywhere"}
+    documents = [document(i, says.get(i, f"Tree number {i} is green")) for i in range(n)]
+    return Example(
+        name, f"Where does {name} live?", answers=("Bern",), fields={"documents": documents, "evidence": [gold]}
+    )
+
+
+def reader(text: str) -> str:
+    """Believes the first document that says something; without one it guesses."""
+    found = re.search(r"\w+ (lives in (\w+)|does not live anywhere)", text)
+    return " " + (found[2] or "nowhere") if found else " Atlantis"
+
+
+def likely(text: str, answer: str) -> float:
+    """Additive: +4 for the document that says so, −2 for the one that denies it, −0.1 for every other."""
+    says, denies = "lives in Bern" in text, "not live anywhere" in text
+    return -9.0 + 4.0 * says - 2.0 * denies - 0.1 * len(re.findall("is green", text))
+
+
+@pytest.fixture
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(reply=reader, logprob=likely)
+
+
+@pytest.fixture
+def task() -> Task:
+    test = (item("Ada", 1, 4), item("Bo", 0, 2), item("Cy", 3, 4))
+    return Task(name="homes", instruction="Answer.", train=(), validation=(), test=test, metric="qa")
+
+
+def run(name: str, task: Task, backend, **options):
+    program = make(name, **options).fit(task, backend, 0)
+    return program.answer(task.test, backend)
+
+
+def test_registered() -> None:
+    assert RAG == [
+        "rag", "rag_rerank_random", "rag_loo", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley",
+        "rag_highlight_pasta",
+    ]  # fmt: skip
+
+
+def test_plain(task: Task, backend: ScriptedBackend) -> None:
+    answers = run("rag", task, backend)
+    assert [a.value for a in answers] == ["Bern"] * 3
+    assert answers[0].sources is not None
+    assert answers[0].sources.ranking == answers[0].sources.shown == (0, 1, 2, 3, 4)
+    assert (answers[0].sources.scores, answers[0].calls) == ((), 1)
+    assert len({call.batch for call in backend.calls}) == 1  # one batch
+    assert "Page 4\nAda does not" in backend.texts[0]
+
+
+def test_rerank_puts_the_evidence_first(task: Task, backend: ScriptedBackend) -> None:
+    for name in ("rag_rerank_shapley", "rag_loo"):
+        answers = run(name, task, backend)
+        for answer, example in zip(answers, task.test, strict=True):
+            [gold] = example.fields["evidence"]
+            assert answer.sources is not None
+            assert answer.sources.ranking[0] == gold
+            assert answer.sources.shown == answer.sources.ranking
+            # the game is additive, so both scores are its coefficients
+            want = [4.0 if i == gold else -0.1 for i in range(5)]
+            [liar] = [i for i, d in enumerate(example.fields["documents"]) if "not" in d["text"]]
+            want[liar] = -2.0
+            assert answer.sources.scores == pytest.approx(want, abs=1e-6)
+            assert answer.sources.cited == ((gold,),)
+            assert answer.prompt is not None
+            content = answer.prompt.messages[0].content
+            assert content.index(f"Page {gold}\n") < min(content.index(f"Page {i}\n") for i in range(5) if i != gold)
+
+
+def test_the_best_document_can_stand_last_and_k_keeps_some(task: Task, backend: ScriptedBackend) -> None:
+    answer = run("rag_rerank_shapley", task, backend, best="last", k=2)[0]
+    assert answer.prompt is not None
+    titles = re.findall(r"Page \d", answer.prompt.messages[0].content)
+    assert titles[-1] == "Page 1"
+    assert len(titles) == 2
+
+
+def test_prune_takes_out_what_speaks_against(task: Task, backend: ScriptedBackend) -> None:
+    [first, *_] = run("rag_prune_shapley", task, backend)
+    assert first.sources is not None
+    assert first.sources.shown == (1,)  # exact values (2^5 = 32 prompts): every other is below 0
+    loose = run("rag_prune_shapley", task, backend, below=-1.0)[0]
+    assert loose.sources is not None
+    assert loose.sources.shown == (0, 1, 2, 3)
+
+
+def test_distil_keeps_k_in_their_order(task: Task, backend: ScriptedBackend) -> None:
+    answer = run("rag_distil_shapley", task, backend, k=2)[2]
+    assert answer.sources is not None
+    assert answer.sources.shown == (0, 3)
+    assert re.findall(r"Page \d", answer.prompt.messages[0].content) == ["Page 0", "Page 3"]  # type: ignore[union-attr]
+
+
+def test_random_is_the_seeds(task: Task, backend: ScriptedBackend) -> None:
+    shown = {}
+    for seed in range(20):
+        program = make("rag_rerank_random").fit(task, backend, seed)
+        answers = program.answer(task.test, backend)
+        shown[seed] = [a.sources.shown for a in answers]  # type: ignore[union-attr]
+        assert all(sorted(s) == list(range(5)) for s in shown[seed])
+        # an item's order does not depend on what is answered with it
+        assert program.answer(task.test[1:2], backend)[0].sources.shown == shown[seed][1]  # type: ignore[union-attr]
+    assert len({str(s) for s in shown.values()}) == 20
+
+
+def test_gold_never_reaches_the_model(task: Task, backend: ScriptedBackend) -> None:
+    """What is explained is the model's own answer, even where it is wrong."""
+    wrong = replace(task, test=tuple(replace(e, answers=("Zurich",)) for e in task.test))
+    for name in RAG[:-1]:
+        run(name, wrong, backend)
+    asked = [call.continuation for call in backend.calls if call.continuation is not None]
+    assert asked
+    assert set(asked) == {" Bern"}
+    assert not any("Zurich" in text for text in backend.texts)
+
+
+def test_methods_share_an_attribution_and_each_says_what_it_costs(task: Task, backend: ScriptedBackend) -> None:
+    first = run("rag_rerank_shapley", task, backend)
+    before = len(backend.calls)
+    second = run("rag_distil_shapley", task, backend)
+    assert len(backend.calls) - before == 2 * len(task.test)  # both answers, no value asked again
+    assert [a.calls for a in first] == [a.calls for a in second] == [2 + 32] * 3
+
+
+def test_votes_work_without_log_probabilities(task: Task) -> None:
+    generator = ScriptedGenerator(reply=reader)
+    answers = run("rag_rerank_shapley", task, generator, value="votes")
+    assert [a.sources.ranking[0] for a in answers] == [1, 0, 3]  # type: ignore[union-attr]
+    for name in ("rag_rerank_shapley", "rag_loo"):
+        with pytest.raises(CapabilityError, match="log-probabilities"):
+            run(name, task, generator)
+
+
+def test_retrievers_order_the_documents(task: Task, backend: ScriptedBackend) -> None:
+    answer = run("rag", task, backend, search="bm25", documents=2)[0]
+    assert answer.sources is not None
+    assert answer.sources.shown == answer.sources.ranking[:2]
+    assert set(answer.sources.shown) == {1, 4}  # the two that name Ada
+    assert answer.sources.scores[1] > answer.sources.scores[0]  # type: ignore[operator]
+    ranked = run("rag_rerank_shapley", task, backend, search="bm25", documents=2)[0]
+    assert ranked.sources.ranking[0] == 1  # type: ignore[union-attr]
+    assert sorted(ranked.sources.ranking) == [0, 1, 2, 3, 4]  # type: ignore[union-attr]
+
+
+class Steered(ScriptedBackend):
+    """Takes steering and writes down what it emphasised."""
+
+    def generate(self, prompts, sampling: Sampling, *, steering=None) -> list[Completion]:
+        if steering is not None:
+            self.marked = [[p.messages[s.message].content[s.start : s.end] for s in p.emphasis] for p in prompts]
+            self.steering = steering
+        return super().generate(prompts, sampling)
+
+
+def test_highlight_emphasises_the_best_sentences(task: Task) -> None:
+    backend = Steered(reply=reader, logprob=likely)
+    answers = run("rag_highlight_pasta", task, backend, budget=64, sentences=1)
+    assert backend.marked == [["Ada lives in Bern."], ["Bo lives in Bern."], ["Cy lives in Bern."]]
+    assert backend.steering.mode == "instaboost"
+    assert answers[0].sources.shown == (0, 1, 2, 3, 4)  # type: ignore[union-attr]
+    with pytest.raises(CapabilityError):  # found out before any attribution
+        make("rag_highlight_pasta").fit(task, ScriptedBackend(reply=reader, logprob=likely), 0)
+    with pytest.raises(UnknownNameError):
+        make("rag_highlight_pasta", steering="no-such-profile").fit(task, backend, 0)
+
+
+def test_odd_documents(backend: ScriptedBackend) -> None:
+    """Copies and empty documents are left out; one document alone has nothing to be compared with."""
+    example = item("Ada", 1, 4)
+    documents = example.fields["documents"]
+    odd = replace(example, fields={"documents": [*documents[:2], {"title": "", "text": "  "}, documents[1]]})
+    task = Task(name="odd", instruction="", train=(), validation=(), test=(odd,), metric="qa")
+    answer = run("rag_rerank_shapley", task, backend)[0]
+    assert answer.sources is not None
+    assert answer.sources.ranking == (1, 0)
+    assert answer.sources.scores[2:] == (None, None)
+    alone = replace(task, test=(replace(example, fields={"documents": documents[1:2]}),))
+    answer = run("rag_prune_shapley", alone, backend)[0]
+    assert (answer.value, answer.calls, answer.sources.shown) == ("Bern", 1, (0,))  # type: ignore[union-attr]
+    for bare in ([], None):
+        with pytest.raises(InputError, match="answers from documents, and the items of 'odd' bring none"):
+            run("rag", replace(task, test=(replace(example, fields={"documents": bare}),)), backend)
+
+
+def test_a_silent_model_is_not_explained(task: Task) -> None:
+    backend = ScriptedBackend(reply=lambda text: "", logprob=likely)
+    answers = run("rag_rerank_shapley", task, backend)
+    assert [(a.value, a.calls) for a in answers] == [(None, 1)] * 3
+    assert all(call.continuation is None for call in backend.calls)
+
+
+def test_too_long_before_any_work(task: Task) -> None:
+    backend = ScriptedBackend(reply=reader, logprob=likely, max_context=70)
+    with pytest.raises(ContextLengthError, match="document"):
+        run("rag_rerank_shapley", task, backend)
+    assert backend.calls == []
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"budget": 1}, {"max_tokens": 0}, {"documents": -1}])
+def test_bad_options(task: Task, backend: ScriptedBackend, options: dict[str, int]) -> None:
+    with pytest.raises(InputError):
+        make("rag_distil_shapley", **options).fit(task, backend, 0)
+
+
+def test_programs_are_plain_json(task: Task, backend: ScriptedBackend, tmp_path) -> None:
+    for name in RAG[:-1]:
+        program = make(name).fit(task, backend, 3)
+        program.save(tmp_path / "p.json")
+        assert "Ada" not in (tmp_path / "p.json").read_text()
+        loaded = Program.load(tmp_path / "p.json")
+        assert loaded == program
+        assert isinstance(loaded, RagProgram)
+
+
+def test_evaluation_before_and_after(task: Task, backend: ScriptedBackend, tmp_path) -> None:
+    names = ["rag", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley", "rag_rerank_random", "rag_loo"]
+    report = evaluate(task, backend, names, seeds=(0, 1), out=tmp_path / "run")
+    metrics = {row.method: row.metrics for row in report.rows}
+    assert metrics["rag"]["evidence_recall@1"] == pytest.approx(1 / 3)  # gold is at 1, 0 and 3
+    assert metrics["rag_rerank_shapley"]["evidence_recall@1"] == 1
+    assert metrics["rag_rerank_shapley"]["evidence_auc"] == 1
+    assert metrics["rag_rerank_shapley"]["citation_precision"] == 1
+    assert "citation_recall" not in metrics["rag"]
+    assert metrics["rag_prune_shapley"]["evidence_shown"] == 1
+    assert set(metrics["rag"]) >= {"f1", "contains", "evidence_precision@2"}
+    text = str(report)
+    assert "evidence recall@1" in text
+    assert "## Further scores" in report.to_markdown()
+    assert 'id="further"' in report.to_html()
+    line = json.loads((tmp_path / "run" / "records.jsonl").read_text().splitlines()[3])
+    assert line["sources"]["ranking"][0] == 1
+    assert load_report(tmp_path / "run").rows == report.rows
+
+
+def test_controls_are_what_shapley_is_compared_with() -> None:
+    methods = [make(n) for n in ("rag", "rag_rerank_shapley", "rag_rerank_random", "rag_loo")]
+    assert declare_family(methods) == [["rag_rerank_shapley", b] for b in ("rag", "rag_rerank_random", "rag_loo")]
+
+
+def test_on_a_tiny_model_shapley_is_exact(tiny_lm, task: Task) -> None:
+    """Real token trees: with 2^5 prompts the scores add up to what all documents together change."""
+    from amplify.backends import open_backend
+    from amplify.textgenshap.attribute import attribute_sources
+
+    with open_backend(f"transformers:{tiny_lm}") as backend:
+        short = replace(task, test=task.test[:1])
+        answer = run("rag_rerank_shapley", short, backend, max_tokens=4)[0]
+        assert answer.sources is not None
+        documents = [f"{d['title']}\n{d['text']}" for d in short.test[0].fields["documents"]]
+        first = run("rag", short, backend, max_tokens=4)[0]
+        result = attribute_sources(
+            short.test[0].text, documents, backend, answer=first.text, budget=32, refine="documents"
+        )
+        assert answer.sources.scores == pytest.approx(result.documents.scores.tolist(), abs=1e-4)
+        assert sum(s for s in answer.sources.scores if s) == pytest.approx(np.diff(result.values[:, 0])[0], abs=1e-3)
+        steered = run("rag_highlight_pasta", short, backend, max_tokens=4)[0]
+        assert steered.calls > 2
