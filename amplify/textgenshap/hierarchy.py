@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from amplify.errors import InputError
 from amplify.textgenshap.estimate import estimate
-from amplify.textgenshap.exact import Index, marginal_weights
+from amplify.textgenshap.exact import Index, log_binomial, marginal_weights
 from amplify.textgenshap.given import given_each, given_scores
 from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation
 from amplify.textgenshap.regression import constrained_least_squares
@@ -23,11 +23,14 @@ from amplify.textgenshap.sampling import prefixes
 from amplify.textgenshap.sources import Context, Ordered, Selection, Source, select, sentences, words
 from amplify.textgenshap.value import Coalitions, Floats, Value
 
+T = TypeVar("T")
 Refine = Literal["documents", "sentences", "words"]
 REFINEMENTS: tuple[Refine, ...] = ("documents", "sentences", "words")
 SHARES = {"documents": (1.0,), "sentences": (0.5, 0.5), "words": (0.5, 0.25, 0.25)}  # of the budget, by level
 NORMAL = 1.96
+CONTEXTS = 12  # of each part, from which those are taken that its children are scored in
 FEW = 16  # documents that are always scored one by one
+ENOUGH = 12  # evaluations with which a part of any size may be opened; a small one needs two more than it has children
 DIRECT = 3  # evaluations a document below which more than that are first scored in groups
 
 
@@ -186,7 +189,7 @@ def _fixed_order(
 
     scores, half, used = _sampled(value, n, index, estimator, budget, seed, control, trace, ("documents", ROOT), replay)
     asked, _ = trace["documents", ROOT]
-    held = _seen_twice(asked, index, rng)
+    held = _seen_twice(asked, index, rng, CONTEXTS)
     around = [
         [Around(tuple(p for p, h in zip(parts, row, strict=True) if h), rank) for row in held[i]] for i in range(n)
     ]
@@ -226,27 +229,33 @@ def _sampled(
     return found.scores.reshape(n, -1), ((found.high - found.low) / 2).reshape(n, -1), found.estimator
 
 
-def _seen_twice(asked: Coalitions, index: Index, rng: np.random.Generator, most: int = 4) -> list[list[Coalitions]]:
-    """For each source, up to `most` coalitions without it that were asked with it too, spread over sizes.
+def _seen_twice(asked: Coalitions, index: Index, rng: np.random.Generator, most: int) -> list[list[Coalitions]]:
+    """For each source, `most` coalitions without it that were asked with it too, distributed as the index has them.
 
-    Where there are none: the empty coalition, and all the others.
+    A Shapley value averages over sizes evenly and within each size evenly; so do these, by systematic sampling (some
+    may come twice). Where nothing was asked both ways: the empty coalition, and all the others.
     """
     n = asked.shape[1]
     known = {row.tobytes() for row in asked}
-    weight = marginal_weights(n, index)
+    sizes = np.arange(n)
+    chance = np.exp(log_binomial(n - 1, sizes)) * marginal_weights(n, index)  # of each size
     found: list[list[Coalitions]] = []
     for i in range(n):
-        single = np.arange(n) == i
+        single = sizes == i
         rows = [row for row in asked if not row[i] and (row | single).tobytes() in known]
-        rows = sorted({row.tobytes(): row for row in rows}.values(), key=lambda row: (row.sum(), row.tobytes()))
-        if not rows:
-            rows = [np.zeros(n, bool), ~single]
-        chosen = []
-        for group in np.array_split(np.arange(len(rows)), min(most, len(rows))):
-            odds = np.array([weight[rows[k].sum()] for k in group])
-            chosen.append(rows[int(rng.choice(group, p=odds / odds.sum()))])
-        found.append(chosen)
+        rows = list({row.tobytes(): row for row in rows}.values()) or [np.zeros(n, bool), ~single]
+        rows = sorted((rows[k] for k in rng.permutation(len(rows))), key=lambda row: int(row.sum()))
+        size = np.array([row.sum() for row in rows])
+        upto = np.cumsum(chance[size] / np.bincount(size, minlength=n)[size])
+        places = (np.arange(most) + 0.5) / most * upto[-1]
+        found.append([rows[k] for k in np.searchsorted(upto, places)])
     return found
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items (or all), evenly spread over them."""
+    count = min(count, len(items))
+    return [items[int((k + 0.5) * len(items) / count)] for k in range(count)]
 
 
 def _grouped(
@@ -277,7 +286,7 @@ def _grouped(
 
     half_budget = max(2, budget // 2)
     scores, half, used = _sampled(value, count, index, "auto", half_budget, seed, None, trace, ("groups", ROOT), replay)
-    seen = _seen_twice(trace["groups", ROOT][0], index, rng)
+    seen = _seen_twice(trace["groups", ROOT][0], index, rng, CONTEXTS)
     around = [[Around(tuple(members(row)), rank) for row in seen[g]] for g in range(count)]
     ends = _ends(play, context)
     left = budget - half_budget
@@ -336,7 +345,8 @@ def _openings(
     while several:
         total = sum(sizes[i] for i in several)
         share = {i: budget * sizes[i] // total for i in several}
-        if min(share.values()) >= min(2 + sizes[several[-1]], 6):
+        enough = min(share.values()) >= min(2 + max(sizes[i] for i in several), ENOUGH)
+        if enough or (len(several) == 1 and budget >= 2):
             return opened | share
         several.pop()
     return opened
@@ -402,7 +412,7 @@ def _open_part(
     if s == 1:
         trace[key] = (np.array([[False], [True]]), len(around))
         return total[None], total_half[None], [around]
-    around = around[: trace[key][1] if replay else min(4, max(2, budget // (s + 2)))]
+    around = _spread(around, trace[key][1] if replay else max(2, budget // (2 * (s + 2))))
 
     def each(held: Coalitions) -> Floats:
         rows = [a.with_([c for c, h in zip(children, row, strict=True) if h]) for row in held for a in around]
@@ -419,11 +429,11 @@ def _open_part(
     gap = total - scores.sum(axis=0) if index == "shapley" else np.zeros_like(total)
     # the contexts are a sample of those behind the part's own score: what they miss is shared out equally
     spread = np.sqrt(half**2 + between**2 + (total_half / s) ** 2 + (gap / s) ** 2)
-    seen = _seen_twice(asked, index, rng, most=1)
-    inside = [
-        [Around((*a.present, *(c for c, h in zip(children, seen[j][0], strict=True) if h)), a.rank) for a in around]
-        for j in range(s)
-    ]
+    inside = []
+    for seen in _seen_twice(asked, index, rng, len(around)):
+        rows = [seen[k] for k in rng.permutation(len(seen))]
+        siblings = [tuple(c for c, h in zip(children, row, strict=True) if h) for row in rows]
+        inside.append([Around((*a.present, *t), a.rank) for a, t in zip(around, siblings, strict=True)])
     return scores + gap / s, spread, inside
 
 
@@ -457,9 +467,8 @@ def _random_order(
     scores, half, used = random_order_scores(np.stack(orders), values, index, estimator)
     around = []
     for i in range(n):
-        seen = [(rank, np.flatnonzero(np.array(rank) < rank[i])) for rank in ranks]
-        some = rng.choice(len(seen), min(4, len(seen)), replace=False)
-        around.append([Around(tuple(parts[k] for k in seen[j][1]), seen[j][0]) for j in sorted(some)])
+        by_place = _spread(sorted(ranks, key=lambda rank: rank[i]), CONTEXTS)
+        around.append([Around(tuple(parts[k] for k in range(n) if r[k] < r[i]), r) for r in by_place])
     ends = np.stack([values[:, 0].mean(axis=0), values[:, -1].mean(axis=0)])
     return Scored(parts, scores, half, around), ends, used
 
