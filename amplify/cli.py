@@ -227,6 +227,162 @@ def proxy(
 
 
 @cli.command()
+@click.option("--question", "-q", required=True, help="The question that the documents are to answer.")
+@click.option(
+    "--documents",
+    "-d",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text files, one document each. Repeatable; further files may follow: --documents docs/*.md.",
+)
+@click.argument("more", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@backend_option
+@backend_settings
+@click.option("--answer", help="The answer to explain.  [default: the model's own]")
+@click.option("--value", type=click.Choice(["logprob", "votes"]), default="logprob", show_default=True)
+@click.option(
+    "--index",
+    type=click.Choice(["shapley", "banzhaf", "shapley_shubik", "append"]),
+    default="shapley",
+    show_default=True,
+)
+@click.option("--refine", type=click.Choice(["documents", "sentences", "words"]), default="words", show_default=True)
+@click.option("--order", type=click.Choice(["fixed", "random"]), default="fixed", show_default=True)
+@click.option("--budget", type=click.IntRange(min=2), default=64, show_default=True, help="Distinct prompts to ask.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="Keep values here; resumes from them.")
+@click.option("--json", "json_", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JSON.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as a page.")
+def attribute(
+    question: str,
+    documents: tuple[Path, ...],
+    more: tuple[Path, ...],
+    backend: str | None,
+    backend_option: tuple[str, ...],
+    json_: Path | None,
+    html: Path | None,
+    **options: Any,
+) -> None:
+    """Score documents, their sentences and words by what they did to the model's answer."""
+    from amplify.textgenshap.attribute import attribute_sources
+
+    try:
+        texts = [path.read_text(encoding="utf-8") for path in (*documents, *more)]
+    except UnicodeDecodeError as error:
+        raise InputError(f"a document is not UTF-8 text: {error}") from error
+    with _open(_required(backend, "--backend"), backend_option) as opened:
+        result = attribute_sources(question, texts, opened, **options)
+    click.echo(str(result))
+    if json_:
+        result.save(json_)
+    if html:
+        result.to_html(html)
+
+
+@cli.command()
+@click.argument("prompt")
+@backend_option
+@backend_settings
+@click.option(
+    "--steering", help="Head profile: a name under steering/, or a .yaml file. Steers towards the marked spans."
+)
+@click.option(
+    "--alpha", type=float, help="Attention outside the spans is scaled by this, instead of the profile's own."
+)
+@click.option("--mark", default="**", show_default=True, help="What stands around emphasised words.")
+@click.option("--raw", is_flag=True, help="Send the text as it is, without the model's chat template.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+def generate(
+    prompt: str,
+    backend: str | None,
+    backend_option: tuple[str, ...],
+    steering: str | None,
+    alpha: float | None,
+    mark: str,
+    raw: bool,
+    max_tokens: int,
+) -> None:
+    """Answer PROMPT; with --steering, its **marked** words are emphasised (the marks are never sent)."""
+    from dataclasses import replace
+
+    from amplify.steering import Steering, parse_emphasis
+    from amplify.values import Sampling
+
+    parsed = parse_emphasis(prompt, raw=raw, mark=mark)
+    chosen = Steering.load(steering) if steering else None
+    if chosen is not None and alpha is not None:
+        chosen = replace(chosen, alpha=alpha)
+    if chosen is not None and not parsed.emphasis:
+        raise InputError(f"nothing is emphasised: put {mark} around the words to steer towards")
+    with _open(_required(backend, "--backend"), _steerable(backend, backend_option, steering)) as opened:
+        [answer] = opened.generate([parsed], Sampling(max_tokens=max_tokens), steering=chosen)
+    click.echo(answer.text)
+
+
+def _steerable(backend: str | None, options: tuple[str, ...], steering: object) -> tuple[str, ...]:
+    """Engine options with steering=true where the engine has to know at its start."""
+    needs = steering and (backend or "").startswith("vllm:") and not any(o.startswith("steering=") for o in options)
+    return (*options, "steering=true") if needs else options
+
+
+@cli.command()
+@click.argument("tasks", nargs=-1, required=True)
+@backend_option
+@backend_settings
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=32, show_default=True, help="Of each task's train split."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Profile (.yaml) to write.")
+@click.option("--alpha", type=float, default=0.01, show_default=True, help="Scales attention outside the spans.")
+@click.option("--combine", type=click.Choice(["intersection", "union", "mean"]), default="intersection")
+@click.option("--exhaustive", is_flag=True, help="Every head on every sample, instead of coarse to fine.")
+@click.option("--most", type=click.IntRange(min=1), default=48, show_default=True, help="Heads to try together.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@data_option
+def profile(
+    tasks: tuple[str, ...],
+    backend: str | None,
+    backend_option: tuple[str, ...],
+    samples: int,
+    out: Path,
+    alpha: float,
+    combine: Any,
+    exhaustive: bool,
+    most: int,
+    seed: int,
+    data: Path | None,
+) -> None:
+    """Find the heads that follow emphasis on TASKS, one or several together. The same command resumes."""
+    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+    from amplify import head_search
+    from amplify.steering import Steering
+    from amplify.tasks import load_task
+
+    if out.suffix not in (".yaml", ".yml"):
+        raise InputError(f"--out names a .yaml file, not {str(out)!r}")
+    loaded = [load_task(name, data) for name in tasks]
+    steering = Steering(heads={0: (0,)}, alpha=alpha)
+    with _open(_required(backend, "--backend"), backend_option) as opened, tqdm(unit="run", disable=None) as bar:
+        found = head_search.profile(
+            loaded,
+            opened,
+            samples=samples,
+            steering=steering,
+            how=combine,
+            search="exhaustive" if exhaustive else "coarse_to_fine",
+            seed=seed,
+            most=most,
+            record=out.with_suffix(".runs.jsonl"),
+            progress=bar.update,
+        )
+    found.steering.save(out)
+    chosen = sum(map(len, (found.steering.heads or {}).values()))
+    click.echo(f"{chosen} heads from {found.runs} runs: {out}")
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def report(folder: Path) -> None:
     """Render FOLDER's report.html and report.md again from its records, and print the table."""

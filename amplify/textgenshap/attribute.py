@@ -12,7 +12,7 @@ import numpy as np
 
 import amplify
 from amplify import templates
-from amplify.backends.base import Generator, need_scorer
+from amplify.backends.base import Generator, need_scorer, need_white_box
 from amplify.errors import InputError, UnknownNameError
 from amplify.metrics import normalise
 from amplify.templates import Template
@@ -105,6 +105,10 @@ def attribute_sources(
     chosen: Engine = ("packed" if order == "random" else "trie") if engine == "auto" else engine  # type: ignore[assignment]
     if value == "logprob":
         need_scorer(backend, "value='logprob'")
+    if control:
+        if value != "logprob" or order != "fixed":
+            raise InputError("control=True encodes documents once, in fixed order, for value='logprob'")
+        need_white_box(backend, "control=True")
     structure = special_tokens(backend)
     context = Context(
         harmless(question, structure),

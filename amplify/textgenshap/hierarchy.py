@@ -7,7 +7,7 @@ sampled is its two ends: the part absent, and the part whole. A part's children 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -150,7 +150,7 @@ def explain(
     elif len(context.documents) > max(FEW, first // DIRECT) and estimator == "auto":
         top, ends, used, meta = _grouped(play, context, index, first, seed, rng, trace, replay)
     else:
-        top, ends, used = _fixed_order(play, context, index, estimator, first, seed, rng, control, trace, replay)
+        top, ends, used, meta = _fixed_order(play, context, index, estimator, first, seed, rng, control, trace, replay)
     levels = {"documents": top}
     scale = np.abs(ends[1] - ends[0]) if relative else np.ones(ends.shape[1])
     for name, cut, share, threshold in zip(REFINEMENTS[1:], (sentences, words), shares[1:], thresholds, strict=False):
@@ -179,7 +179,7 @@ def _fixed_order(
     control: Value | None,
     trace: Trace,
     replay: bool,
-) -> tuple[Scored, Floats, str]:
+) -> tuple[Scored, Floats, str, dict[str, Any]]:
     parts = list(context.sources)
     n, rank = len(parts), tuple(range(len(parts)))
     nothing = Around((), rank)
@@ -187,13 +187,15 @@ def _fixed_order(
     def value(held: Coalitions) -> Floats:
         return play.of([nothing.with_([p for p, h in zip(parts, row, strict=True) if h]) for row in held])
 
-    scores, half, used = _sampled(value, n, index, estimator, budget, seed, control, trace, ("documents", ROOT), replay)
+    scores, half, used, sampled = _sampled(
+        value, n, index, estimator, budget, seed, control, trace, ("documents", ROOT), replay
+    )
     asked, _ = trace["documents", ROOT]
     held = _seen_twice(asked, index, rng, CONTEXTS)
     around = [
         [Around(tuple(p for p, h in zip(parts, row, strict=True) if h), rank) for row in held[i]] for i in range(n)
     ]
-    return Scored(parts, scores, half, around), _ends(play, context), used
+    return Scored(parts, scores, half, around), _ends(play, context), used, dict(sampled)
 
 
 def _ends(play: Play, context: Context) -> Floats:
@@ -212,12 +214,12 @@ def _sampled(
     key: Key,
     replay: bool,
     contexts: int = 1,
-) -> tuple[Floats, Floats, str]:
+) -> tuple[Floats, Floats, str, Mapping[str, Any]]:
     """Scores and half widths [n, columns] by `estimate`, what it asked written down; or from what was written down."""
     if replay:
         known, _ = trace[key]
         scores, half = given_scores(known, np.asarray(value(known)), index)
-        return scores, half, "given"
+        return scores, half, "given", {}
     asked: list[Coalitions] = []
 
     def watched(held: Coalitions) -> Floats:
@@ -226,7 +228,7 @@ def _sampled(
 
     found = estimate(watched, n, index, estimator, budget, seed, control=control)
     trace[key] = (np.concatenate(asked), contexts)
-    return found.scores.reshape(n, -1), ((found.high - found.low) / 2).reshape(n, -1), found.estimator
+    return found.scores.reshape(n, -1), ((found.high - found.low) / 2).reshape(n, -1), found.estimator, found.meta
 
 
 def _seen_twice(asked: Coalitions, index: Index, rng: np.random.Generator, most: int) -> list[list[Coalitions]]:
@@ -285,7 +287,9 @@ def _grouped(
         return play.of([nothing.with_(members(row)) for row in held])
 
     half_budget = max(2, budget // 2)
-    scores, half, used = _sampled(value, count, index, "auto", half_budget, seed, None, trace, ("groups", ROOT), replay)
+    scores, half, used, sampled = _sampled(
+        value, count, index, "auto", half_budget, seed, None, trace, ("groups", ROOT), replay
+    )
     seen = _seen_twice(trace["groups", ROOT][0], index, rng, CONTEXTS)
     around = [[Around(tuple(members(row)), rank) for row in seen[g]] for g in range(count)]
     ends = _ends(play, context)
@@ -320,7 +324,7 @@ def _grouped(
         tables.append(t)
         halves.append(h)
         contexts += a
-    meta = {"groups": [len(g) for g in groups], "groups_opened": sorted(opened)}
+    meta = {**sampled, "groups": [len(g) for g in groups], "groups_opened": sorted(opened)}
     return Scored(parts, np.concatenate(tables), np.concatenate(halves), contexts), ends, f"grouped {used}", meta
 
 
@@ -338,7 +342,7 @@ def _openings(
     """
     surely = (scores - half / NORMAL - threshold).max(axis=1)
     ranked = sorted(range(len(sizes)), key=lambda i: -scores[i].max())
-    wanted = [i for i in ranked if all_above or surely[i] >= 0] or ranked[:1]
+    wanted = [i for i in ranked if all_above or surely[i] > 0] or ranked[:1]
     wanted = [i for i in wanted if sizes[i] > 1] + [i for i in wanted if sizes[i] == 1]
     opened = {i: 0 for i in wanted if sizes[i] == 1}
     several = [i for i in wanted if sizes[i] > 1]
@@ -420,7 +424,7 @@ def _open_part(
 
     missing = sum(not play.known(a.with_(p)) for a in around for p in ((), children))
     own = 2 + max(0, budget - missing) // len(around)
-    scores, half, _ = _sampled(
+    scores, half, _, _ = _sampled(
         lambda held: each(held).mean(axis=1), s, index, "auto", own, seed, None, trace, key, replay, len(around)
     )
     asked, _ = trace[key]

@@ -59,6 +59,20 @@ class Level:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def above(self, bound: float = 0.0, column: int | None = None) -> list[int]:
+        """The parts whose interval lies above `bound`, highest score first."""
+        k = self.column if column is None else column
+        order = np.argsort(-self.table[:, k], kind="stable")
+        return [int(i) for i in order if self.low_table[i, k] > bound + self._rounding(k)]
+
+    def not_below(self, bound: float = 0.0) -> list[int]:
+        """The parts whose interval does not lie below `bound`, in their order."""
+        return np.flatnonzero(self.high >= bound - self._rounding(self.column)).tolist()
+
+    def _rounding(self, column: int) -> float:
+        """Sums of marginals that cancel leave this much at most: it is no effect."""
+        return 1e-6 * float(np.abs(self.table[:, column]).max(initial=0.0))
+
 
 @dataclass(frozen=True)
 class Citation:
@@ -157,7 +171,7 @@ class SourceAttribution:
 
     def kept(self, below: float = 0.0) -> list[int]:
         """Numbers of the documents whose interval's upper end is not under `below`, in their order."""
-        return np.flatnonzero(self.documents.high >= below).tolist()
+        return self.documents.not_below(below)
 
     def prune(self, below: float = 0.0) -> list[str]:
         """The documents, in their order, without those that are surely worth less than `below`.
@@ -172,14 +186,7 @@ class SourceAttribution:
         several = self.value == "logprob" and len(self.columns) > 1
         columns = range(1, len(self.columns)) if several else [self.column]
         return [
-            Citation(
-                self.columns[c] if several else self.answer,
-                tuple(
-                    int(i)
-                    for i in np.argsort(-self.documents.table[:, c], kind="stable")
-                    if self.documents.low_table[i, c] > 0
-                ),
-            )
+            Citation(self.columns[c] if several else self.answer, tuple(self.documents.above(column=c)))
             for c in columns
         ]
 
@@ -195,9 +202,7 @@ class SourceAttribution:
         if name not in levels:
             raise InputError(f"there are no scores of {name}: ask with refine={name!r}")
         chosen = levels[name]
-        marked = np.flatnonzero(chosen.low > 0)
-        if not len(marked):
-            marked = np.array([int(np.argmax(chosen.scores))])
+        marked = chosen.above() or [int(np.argmax(chosen.scores))]
         return self.context.marked([chosen.sources[i] for i in marked])
 
     @property

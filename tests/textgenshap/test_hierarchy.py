@@ -125,7 +125,7 @@ def either(texts: list[str]) -> float:
 @pytest.mark.parametrize("function", [together, either])
 def test_sentences_get_their_owen_values(function) -> None:  # type: ignore[no-untyped-def]
     game = Counted(context(), function)
-    found = explain(game.play, game.context, budget=400, refine="sentences", thresholds=(0.01, 0.01))
+    found = explain(game.play, game.context, budget=1000, refine="sentences", thresholds=(0.01, 0.01))
     level = found.levels["sentences"]
     for document in (0, 1):
         rows = [k for k, p in enumerate(level.parts) if p.document == document]
