@@ -152,7 +152,18 @@ class RagProgram(Program):
             for i, r in enumerate(scored)
         ]
 
-    def _read(self, example: Example, backend: Generator) -> _Read:
+    def reading(self, example: Example, backend: Generator) -> Reading:
+        """The example with its documents scored for the model's own answer, before the second answer is asked for.
+
+        Raises:
+            ContextLengthError: the documents do not fit the window.
+        """
+        read = self._read(example, backend)
+        sampling = Sampling(max_tokens=self.max_tokens, stop=("\n",))
+        [said] = backend.generate([read.context.prompt(read.context.everything())], sampling)
+        return self._scored(read, said, backend)
+
+    def _read(self, example: Example, backend: Generator) -> Reading:
         """The example's documents as the prompt will have them, checked against the window."""
         from amplify.textgenshap.sources import Context, check_window, harmless, special_tokens
 
@@ -181,9 +192,9 @@ class RagProgram(Program):
             self.layout,
         )
         check_window(context, backend, self.max_tokens, "an answer")
-        return _Read(example, tuple(every), numbers, context, Sources(tuple(usable), numbers, scores))
+        return Reading(example, tuple(every), numbers, context, Sources(tuple(usable), numbers, scores))
 
-    def _reordered(self, read: _Read) -> _Read:
+    def _reordered(self, read: Reading) -> Reading:
         """In random order where chance decides; the same for a question whatever else is in the batch."""
         if self.by != "random":
             return read
@@ -197,7 +208,7 @@ class RagProgram(Program):
             sources=Sources((*numbers, *rest), shown),
         )
 
-    def _scored(self, read: _Read, said: Completion, backend: Generator) -> _Read:
+    def _scored(self, read: Reading, said: Completion, backend: Generator) -> Reading:
         """With scores of the documents for what the model said."""
         if not said.text.strip() or len(read.numbers) < 2:
             return read
@@ -217,7 +228,7 @@ class RagProgram(Program):
             high=result.documents.high.tolist(), sources=read.ranked(result.documents.scores.tolist(), cited),
         )  # fmt: skip
 
-    def _second(self, read: _Read) -> Prompt:
+    def _second(self, read: Reading) -> Prompt:
         """The prompt after the documents were scored; as it was where they could not be. Notes what is shown."""
         if read.values is None:
             return read.context.prompt(read.context.everything())
@@ -235,7 +246,7 @@ class RagProgram(Program):
         context = read.only(kept)
         return context.prompt(context.everything())
 
-    def _answer(self, read: _Read, prompt: Prompt, before: Sequence[Completion], last: Completion) -> Answer:
+    def _answer(self, read: Reading, prompt: Prompt, before: Sequence[Completion], last: Completion) -> Answer:
         sources = read.sources
         if read.values is not None and self.use in ("rerank", "prune", "distil"):
             kept = keep(self.use, read.values, read.high, k=self.k, below=self.below)
@@ -263,8 +274,20 @@ class RagProgram(Program):
 
 
 @dataclass(frozen=True)
-class _Read:
-    """An example on its way: `numbers` are the documents in the context, by their place in the example."""
+class Reading:
+    """An example on its way to its answer.
+
+    Attributes:
+        example: what is asked.
+        every: its documents as texts.
+        numbers: the documents in the context, by their place in the example.
+        context: question and documents as the prompt has them.
+        sources: what is known of all of the example's documents.
+        values, high: score of each document in the context and the upper end of its 95 % interval; None before they
+            are scored, and where there was nothing to score (one document, or a model that said nothing).
+        result: the whole attribution, for Shapley values.
+        spent: what scoring took.
+    """
 
     example: Example
     every: tuple[str, ...]
@@ -307,7 +330,7 @@ _MOST = 2048
 
 
 def _attribution(
-    backend: Generator, read: _Read, answer: str, options: Mapping[str, Any]
+    backend: Generator, read: Reading, answer: str, options: Mapping[str, Any]
 ) -> tuple[SourceAttribution, Usage]:
     """The attribution of an answer, and what it took (when it was made)."""
     from amplify.textgenshap.attribute import attribute_sources
@@ -324,7 +347,7 @@ def _attribution(
     return made[key]
 
 
-def _leave_one_out(read: _Read, answer: str, backend: Generator) -> _Read:
+def _leave_one_out(read: Reading, answer: str, backend: Generator) -> Reading:
     """Score each document by what the answer's log-probability loses without it."""
     import numpy as np
 

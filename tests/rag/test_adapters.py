@@ -1,0 +1,244 @@
+"""Each adapter inside its real host: options, metadata, async, serialisation and pipelines as that host has them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.errors import CapabilityError, InputError, UnknownNameError
+from amplify.rag.compress import Compression, Kept
+
+QUERY = "Where does Ada live?"
+TEXTS = ["Trees are green.", "Ada lives in Bern.", "Ada does not live anywhere.", "Grass is green."]
+SCORES = [-0.1, 4.0, -2.0, -0.1]  # of the additive game below
+INTERVAL = ("low", "high")
+
+
+def likely(text: str, answer: str) -> float:
+    says, denies = "lives in Bern" in text, "not live anywhere" in text
+    return -9.0 + 4.0 * says - 2.0 * denies - 0.1 * len(re.findall("are green|is green", text))
+
+
+@pytest.fixture
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(reply=lambda text: " Bern", logprob=likely)
+
+
+def test_compression(backend: ScriptedBackend) -> None:
+    kept = Compression(backend)(QUERY, TEXTS)
+    assert [k.number for k in kept] == [1, 0, 3, 2]
+    assert [k.score for k in kept] == pytest.approx([4.0, -0.1, -0.1, -2.0])
+    assert all(k.low == pytest.approx(k.score) == k.high for k in kept)  # 2^4 prompts: exact
+    assert {call.continuation for call in backend.calls} == {None, " Bern"}  # its own answer, nothing else
+    assert [k.number for k in Compression(backend, "prune", below=-1.0)(QUERY, TEXTS)] == [0, 1, 3]
+    assert [k.number for k in Compression(backend, "distil", 2)(QUERY, TEXTS)] == [0, 1]
+    assert [k.number for k in Compression(backend, k=1)(QUERY, TEXTS)] == [1]
+
+
+def test_what_cannot_be_scored(backend: ScriptedBackend) -> None:
+    assert Compression(backend)(QUERY, []) == []
+    assert Compression(backend)(QUERY, TEXTS[:1] * 2) == [Kept(0), Kept(1)]
+    assert backend.calls == []
+    odd = ["", TEXTS[0], TEXTS[1], f" {TEXTS[1]}\n"]
+    assert [(k.number, k.score is None) for k in Compression(backend)(QUERY, odd)] == [
+        (2, False), (1, False), (0, True), (3, True),
+    ]  # fmt: skip
+    assert [k.number for k in Compression(backend, "prune", below=-1.0)(QUERY, odd)] == [1, 2]
+    silent = ScriptedBackend(reply=lambda text: "", logprob=likely)
+    assert Compression(silent)(QUERY, TEXTS) == [Kept(i) for i in range(4)]
+    with pytest.raises(InputError, match="question is empty"):
+        Compression(backend)(" ", TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"use": "distil"}, InputError), ({"use": "rernk"}, UnknownNameError), ({"budget": 1}, InputError),
+        ({"value": "logits"}, UnknownNameError), ({"k": -1}, InputError), ({"layout": "html"}, UnknownNameError),
+    ],
+)  # fmt: skip
+def test_bad_options_at_once(backend: ScriptedBackend, options, error) -> None:
+    with pytest.raises(error):
+        Compression(backend, **options)
+
+
+def test_a_backend_without_log_probabilities_at_once() -> None:
+    generator = ScriptedGenerator(reply=lambda text: " Bern" if "lives in Bern" in text else " unknown")
+    with pytest.raises(CapabilityError):
+        Compression(generator)
+    assert Compression(generator, value="votes")(QUERY, TEXTS)[0].number == 1
+
+
+def test_langchain(backend: ScriptedBackend) -> None:
+    pytest.importorskip("langchain_core")
+    from langchain_core.documents import BaseDocumentCompressor, Document
+    from langchain_core.runnables import RunnableLambda
+
+    from amplify.rag.langchain import ShapleyCompressor
+
+    documents = [Document(page_content=t, metadata={"source": i}, id=str(i)) for i, t in enumerate(TEXTS)]
+    compressor = ShapleyCompressor(backend=backend, use="rerank", top_n=2)
+    assert isinstance(compressor, BaseDocumentCompressor)
+    kept = compressor.compress_documents(documents, QUERY)
+    assert [d.id for d in kept] == ["1", "0"]
+    assert kept[0].metadata["relevance_score"] == pytest.approx(4.0)
+    assert kept[0].metadata["source"] == 1
+    assert set(documents[1].metadata) == {"source"}  # the host's own documents stay as they were
+    assert [d.id for d in asyncio.run(compressor.acompress_documents(documents, QUERY))] == ["1", "0"]
+    chain = RunnableLambda(lambda q: compressor.compress_documents(documents, q)) | (lambda d: d[0].page_content)
+    assert chain.invoke(QUERY) == TEXTS[1]
+    assert list(compressor.compress_documents([], QUERY)) == []
+    with pytest.raises(ValueError, match="extra"):
+        ShapleyCompressor(backend=backend, topn=2)
+    with pytest.raises(ValueError, match="k is the number of documents to keep"):  # as pydantic tells it
+        ShapleyCompressor(backend=backend, use="distil")
+    opened = ShapleyCompressor(backend="scripted:say= Bern", top_n=3)
+    assert len(opened.compress_documents(documents, QUERY)) == 3
+
+
+def test_llamaindex(backend: ScriptedBackend) -> None:
+    pytest.importorskip("llama_index.core")
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
+
+    from amplify.rag.llamaindex import ShapleyPostprocessor
+
+    nodes = [
+        NodeWithScore(node=TextNode(text=t, id_=str(i), metadata={"page": i}), score=0.5) for i, t in enumerate(TEXTS)
+    ]
+    post = ShapleyPostprocessor(backend, use="distil", top_n=2)
+    assert isinstance(post, BaseNodePostprocessor)
+    kept = post.postprocess_nodes(nodes, query_str=QUERY)
+    assert [n.node.node_id for n in kept] == ["0", "1"]
+    assert kept[1].score == pytest.approx(4.0)
+    assert kept[1].node.metadata["shapley_low"] == pytest.approx(4.0)
+    shown = kept[1].node.get_content(metadata_mode=MetadataMode.LLM)
+    assert "page: 1" in shown
+    assert "shapley" not in shown
+    assert "shapley" not in kept[1].node.get_content(metadata_mode=MetadataMode.EMBED)
+    assert nodes[1].score == 0.5
+    assert nodes[1].node.metadata == {"page": 1}
+    assert "page: 1" in backend.texts[0]  # nodes are read as the host's model reads them
+    again = asyncio.run(post.apostprocess_nodes(nodes, query_bundle=QueryBundle(QUERY)))
+    assert [n.node.node_id for n in again] == ["0", "1"]
+    assert post.to_dict()["class_name"] == "ShapleyPostprocessor"
+    assert "backend" not in post.to_dict()
+    assert post.postprocess_nodes([], query_str=QUERY) == []
+    with pytest.raises(InputError, match="query"):
+        post.postprocess_nodes(nodes)
+
+
+def test_llamaindex_in_a_query_engine(backend: ScriptedBackend) -> None:
+    pytest.importorskip("llama_index.core")
+    from llama_index.core import get_response_synthesizer
+    from llama_index.core.llms import MockLLM
+    from llama_index.core.query_engine import RetrieverQueryEngine
+    from llama_index.core.retrievers import BaseRetriever
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from amplify.rag.llamaindex import ShapleyPostprocessor
+
+    class Found(BaseRetriever):
+        def _retrieve(self, query_bundle):
+            return [NodeWithScore(node=TextNode(text=t, id_=str(i))) for i, t in enumerate(TEXTS)]
+
+    engine = RetrieverQueryEngine(
+        retriever=Found(),
+        response_synthesizer=get_response_synthesizer(llm=MockLLM()),
+        node_postprocessors=[ShapleyPostprocessor(backend, use="prune")],
+    )
+    response = engine.query(QUERY)
+    assert [n.node.node_id for n in response.source_nodes] == ["1"]
+
+
+def test_haystack(backend: ScriptedBackend) -> None:
+    pytest.importorskip("haystack")
+    from haystack import Document, Pipeline
+    from haystack.components.builders import PromptBuilder
+
+    from amplify.rag.haystack import ShapleyRanker
+
+    documents = [Document(id=str(i), content=t, meta={"page": i}) for i, t in enumerate(TEXTS)]
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", ShapleyRanker(backend, top_k=2))
+    pipeline.add_component(
+        "prompt",
+        PromptBuilder("{% for d in documents %}{{ d.content }} {% endfor %}", required_variables=["documents"]),
+    )
+    pipeline.connect("ranker.documents", "prompt.documents")
+    done = pipeline.run({"ranker": {"query": QUERY, "documents": documents}}, include_outputs_from={"ranker"})
+    assert done["prompt"]["prompt"].strip() == f"{TEXTS[1]} {TEXTS[0]}"
+    [first, _] = done["ranker"]["documents"]
+    assert first.score == pytest.approx(4.0)
+    assert first.meta["page"] == 1
+    assert first.meta["shapley_high"] == pytest.approx(4.0)
+    assert documents[1].score is None
+    assert [d.id for d in ShapleyRanker(backend).run(QUERY, documents, top_k=1)["documents"]] == ["1"]
+    assert ShapleyRanker(backend).run(QUERY, [])["documents"] == []
+    with pytest.raises(InputError, match="without content"):
+        ShapleyRanker(backend).run(QUERY, [*documents, Document(content=None)])
+
+
+def test_haystack_pipelines_are_saved_and_loaded() -> None:
+    pytest.importorskip("haystack")
+    from haystack import Document, Pipeline
+
+    from amplify.rag.haystack import ShapleyRanker
+
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", ShapleyRanker("scripted:say= Bern", use="distil", top_k=2, budget=8))
+    text = pipeline.dumps()
+    again = Pipeline.loads(text, allowed_modules=["amplify.rag.haystack"])
+    ranker = again.get_component("ranker")
+    assert ranker.to_dict()["init_parameters"] == {
+        "backend": "scripted:say= Bern", "use": "distil", "top_k": 2, "below": 0.0, "budget": 8, "value": "logprob",
+        "seed": 0,
+    }  # fmt: skip
+    ranker.warm_up()
+    done = again.run({"ranker": {"query": QUERY, "documents": [Document(content=t) for t in TEXTS]}})
+    assert len(done["ranker"]["documents"]) == 2
+
+
+def test_threads_wait_for_each_other(backend: ScriptedBackend) -> None:
+    """Hosts call from thread pools; a model in this process answers one at a time."""
+    inside, most = 0, 0
+    score = backend.score
+
+    def watched(*given, **more):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        threading.Event().wait(0.01)
+        inside -= 1
+        return score(*given, **more)
+
+    backend.score = watched  # type: ignore[method-assign]
+    compress = Compression(backend)
+    threads = [threading.Thread(target=compress, args=(f"{QUERY} {i}", TEXTS)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("langchain", "langchain_core"), ("llamaindex", "llama_index"), ("haystack", "haystack")],
+)
+def test_a_missing_host_says_what_to_install(module: str, package: str) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"import amplify.rag\n"
+        f"try:\n    import amplify.rag.{module}\n"
+        f"except ImportError as error:\n    print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("MissingExtraError")
+    assert "pip install 'amplify-llm[rag]'" in done.stdout
