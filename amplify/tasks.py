@@ -42,6 +42,7 @@ class Task:
         test: what is evaluated.
         labels: the fixed label set; empty where every example brings its own `choices`, or answers are free text.
         input_name: what an input is called in prompts, e.g. "Review".
+        announce: the words before an answer in prompts, e.g. "Sentiment:".
         metric: name in `amplify.metrics`.
         cot: human chain-of-thought demonstrations, empty where there are none. None of them is in `test`.
         template: question template of `prompts/` that this task is asked with. Such a prompt holds nothing else: no
@@ -60,6 +61,7 @@ class Task:
     test: tuple[Example, ...]
     labels: tuple[str, ...] = ()
     input_name: str = "Question"
+    announce: str = "The answer is"
     metric: str = "accuracy"
     cot: tuple[Demonstration, ...] = ()
     template: str = ""
@@ -256,6 +258,7 @@ def build(spec: TaskSpec, data: Path | None, *, infer_labels: bool = False, limi
         test=test[:limit],
         labels=labels,
         input_name=spec.input_name,
+        announce=spec.announce,
         metric=spec.metric,
         cot=cot,
         template=spec.template,

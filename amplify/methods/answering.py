@@ -23,7 +23,8 @@ class Style:
     Attributes:
         mode: "generate" or "score".
         reasons: a rationale comes before the answer.
-        marker: the words that announce the answer.
+        announce: the task's words before an answer.
+        marker: those words as the answer template places them; behind them the answer is read.
         closing: what demonstrations write behind the label, e.g. ".".
         max_tokens: budget of the text written before scoring or parsing.
         stop: strings that end it.
@@ -34,6 +35,7 @@ class Style:
 
     mode: Mode = "generate"
     reasons: bool = False
+    announce: str = MARKER
     marker: str = MARKER
     closing: str = "."
     max_tokens: int = _ANSWER_TOKENS
@@ -186,7 +188,7 @@ def _score(
     """Choose the likeliest label of each item; every (item, label) pair in one call."""
     scorer = need_scorer(backend, "score mode")
     pairs = [(i, label) for i, (labels, _) in enumerate(choices) for label in labels]
-    targets = [_continuation(label, choices[i], style, prompts[i]) for i, label in pairs]
+    targets = [continuation(label, choices[i], style, prompts[i]) for i, label in pairs]
     results = scorer.score([prompts[i] for i, _ in pairs], targets)
     sizes = backend.count_tokens(prompts)
     scored: list[dict[str, tuple[TokenLogProbs, str]]] = [{} for _ in prompts]
@@ -212,7 +214,7 @@ def _score(
     return answers
 
 
-def _continuation(label: str, choices: Choices, style: Style, prompt: Prompt) -> str:
+def continuation(label: str, choices: Choices, style: Style, prompt: Prompt) -> str:
     """The label as it follows the marker; closed where another label begins with it, so that each excludes the rest."""
     labels, options = choices
     text = shown(label, bool(options))

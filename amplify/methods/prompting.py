@@ -76,7 +76,8 @@ class Form:
     def reply(self, shot: Demonstration) -> str:
         """The answer that a demonstration gives, its rationale first."""
         rationale = shot.rationale.text if shot.rationale else ""
-        return self.templates["answer"].render({"rationale": rationale, "label": shown_gold(shot.example)})
+        given = {"announce": self.style.announce, "rationale": rationale, "label": shown_gold(shot.example)}
+        return self.templates["answer"].render(given)
 
     def prompt(self, example: Example, shots: Sequence[Demonstration] = (), lead: str | None = None) -> Prompt:
         """The prompt for an example behind its shots.
@@ -150,6 +151,12 @@ def emphasised(variables: Mapping[str, Any], emphasis: str) -> dict[str, Any]:
     else:
         out[emphasis] = f"{_OPEN}{out[emphasis]}{_CLOSE}"
     return out
+
+
+def marked_input(example: Example) -> Example:
+    """The example with its text and each option between marks: `Form.prompt` gives their places as its emphasis."""
+    options = tuple(f"{_OPEN}{option}{_CLOSE}" for option in example.options)
+    return replace(example, text=f"{_OPEN}{example.text}{_CLOSE}", options=options)
 
 
 def unmarked(text: str, marks: str = "", message: int | None = None) -> tuple[str, tuple[Span, ...]]:
@@ -336,7 +343,7 @@ class PromptMethod(Method):
         layout: Layout = ("text" if task.layout == "text" else "chat") if self.layout == "auto" else self.layout
         if layout == "text":
             held["text"] = templates.load("text", "plain" if task.template else "default")
-        blank = {"rationale": "", "label": ""}
+        blank = {"announce": task.announce, "rationale": "", "label": ""}
         if not held["answer"].writes("label", blank):
             raise InputError(f"template {held['answer'].name!r} never writes {{{{ label }}}}, so no answer can be read")
         marker = held["answer"].before("label", blank).strip()
@@ -349,6 +356,7 @@ class PromptMethod(Method):
         style = Style(
             mode=self.mode if kind != "text" else "generate",
             reasons=reasons,
+            announce=task.announce,
             marker=marker,
             closing=held["answer"].after("label", blank).strip(),
             max_tokens=self.max_tokens or (0 if reasons else task.max_tokens) or budget,
@@ -403,7 +411,7 @@ def check_options(method: Method) -> None:
     Raises:
         InputError: naming the option.
     """
-    for name in ("shots", "k", "pool", "epochs"):
+    for name in ("shots", "k", "pool", "epochs", "steps", "budget"):
         value = getattr(method, name, 1)
-        if value < (0 if name in ("pool", "epochs") else 1):
+        if value < (0 if name in ("pool", "epochs", "budget") else 1):
             raise InputError(f"{method.name}: {name} must be at least 1, got {value}")
