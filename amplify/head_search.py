@@ -1,0 +1,445 @@
+"""Which heads obey: the profiler.
+
+PASTA (arXiv 2311.02262, section 3.2) steers one head at a time on every sample and ranks heads by task score. Here the
+score is a log-probability margin, which tells more per sample than right or wrong, and the search spends its runs where
+they matter: whole layers first (coarse to fine, as AutoPASTA does), then single heads by successive halving (Jamieson
+and Talwalkar 2016), then heads that help *together*, block by block down the ranking. A run is one head set on one
+sample.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from amplify.backends.base import Scorer, need_scorer
+from amplify.errors import InputError, RunError
+from amplify.head_margins import HeadSet, Item, Margins, by_layer
+from amplify.steering import Steering
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+Floats = npt.NDArray[np.float64]
+Score = Callable[[Sequence[HeadSet], Sequence[int]], Floats]  # head sets, sample numbers -> margins [sets, samples]
+Combine = Literal["intersection", "union", "mean"]
+PLAIN: HeadSet = frozenset()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Heads from best to worst.
+
+    Attributes:
+        heads: all of the model's.
+        gains: mean margin gained over the plain model by steering that head alone (or, where a head was never tried
+            alone, its share of its layer's gain).
+        samples: on how many samples each head was tried alone.
+        runs: head sets times samples that it took.
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    gains: Mapping[tuple[int, int], float]
+    samples: Mapping[tuple[int, int], int]
+    runs: int
+
+    def top(self, k: int) -> HeadSet:
+        """The k best heads."""
+        return frozenset(self.heads[:k])
+
+
+def exhaustive(score: Score, layers: int, heads: int, samples: int) -> Ranking:
+    """Every head alone on every sample (PASTA's profiling).
+
+    Args:
+        score: margins of head sets on samples.
+        layers, heads: of the model.
+        samples: how many there are.
+    """
+    everyone = [(layer, head) for layer in range(layers) for head in range(heads)]
+    numbers = list(range(samples))
+    plain = score([PLAIN], numbers)[0]
+    gains = (score([frozenset({h}) for h in everyone], numbers) - plain).mean(1)
+    order = np.argsort(-gains, kind="stable")
+    return Ranking(
+        tuple(everyone[i] for i in order),
+        {h: float(g) for h, g in zip(everyone, gains, strict=True)},
+        dict.fromkeys(everyone, samples),
+        (len(everyone) + 1) * samples,
+    )
+
+
+def coarse_to_fine(
+    score: Score, layers: int, heads: int, samples: int, *, layer_samples: int = 4, keep: float = 0.25
+) -> Ranking:
+    """Layers first, then successive halving over the heads of the best of them.
+
+    Args:
+        score, layers, heads, samples: see `exhaustive`.
+        layer_samples: samples on which each whole layer is tried.
+        keep: share of the layers whose heads are tried one by one.
+    """
+    few = list(range(min(layer_samples, samples)))
+    base = score([PLAIN], list(range(samples)))[0]
+    blocks = [frozenset((layer, head) for head in range(heads)) for layer in range(layers)]
+    layer_gain = (score(blocks, few) - base[few]).mean(1)
+    runs = samples + layers * len(few)
+    best = np.argsort(-layer_gain, kind="stable")[: max(1, round(keep * layers))]
+    alive = [(int(layer), head) for layer in sorted(best) for head in range(heads)]
+    gains = {(layer, head): float(layer_gain[layer]) / heads for layer in range(layers) for head in range(heads)}
+    tried = dict.fromkeys(gains, 0)
+    sums = dict.fromkeys(alive, 0.0)
+    seen, reach = 0, min(2, samples)
+    stage = {h: (0, gains[h]) for h in gains}
+    step = 0
+    while True:
+        fresh = list(range(seen, reach))
+        found = (score([frozenset({h}) for h in alive], fresh) - base[fresh]).sum(1)
+        runs += len(alive) * len(fresh)
+        step += 1
+        for h, total in zip(alive, found, strict=True):
+            sums[h] += float(total)
+            gains[h], tried[h] = sums[h] / reach, reach
+            stage[h] = (step, gains[h])
+        if reach == samples or len(alive) <= 2:
+            break
+        # those that fall out keep their rank behind those that stay
+        alive = sorted(alive, key=lambda h: -gains[h])[: max(1, (len(alive) + 1) // 2)]
+        seen, reach = reach, min(2 * reach, samples)
+    order = sorted(stage, key=lambda h: (-stage[h][0], -stage[h][1], h))
+    return Ranking(tuple(order), gains, tried, runs)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A head set chosen to help together.
+
+    Attributes:
+        heads: the set.
+        gain: mean margin gained over the plain model.
+        curve: (size of the set that was tried, its gain, whether it was kept), in the order of the search.
+        runs: head sets times samples that it took.
+    """
+
+    heads: HeadSet
+    gain: float
+    curve: tuple[tuple[int, float, bool], ...]
+    runs: int
+
+
+def joint(
+    scores: Sequence[Score], order: Sequence[tuple[int, int]], samples: Sequence[int], *, block: int = 4, most: int = 48
+) -> Joint:
+    """Greedy forward selection: go down the ranking in blocks and keep each that raises the gain.
+
+    Args:
+        scores: of one task, or of several; then the gain is the mean over tasks, each in units of its own spread of
+            margins over samples, so that no task drowns another.
+        order: heads from best to worst.
+        samples: of each task.
+        block: heads tried at a time.
+        most: how far down the ranking to go.
+
+    Returns:
+        The set; at least the first block, whatever it gains.
+    """
+    bases = [score([PLAIN], list(range(n)))[0] for score, n in zip(scores, samples, strict=True)]
+    units = [float(base.std()) or 1.0 for base in bases] if len(scores) > 1 else [1.0]
+    runs = sum(samples)
+
+    def gain(heads: HeadSet) -> float:
+        parts = [
+            (score([heads], list(range(n)))[0] - base).mean() / unit
+            for score, n, base, unit in zip(scores, samples, bases, units, strict=True)
+        ]
+        return float(np.mean(parts))
+
+    chosen, best = PLAIN, -np.inf
+    curve: list[tuple[int, float, bool]] = []
+    for start in range(0, min(most, len(order)), block):
+        trial = chosen | frozenset(order[start : min(start + block, most)])
+        found = gain(trial)
+        runs += sum(samples)
+        curve.append((len(trial), found, found > best))
+        if found > best:
+            chosen, best = trial, found
+    return Joint(chosen, best, tuple(curve), runs)
+
+
+def combine(rankings: Sequence[Ranking], how: Combine, size: int) -> tuple[tuple[int, int], ...]:
+    """One order of heads from several tasks' rankings.
+
+    Args:
+        rankings: one a task.
+        how: "intersection": heads in the top k of every task, for the smallest k that gives `size` of them (PASTA's
+            multi-task profile); "union": the best size/tasks of each; "mean": the lowest mean rank.
+        size: heads wanted.
+    """
+    ranks = [{h: i for i, h in enumerate(r.heads)} for r in rankings]
+    mean = {h: float(np.mean([rank[h] for rank in ranks])) for h in ranks[0]}
+    if how == "mean":
+        return tuple(sorted(mean, key=lambda h: (mean[h], h))[:size])
+    if how == "union":
+        found: set[tuple[int, int]] = set()
+        k = 0
+        while len(found) < min(size, len(mean)):
+            found |= {r.heads[k] for r in rankings}
+            k += 1
+        return tuple(sorted(found, key=lambda h: (mean[h], h)))
+    if how != "intersection":
+        raise InputError(f"combine is intersection, union or mean, not {how!r}")
+    worst = {h: max(rank[h] for rank in ranks) for h in ranks[0]}
+    return tuple(sorted(worst, key=lambda h: (worst[h], mean[h], h))[:size])
+
+
+class Recorded:
+    """A score that remembers: every run stands in a JSONL file, and none is made twice.
+
+    Args:
+        margins: measures one item under several head sets.
+        task: its name in the file.
+        path: the file, or None to remember in memory alone.
+        key: what the measurements depend on besides item and heads; a file with another key is refused.
+        progress: called with the number of runs after each write.
+
+    Raises:
+        RunError: the file belongs to another search.
+    """
+
+    def __init__(
+        self,
+        margins: Margins,
+        task: str,
+        path: Path | None = None,
+        key: str = "",
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.margins, self.task, self.path, self.key, self.progress = margins, task, path, key, progress
+        self.known: dict[tuple[str, str], float] = {}
+        self.made = 0
+        if path is not None and path.exists():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        whole = path.read_text(encoding="utf-8")
+        lines = whole.split("\n")[:-1]  # a last line that a kill cut off is measured again
+        if whole and not whole.endswith("\n"):
+            path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        for line in lines:
+            row = json.loads(line)
+            if row["task"] != self.task:
+                continue
+            if row["key"] != self.key:
+                raise RunError(
+                    f"{path} holds runs of {self.task} with other settings, samples or model; give another --out, or "
+                    "delete it"
+                )
+            self.known[row["item"], row["heads"]] = row["margin"]
+
+    def __call__(self, sets: Sequence[HeadSet], samples: Sequence[int]) -> Floats:
+        """Margins, [head sets, samples]."""
+        names = [_name(heads) for heads in sets]
+        out = np.zeros((len(sets), len(samples)))
+        for column, number in enumerate(samples):
+            item = self.margins.items[number].id
+            todo = [i for i, name in enumerate(names) if (item, name) not in self.known]
+            if todo:
+                found = self.margins(number, [sets[i] for i in todo])
+                rows = []
+                for i, margin in zip(todo, found, strict=True):
+                    self.known[item, names[i]] = margin
+                    rows.append(
+                        {
+                            "task": self.task,
+                            "key": self.key,
+                            "item": item,
+                            "heads": names[i],
+                            "margin": round(margin, 6),
+                        }
+                    )
+                self.made += len(rows)
+                if self.path is not None:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    with self.path.open("a", encoding="utf-8") as file:
+                        file.write("".join(json.dumps(row) + "\n" for row in rows))
+                if self.progress:
+                    self.progress(len(rows))
+            out[:, column] = [self.known[item, name] for name in names]
+        return out
+
+
+def _name(heads: HeadSet) -> str:
+    """A head set as a short string: "3.0 3.5 7.1"; a whole layer is not abbreviated."""
+    return " ".join(f"{layer}.{head}" for layer, head in sorted(heads))
+
+
+def items_of(task: Task, backend: Scorer, samples: int, *, seed: int = 0, split: str = "train") -> list[Item]:
+    """Samples of a task, with what their wanted answers must beat.
+
+    For a choice the foil is the other object (the plain model's favourite, where there are several others); for free
+    text it is what the plain model writes, cut to the gold's length. Where it writes the gold itself there is none.
+
+    Args:
+        task: with an emphasis.
+        backend: the plain model.
+        samples: how many; all there are where there are fewer.
+        seed: of the draw.
+        split: "train", "validation" or "test".
+
+    Raises:
+        InputError: the task emphasises nothing, or has no such samples.
+    """
+    from amplify.methods import make
+
+    if not task.emphasis:
+        raise InputError(f"task {task.name} says not what is to be emphasised: its YAML needs emphasis:")
+    pool = list(getattr(task, split))
+    if not pool:
+        raise InputError(f"task {task.name} has no {split} examples to profile on")
+    chosen = [pool[i] for i in np.random.default_rng(seed).permutation(len(pool))[:samples]]
+    program = make("zero_shot", mode="score" if task.labels_of(chosen[0]) else "generate").fit(task, backend, 0)
+    prompts = [program.prompt(e) for e in chosen]  # type: ignore[attr-defined]
+    answers = program.answer(chosen, backend)
+    items = []
+    for example, prompt, answer in zip(chosen, prompts, answers, strict=True):
+        gap = " " if prompt.prefix or prompt.text is not None else ""
+        gold = str(example.label if example.label is not None else example.answers[0])
+        if task.labels_of(example):
+            others = {label: s for label, s in answer.scores.items() if label != gold}
+            foil = max(others, key=lambda label: others[label])
+            items.append(Item(example.id, prompt, gap + gold, gap + foil, whole=True))
+        else:
+            written = answer.text.strip()
+            items.append(Item(example.id, prompt, gap + gold, gap + written if written not in ("", gold) else ""))
+    return items
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a profiling found.
+
+    Attributes:
+        steering: the chosen heads with their provenance.
+        rankings: of each task.
+        chosen: how the joint selection went.
+        runs: head sets times samples, all tasks together.
+    """
+
+    steering: Steering
+    rankings: Mapping[str, Ranking] = field(repr=False)
+    chosen: Joint = field(repr=False)
+    runs: int
+
+
+def profile(
+    tasks: Sequence[Task],
+    backend: Any,
+    *,
+    samples: int = 32,
+    steering: Steering | None = None,
+    how: Combine = "intersection",
+    search: Literal["coarse_to_fine", "exhaustive"] = "coarse_to_fine",
+    seed: int = 0,
+    joint_samples: int = 16,
+    block: int = 4,
+    most: int = 48,
+    target_tokens: int = 24,
+    record: str | Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Profile:
+    """Find the heads that obey emphasis, for one task or for several together.
+
+    Args:
+        tasks: one for a task-specific profile; several for a multi-task one. A task-agnostic profile for a task is the
+            multi-task profile of others.
+        backend: a scorer that can steer. `transformers:` is by far the quickest.
+        samples: of each task's training split.
+        steering: mode, alpha and the like that the heads will be used with; its heads do not matter.
+        how: see `combine`.
+        search: see `coarse_to_fine` and `exhaustive`.
+        seed: of the samples.
+        joint_samples: samples a task for the joint selection.
+        block, most: see `joint`.
+        target_tokens: first tokens of gold and foil that count.
+        record: JSONL file of every run; the same call on the same file goes on where it stopped.
+        progress: called with the number of runs after each batch.
+
+    Raises:
+        InputError: no task, a task without emphasis, or a model that cannot be steered.
+        RunError: the file belongs to another search.
+    """
+    from amplify.steering.spec import model_shape
+
+    if not tasks or samples < 1:
+        raise InputError("profiling needs at least one task and one sample")
+    scorer = need_scorer(backend, "profiling")
+    config = getattr(getattr(backend, "model", None), "config", None)
+    if config is None:
+        raise InputError("profiling needs to know the model's layers and heads: open it with transformers:")
+    shape = model_shape(config)
+    layers, heads = shape["layers"], shape["heads"]
+    base = steering or Steering(heads={0: (0,)})
+    options = {k: v for k, v in base.to_dict().items() if k not in ("heads", "model", "provenance")}
+    about = backend.describe()
+    scores: dict[str, Recorded] = {}
+    rankings: dict[str, Ranking] = {}
+    sizes = []
+    for task in tasks:
+        items = items_of(task, scorer, samples, seed=seed)
+        measure = Margins(scorer, items, base, target_tokens=target_tokens)
+        what = [about.get("model"), about.get("dtype"), options, target_tokens, task.fingerprint, seed]
+        what.append([[i.id, i.gold, i.foil] for i in items])
+        key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        scores[task.name] = Recorded(measure, task.name, Path(record) if record else None, key, progress)
+        find = exhaustive if search == "exhaustive" else coarse_to_fine
+        rankings[task.name] = find(scores[task.name], layers, heads, len(items))
+        sizes.append(min(joint_samples, len(items)))
+    order = combine(list(rankings.values()), how, most) if len(tasks) > 1 else next(iter(rankings.values())).heads
+    chosen = joint(list(scores.values()), order, sizes, block=block, most=most)
+    # the plain model's runs are counted once
+    runs = sum(r.runs for r in rankings.values()) + chosen.runs - sum(sizes)
+    named = about.get("model")
+    provenance = {
+        "tasks": {t.name: {"fingerprint": t.fingerprint, "samples": len(s.margins.items), "split": "train"}
+                  for t, s in zip(tasks, scores.values(), strict=True)},
+        "search": search,
+        **({"combine": how} if len(tasks) > 1 else {}),
+        "seed": seed,
+        "target_tokens": target_tokens,
+        "runs": runs,
+        "joint_gain": round(chosen.gain, 4),
+        "best_heads": {
+            name: {f"{layer}.{head}": round(r.gains[layer, head], 4) for layer, head in r.heads[:10]}
+            for name, r in rankings.items()
+        },
+        "date": datetime.date.today().isoformat(),
+        "dtype": about.get("dtype"),
+        "versions": {k: str(v) for k, v in about.get("versions", {}).items()},
+    }  # fmt: skip
+    model = {**shape, **(dict(named) if isinstance(named, Mapping) else {})}
+    return Profile(
+        replace(base, heads=by_layer(chosen.heads), model=model, provenance=provenance), rankings, chosen, runs
+    )
+
+
+def held_out(task: Task, backend: Any, steering: Steering, *, samples: int = 32, seed: int = 1) -> tuple[float, float]:
+    """Mean margin of the plain model and under a profile, on test items that no profiling has seen.
+
+    Returns:
+        (plain, steered).
+    """
+    from amplify.head_margins import heads_of
+
+    items = items_of(task, backend, samples, seed=seed, split="test")
+    measure = Margins(backend, items, steering)
+    both = [measure(i, [PLAIN, heads_of(steering.heads or {})]) for i in range(len(items))]
+    plain, steered = np.mean(both, axis=0)
+    return float(plain), float(steered)
