@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -38,8 +39,10 @@ def interleave(sides: dict[str, Side], draw: Callable[[], list[list[int]]], new:
         for name in sorted(sides, reverse=bool(i % 2)):
             start = time.perf_counter()
             sides[name](prompts, new)
+            spent = time.perf_counter() - start
+            print(f"round {i}: {name} {spent:.2f} s", file=sys.stderr, flush=True)
             if i >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(spent)
     return seconds
 
 
