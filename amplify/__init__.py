@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from amplify.values import Example, Message, Prompt, Sampling, Span
 
 if TYPE_CHECKING:
+    from amplify.attribution import explain, explain_many
     from amplify.attribution.faithfulness import faithfulness
     from amplify.backends import open_backend
     from amplify.evaluation import evaluate
@@ -26,6 +27,8 @@ _LAZY = {
     "Steering": "amplify.steering",
     "attribute_sources": "amplify.textgenshap.attribute",
     "evaluate": "amplify.evaluation",
+    "explain": "amplify.attribution",
+    "explain_many": "amplify.attribution",
     "faithfulness": "amplify.attribution.faithfulness",
     "load_task": "amplify.tasks",
     "open_backend": "amplify.backends",
@@ -45,6 +48,8 @@ __all__ = [
     "Steering",
     "attribute_sources",
     "evaluate",
+    "explain",
+    "explain_many",
     "faithfulness",
     "load_task",
     "open_backend",

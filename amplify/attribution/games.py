@@ -1,18 +1,49 @@
-"""The words of one input as a game: which of them stay -> the model's score of a label."""
+"""The words of one input as a game: which of them stay -> the model's score of a target (less that of a foil).
+
+A word that does not stay is removed in one of four ways:
+
+| removal     | what the model reads                                                                             |
+|-------------|--------------------------------------------------------------------------------------------------|
+| `delete`    | the text without the word, tokenised anew                                                        |
+| `pad`       | the padding token in place of each of its tokens                                                 |
+| `mask`      | the mask token in place of each of its tokens (encoders trained with one)                        |
+| `attention` | its tokens are hidden from all others, which keep their positions (causal proxies close the gap) |
+
+Every coalition of a game that was evaluated once is not evaluated again.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from amplify.attribution.perturbation import Coalitions, Floats, Value
 from amplify.attribution.words import Spans, without_words
-from amplify.errors import InputError
+from amplify.backends.base import Scorer, WhiteBox, need_white_box
+from amplify.errors import InputError, UnknownNameError
 from amplify.proxies import Proxy
-from amplify.values import Example
+from amplify.proxy_rows import Row, batches
+from amplify.values import Example, Message, Prompt, Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from amplify.backends.tree import TokenTree
+
+REMOVALS = ("delete", "pad", "mask", "attention")
+BATCH_TOKENS = 1024
+NOTHING = "\n"  # stands for a prompt without a word: a model that puts no token in front needs one to go on from
+T = TypeVar("T")
 
 
-def proxy_value(proxy: Proxy, example: Example, spans: Spans, target: str, foil: str | None = None) -> Value:
-    """The target's score (less the foil's) with some words deleted; what was evaluated once is not evaluated again.
+def proxy_value(
+    proxy: Proxy, example: Example, spans: Spans, target: str, foil: str | None = None, *, removal: str = "delete"
+) -> Value:
+    """The target's score (less the foil's) by which words of a proxy's input stay.
 
     Args:
         proxy: an encoder with a trained head, or any causal proxy.
@@ -20,26 +51,283 @@ def proxy_value(proxy: Proxy, example: Example, spans: Spans, target: str, foil:
         spans: the words that may be left out, of `amplify.layout.input_text(example)`; the others always stay.
         target: label whose logit (encoder) or log-probability (causal) is the value.
         foil: label whose score is subtracted.
+        removal: of `REMOVALS`.
 
     Raises:
-        InputError: an untrained head, or a label that the example does not have.
+        InputError: an untrained head, a label that the example does not have, or a removal that the model cannot do.
     """
+    check_removal(removal)
     proxy.require_head("attribution by perturbation")
     labels = proxy.labels_of(example)
     for label in (target, *([] if foil is None else [foil])):
         if label not in labels:
             raise InputError(f"{label!r} is not among the labels {labels} of example {example.id!r}")
+    if removal == "delete":
+
+        def rows_of(kept: Coalitions) -> list[list[tuple[Row, tuple[int, ...]]]]:
+            cut = [without_words(example, _gone(spans, row)) for row in kept]
+            return [[(r, ()) for r in proxy.rows(one)] for one in cut]
+    else:
+        filler = filler_token(proxy.tokenizer, removal, proxy.name)
+        plain = proxy.rows(example)
+        owners = [owner_words(r.offsets, spans) for r in plain]
+
+        def rows_of(kept: Coalitions) -> list[list[tuple[Row, tuple[int, ...]]]]:
+            return [
+                [
+                    _without_tokens(r, np.flatnonzero((o >= 0) & ~row[o]).tolist(), filler)
+                    for r, o in zip(plain, owners, strict=True)
+                ]
+                for row in kept
+            ]
+
+    def evaluate(kept: Coalitions) -> Sequence[float]:
+        rows = rows_of(kept)
+        flat = [(i, row, hidden) for i, some in enumerate(rows) for row, hidden in some]
+        scores = np.full((len(kept), len(labels)), -np.inf)
+        for i, row, values in zip(*_columns(flat), _row_scores(proxy, flat), strict=True):
+            scores[i, list(row.answers)] = values[: len(row.answers)]
+        against = 0.0 if foil is None else scores[:, labels.index(foil)]
+        return np.asarray(scores[:, labels.index(target)] - against).tolist()
+
+    return remembered(evaluate)
+
+
+def prompt_value(
+    backend: Scorer,
+    prompt: Prompt,
+    spans: Spans,
+    target: str,
+    foil: str | None = None,
+    *,
+    message: int | None = None,
+    removal: str = "delete",
+) -> Value:
+    """Log-probability of a continuation (less the foil's) by which words of a prompt stay.
+
+    All coalitions asked for together are scored together: where the backend shares prefixes, what comes before the
+    first word removed is computed once.
+
+    Args:
+        backend: any scorer to delete words; a `WhiteBox` for the other removals.
+        prompt: raw text or messages.
+        spans: the words that may be left out, of `prompt.text` or of the content of `message`; the rest always stays.
+        target: what follows the prompt: a token, a label or a whole text. The value is the log-probability of all of
+            it, from one forward pass.
+        foil: another continuation, whose log-probability is subtracted.
+        message: the message that `spans` are of; None for raw text.
+        removal: of `REMOVALS`.
+
+    Raises:
+        InputError: the removal is not possible with this tokenizer.
+        CapabilityError: a removal other than "delete" on a backend that is no `WhiteBox`.
+    """
+    check_removal(removal)
+    ends = (target,) if foil is None else (target, foil)
+    if removal == "delete":
+
+        def score(kept: Coalitions) -> list[float]:
+            cut = [without_spans(prompt, message, _gone(spans, row)) for row in kept]
+            found = backend.score([p for p in cut for _ in ends], [end for _ in cut for end in ends])
+            return [one.total for one in found]
+    else:
+        from amplify.backends.text import encode
+
+        white = need_white_box(backend, f"removal={removal!r}")
+        filler = filler_token(white.tokenizer, removal, backend.spec)
+        placed = [place(white.tokenizer, prompt, message, spans, end) for end in ends]
+        nothing = encode(white.tokenizer, NOTHING)[-1]
+
+        def score(kept: Coalitions) -> list[float]:
+            sequences: list[list[tuple[int, int]]] = []
+            starts: list[int] = []
+            for row in kept:
+                for ids, start, owner in placed:
+                    gone = (owner >= 0) & ~row[owner]
+                    items = [
+                        (filler if gone[at] and filler is not None else token, at)
+                        for at, token in enumerate(ids)
+                        if not (gone[at] and filler is None)
+                    ]
+                    if len(items) == len(ids) - start:
+                        items.insert(0, (nothing, start - 1))
+                    sequences.append(items)
+                    starts.append(len(items) - (len(ids) - start))
+            return score_positioned(white, sequences, starts)
+
+    def evaluate(kept: Coalitions) -> Sequence[float]:
+        totals = np.array(score(kept)).reshape(len(kept), len(ends))
+        return np.asarray(totals[:, 0] - (totals[:, 1] if foil is not None else 0.0)).tolist()
+
+    return remembered(evaluate)
+
+
+def remembered(evaluate: Callable[[Coalitions], Sequence[float]]) -> Value:
+    """A value function that evaluates each coalition once, all new ones of a call together."""
     seen: dict[bytes, float] = {}
 
     def value(coalitions: Coalitions) -> Floats:
         keys = [row.tobytes() for row in coalitions]
         new = {key: row for key, row in zip(keys, coalitions, strict=True) if key not in seen}
-        texts = [
-            without_words(example, [s for s, stays in zip(spans, row, strict=True) if not stays])
-            for row in new.values()
-        ]
-        for key, scores in zip(new, proxy.label_scores(texts), strict=True):
-            seen[key] = scores[labels.index(target)] - (0.0 if foil is None else scores[labels.index(foil)])
+        if new:
+            seen.update(zip(new, evaluate(np.array(list(new.values()))), strict=True))
         return np.array([seen[key] for key in keys], dtype=np.float64)
 
     return value
+
+
+def check_removal(removal: str) -> None:
+    """Refuse an unknown removal."""
+    if removal not in REMOVALS:
+        raise UnknownNameError("removal", removal, REMOVALS)
+
+
+def filler_token(tokenizer: PreTrainedTokenizerBase, removal: str, model: str) -> int | None:
+    """The token that stands for a removed one; None where it is hidden.
+
+    Raises:
+        InputError: the tokenizer has no such token.
+    """
+    if removal == "attention":
+        return None
+    token = tokenizer.mask_token_id if removal == "mask" else tokenizer.pad_token_id
+    if token is None and removal == "pad":
+        token = tokenizer.eos_token_id  # what models without a padding token are padded with
+    if token is None:
+        raise InputError(f"{model} has no {removal} token: use removal='delete', 'pad' or 'attention'")
+    return int(token)
+
+
+def owner_words(offsets: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """For each token the word that it belongs to, -1 for none; a token over two words is the one's it has more of."""
+    owner = np.full(len(offsets), -1)
+    starts = [a for a, _ in spans]
+    for token, (a, b) in enumerate(offsets):
+        most = 0
+        for word in range(max(int(np.searchsorted(starts, a, side="right")) - 1, 0), len(spans)):
+            if spans[word][0] >= b:
+                break
+            if (shared := min(b, spans[word][1]) - max(a, spans[word][0])) > most:
+                most, owner[token] = shared, word
+    return owner
+
+
+def without_spans(prompt: Prompt, message: int | None, gone: Collection[tuple[int, int]]) -> Prompt:
+    """The prompt with some words of its text (or of one message) deleted, and a blank with each."""
+    content = prompt.text if message is None else prompt.messages[message].content
+    kept, at = "", 0
+    for a, b in sorted(gone):
+        kept, at = _joined(kept, str(content)[at:a]), b
+    content = _joined(kept, str(content)[at:]) if gone else content
+    if message is None:
+        empty = not content and not prompt.prefix
+        return replace(prompt, text=NOTHING if empty else content, emphasis=())
+    turns = list(prompt.messages)
+    turns[message] = Message(turns[message].role, str(content))
+    return replace(prompt, messages=tuple(turns), emphasis=())
+
+
+def _joined(left: str, right: str) -> str:
+    """Two pieces of a text, one blank between them where both have one at the cut."""
+    return left + (right.lstrip(" \t") if not left or left[-1].isspace() else right)
+
+
+def place(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, message: int | None, spans: Spans, continuation: str
+) -> tuple[tuple[int, ...], int, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Tokens of a prompt with its continuation, where the continuation starts, and the word that owns each token."""
+    encoded, start, words = located(tokenizer, prompt, message, spans, continuation)
+    owner = owner_words(encoded[1], words)
+    owner[start:] = -1
+    return encoded[0], start, owner
+
+
+def located(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, message: int | None, spans: Spans, continuation: str
+) -> tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], int, Spans]:
+    """Tokens and their offsets in the rendered text, where the continuation starts, and the words in that text."""
+    from amplify.backends import text
+
+    marked = replace(prompt, emphasis=tuple(Span(a, b, message=message) for a, b in spans))
+    rendered = text.render(marked, tokenizer)
+    words = tuple((s.start, s.end) for s in rendered.emphasis)
+    if len(words) != len(spans):
+        raise InputError("the chat template shows a message twice, so its words cannot be told apart: use raw text")
+    [(encoded, start)] = text.encode_with_targets(tokenizer, [rendered], [continuation])
+    return (encoded.ids, encoded.offsets), start, words
+
+
+def score_positioned(
+    backend: WhiteBox, sequences: Sequence[Sequence[tuple[int, int]]], starts: Sequence[int]
+) -> list[float]:
+    """Log-probability of each sequence's tokens from `starts` on; items are (token, position), gaps allowed."""
+    from amplify.backends.tree import trie
+
+    tree, wanted = _positioned(*trie(sequences, starts), starts)
+    nodes = sorted({node for some in wanted for node in some})
+    totals = {n: found.total for n, found in zip(nodes, backend.score_tree(tree, nodes), strict=True)}
+    return [sum(totals[n] for n in some) for some in wanted]
+
+
+def _positioned(tree: TokenTree, paths: list[list[int]], starts: Sequence[int]) -> tuple[TokenTree, list[list[int]]]:
+    """A tree of (token, position) items as a tree of tokens with positions, cut at gaps; and each target's nodes."""
+    from amplify.backends.tree import TokenTree
+
+    segments: list[tuple[int, ...]] = []
+    parents: list[int] = []
+    positions: dict[int, int] = {}
+    pieces: list[list[int]] = []  # old node -> new nodes
+    for segment, parent in zip(tree.segments, tree.parents, strict=True):
+        items: tuple[tuple[int, int], ...] = segment  # type: ignore[assignment]
+        cuts = [0, *(i for i in range(1, len(items)) if items[i][1] != items[i - 1][1] + 1), len(items)]
+        above = pieces[parent][-1] if parent >= 0 else -1
+        pieces.append([])
+        for a, b in pairwise(cuts):
+            pieces[-1].append(len(segments))
+            positions[len(segments)] = items[a][1]
+            segments.append(tuple(token for token, _ in items[a:b]))
+            parents.append(above)
+            above = pieces[-1][-1]
+    wanted = []
+    for path, start in zip(paths, starts, strict=True):
+        nodes = [piece for node in path for piece in pieces[node]]
+        ends = np.cumsum([len(segments[n]) for n in nodes])
+        wanted.append([n for n, end in zip(nodes, ends, strict=True) if end > start])
+    return TokenTree(tuple(segments), tuple(parents), positions=positions), wanted
+
+
+def _gone(spans: Spans, kept: Coalitions) -> list[tuple[int, int]]:
+    return [span for span, stays in zip(spans, kept, strict=True) if not stays]
+
+
+def _without_tokens(row: Row, gone: Iterable[int], filler: int | None) -> tuple[Row, tuple[int, ...]]:
+    """A row with some tokens replaced; or left as it is, with the positions to hide."""
+    if filler is None:
+        return row, tuple(int(t) for t in gone)
+    ids = list(row.ids)
+    for token in gone:
+        ids[token] = filler
+    return replace(row, ids=tuple(ids)), ()
+
+
+def _columns(flat: Sequence[tuple[int, Row, T]]) -> tuple[list[int], list[Row]]:
+    return [i for i, _, _ in flat], [row for _, row, _ in flat]
+
+
+def _row_scores(proxy: Proxy, flat: Sequence[tuple[int, Row, tuple[int, ...]]]) -> list[Floats]:
+    """The scores of each row's answers, in batches of similar length."""
+    import torch
+
+    found: list[Floats] = [np.zeros(0)] * len(flat)
+    for batch in batches([len(row.ids) for _, row, _ in flat], BATCH_TOKENS):
+        rows = [flat[j][1] for j in batch]
+        with torch.inference_mode():
+            embeddings, mask, types = proxy.embed(rows)
+            for i, j in enumerate(batch):
+                if hidden := flat[j][2]:
+                    shift = mask.shape[1] - len(rows[i].ids) if proxy.kind == "causal" else 0
+                    mask[i, [shift + at for at in hidden]] = 0
+            scores = proxy.scores(rows, embeddings, mask, types).cpu().numpy()
+        for j, values in zip(batch, scores, strict=True):
+            found[j] = values
+    return found

@@ -1,0 +1,333 @@
+"""What is explained: one input of one model and a target, seen as a game of words and as differentiable sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from amplify.attribution.games import located, owner_words, prompt_value, proxy_value
+from amplify.attribution.perturbation import Value
+from amplify.attribution.words import Spans, content_words, word_spans
+from amplify.backends.base import Generator, WhiteBox, need_scorer
+from amplify.errors import ContextLengthError, InputError
+from amplify.layout import input_text
+from amplify.proxies import Proxy
+from amplify.proxy_rows import Row
+from amplify.values import Example, Prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sequence that scores the target or the foil; a subject's score is the sum over its parts.
+
+    Attributes:
+        inputs: word embeddings, (1, tokens, width).
+        baseline: the same with the padding token's embedding in place of each token of a word.
+        offsets: characters of each token; those of `spans` and these count in the same text.
+        spans: characters of each word.
+        score: (points, tokens, width) embeddings -> (points,) signed scores.
+        attend: embeddings -> attention of each layer, (layers, heads, tokens, tokens), and the positions whose output
+            is read.
+        model: what computes the score.
+    """
+
+    inputs: Tensor
+    baseline: Tensor
+    offsets: tuple[tuple[int, int], ...]
+    spans: Spans
+    score: Callable[[Tensor], Tensor] = field(repr=False)
+    attend: Callable[[], tuple[Tensor, Sequence[int]]] = field(repr=False)
+    model: PreTrainedModel = field(repr=False)
+
+
+class Subject(Protocol):
+    """One input of one model, and a target with or without a foil.
+
+    Attributes:
+        text: what the words are of.
+        spans: the words scored, as characters of it.
+        target, foil: what is explained, and against what.
+        model: its name.
+        differentiable: whether `parts` can be had.
+        meta: what a reader of the result must know.
+    """
+
+    text: str
+    spans: Spans
+    target: str
+    foil: str | None
+    model: str
+    differentiable: bool
+    meta: dict[str, Any]
+
+    def value(self, removal: str) -> Value:
+        """The game of its words."""
+        ...
+
+    def parts(self) -> list[Part]:
+        """Its sequences, with embeddings to differentiate by."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProxySubject:
+    """An example and a label, as a proxy scores it."""
+
+    proxy: Proxy
+    example: Example
+    spans: Spans
+    target: str
+    foil: str | None
+    meta: dict[str, Any] = field(default_factory=dict)
+    differentiable: bool = True
+
+    @property
+    def text(self) -> str:
+        """The input as the proxy reads it."""
+        return input_text(self.example)
+
+    @property
+    def model(self) -> str:
+        """The proxy's name."""
+        return self.proxy.name
+
+    def value(self, removal: str) -> Value:
+        """See `games.proxy_value`."""
+        return proxy_value(self.proxy, self.example, self.spans, self.target, self.foil, removal=removal)
+
+    def parts(self) -> list[Part]:
+        """One per row that scores the target or the foil."""
+        self.proxy.require_head("attribution by gradients")
+        labels = self.proxy.labels_of(self.example)
+        signs = {labels.index(self.target): 1.0} | ({} if self.foil is None else {labels.index(self.foil): -1.0})
+        return [
+            self._part(row, {row.answers.index(a): sign for a, sign in signs.items() if a in row.answers})
+            for row in self.proxy.rows(self.example)
+            if signs.keys() & set(row.answers)
+        ]
+
+    def _part(self, row: Row, columns: dict[int, float]) -> Part:
+        inputs, mask, types = self.proxy.embed([row])
+
+        def score(points: Tensor) -> Tensor:
+            n = len(points)
+            scores = self.proxy.scores([row] * n, points, mask.expand(n, -1), types.expand(n, -1))
+            total: Tensor = sum(sign * scores[:, column] for column, sign in columns.items())
+            return total
+
+        def attend() -> tuple[Tensor, Sequence[int]]:
+            extra = {"token_type_ids": types} if row.types else {}
+            read = sorted({at for c in columns for at, _ in row.targets[c]}) if row.targets else [0]
+            return attentions(self.proxy.model, inputs, attention_mask=mask, **extra), read
+
+        inputs = inputs.detach()
+        return Part(
+            inputs=inputs,
+            baseline=padded(self.proxy.model, self.proxy.tokenizer, inputs, owner_words(row.offsets, self.spans) >= 0),
+            offsets=row.offsets,
+            spans=self.spans,
+            score=score,
+            attend=attend,
+            model=self.proxy.model,
+        )
+
+
+@dataclass(frozen=True)
+class PromptSubject:
+    """A prompt and a continuation, as a language model scores it."""
+
+    backend: Generator
+    prompt: Prompt
+    message: int | None
+    text: str
+    spans: Spans
+    target: str
+    foil: str | None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The backend's spec."""
+        return self.backend.spec
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the model is in this process."""
+        return isinstance(self.backend, WhiteBox)
+
+    def value(self, removal: str) -> Value:
+        """See `games.prompt_value`."""
+        scorer = need_scorer(self.backend, "attribution by perturbation")
+        return prompt_value(
+            scorer, self.prompt, self.spans, self.target, self.foil, message=self.message, removal=removal
+        )
+
+    def parts(self) -> list[Part]:
+        """One for the target, one for the foil."""
+        ends = [(self.target, 1.0)] + ([] if self.foil is None else [(self.foil, -1.0)])
+        return [self._part(end, sign) for end, sign in ends]
+
+    def _part(self, end: str, sign: float) -> Part:
+        import inspect
+
+        import torch
+
+        backend = self.backend
+        assert isinstance(backend, WhiteBox)  # callers ask `differentiable` first
+        model = backend.model
+        (ids, offsets), start, spans = located(backend.tokenizer, self.prompt, self.message, self.spans, end)
+        if backend.max_context is not None and len(ids) > backend.max_context:
+            raise ContextLengthError(
+                f"prompt and target have {len(ids)} tokens, more than the window of {backend.max_context} of "
+                f"{self.model}: shorten the prompt"
+            )
+        if start == 0:
+            raise InputError("the prompt puts no token before its target, so the first has no probability")
+        shown = torch.tensor([ids[:-1]], device=model.device)  # the last token predicts nothing
+        wanted = torch.tensor(ids[start:], device=model.device)
+        inputs = model.get_input_embeddings()(shown).detach()
+        keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        extra: dict[str, Any] = {"logits_to_keep": len(wanted)} if keeps else {}
+
+        def score(points: Tensor) -> Tensor:
+            logits = model(inputs_embeds=points, use_cache=False, **extra).logits[:, -len(wanted) :].float()
+            total: Tensor = logits.log_softmax(-1).gather(2, wanted.expand(len(points), -1)[..., None]).sum((1, 2))
+            return sign * total
+
+        def attend() -> tuple[Tensor, Sequence[int]]:
+            return attentions(model, inputs), range(start - 1, len(ids) - 1)
+
+        owner = owner_words(offsets, spans)
+        owner[start:] = -1
+        return Part(
+            inputs=inputs,
+            baseline=padded(model, backend.tokenizer, inputs, owner[:-1] >= 0),
+            offsets=tuple((0, 0) if t >= start else place for t, place in enumerate(offsets[:-1])),
+            spans=spans,
+            score=score,
+            attend=attend,
+            model=model,
+        )
+
+
+def padded(model: PreTrainedModel, tokenizer: Any, inputs: Tensor, words: Any) -> Tensor:
+    """The embeddings with the padding token's (else the end token's, else zero) in place of some tokens'."""
+    import torch
+
+    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    filler = torch.zeros_like(inputs[0, 0])
+    if token is not None:
+        filler = model.get_input_embeddings()(torch.tensor([token], device=inputs.device))[0].detach()
+    baseline = inputs.clone()
+    baseline[0, torch.from_numpy(np.asarray(words, dtype=bool)).to(inputs.device)] = filler
+    return baseline
+
+
+def attentions(model: PreTrainedModel, inputs: Tensor, **extra: Any) -> Tensor:
+    """Attention weights of one sequence, (layers, heads, tokens, tokens), float32."""
+    import torch
+
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the other kernels do not keep the weights
+    try:
+        with torch.inference_mode():
+            found = model(inputs_embeds=inputs, output_attentions=True, **extra).attentions
+    finally:
+        model.set_attn_implementation(before)
+    return torch.stack([layer[0] for layer in found]).float()
+
+
+def proxy_subject(
+    proxy: Proxy,
+    given: str | Example,
+    target: str | None,
+    foil: str | None,
+    *,
+    players: Spans | None = None,
+    truncate: bool = False,
+) -> ProxySubject:
+    """Check an input for a proxy.
+
+    Args:
+        proxy: the model.
+        given: the input.
+        target: a label; None: the most probable one.
+        foil: another label.
+        players: what is scored, as characters of the text; default: its words.
+        truncate: leave out the words that an encoder's window cuts off, instead of refusing the text.
+    """
+    example = given if isinstance(given, Example) else Example(id="input", text=given)
+    text = input_text(example)
+    spans = _players(text, players)
+    proxy.require_head("an explanation")
+    rows = proxy.rows(example)
+    meta: dict[str, Any] = {}
+    if unread := max(row.unread for row in rows):
+        if not truncate:
+            raise ContextLengthError(
+                f"the text goes {unread} characters beyond the {proxy.window} tokens that {proxy.name} reads: shorten "
+                "it, or explain what is read of it with truncate=True (--truncate)"
+            )
+        read = max(b for row in rows for _, b in row.offsets)
+        spans = tuple(s for s in spans if s[1] <= read)
+        meta["unread_characters"] = unread
+    labels = proxy.labels_of(example)
+    if target is None:
+        target = labels[int(proxy.label_scores([example])[0].argmax())]
+    for role, label in (("target", target), ("foil", foil)):
+        if label is not None and label not in labels:
+            raise InputError(f"the {role} {label!r} is not among the labels {', '.join(map(repr, labels))}")
+    _differ(target, foil)
+    return ProxySubject(proxy, example, spans, target, foil, meta)
+
+
+def prompt_subject(
+    backend: Generator, given: str | Prompt, target: str | None, foil: str | None, *, players: Spans | None = None
+) -> PromptSubject:
+    """Check a prompt for a language model.
+
+    Of a chat, the words of the last message of the user are scored, of raw text all words.
+    """
+    prompt = Prompt(text=given) if isinstance(given, str) else given
+    message = None
+    if prompt.text is None:
+        asked = [i for i, turn in enumerate(prompt.messages) if turn.role == "user"]
+        if not asked:
+            raise InputError("the chat has no message of the user, whose words would be scored")
+        message = asked[-1]
+    text = str(prompt.text if message is None else prompt.messages[message].content)
+    spans = _players(text, players)
+    if not target:
+        raise InputError('a language model needs a target: the continuation to explain, e.g. target=" Paris"')
+    _differ(target, foil)
+    return PromptSubject(backend, prompt, message, text, spans, target, foil)
+
+
+def _players(text: str, players: Spans | None) -> Spans:
+    if not text.strip():
+        raise InputError("the text is empty: there is nothing to explain")
+    if players is None:
+        if not any(content_words(text)):
+            raise InputError(
+                f"{text.strip()[:60]!r} holds nothing but stop words and signs: there is no word to explain by"
+            )
+        return word_spans(text)
+    spans = tuple(sorted((int(a), int(b)) for a, b in players))
+    if not spans:
+        raise InputError("players is empty: give the characters [start, end) of what is to be scored")
+    for (a, b), (after, _) in zip(spans, (*spans[1:], (len(text), 0)), strict=True):
+        if not 0 <= a < b <= after:
+            raise InputError(f"players are characters [start, end) of the text that do not overlap; [{a}, {b}) is not")
+    return spans
+
+
+def _differ(target: str, foil: str | None) -> None:
+    if target == foil:
+        raise InputError(f"target and foil are both {target!r}: nothing to contrast")
