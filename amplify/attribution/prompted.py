@@ -47,7 +47,8 @@ class Case:
         value: the model as a function of which of the words stay; not needed by `explanation` and `self`.
         foil: the output it is contrasted with: `value` is then above 0 where the model prefers the target.
         spans: characters of the words that may be named; default: all but stop words.
-        prompt: for `self`: the prompt that the explainer itself answered. Without one it is shown the text.
+        prompt: for `self`: the prompt that the explainer itself answered, its prefix being what stands before the
+            answer ("The answer is"). Without one the explainer is shown the text.
     """
 
     text: str
@@ -271,8 +272,8 @@ def _output(case: Case, value: float) -> str:
 def _prompt(form: Template, strategy: str, case: Case, variables: dict[str, object]) -> Prompt:
     if strategy == "self" and case.prompt is not None:
         lead = templates.load("lead", "top_words").render({"label": case.target, "k": variables["k"]})
-        gap = " " if case.prompt.text is not None else ""
-        return replace(case.prompt, prefix=gap + lead)
+        begun = case.prompt.prefix
+        return replace(case.prompt, prefix=f"{begun} {lead}" if begun or case.prompt.text is not None else lead)
     prefix = "Output:" if strategy == "prediction" else 'Words: "'
     return Prompt(messages=(Message("user", form.render(variables)),), prefix=prefix)
 

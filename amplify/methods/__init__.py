@@ -22,6 +22,19 @@ from amplify.methods.neighbours import FewShotNearest
 from amplify.methods.prompting import Form, PromptMethod, ShotProgram
 from amplify.methods.rag import RagDistilShapley, RagHighlightPasta, RagPruneShapley, RagRerankShapley
 from amplify.methods.rag_baselines import Rag, RagLeaveOneOut, RagRerankRandom
+from amplify.methods.self_amplify import (
+    SelfAutoCoT,
+    SelfDeepLift,
+    SelfGradient,
+    SelfLime,
+    SelfNoRationale,
+    SelfOcclusion,
+    SelfPhCoT,
+    SelfRandomWords,
+    SelfShap,
+    SelfShapleySampling,
+    SelfTopK,
+)
 
 _CLASSES: tuple[type[Method], ...] = (
     ZeroShot,
@@ -45,6 +58,17 @@ _CLASSES: tuple[type[Method], ...] = (
     RagPruneShapley,
     RagDistilShapley,
     RagHighlightPasta,
+    SelfTopK,
+    SelfPhCoT,
+    SelfAutoCoT,
+    SelfShap,
+    SelfLime,
+    SelfOcclusion,
+    SelfGradient,
+    SelfDeepLift,
+    SelfShapleySampling,
+    SelfNoRationale,
+    SelfRandomWords,
 )
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _CLASSES}
 
@@ -126,6 +150,17 @@ __all__ = [
     "RagRerankRandom",
     "RagRerankShapley",
     "RandomWords",
+    "SelfAutoCoT",
+    "SelfDeepLift",
+    "SelfGradient",
+    "SelfLime",
+    "SelfNoRationale",
+    "SelfOcclusion",
+    "SelfPhCoT",
+    "SelfRandomWords",
+    "SelfShap",
+    "SelfShapleySampling",
+    "SelfTopK",
     "ShotProgram",
     "ShuffledRationales",
     "TestWords",

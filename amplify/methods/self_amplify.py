@@ -1,0 +1,345 @@
+"""Self-AMPLIFY: the model explains its own demonstrations, no proxy needed (arXiv 2402.12038).
+
+1. The model answers the validation split zero-shot, and shots are chosen by what it got right or wrong. 2. It explains
+why each shot's gold label is right: by naming words, by a few sentences, or through an attribution of its own
+log-probabilities. 3. Input, rationale and label of each shot stand before the question.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from amplify import templates
+from amplify.attribution.prompted import Case, explain_prompted
+from amplify.backends.base import Generator
+from amplify.errors import InputError
+from amplify.layout import input_text
+from amplify.methods.explained import RATIONALE_TOKENS
+from amplify.methods.parsing import parse_label, split_answer
+from amplify.methods.prompting import Form, ShotProgram, shown_gold, with_rationales
+from amplify.methods.self_attribution import citable, explain_shots, placed
+from amplify.methods.self_selection import Chosen, SelfMethod
+from amplify.rationales import opening, random_words, rationalise, verbalise
+from amplify.values import Attribution, Completion, Demonstration, Message, Prompt, Rationale, Sampling
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class SelfAmplify(SelfMethod):
+    """What all variants do; they differ in `rationales`."""
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+        """Select, explain, verbalise."""
+        notes = self.notes_on(task, backend)
+        chosen = self.chosen(task, backend, seed)
+        before = backend.usage.snapshot()
+        made, more = self.rationales(task, backend, chosen, seed)
+        spent = asdict(backend.usage.since(before))
+        if dropped := made.count(None):
+            more = [*more, f"{dropped} of {len(made)} rationales dropped: those shots show their answer alone"]
+        meta = {**chosen.meta, "explaining": spent}
+        shots = with_rationales(chosen.shots, made)
+        return ShotProgram(self.answering(task, made), shots, (*notes, *chosen.notes, *more), meta)
+
+    @abstractmethod
+    def rationales(
+        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+    ) -> tuple[list[Rationale | None], list[str]]:
+        """One a shot, None where there is nothing to say; and notes."""
+
+    @abstractmethod
+    def answering(self, task: Task, made: Sequence[Rationale | None]) -> Form:
+        """The form of the final prompts."""
+
+
+@dataclass(frozen=True)
+class SelfWords(SelfAmplify):
+    """Rationales that cite words.
+
+    Attributes:
+        k: how many (the paper has 4 to 5).
+        template: of the rationale: "key_words", "paper", "words_only", "span", …, or your own file.
+    """
+
+    k: int = 5
+    template: str = "key_words"
+
+    def answering(self, task: Task, made: Sequence[Rationale | None]) -> Form:
+        """The model begins with words of its own."""
+        begin = opening(templates.load("rationale", self.template))
+        line = not any("\n" in rationale.text for rationale in made if rationale)
+        return self.form(task, reasons=True, lead=begin, budget=RATIONALE_TOKENS, line=line)
+
+    def said(
+        self, attributions: Sequence[Attribution | None], shots: Sequence[Demonstration]
+    ) -> tuple[list[Rationale | None], list[str]]:
+        """Each attribution in words, those that speak for the label; and notes."""
+        form = templates.load("rationale", self.template)
+        made: list[Rationale | None] = []
+        for attribution, shot in zip(attributions, shots, strict=True):
+            label = shown_gold(shot.example)
+            try:
+                made.append(rationalise(attribution, form, self.k, label=label, positive=True) if attribution else None)
+            except InputError:  # no word speaks for the label
+                made.append(None)
+        short = sum(r is not None and len(r.words) < self.k for r in made)
+        return made, [f"{short} of {len(made)} rationales have fewer than {self.k} words to cite"] if short else []
+
+
+@dataclass(frozen=True)
+class SelfTopK(SelfWords):
+    """The model names the k words itself, told the gold label."""
+
+    name: ClassVar[str] = "self_amplify_topk"
+
+    def rationales(
+        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+    ) -> tuple[list[Rationale | None], list[str]]:
+        """Ask behind the begun answer "The answer is (C). The 5 words …"."""
+        form = self.form(task)
+        cases = []
+        for shot in chosen.shots:
+            spans = citable(task, shot.example)
+            prompt, _, _ = placed(form, shot.example, spans)
+            cases.append(Case(input_text(shot.example), shown_gold(shot.example), spans=spans, prompt=prompt))
+        found = explain_prompted(cases, backend, "self", k=self.k, seed=seed, retries=_RETRIES, model=backend.spec)
+        made, notes = self.said(found.attributions, chosen.shots)
+        if found.invented:
+            notes.append(f"{found.invented} words named that are not in the input: left out")
+        return made, notes
+
+
+@dataclass(frozen=True)
+class SelfExplained(SelfWords):
+    """Words by an attribution of the model's own log-probability of the whole label.
+
+    Attributes:
+        budget: model evaluations per shot; 0 for what the explainer takes by itself.
+        contrastive: explain the gold label against the one wrongly given, or the likeliest other one where the model
+            was asked for log-probabilities. The paper explains the gold label alone.
+    """
+
+    explainer: ClassVar[str]
+
+    budget: int = 0
+    contrastive: bool = False
+
+    def rationales(
+        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+    ) -> tuple[list[Rationale | None], list[str]]:
+        """Attribute, then cite the words that speak for the label."""
+        found = explain_shots(
+            self,
+            task,
+            backend,
+            chosen.shots,
+            self.explainer,
+            contrastive=self.contrastive,
+            seed=seed,
+            budget=self.budget,
+        )
+        return self.said(found, chosen.shots)
+
+
+@dataclass(frozen=True)
+class SelfShap(SelfExplained):
+    """KernelSHAP."""
+
+    name: ClassVar[str] = "self_amplify_shap"
+    explainer: ClassVar[str] = "kernel_shap"
+
+
+@dataclass(frozen=True)
+class SelfLime(SelfExplained):
+    """LIME."""
+
+    name: ClassVar[str] = "self_amplify_lime"
+    explainer: ClassVar[str] = "lime"
+
+
+@dataclass(frozen=True)
+class SelfOcclusion(SelfExplained):
+    """Occlusion, which the paper calls feature ablation."""
+
+    name: ClassVar[str] = "self_amplify_occlusion"
+    explainer: ClassVar[str] = "occlusion"
+
+
+@dataclass(frozen=True)
+class SelfGradient(SelfExplained):
+    """Gradient times input."""
+
+    name: ClassVar[str] = "self_amplify_gradient"
+    explainer: ClassVar[str] = "grad_x_input"
+
+
+@dataclass(frozen=True)
+class SelfDeepLift(SelfExplained):
+    """DeepLIFT."""
+
+    name: ClassVar[str] = "self_amplify_deeplift"
+    explainer: ClassVar[str] = "deeplift"
+
+
+@dataclass(frozen=True)
+class SelfShapleySampling(SelfExplained):
+    """Shapley sampling."""
+
+    name: ClassVar[str] = "self_amplify_shapley_sampling"
+    explainer: ClassVar[str] = "shapley_sampling"
+
+
+@dataclass(frozen=True)
+class SelfSteps(SelfAmplify):
+    """Rationales in sentences.
+
+    Attributes:
+        steps: how many sentences are asked for.
+        template: of the rationale, and so of what the model's own begins with.
+    """
+
+    steps: int = 3
+    template: str = "steps"
+
+    def answering(self, task: Task, made: Sequence[Rationale | None]) -> Form:
+        """The model begins with steps of its own."""
+        return self.form(task, reasons=True, lead=self.begin, budget=40 * self.steps)
+
+    @property
+    def begin(self) -> str:
+        """What a rationale begins with."""
+        form = templates.load("rationale", self.template)
+        return form.before("explanation", {"steps": self.steps, "explanation": ""}).rstrip()
+
+    def worded(self, explanation: str, kind: str) -> Rationale:
+        """The rationale as it stands in a prompt, on one line."""
+        form = templates.load("rationale", self.template)
+        return Rationale(form.render({"steps": self.steps, "explanation": explanation}), kind=kind)
+
+    def asked(self, prompts: Sequence[Prompt], backend: Generator, marker: str, seed: int) -> list[tuple[str, str]]:
+        """For each prompt what can be used of the explanation written, and all that was written.
+
+        An explanation of which nothing can be used is asked for again, a bounded number of times, with a seed.
+        """
+        found = [("", "")] * len(prompts)
+        for attempt in range(_RETRIES + 1):
+            open_ = [i for i, (usable, _) in enumerate(found) if not usable]
+            if not open_:
+                break
+            sampling = Sampling(
+                max_tokens=40 * self.steps, temperature=0.7 if attempt else 0.0, seed=seed + attempt, stop=("\n\n\n",)
+            )
+            for i, written in zip(open_, backend.generate([prompts[i] for i in open_], sampling), strict=True):
+                found[i] = usable(written, marker), written.text
+        return found
+
+
+def usable(written: Completion, marker: str) -> str:
+    """The explanation in whole sentences on one line, before any answer it goes on to give; "" where none is left."""
+    parts = split_answer(written.text, marker)
+    while parts is not None:  # the first marker counts: what follows it is an answer, not a reason
+        written = replace(written, text=parts[0], finish_reason="stop")
+        parts = split_answer(parts[0], marker)
+    text = " ".join(written.text.split())
+    if written.finish_reason == "length":  # a sentence that was cut off would teach the model to break off
+        end = max(text.rfind(mark) for mark in (". ", "! ", "? "))
+        text = text if text.endswith((".", "!", "?")) else text[: end + 1]
+    if not any(c.isalpha() for c in text):
+        return ""
+    return text if text.endswith((".", "!", "?")) else f"{text.rstrip(' ,;:')}."
+
+
+@dataclass(frozen=True)
+class SelfPhCoT(SelfSteps):
+    """Post hoc chain of thought: told the gold label, the model explains it in a few sentences."""
+
+    name: ClassVar[str] = "self_amplify_phcot"
+
+    def rationales(
+        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+    ) -> tuple[list[Rationale | None], list[str]]:
+        """Ask behind the begun answer "The answer is (C). 3-step explanation:"."""
+        form = self.form(task)
+        prompts = []
+        for shot in chosen.shots:
+            given = {"steps": self.steps, "label": shown_gold(shot.example), "marker": form.style.marker}
+            lead = templates.load("lead", "explanation").render(given)
+            prompts.append(_request(form, shot, templates.load("request", "explanation").render(given), lead))
+        found = self.asked(prompts, backend, form.style.marker, seed)
+        return [self.worded(text, "phcot") if text else None for text, _ in found], []
+
+
+@dataclass(frozen=True)
+class SelfAutoCoT(SelfSteps):
+    """A chain of thought that the model writes without being told the label (Auto-CoT; Zhang et al. 2022).
+
+    The demonstration still ends with the gold label; how many chains argue for another one is noted.
+    """
+
+    name: ClassVar[str] = "self_amplify_autocot"
+
+    def rationales(
+        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+    ) -> tuple[list[Rationale | None], list[str]]:
+        """Ask for steps and an answer."""
+        form = self.form(task)
+        marker = form.style.marker
+        request = templates.load("request", "steps").render({"steps": self.steps, "marker": marker})
+        found = self.asked([_request(form, s, request, self.begin) for s in chosen.shots], backend, marker, seed)
+        astray = 0
+        for shot, (_, written) in zip(chosen.shots, found, strict=True):
+            answer = parse_label(written, form.labels_of(shot.example), options=shot.example.options, marker=marker)
+            astray += answer not in (None, shot.example.label)
+        notes = [f"{astray} of {len(found)} chains end in another answer than the gold one"] if astray else []
+        return [self.worded(text, "autocot") if text else None for text, _ in found], notes
+
+
+def _request(form: Form, shot: Demonstration, request: str, lead: str) -> Prompt:
+    """The shot's zero-shot prompt with something asked at its end and the answer begun; raw text is only begun."""
+    prompt = form.prompt(shot.example, lead=form.style.marker)
+    if prompt.text is not None:
+        return replace(prompt, prefix=f" {lead}", emphasis=())
+    last = prompt.messages[-1]
+    asked = Message(last.role, f"{last.content}\n\n{request}")
+    return Prompt(messages=(*prompt.messages[:-1], asked), prefix=lead)
+
+
+@dataclass(frozen=True)
+class SelfNoRationale(SelfMethod):
+    """Self-AMPLIFY's shots, answers only: is it the selection that helps?"""
+
+    name: ClassVar[str] = "self_amplify_no_rationale"
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+        """The shared selection, nothing else."""
+        notes = self.notes_on(task, backend)
+        chosen = self.chosen(task, backend, seed)
+        return ShotProgram(self.form(task), chosen.shots, (*notes, *chosen.notes), chosen.meta)
+
+
+@dataclass(frozen=True)
+class SelfRandomWords(SelfWords):
+    """Self-AMPLIFY with k random content words of the same input."""
+
+    name: ClassVar[str] = "self_amplify_random_words"
+
+    def rationales(
+        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+    ) -> tuple[list[Rationale | None], list[str]]:
+        """Words drawn with the seed."""
+        made: list[Rationale | None] = []
+        for shot in chosen.shots:
+            spans, text = citable(task, shot.example), input_text(shot.example)
+            words = tuple(text[a:b] for a, b in spans)
+            # every word counts alike
+            even = Attribution(text, words, spans, (1.0,) * len(words), str(shot.example.label), method="random")
+            drawn = random_words(even, self.k, seed)
+            made.append(verbalise(drawn, even, self.template, label=shown_gold(shot.example)))
+        return made, []
