@@ -1,0 +1,329 @@
+"""How fast values of a source game are had, against the tools people use: same model, machine, dtype and coalitions.
+
+    python eval/bench_textgenshap.py --data $AMPLIFY_DATA/hotpotqa --parts fixed,random,captum,many,votes
+
+Parts: `fixed`, ten HotpotQA paragraphs in their order, prefix trie against context-cite (batch size 1, its default);
+`random`, orders drawn anew, packed permutations against the same forward pass; `captum`, `LLMAttribution`'s own forward
+function on coalitions of `fixed`, one pass per target token and one per sequence; `exact`, all 2^n coalitions; `many`,
+20 and 50 documents in random order, tokens forwarded against naive ones; `votes`, answers decoded against answers
+recognised (for half the coalitions). Where a rival is timed on some of the coalitions only, its time is scaled by
+tokens and says so.
+Results are added to the JSON file part by part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import amplify
+from amplify import templates
+from amplify.backends.known import KnownAnswers, generate_known
+from amplify.backends.text import encode_with_target, render
+from amplify.backends.tree import plan, trie
+from amplify.textgenshap import all_coalitions
+from amplify.textgenshap.games import LogProbGame
+from amplify.textgenshap.sampling import prefixes
+from amplify.textgenshap.sources import Context, Selection, harmless, in_place, select
+from amplify.values import Sampling
+
+
+def paragraphs(row: dict[str, Any], sentences: int) -> list[str]:
+    """The item's paragraphs, title first, cut to so many sentences (0: whole)."""
+    pairs = zip(row["context"]["title"], row["context"]["sentences"], strict=True)
+    return [f"{title}\n{''.join(s[: sentences or None]).strip()}" for title, s in pairs]
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What it gives, and its seconds."""
+    begun = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - begun
+
+
+class Bench:
+    """One item, one model."""
+
+    def __init__(
+        self, backend: Any, rows: Sequence[dict[str, Any]], item: int, sentences: int, tokens: int, peer: int
+    ) -> None:
+        self.backend, self.rows, self.sentences, self.peer = backend, rows, sentences, peer
+        self.seconds: dict[str, float] = {}
+        row = rows[item]
+        self.context = self.of(row["question"], paragraphs(row, sentences))
+        own = backend.generate([self.context.prompt(self.context.everything())], Sampling(max_tokens=tokens))[0].text
+        # the answer is padded out with its own words, so that every item scores as many tokens
+        words = own
+        while len(backend.tokenizer(words).input_ids) < tokens:
+            words = f"{words} {own.strip()}"
+        self.answer = backend.tokenizer.decode(backend.tokenizer(words).input_ids[:tokens])
+
+    def of(self, question: str, documents: Sequence[str]) -> Context:
+        """A context like `attribute_sources` makes it."""
+        return Context(harmless(question), tuple(harmless(d) for d in documents), templates.load("sources", "default"))
+
+    def sequences(self, context: Context, selections: Sequence[Selection]) -> tuple[list[list[int]], list[int]]:
+        """Token ids of prompt and answer, and where the answer starts."""
+        tokenizer = self.backend.tokenizer
+        pairs = [encode_with_target(tokenizer, render(context.prompt(s), tokenizer), self.answer) for s in selections]
+        return [ids for ids, _ in pairs], [start for _, start in pairs]
+
+    def ours(self, context: Context, selections: Sequence[Selection], engine: Any) -> tuple[np.ndarray, float, int]:
+        """Values, seconds, tokens forwarded."""
+        before = self.backend.usage.snapshot()
+        game = LogProbGame(context, self.backend, self.answer, engine)
+        values, seconds = timed(lambda: game.of(selections)[:, 0])
+        return values, seconds, self.backend.usage.since(before).forwarded_tokens
+
+    def cited(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[np.ndarray, float]:
+        """context-cite's own evaluation of these prompts with its default batch size."""
+        from context_cite import utils
+        from datasets import Dataset
+
+        data = Dataset.from_dict(
+            {
+                "input_ids": list(map(list, sequences)),
+                "attention_mask": [[1] * len(s) for s in sequences],
+                "labels": [[-100] * start + list(s[start:]) for s, start in zip(sequences, starts, strict=True)],
+            }
+        )
+        length = len(sequences[0]) - starts[0]
+        model, tokenizer = self.backend.model, self.backend.tokenizer
+        found, seconds = timed(lambda: utils._get_response_logit_probs(data, model, tokenizer, length, 1))
+        return utils.aggregate_logit_probs(found, "log_prob"), seconds
+
+    def flops(self, positions: np.ndarray, logits: int) -> float:
+        """Of the tokens at these positions: matrix products, attention to all before, and so many rows of logits."""
+        c = self.backend.model.config
+        head = c.head_dim if getattr(c, "head_dim", None) else c.hidden_size // c.num_attention_heads
+        body = sum(p.numel() for p in self.backend.model.model.layers.parameters())
+        attention = 4 * c.num_hidden_layers * c.num_attention_heads * head * (positions + 1.0).sum()
+        return float(2 * body * len(positions) + attention + 2 * c.vocab_size * c.hidden_size * logits)
+
+    def against(self, selections: Sequence[Selection], engine: str) -> dict[str, Any]:
+        """An engine against context-cite on the same selections."""
+        sequences, starts = self.sequences(self.context, selections)
+        values, seconds, forwarded = self.ours(self.context, selections, engine)
+        some = np.unique(np.linspace(0, len(selections) - 1, min(self.peer, len(selections))).astype(int))
+        peer, peer_seconds = self.cited([sequences[i] for i in some], [starts[i] for i in some])
+        tokens = sum(map(len, sequences))
+        peer_seconds *= tokens / sum(len(sequences[i]) for i in some)
+        tree, paths = trie(sequences, starts)
+        wanted = sorted({n for path, start in zip(paths, starts, strict=True) for n in _after(tree, path, start)})
+        laid = plan(tree, wanted)
+        mine = self.flops(laid.positions, len(np.unique(laid.read_at)))
+        theirs = sum(self.flops(np.arange(len(s)), len(s)) for s in sequences)
+        self.seconds[engine] = seconds
+        return {
+            "coalitions": len(selections),
+            "answer_tokens": len(sequences[0]) - starts[0],
+            "prompt_tokens_mean": float(np.mean(starts)),
+            "seconds": seconds,
+            "forwarded_tokens": forwarded,
+            "context_cite": {"seconds": peer_seconds, "tokens": tokens, "timed_on": len(some)},
+            "fewer_tokens": tokens / forwarded,
+            "faster": peer_seconds / seconds,
+            "flop_ratio": theirs / mine,
+            "wall_clock_share_of_flop_ratio": peer_seconds / seconds / (theirs / mine),
+            "largest_difference": float(np.abs(values[some] - peer).max()),
+        }
+
+    def fixed(self, count: int) -> dict[str, Any]:
+        """Coalitions as context-cite draws them."""
+        from context_cite.utils import _create_mask
+
+        n = len(self.context.documents)
+        masks = np.stack([_create_mask(n, 0.5, seed) for seed in range(count)])
+        self.masks = masks
+        return self.against([select(row, self.context.sources) for row in in_place(masks).tolist()], "trie")
+
+    def walks(self, context: Context, orders: int) -> list[Selection]:
+        """Prefixes of random orders."""
+        rng, n = np.random.default_rng(0), len(context.documents)
+        drawn = [rng.permutation(n) for _ in range(orders)]
+        rows = np.concatenate([np.where(prefixes(o), np.argsort(o), -1) for o in drawn])
+        return [select(row, context.sources) for row in rows.tolist()]
+
+    def random(self, orders: int) -> dict[str, Any]:
+        """Packed permutations. The empty coalition is asked once an order by both."""
+        return {"orders": orders, **self.against(self.walks(self.context, orders), "packed")}
+
+    def captum(self, coalitions: int, by_token: int) -> dict[str, Any]:
+        """captum's forward function on the first coalitions of `fixed`."""
+        from captum.attr import FeatureAblation, LLMAttribution, TextTemplateInput
+
+        tokenizer, context = self.backend.tokenizer, self.context
+
+        def prompt(*documents: str) -> str:
+            shown = [d for d in documents if d]
+            content = context.template.render({"question": context.question, "documents": shown})
+            return str(
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+                )
+            )
+
+        attribution = LLMAttribution(FeatureAblation(self.backend.model), tokenizer, attr_target="log_prob")
+        inputs = TextTemplateInput(prompt, values=[d.strip() for d in context.documents])
+        target = torch.tensor(tokenizer(self.answer, add_special_tokens=False).input_ids)
+        masks = torch.from_numpy(self.masks[:coalitions].astype(np.int64))
+        selections = [select(row, context.sources) for row in in_place(self.masks).tolist()]
+        sequences, _ = self.sequences(context, selections)
+        sizes = np.array([len(s) for s in sequences])
+
+        def run(count: int, in_tokens: bool) -> tuple[list[float], float]:
+            with torch.no_grad():
+                found, seconds = timed(
+                    lambda: [
+                        float(attribution._forward_func(m[None], inputs, target, False, None, in_tokens).ravel()[0])
+                        for m in masks[:count]
+                    ]
+                )
+            return found, seconds * sizes.sum() / sizes[:count].sum()
+
+        values, _, _ = self.ours(context, selections[:coalitions], "trie")
+        seconds = self.seconds["trie"]
+        whole, by_sequence_seconds = run(coalitions, False)
+        _, by_token_seconds = run(by_token, True)
+        return {
+            "coalitions": len(selections),
+            "timed": {"forward_in_tokens=False": coalitions, "forward_in_tokens=True": by_token, "scaled_by": "tokens"},
+            "seconds": seconds,
+            "captum_seconds": {
+                "forward_in_tokens=False": by_sequence_seconds,
+                "forward_in_tokens=True": by_token_seconds,
+            },
+            "faster": {
+                "forward_in_tokens=False": by_sequence_seconds / seconds,
+                "forward_in_tokens=True": by_token_seconds / seconds,
+            },
+            "largest_difference": float(np.abs(values - np.array(whole)).max()),
+        }
+
+    def exact(self, default: int = 64) -> dict[str, Any]:
+        """All coalitions, against the time that context-cite's default number takes (timed on a quarter of them)."""
+        n = len(self.context.documents)
+        every = [select(row, self.context.sources) for row in in_place(all_coalitions(n)).tolist()]
+        _, seconds, forwarded = self.ours(self.context, every, "trie")
+        rng = np.random.default_rng(0)
+        some = [every[i] for i in rng.choice(len(every), default // 4, replace=False)]
+        _, peer = self.cited(*self.sequences(self.context, some))
+        return {
+            "coalitions": len(every),
+            "seconds": seconds,
+            "forwarded_tokens": forwarded,
+            "context_cite_default_seconds": peer * 4,
+            "times_context_cite_default": seconds / (peer * 4),
+        }
+
+    def many(self, sizes: Sequence[int]) -> dict[str, Any]:
+        """One random order of many documents; naive is timed on one prompt of middle length and scaled by tokens."""
+        result: dict[str, Any] = {}
+        pool = list(dict.fromkeys(d for row in self.rows for d in paragraphs(row, self.sentences)))
+        for size in sizes:
+            context = self.of(self.context.question, pool[:size])
+            selections = self.walks(context, 1)
+            sequences, _ = self.sequences(context, selections)
+            _, seconds, forwarded = self.ours(context, selections, "packed")
+            middle = selections[size // 2]
+            _, one, tokens = self.ours(context, [middle], "naive")
+            naive = sum(map(len, sequences))
+            result[str(size)] = {
+                "coalitions": len(selections),
+                "forwarded_tokens": forwarded,
+                "naive_tokens": naive,
+                "fewer_tokens": naive / forwarded,
+                "seconds": seconds,
+                "naive_seconds_scaled_from_one": one * naive / tokens,
+                "faster": one * naive / tokens / seconds,
+            }
+        return result
+
+    def votes(self, count: int) -> dict[str, Any]:
+        """Answers to the coalitions of `fixed`, decoded and recognised."""
+        from context_cite.utils import _create_mask
+
+        n = len(self.context.documents)
+        masks = np.stack([_create_mask(n, 0.5, seed) for seed in range(count)])
+        selections = sorted({select(row, self.context.sources) for row in in_place(masks).tolist()})
+        prompts = [self.context.prompt(s) for s in selections]
+        sampling = Sampling(max_tokens=16)
+        known = KnownAnswers()
+        found, seconds = timed(lambda: generate_known(self.backend, prompts, sampling, known))
+        plain, plain_seconds = timed(lambda: self.backend.generate(prompts, sampling))
+        return {
+            "coalitions": len(prompts),
+            "answers": len(known.counts),
+            "decoding_steps": known.decoded,
+            "plain_decoding_steps": known.plain,
+            "share_of_steps": known.decoded / known.plain,
+            "seconds": seconds,
+            "plain_seconds": plain_seconds,
+            "equal": sum(a.text == b.text for a, b in zip(found, plain, strict=True)),
+        }
+
+
+def _after(tree: Any, path: Sequence[int], start: int) -> list[int]:
+    """The nodes of a path that begin at or behind token `start`."""
+    depth, found = 0, []
+    for node in path:
+        if depth >= start:
+            found.append(node)
+        depth += len(tree.segments[node])
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="transformers:smollm2-135m")
+    parser.add_argument("--data", type=Path, required=True, help="folder with dev_distractor_50.json")
+    parser.add_argument("--item", type=int, default=0)
+    parser.add_argument("--sentences", type=int, default=0, help="of each paragraph; 0: all")
+    parser.add_argument("--tokens", type=int, default=16, help="of the answer")
+    parser.add_argument("--coalitions", type=int, default=64)
+    parser.add_argument("--peer", type=int, default=16, help="of these, how many context-cite is timed on")
+    parser.add_argument("--orders", type=int, default=3)
+    parser.add_argument("--captum", type=int, nargs=2, default=(3, 1), metavar=("SEQUENCE", "TOKENS"))
+    parser.add_argument("--documents", default="20,50", help="numbers of documents for `many`")
+    parser.add_argument("--parts", default="fixed,random,captum,many,votes")
+    parser.add_argument("--out", type=Path, default=Path("eval/results/bench_textgenshap.json"))
+    args = parser.parse_args()
+    rows = json.loads((args.data / "dev_distractor_50.json").read_text())
+    backend: Any = amplify.open_backend(args.backend)
+    bench = Bench(backend, rows, args.item, args.sentences, args.tokens, args.peer)
+    work: dict[str, Callable[[], dict[str, Any]]] = {
+        "fixed": lambda: bench.fixed(args.coalitions),
+        "random": lambda: bench.random(args.orders),
+        "captum": lambda: bench.captum(*args.captum),
+        "exact": bench.exact,
+        "many": lambda: bench.many([int(s) for s in args.documents.split(",")]),
+        "votes": lambda: bench.votes(args.coalitions // 2),
+    }
+    bench.backend.packed  # the one-off trial pass is no part of any time  # noqa: B018
+    for part in args.parts.split(","):
+        done = json.loads(args.out.read_text()) if args.out.exists() else {"parts": {}}
+        result, seconds = timed(work[part])
+        done["parts"][part] = result | {"item": args.item, "sentences": args.sentences, "bench_seconds": seconds}
+        done |= {
+            "what": (__doc__ or "").split("\n", 1)[0],
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "setting": backend.describe(),
+            "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(done, indent=1) + "\n")
+        print(f"{part}: {json.dumps(result)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
