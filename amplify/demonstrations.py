@@ -82,7 +82,7 @@ def select(
             these are chosen as long as they suffice; then right ones fill up, and the notes say so. Not given: every
             example counts alike.
         proxy: whose probabilities (mcs_*) or explanations (most_faithful) decide.
-        method: gradient explainer for most_faithful.
+        method: explainer for most_faithful, see `amplify.attribution.gate.explain_words`.
         k: words of an explanation, for most_faithful.
 
     Returns:
@@ -310,11 +310,11 @@ def _scores(
     """Per example id, the misclassification confidence or the faithfulness of its explanation."""
     if strategy == "most_faithful":
         from amplify.attribution.faithfulness import comprehensiveness
-        from amplify.attribution.gradients import explain
+        from amplify.attribution.gate import explain_words
         from amplify.attribution.words import key_word_mask
 
         foils = [_foil(proxy, e, wrong.get(e.id)) for e in examples]
-        found = explain(proxy, examples, [e.label for e in examples], foils, [method], mask=key_word_mask(task))[method]
+        found = explain_words(proxy, examples, [e.label for e in examples], foils, method, mask=key_word_mask(task))
         values = comprehensiveness(proxy, examples, found, k).tolist()
     else:
         values = [

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from amplify.attribution.perturbation import Coalitions, Floats
-from amplify.attribution.words import Spans, without_words
-from amplify.errors import CapabilityError, InputError
+from amplify.attribution.words import without_words
+from amplify.backends.base import Generator, need_scorer
+from amplify.errors import InputError
 from amplify.layout import input_text
 from amplify.proxies import Proxy
 from amplify.values import Attribution, Example, Prompt
 
-if TYPE_CHECKING:
-    from amplify.backends.base import Scorer
+Gone = list[list[tuple[int, int]]]
+"""Of each coalition, the characters [start, end) that are deleted."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,17 @@ def margin(log_probs: Floats) -> Floats:
     return log_probs[:, 0] - (log_probs[:, 1] if log_probs.shape[1] > 1 else 0.0)
 
 
-def deletion(attribution: Attribution, model: Proxy | Scorer, example: Example | None = None) -> Deletion:
+def deletion(attribution: Attribution, model: Proxy | Generator, given: Example | Prompt | None = None) -> Deletion:
     """The game behind an attribution: the words that it scores may be deleted, all others stay.
 
     Args:
-        attribution: over `amplify.layout.input_text(example)`, or over a raw prompt.
-        model: a proxy, whose labels target and foil are; or a backend that scores continuations of a raw prompt.
-        example: what was explained; needed where examples bring their own choices.
+        attribution: over `amplify.layout.input_text(example)` for a proxy; over a raw prompt or the user's last message
+            for a language model.
+        model: a proxy, whose labels target and foil are; or a backend that scores them as continuations.
+        given: what was explained; needed where examples bring their own choices, and for chats.
 
     Raises:
-        InputError: no word is scored, the example has another text, or target or foil are none of its labels.
+        InputError: no word is scored, the text is another one, or target or foil are none of the labels.
         CapabilityError: a model that gives no log-probabilities.
     """
     if not attribution.words:
@@ -78,17 +79,12 @@ def deletion(attribution: Attribution, model: Proxy | Scorer, example: Example |
     groups: dict[str, list[tuple[int, int]]] = {}
     for word, span in zip(attribution.words, attribution.spans, strict=True):
         groups.setdefault(word.casefold(), []).append(span)
-    example = example or Example("", attribution.text)
-    if input_text(example) != attribution.text:
-        raise InputError(f"the attribution is of another text than example {example.id!r}: {attribution.text[:60]!r}")
-    spans = [tuple(group) for group in groups.values()]
-    wanted = [attribution.target, *([] if attribution.foil is None else [attribution.foil])]
-    ask = _of_proxy(model, example, wanted) if isinstance(model, Proxy) else _of_backend(model, example, wanted)
-    return Deletion(tuple(groups), _remembered(ask, spans, example))
+    score = _of_proxy(model, attribution, given) if isinstance(model, Proxy) else _of_backend(model, attribution, given)
+    return Deletion(tuple(groups), _remembered(score, list(groups.values()), attribution.text))
 
 
 def _remembered(
-    ask: Callable[[list[Example]], Floats], spans: Sequence[Spans], example: Example
+    score: Callable[[Gone], Floats], groups: Sequence[Sequence[tuple[int, int]]], text: str
 ) -> Callable[[Coalitions], Floats]:
     seen: dict[bytes, Floats] = {}
 
@@ -97,48 +93,63 @@ def _remembered(
         new = {key: row for key, row in zip(keys, coalitions, strict=True) if key not in seen}
         if new:
             gone = [
-                [s for group, stays in zip(spans, row, strict=True) if not stays for s in group] for row in new.values()
+                [s for group, stays in zip(groups, row, strict=True) if not stays for s in group]
+                for row in new.values()
             ]
-            found = ask([without_words(example, cut) for cut in gone])
+            found = score(gone)
             if not np.isfinite(found).all():
                 bad = gone[int(np.flatnonzero(~np.isfinite(found).all(1))[0])]
-                raise InputError(f"the log-probability is not finite without characters {bad} of {example.text[:60]!r}")
+                raise InputError(f"the log-probability is not finite without the characters {bad} of {text[:60]!r}")
             seen.update(zip(new, found, strict=True))
         return np.array([seen[key] for key in keys])
 
     return log_probs
 
 
-def _of_proxy(proxy: Proxy, example: Example, wanted: list[str]) -> Callable[[list[Example]], Floats]:
+def _wanted(attribution: Attribution) -> list[str]:
+    return [attribution.target, *([] if attribution.foil is None else [attribution.foil])]
+
+
+def _of_proxy(proxy: Proxy, attribution: Attribution, given: Example | Prompt | None) -> Callable[[Gone], Floats]:
+    if isinstance(given, Prompt):
+        raise InputError("a proxy reads a text or an Example, not a Prompt")
     proxy.require_head("faithfulness")
+    example = given or Example("", attribution.text)
+    if input_text(example) != attribution.text:
+        raise InputError(f"the attribution is of another text than example {example.id!r}: {attribution.text[:60]!r}")
     labels = proxy.labels_of(example)
-    for label in wanted:
+    for label in _wanted(attribution):
         if label not in labels:
             more = "" if labels else "; give examples= where each brings its own choices"
             raise InputError(f"{label!r} is not among the labels {labels} of the text explained{more}")
-    at = [labels.index(label) for label in wanted]
+    at = [labels.index(label) for label in _wanted(attribution)]
 
-    def ask(cut: list[Example]) -> Floats:
-        scores = np.array(proxy.label_scores(cut))
+    def score(gone: Gone) -> Floats:
+        scores = np.array(proxy.label_scores([without_words(example, cut) for cut in gone]))
         top = scores.max(1, keepdims=True)
         found: Floats = (scores - top - np.log(np.exp(scores - top).sum(1, keepdims=True)))[:, at]
         return found
 
-    return ask
+    return score
 
 
-def _of_backend(backend: Scorer, example: Example, wanted: list[str]) -> Callable[[list[Example]], Floats]:
-    from amplify.backends.base import Scorer
+def _of_backend(
+    backend: Generator, attribution: Attribution, given: Example | Prompt | None
+) -> Callable[[Gone], Floats]:
+    from amplify.attribution.games import without_spans
+    from amplify.attribution.subjects import prompt_subject
 
-    if not isinstance(backend, Scorer):
-        raise CapabilityError(
-            f"faithfulness needs log-probabilities, which {type(backend).__name__} does not give: "
-            "use a proxy, or a transformers, vllm or scripted backend"
-        )
+    if isinstance(given, Example):
+        raise InputError("a language model reads a text or a Prompt: render the example first, or use a proxy")
+    scorer = need_scorer(backend, "faithfulness")
+    ends = _wanted(attribution)
+    case = prompt_subject(backend, given or attribution.text, attribution.target, None, players=attribution.spans)
+    if case.text != attribution.text:
+        raise InputError(f"the attribution is of another text than the prompt: {attribution.text[:60]!r}")
 
-    def ask(cut: list[Example]) -> Floats:
-        prompts = [Prompt(text=input_text(one)) for one in cut for _ in wanted]
-        totals = [found.total for found in backend.score(prompts, wanted * len(cut))]
-        return np.array(totals).reshape(len(cut), len(wanted))
+    def score(gone: Gone) -> Floats:
+        prompts = [p for cut in gone for p in [without_spans(case.prompt, case.message, cut)] * len(ends)]
+        totals = [found.total for found in scorer.score(prompts, ends * len(gone))]
+        return np.array(totals).reshape(len(gone), len(ends))
 
-    return ask
+    return score

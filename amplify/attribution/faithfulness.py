@@ -8,8 +8,8 @@ left out by itself). What a metric is worth was measured on planted words: see `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,11 @@ from amplify.attribution.perturbation import Coalitions, Floats
 from amplify.attribution.words import without_words
 from amplify.errors import InputError, UnknownNameError
 from amplify.proxies import Proxy
-from amplify.values import Attribution, Example
+from amplify.values import Attribution, Example, Prompt
 
 if TYPE_CHECKING:
-    from amplify.backends.base import Scorer
+    from amplify.attribution.explaining import Model
+    from amplify.backends.base import Generator
 
 RANDOM, OCCLUSION = "random scores", "direct occlusion"
 STEPS = 10
@@ -210,7 +211,13 @@ class Faithfulness:
         """The row of an explainer and a metric."""
         return next(row for row in self.rows if (row.method, row.metric) == (method, metric))
 
-    def to_dict(self) -> dict[str, object]:
+    def gains(self, method: str, metric: str) -> Floats:
+        """What an explainer has over random scores on each item, counted so that above 0 is better."""
+        sign = 1.0 if METRICS[metric].better == "higher" else -1.0
+        gain: Floats = sign * (self.values[method, metric] - self.values[RANDOM, metric])
+        return gain
+
+    def to_dict(self) -> dict[str, Any]:
         """As JSON values, per-item values left out."""
         rows = [
             {
@@ -251,10 +258,10 @@ KEPT = ("comprehensiveness", "sufficiency", "logprob_drop", "lds")
 
 def faithfulness(
     explanations: Sequence[Attribution] | Mapping[str, Sequence[Attribution]],
-    model: Proxy | Scorer,
+    model: Model,
     metrics: Sequence[str] = KEPT,
     *,
-    examples: Sequence[Example] | None = None,
+    examples: Sequence[Example | Prompt] | None = None,
     k: int = 5,
     masks: int = 32,
     draws: int = 5,
@@ -265,9 +272,10 @@ def faithfulness(
     Args:
         explanations: of one explainer or of several: attributions (told apart by `method`), or name -> attributions.
             Several explainers explain the same inputs in the same order.
-        model: what was explained: a proxy (probabilities over its labels), or a backend that scores continuations.
+        model: what was explained, as in `amplify.explain`: a proxy or its folder (probabilities over its labels), or a
+            backend or its spec (log-probabilities of continuations).
         metrics: of `METRICS`.
-        examples: what was explained, in order; needed where examples bring their own choices.
+        examples: what was explained, in order; needed where examples bring their own choices, and for chats.
         k: different words on top; half of an input's words (at least one) where that is fewer, so that random words
             can be others.
         masks: held-out random coalitions of `lds`, each word kept with probability 1/2.
@@ -287,11 +295,32 @@ def faithfulness(
     first = next(iter(groups.values()))
     if examples is not None and len(examples) != len(first):
         raise InputError(f"{len(examples)} examples and {len(first)} attributions: one each is needed")
+    from amplify.attribution.explaining import opened
+
+    settings: dict[str, object] = {"k": k, "masks": masks, "draws": draws, "seed": seed}
+    with opened(model) as one:
+        values, spent = _measured(one, groups, metrics, examples, k, masks, draws, seed)
+        settings["model"] = one.name if isinstance(one, Proxy) else one.spec
+    return Faithfulness(_rows(groups, metrics, values), values, settings, spent)
+
+
+def _measured(
+    model: Proxy | Generator,
+    groups: Mapping[str, Sequence[Attribution]],
+    metrics: Sequence[str],
+    examples: Sequence[Example | Prompt] | None,
+    k: int,
+    masks: int,
+    draws: int,
+    seed: int,
+) -> tuple[dict[tuple[str, str], Floats], int]:
+    """Per explainer or reference and metric one value per item; and evaluations made."""
     rng = np.random.default_rng(seed)
     found: dict[tuple[str, str], list[float]] = {}
     spent = 0
-    for i, attribution in enumerate(first):
-        game = deletion(attribution, model, examples[i] if examples is not None else None)
+    for i, attribution in enumerate(next(iter(groups.values()))):
+        foil = next((group[i].foil for group in groups.values() if group[i].foil is not None), None)
+        game = deletion(replace(attribution, foil=foil), model, examples[i] if examples is not None else None)
         n = len(game.words)
         top = min(k, max(1, n // 2))
         held_out = rng.random((masks, n)) < 0.5
@@ -299,7 +328,7 @@ def faithfulness(
         views.append((OCCLUSION, _by_scores(_occluded(game), top, held_out)))
         views += [(RANDOM, _by_scores(rng.normal(size=n), top, held_out)) for _ in range(draws)]
         asked = np.concatenate([METRICS[m].masks(view) for _, view in views for m in metrics])
-        whole = game.log_probs(np.concatenate([np.ones((1, n), dtype=bool), asked]))[0]  # all of the item in one batch
+        whole = game.log_probs(np.concatenate([np.ones((1, n), dtype=bool), asked]))[0]  # an item's masks in one batch
         spent += len(np.unique(np.concatenate([np.ones((1, n), dtype=bool), ~np.eye(n, dtype=bool), asked]), axis=0))
         for metric in metrics:
             drawn = []
@@ -310,9 +339,7 @@ def faithfulness(
                 else:
                     found.setdefault((name, metric), []).append(value)
             found.setdefault((RANDOM, metric), []).append(float(np.mean(drawn)))
-    values = {key: np.array(per_item) for key, per_item in found.items()}
-    settings = {"k": k, "masks": masks, "draws": draws, "seed": seed, "model": _name(model)}
-    return Faithfulness(_rows(groups, metrics, values), values, settings, spent)
+    return {key: np.array(per_item) for key, per_item in found.items()}, spent
 
 
 def comprehensiveness(
@@ -363,13 +390,9 @@ def _grouped(explanations: Sequence[Attribution] | Mapping[str, Sequence[Attribu
                 f"{name} explains {len(group)} inputs, {first_name} {len(first)}: explainers are compared on the same"
             )
         for mine, theirs in zip(group, first, strict=True):
-            same = (mine.text, mine.spans, mine.target, mine.foil) == (
-                theirs.text,
-                theirs.spans,
-                theirs.target,
-                theirs.foil,
-            )
-            if not same:
+            # explainers that take no foil leave it out
+            foils = {mine.foil, theirs.foil} - {None}
+            if (mine.text, mine.spans, mine.target) != (theirs.text, theirs.spans, theirs.target) or len(foils) > 1:
                 raise InputError(
                     f"{name} and {first_name} explain different words, targets or foils of {theirs.text[:60]!r}"
                 )
@@ -421,7 +444,3 @@ def interval(values: Floats, resamples: int = 2000) -> Mean:
     means = x[np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Mean(float(x.mean()), float(low), float(high))
-
-
-def _name(model: object) -> str:
-    return str(getattr(model, "name", None) or getattr(model, "spec", None) or type(model).__name__)

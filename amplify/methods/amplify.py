@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from amplify import templates
 from amplify.backends.base import Generator
-from amplify.errors import InputError
 from amplify.methods.explained import RATIONALE_TOKENS, Explained, ExplainedMethod
 from amplify.methods.prompting import Form, ShotProgram, with_rationales
-from amplify.rationales import kind_of, opening, rationalise
-from amplify.salient_spans import SEARCHES
+from amplify.rationales import opening
 from amplify.values import Rationale
 
 if TYPE_CHECKING:
@@ -39,17 +37,9 @@ class Amplify(ExplainedMethod):
 
 
 def top_words(method: ExplainedMethod, found: Explained) -> list[Rationale | None]:
-    """Each shot's rationale from its own attribution; None where no word speaks for its label."""
-    form = templates.load("rationale", method.template)
-    made: list[Rationale | None] = []
-    for attribution, label in zip(found.attributions, found.labels, strict=True):
-        try:
-            made.append(rationalise(attribution, form, method.k, label=label, positive=method.positive))
-        except InputError:
-            if not method.positive and kind_of(form) not in SEARCHES:
-                raise
-            made.append(None)
-    return made
+    """Each shot's rationale from its own attribution; None where no word speaks for its label, or the gate shut."""
+    made = zip(found.attributions, found.labels, strict=True)
+    return [None if i in found.failed else method.worded(a, label) for i, (a, label) in enumerate(made)]
 
 
 def in_words(
@@ -61,7 +51,7 @@ def in_words(
 ) -> ShotProgram:
     """The program with these rationales behind the shots; a shot whose rationale is None shows its answer alone."""
     noted = list(notes)
-    if dropped := rationales.count(None):
+    if dropped := sum(r is None for i, r in enumerate(rationales) if i not in found.failed):
         noted.append(f"{dropped} of {len(rationales)} rationales dropped: no word speaks for the label")
     if short := sum(r is not None and len(r.words) < method.k for r in rationales):
         noted.append(f"{short} of {len(rationales)} rationales have fewer than {method.k} words to cite")

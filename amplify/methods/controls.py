@@ -115,8 +115,10 @@ class TestWords(ExplainedMethod):
             base=base,
             proxy=str(kept.folder),
             identity=kept.identity,
-            explainer=self.explainer,
+            explainer=found.explainer,
             contrastive=self.contrastive,
+            budget=self.budget,
+            seed=seed,
             k=self.k,
             positive=self.positive,
             template=templates.load("rationale", self.template),
@@ -131,7 +133,7 @@ class TestWordsProgram(PromptProgram):
     Attributes:
         base: the shots and their form.
         proxy, identity: folder of the proxy, and the hash that it must have.
-        explainer, contrastive, k, positive, template: how its words become a rationale.
+        explainer, contrastive, k, positive, template, budget, seed: how its words become a rationale.
         masked: words that may not be cited.
     """
 
@@ -147,6 +149,8 @@ class TestWordsProgram(PromptProgram):
     positive: bool
     template: Template
     masked: tuple[str, ...]
+    budget: int = 128
+    seed: int = 0
 
     def prompt(self, example: Example | str) -> Prompt:
         """The prompt for an example, the rationale begun."""
@@ -160,7 +164,7 @@ class TestWordsProgram(PromptProgram):
 
     def leads(self, examples: Sequence[Example]) -> list[str]:
         """Each input's rationale up to its label; the form's own opening where there is no word to cite."""
-        from amplify.attribution.gradients import explain
+        from amplify.attribution.gate import explain_words, plain
         from amplify.attribution.words import mask_without
 
         proxy = loaded_proxy(self.proxy, self.identity)
@@ -168,10 +172,20 @@ class TestWordsProgram(PromptProgram):
         labels = [proxy.labels_of(example) for example in examples]
         first = [names[order[0]] for names, order in zip(labels, ranked, strict=True)]
         second = [names[order[1]] for names, order in zip(labels, ranked, strict=True)]
-        name = self.explainer if self.contrastive else f"{self.explainer}_plain"
         mask = mask_without(frozenset(self.masked))
-        made = explain(proxy, examples, first, second if self.contrastive else None, (name,), mask=mask)[name]
-        return [self._begun(attribution) for attribution in made]
+        citing = [i for i, example in enumerate(examples) if any(mask(example))]
+        made = explain_words(
+            proxy,
+            [examples[i] for i in citing],
+            [first[i] for i in citing],
+            [second[i] for i in citing] if self.contrastive else None,
+            plain(self.explainer, self.contrastive),
+            mask=mask,
+            budget=self.budget,
+            seed=self.seed,
+        )
+        begun = dict(zip(citing, map(self._begun, made), strict=True))
+        return [begun.get(i, self.base.form.lead) for i in range(len(examples))]
 
     def _begun(self, attribution: Attribution) -> str:
         try:
@@ -183,7 +197,8 @@ class TestWordsProgram(PromptProgram):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        own = {n: getattr(self, n) for n in ("proxy", "identity", "explainer", "contrastive", "k", "positive")}
+        names = ("proxy", "identity", "explainer", "contrastive", "k", "positive", "budget", "seed")
+        own = {name: getattr(self, name) for name in names}
         template = {"name": self.template.name, "source": self.template.source, "sha256": self.template.sha256}
         return {"base": self.base.to_dict(), **own, "template": template, "masked": list(self.masked)}
 

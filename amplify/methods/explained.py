@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
+from amplify import templates
 from amplify.backends.base import Generator
-from amplify.errors import InputError
+from amplify.errors import InputError, UnknownNameError
 from amplify.methods.answering import check_window
 from amplify.methods.baselines import FewShot, ZeroShot
 from amplify.methods.parsing import shown
 from amplify.methods.prompting import Form, PromptMethod, check_options
-from amplify.values import Attribution, Demonstration, Example
+from amplify.rationales import kind_of, rationalise
+from amplify.salient_spans import SEARCHES
+from amplify.values import Attribution, Demonstration, Example, Rationale
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from amplify.methods.gating import Explanation
     from amplify.proxies import Proxy
     from amplify.tasks import Task
 
@@ -35,12 +39,16 @@ class Explained:
         shots: selected demonstrations in the order they will have, without rationales; the foil is known.
         attributions: why each shot's gold label is right, one a shot.
         notes, meta: see `ShotProgram`.
+        explainer: what made the attributions, never "auto".
+        failed: places of the shots whose rationale did not pass the gate.
     """
 
     shots: tuple[Demonstration, ...]
     attributions: tuple[Attribution, ...]
     notes: tuple[str, ...]
     meta: dict[str, Any]
+    explainer: str = "grad_x_input"
+    failed: frozenset[int] = frozenset()
 
     @property
     def labels(self) -> list[str]:
@@ -61,7 +69,11 @@ class ExplainedMethod(PromptMethod):
         probe: how it is asked.
         misclassified: select among those it gets wrong.
         selection: highest or lowest misclassification confidence of the proxy, most faithful explanation, or random.
-        explainer: gradient times input, or gradient norm.
+        explainer: any of `amplify.attribution.registry.METHODS`, e.g. gradient times input; "auto" takes the one that
+            is most faithful to the proxy on held-out examples (`amplify.attribution.gate.choose`).
+        budget: evaluations of the proxy per example that perturbation explainers may make.
+        gate: a rationale must cite words that the proxy needs more than random words of the same example, else its
+            shot gives way to the next candidate whose rationale does, or is shown without one.
         contrastive: explain the gold label against the one wrongly given, not the gold label alone.
         k: words in a rationale.
         positive: cite only words that speak for the label.
@@ -76,12 +88,36 @@ class ExplainedMethod(PromptMethod):
     probe: Literal["zero_shot", "few_shot"] = "zero_shot"
     misclassified: bool = True
     selection: Literal["mcs_high", "mcs_low", "most_faithful", "random"] = "mcs_high"
-    explainer: Literal["grad_x_input", "grad_norm"] = "grad_x_input"
+    explainer: str = "grad_x_input"
+    budget: int = 128
+    gate: bool = False
     contrastive: bool = True
     k: int = 5
     positive: bool = False
     shots: int = 8
     template: str = "key_words"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        from amplify.attribution.registry import METHODS
+
+        if self.explainer not in (*METHODS, "auto"):
+            raise UnknownNameError("explainer", self.explainer, (*METHODS, "auto"))
+
+    def worded(self, attribution: Attribution, label: str) -> Rationale | None:
+        """A shot's rationale; None where no word speaks for its label.
+
+        Args:
+            attribution: why the gold label is right.
+            label: as prompts write it.
+        """
+        form = templates.load("rationale", self.template)
+        try:
+            return rationalise(attribution, form, self.k, label=label, positive=self.positive)
+        except InputError:
+            if not self.positive and kind_of(form) not in SEARCHES:
+                raise
+            return None
 
     def explained(self, task: Task, backend: Generator, seed: int) -> Explained:
         """The shots and why, found once per backend, task, seed and options (those of wording aside).
@@ -91,7 +127,11 @@ class ExplainedMethod(PromptMethod):
             ContextLengthError: the shots cannot fit, before any work.
         """
         check_options(self)
-        wording = {"template", "positive", "max_tokens", "extract", *(() if self.selection == "most_faithful" else "k")}
+        wording = {"max_tokens", "extract"}
+        if not self.gate:  # which judges the words themselves
+            wording |= {"template", "positive"}
+            if self.selection != "most_faithful" and self.explainer != "auto":
+                wording.add("k")
         chosen = tuple(getattr(self, f.name) for f in fields(ExplainedMethod) if f.name not in wording)
         key = (chosen, task.fingerprint, seed)
         known = _FITS.setdefault(backend, {})
@@ -124,9 +164,9 @@ def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Pr
 
 
 def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> Explained:
-    from amplify.attribution.gradients import explain
-    from amplify.attribution.words import key_word_mask
-    from amplify.demonstrations import select
+    from amplify.attribution.gate import choose, plain
+    from amplify.demonstrations import Selection, select
+    from amplify.methods.gating import SPARE, gate_shots
 
     pool, notes = citable_pool(method.name, method.pool, task, seed)
     check_room(method.form(task, reasons=True, budget=RATIONALE_TOKENS), method.shots, task, backend)
@@ -142,38 +182,88 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
     if 2 * unparsed > len(wrong):
         notes.append(f"{unparsed} of the model's {len(wrong)} wrong answers could not be read: it fails at the format")
 
-    explainer = method.explainer if method.contrastive else f"{method.explainer}_plain"
-    chosen = select(
-        method.selection,
-        task,
-        method.shots,
-        seed=seed,
-        pool=pool,
-        wrong=wrong if method.misclassified else None,
-        proxy=proxy,
-        method=explainer,
-        k=method.k,
-    )
+    explainer, choice = method.explainer, None
+    if explainer == "auto":
+        choice = choose(proxy, task, contrastive=method.contrastive, k=method.k, budget=method.budget, seed=seed)
+        explainer = choice.method
+        notes.append(choice.note)
+
+    def selected(shots: int) -> Selection:
+        return select(
+            method.selection,
+            task,
+            shots,
+            seed=seed,
+            pool=pool,
+            wrong=wrong if method.misclassified else None,
+            proxy=proxy,
+            method=plain(explainer, method.contrastive),
+            k=method.k,
+        )
+
+    def reasons(shots: Sequence[Demonstration]) -> list[Explanation]:
+        return _reasons(method, task, proxy, explainer, shots, wrong, seed)
+
+    chosen = selected(method.shots)
     # in random order: sorted by confidence the labels would come in runs
-    shots = random.Random(seed).sample(chosen.shots, len(chosen.shots))
-    examples = [shot.example for shot in shots]
-    guesses = proxy.probabilities(examples)
-    foils = [_foil(task.labels_of(e), wrong.get(e.id), str(e.label), p) for e, p in zip(examples, guesses, strict=True)]
-    contrast = foils if method.contrastive else None
-    gold = [example.label for example in examples]
-    made = explain(proxy, examples, gold, contrast, (explainer,), mask=key_word_mask(task))[explainer]
+    found = reasons(random.Random(seed).sample(chosen.shots, len(chosen.shots)))
+    notes += chosen.notes
+    failed: frozenset[int] = frozenset()
+    meta: dict[str, Any] = {}
+    if method.gate:
+        taken = {shot.example.id for shot in chosen.shots}
+        more = selected(min(SPARE * method.shots, len(pool))).shots[len(chosen.shots) :]
+        spare = [s for s in more if s.example.id not in taken and (not method.misclassified or s.example.id in wrong)]
+        gated = gate_shots(method, proxy, found, lambda: reasons(spare), seed)
+        found, failed = gated.shots, gated.failed
+        notes.append(gated.note)
+        meta["gate"] = gated.meta
+    if choice is not None:
+        meta["explainer"] = {"chosen": choice.method, "merits": choice.merits, "beats": choice.beats}
     return Explained(
-        shots=tuple(replace(shot, foil=foil) for shot, foil in zip(shots, foils, strict=True)),
-        attributions=tuple(made),
-        notes=(*notes, *chosen.notes),
+        shots=tuple(shot for shot, _ in found),
+        attributions=tuple(attribution for _, attribution in found),
+        notes=tuple(notes),
         meta={
             "proxy": {"name": proxy.name, "identity": proxy.identity, "validation": proxy.card.get("validation")},
             "asked": len(pool),
             "wrong": len(wrong),
             "unparsed": unparsed,
             "usage": asdict(backend.usage.since(before)),
+            **meta,
         },
+        explainer=explainer,
+        failed=failed,
     )
+
+
+def _reasons(
+    method: ExplainedMethod,
+    task: Task,
+    proxy: Proxy,
+    explainer: str,
+    shots: Sequence[Demonstration],
+    wrong: Mapping[str, str | None],
+    seed: int,
+) -> list[Explanation]:
+    """Each shot with its foil, and why its gold label is right."""
+    from amplify.attribution.gate import explain_words, plain
+    from amplify.attribution.words import key_word_mask
+
+    examples = [shot.example for shot in shots]
+    guesses = proxy.probabilities(examples)
+    foils = [_foil(task.labels_of(e), wrong.get(e.id), str(e.label), p) for e, p in zip(examples, guesses, strict=True)]
+    made = explain_words(
+        proxy,
+        examples,
+        [example.label for example in examples],
+        foils if method.contrastive else None,
+        plain(explainer, method.contrastive),
+        mask=key_word_mask(task),
+        budget=method.budget,
+        seed=seed,
+    )
+    return [(replace(shot, foil=foil), a) for shot, foil, a in zip(shots, foils, made, strict=True)]
 
 
 def citable_pool(name: str, size: int, task: Task, seed: int) -> tuple[list[Example], list[str]]:

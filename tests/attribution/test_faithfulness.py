@@ -14,7 +14,7 @@ from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
-from amplify.values import Attribution, Example
+from amplify.values import Attribution, Example, Message, Prompt
 
 WEIGHTS = {"great": 2.0, "fine": 1.0, "poor": -1.5}
 
@@ -136,6 +136,15 @@ def test_proxies_and_own_choices(tiny_lm):
     assert set(table.values) >= {("length", metric) for metric in KEPT}
     with pytest.raises(InputError, match="examples="):
         faithfulness(made, proxy)
+
+
+def test_of_a_chat_the_users_words_are_deleted():
+    backend = ScriptedBackend(logprob=log_sigmoid)
+    chat = Prompt(messages=(Message("system", "Be great."), Message("user", TEXT)), prefix="It is")
+    table = faithfulness([attributed(TEXT, WEIGHTS)], backend, examples=[chat], k=2)
+    assert table.row("mine", "lds").value.mean == pytest.approx(1.0)
+    assert all("Be great." in call.text for call in backend.calls)
+    assert any("a great phone" not in call.text for call in backend.calls)
 
 
 def test_interval_covers_the_mean():

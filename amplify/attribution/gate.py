@@ -1,0 +1,296 @@
+"""The gate before a rationale: which explainer this model is faithfully explained by, and whether these words matter.
+
+`choose` measures a pool of explainers on held-out items and takes the best (`method="auto"`). `judge` asks of one
+rationale whether the model needs its words more than as many random words of the same input. That gradients explain one
+model well and another not at all, and on texts often no better than chance, is why neither is taken on trust
+("Which Explanation Should I Choose?", Han et al. 2022; "Post Hoc Explanations", Krishna et al. 2023).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import comb
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amplify import resources
+from amplify.attribution.deletion import Deletion
+from amplify.attribution.faithfulness import KEPT, Faithfulness, faithfulness
+from amplify.attribution.words import Mask, Spans, word_spans
+from amplify.errors import InputError
+from amplify.layout import input_text
+from amplify.proxies import Proxy
+from amplify.values import Attribution, Example
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+POOL = ("occlusion", "kernel_shap", "integrated_gradients", "grad_x_input")
+"""What `auto` chooses from."""
+
+ITEMS = 24
+SETS = 40
+SHARE = 0.9
+"""A rationale passes when it beats this share of random ones: of random rationales one in ten gets through."""
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The explainer that explains a model most faithfully.
+
+    Attributes:
+        method: its name.
+        merits: explainer -> its gain over random scores in units of the spread over items, averaged over metrics.
+        beats: explainer -> the metrics on which it beats random scores with intervals that do not touch.
+        table: `Faithfulness.to_dict()` of the whole pool.
+        items: examples looked at.
+    """
+
+    method: str
+    merits: dict[str, float]
+    beats: dict[str, list[str]]
+    table: dict[str, Any]
+    items: int
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the best one beats random on at least half of the metrics."""
+        metrics = {row["metric"] for row in self.table["rows"]}
+        return 2 * len(self.beats[self.method]) >= len(metrics)
+
+    @property
+    def note(self) -> str:
+        """One sentence for a report."""
+        merits = ", ".join(f"{name} {merit:+.2f}" for name, merit in sorted(self.merits.items(), key=lambda m: -m[1]))
+        weak = "" if self.trusted else "; but it beats random scores on less than half of the metrics"
+        return f"explainer by the gate on {self.items} held-out examples: {self.method} ({merits}){weak}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the model needs the words of a rationale.
+
+    Attributes:
+        passed: they beat random words, or, where the input has no other words, deleting them costs the target.
+        drop: what the target's log-odds (its log-probability, without a foil) lose without the words.
+        random: the same for as many random words, on average; 0 where there are no others.
+        beaten: the share of random word sets that lose less, ties half.
+    """
+
+    passed: bool
+    drop: float
+    random: float
+    beaten: float
+
+
+def judge(words: Iterable[str], game: Deletion, *, sets: int = SETS, share: float = SHARE, seed: int = 0) -> Verdict:
+    """Does a rationale beat random words on its own example?
+
+    Args:
+        words: what it cites: words or phrases of the input.
+        game: the input and its model (`amplify.attribution.deletion`); random words are drawn from its words.
+        sets: random word sets, all there are where they are no more.
+        share: of them that must be beaten.
+        seed: of the draw.
+
+    Returns:
+        The verdict; words that the game does not have (stop words of a phrase) are passed over, and a rationale that
+        cites none of its words fails.
+    """
+    cited = {word[a:b].casefold() for word in words for a, b in word_spans(word)}
+    chosen = [i for i, word in enumerate(game.words) if word in cited]
+    if not chosen:
+        return Verdict(False, 0.0, 0.0, 0.0)
+    n, size = len(game.words), len(chosen)
+    others = _others(chosen, n, sets, np.random.default_rng(seed))
+    masks = np.ones((2 + len(others), n), dtype=bool)
+    for mask, gone in zip(masks[1:], [chosen, *others], strict=True):
+        mask[list(gone)] = False
+    values = game.margin(masks)
+    drop, chance = float(values[0] - values[1]), values[0] - values[2:]
+    if size == n or not len(chance):
+        return Verdict(drop > 0, drop, 0.0, 1.0 if drop > 0 else 0.0)
+    close = np.abs(drop - chance) <= 1e-9
+    beaten = float(np.mean(np.where(close, 0.5, drop > chance)))
+    return Verdict(beaten >= share and drop > 0, drop, float(chance.mean()), beaten)
+
+
+def _others(chosen: Sequence[int], n: int, sets: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """Different sets of as many words, not the chosen one."""
+    own, size = tuple(sorted(chosen)), len(chosen)
+    if comb(n, size) - 1 <= sets:
+        return [some for some in combinations(range(n), size) if some != own]
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < sets:
+        drawn = tuple(sorted(rng.choice(n, size, replace=False).tolist()))
+        if drawn != own:
+            found[drawn] = None
+    return list(found)
+
+
+def explain_words(
+    proxy: Proxy,
+    examples: Sequence[Example],
+    targets: Sequence[str | None],
+    foils: Sequence[str | None] | None,
+    method: str,
+    *,
+    mask: Mask | None = None,
+    budget: int = 128,
+    seed: int = 0,
+) -> list[Attribution]:
+    """Attributions of a proxy's labels by any explainer, over the words that a mask allows.
+
+    Args:
+        proxy: what is explained.
+        examples, targets, foils: see `amplify.attribution.gradients.explain`.
+        method: of `amplify.attribution.registry.METHODS` or `amplify.attribution.gradients.METHODS`.
+        mask: which words of an example are scored; None for all. The others stay in the text.
+        budget: evaluations per example of perturbation methods; two more than its words where those are more.
+        seed: of sampled methods.
+
+    Raises:
+        UnknownNameError, InputError: see there; also an example without a word that may be scored.
+    """
+    from amplify.attribution import gradients
+
+    if method in gradients.METHODS:
+        return gradients.explain(proxy, examples, targets, foils, (method,), mask=mask)[method]
+    from amplify.attribution.explaining import explain_many
+
+    players = [_allowed(example, mask) for example in examples]
+    for example, spans in zip(examples, players, strict=True):
+        if not spans:
+            raise InputError(f"no word of example {example.id!r} may be scored: {input_text(example)[:60]!r}")
+    return explain_many(
+        examples,
+        targets,
+        foils=foils,
+        model=proxy,
+        methods=[method],
+        budget=max([budget, *(len(spans) + 2 for spans in players)]),
+        seed=seed,
+        players=players,
+        truncate=True,
+    )[method]
+
+
+def choose(
+    proxy: Proxy,
+    task: Task,
+    *,
+    pool: Sequence[str] = POOL,
+    metrics: Sequence[str] = KEPT,
+    contrastive: bool = True,
+    k: int = 5,
+    items: int = ITEMS,
+    budget: int = 128,
+    seed: int = 0,
+) -> Choice:
+    """The explainer of the pool that is most faithful to a proxy, on validation examples (it was not trained on them).
+
+    What is explained is the gold label, against the proxy's likeliest other one. The result is kept in the cache and
+    depends on the proxy, the examples and the options alone.
+
+    Args:
+        proxy: the model explained.
+        task: whose validation split is looked at; its test split never is.
+        pool: names of explainers.
+        metrics: of `amplify.attribution.faithfulness.METRICS`.
+        contrastive: explain against another label.
+        k: words on top.
+        items: examples, drawn with the seed.
+        budget: model evaluations per example and explainer.
+        seed: of the draw and of sampled methods.
+
+    Raises:
+        InputError: no pool, or no labelled validation example with words to score.
+    """
+    from amplify.attribution.words import key_word_mask
+
+    proxy.require_head("the choice of an explainer")
+    if not pool:
+        raise InputError("the pool of explainers is empty: name some")
+    mask = key_word_mask(task)
+    usable = [e for e in task.validation if e.label in proxy.labels_of(e) and any(mask(e))]
+    if not usable:
+        raise InputError(f"the gate needs labelled validation examples with words to cite; task {task.name!r} has none")
+    order = np.random.default_rng(seed).permutation(len(usable))[:items]
+    examples = [usable[i] for i in order]
+    recipe = {
+        "format": FORMAT,
+        "proxy": proxy.identity,
+        "examples": [[input_text(e), e.label, _allowed(e, mask)] for e in examples],
+        "options": [list(pool), list(metrics), contrastive, k, budget, seed],
+    }
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    cached = resources.home() / "gates" / f"{key[:32]}.json"
+    try:
+        return Choice(**json.loads(cached.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        pass
+    targets = [example.label for example in examples]
+    guesses = proxy.probabilities(examples)
+    rivals = [_rival(proxy.labels_of(e), str(e.label), p) for e, p in zip(examples, guesses, strict=True)]
+    foils = rivals if contrastive else None
+    found = {
+        name: explain_words(
+            proxy, examples, targets, foils, plain(name, contrastive), mask=mask, budget=budget, seed=seed
+        )
+        for name in pool
+    }
+    # masks and draws of the measure have a stream of their own: no explainer has seen them
+    table = faithfulness(found, proxy, metrics, examples=examples, k=k, seed=seed + 1)
+    merits = _merits(table)
+    best = max(pool, key=lambda name: merits[name])
+    beats = {name: [row.metric for row in table.rows if row.method == name and row.beats_random] for name in pool}
+    choice = Choice(best, merits, beats, table.to_dict(), len(examples))
+    _keep(cached, choice)
+    return choice
+
+
+def plain(method: str, contrastive: bool) -> str:
+    """A gradient explainer's name without the contrast, where there is none; other names as they are."""
+    from amplify.attribution import gradients
+
+    return f"{method}_plain" if not contrastive and f"{method}_plain" in gradients.METHODS else method
+
+
+def _merits(table: Faithfulness) -> dict[str, float]:
+    """Gain over random, in units of its spread over all items and explainers, averaged over metrics."""
+    metrics = list(dict.fromkeys(row.metric for row in table.rows))
+    parts: dict[str, list[float]] = {name: [] for name in table.methods}
+    for metric in metrics:
+        gains = {name: table.gains(name, metric) for name in table.methods}
+        spread = float(np.concatenate(list(gains.values())).std()) or 1.0
+        for name, values in gains.items():
+            parts[name].append(float(values.mean()) / spread)
+    return {name: float(np.mean(values)) for name, values in parts.items()}
+
+
+def _allowed(example: Example, mask: Mask | None) -> Spans:
+    spans = word_spans(input_text(example))
+    return spans if mask is None else tuple(s for s, may in zip(spans, mask(example), strict=True) if may)
+
+
+def _rival(labels: Sequence[str], gold: str, probabilities: npt.NDArray[np.float64]) -> str | None:
+    others = [(p, label) for p, label in zip(probabilities, labels, strict=True) if label != gold]
+    return max(others)[1] if others else None
+
+
+def _keep(path: Path, choice: Choice) -> None:
+    """Write beside the target and rename: no one ever reads half a choice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_suffix(f".{os.getpid()}")
+    work.write_text(json.dumps(asdict(choice), indent=1) + "\n", encoding="utf-8")
+    work.replace(path)
