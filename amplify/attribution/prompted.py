@@ -22,6 +22,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,6 +33,10 @@ from amplify.backends.base import Generator
 from amplify.errors import InputError, UnknownNameError
 from amplify.templates import Template
 from amplify.values import Attribution, Example, Message, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from amplify.attribution.subjects import PromptSubject, ProxySubject
+    from amplify.proxies import Proxy
 
 STRATEGIES = ("perturbation", "prediction", "instruction", "explanation", "self")
 NEIGHBOURS = 16
@@ -144,7 +149,7 @@ def explain_prompted(
         shown, full, cost = _shown(case, strategy, neighbours, seed)
         examples = [{"text": a.text, "target": a.target, "words": a.top(k)} for a in solved]
         size = min(k, len({case.text[a:b].casefold() for a, b in case.words}))
-        variables = {"text": case.text, "target": case.target, "foil": case.foil or "", "k": size}
+        variables = {"text": case.text, "target": case.target.strip(), "foil": (case.foil or "").strip(), "k": size}
         prompts.append(
             _prompt(form, strategy, case, {**variables, "neighbours": shown, "full": full, "solved": examples})
         )
@@ -157,6 +162,42 @@ def explain_prompted(
     return Prompted(
         tuple(made), sum(n.attempts for n in named), made.count(None), sum(n.invented for n in named if n.words)
     )
+
+
+def cases_of(
+    texts: Sequence[str | Prompt],
+    targets: Sequence[str],
+    model: Proxy | Generator,
+    *,
+    foils: Sequence[str | None] | None = None,
+    players: Sequence[Spans | None] | None = None,
+    removal: str = "delete",
+) -> list[Case]:
+    """Outputs of an open model as cases, whose neighbours the model itself evaluates.
+
+    Args:
+        texts: inputs of a proxy, or prompts of a language model (words of the user's last message may be named).
+        targets: labels of the proxy, or continuations.
+        model: what is explained; the explainer may be another model, or the same.
+        foils: what each target is contrasted with.
+        players: the words that may be named, as characters of each text; default: all but stop words.
+        removal: how neighbours leave words out (see `amplify.attribution.games`).
+
+    Raises:
+        InputError: a text without words, or a target that is no label of the proxy.
+        CapabilityError: a backend without log-probabilities (at the first evaluation).
+    """
+    from amplify.attribution.explaining import subject
+
+    nothing = [None] * len(texts)
+    found = []
+    for text, target, foil, words in zip(texts, targets, foils or nothing, players or nothing, strict=True):
+        whole = subject(model, text, target, foil, words)
+        spans = words or Case(whole.text, target).words
+        one = subject(model, text, target, foil, spans)
+        prompt = text if isinstance(text, Prompt) else None
+        found.append(Case(one.text, target, _value(one, removal), foil, one.spans, prompt))
+    return found
 
 
 def ask_words(
@@ -244,6 +285,11 @@ def neighbourhood(words: int, n: int, seed: int) -> Coalitions:
     return np.array(list(found.values()))
 
 
+def _value(subject: ProxySubject | PromptSubject, removal: str) -> Value:
+    """The game of a subject; that its model can play it is asked only when it is played."""
+    return lambda coalitions: subject.value(removal)(coalitions)
+
+
 def _shown(case: Case, strategy: str, n: int, seed: int) -> tuple[list[dict[str, object]], str, int]:
     """The neighbours as templates see them, the output of the whole input, and evaluations made."""
     if strategy in ("explanation", "self"):
@@ -266,12 +312,12 @@ def _output(case: Case, value: float) -> str:
     """As `prediction` with a foil needs it, and readable elsewhere: the label preferred, and by how much."""
     if case.foil is None:
         return f"{value:.2f}"
-    return f"{case.target if value > 0 else case.foil} ({value:+.2f})"
+    return f"{(case.target if value > 0 else case.foil).strip()} ({value:+.2f})"
 
 
 def _prompt(form: Template, strategy: str, case: Case, variables: dict[str, object]) -> Prompt:
     if strategy == "self" and case.prompt is not None:
-        lead = templates.load("lead", "top_words").render({"label": case.target, "k": variables["k"]})
+        lead = templates.load("lead", "top_words").render({"label": variables["target"], "k": variables["k"]})
         begun = case.prompt.prefix
         return replace(case.prompt, prefix=f"{begun} {lead}" if begun or case.prompt.text is not None else lead)
     prefix = "Output:" if strategy == "prediction" else 'Words: "'

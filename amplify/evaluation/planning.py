@@ -98,14 +98,14 @@ def _plan(
 ) -> MethodPlan:
     runs = len(seeds) if method.seeded else 1
     stand, asked, note = _StandIn(backend, task), 0, ""
-    if any(f.name in _OWN_MODEL for f in fields(method)):
+    if any(f.name in _OWN_MODEL for f in fields(method)) or _explains_itself(method):
         program = _imitation(method, task)
         asked = _asked(method, task)
         note = "estimated: prompts with random shots and words"
         if program is None:
             note = "a small model answers alone"
         elif asked:
-            note += f", fitting asks for {asked} validation items (once for methods that share a fit)"
+            note += f", fitting takes about {asked} short prompts (once for methods that share them)"
     else:
         program = method.fit(task, stand, seeds[0])
         note = "fit calls can depend on the model's answers" if stand.usage.calls else ""
@@ -131,11 +131,22 @@ def _plan(
     )
 
 
+def _explains_itself(method: Method) -> bool:
+    from amplify.methods.self_selection import SelfMethod
+
+    return isinstance(method, SelfMethod)
+
+
 def _asked(method: Method, task: Task) -> int:
-    """How many validation items the model answers while the method is fitted."""
+    """How many validation items the model answers while the method is fitted, or explains as many prompts as."""
     from amplify.methods.explained import ExplainedMethod
+    from amplify.methods.self_amplify import SelfAmplify
+    from amplify.methods.self_selection import SelfMethod
 
     there = len(task.validation)
+    if isinstance(method, SelfMethod):
+        explaining = method.shots * method.prompts_per_shot if isinstance(method, SelfAmplify) else 0
+        return explaining + (0 if method.selection == "random" else min(method.pool or there, there))
     return min(method.pool or there, there) if isinstance(method, ExplainedMethod) else 0
 
 
@@ -153,12 +164,16 @@ def _imitation(method: Method, task: Task) -> Program | None:
     from amplify.methods.controls import NoRationale
     from amplify.methods.explained import ExplainedMethod
     from amplify.methods.prompting import PromptMethod, ShotProgram, with_rationales
+    from amplify.methods.self_amplify import SelfAmplify
     from amplify.rationales import variables
 
     if not isinstance(method, PromptMethod):
         return None
     shared = {f.name: getattr(method, f.name) for f in fields(PromptMethod)}
     program = FewShot(shots=getattr(method, "shots", 8), **shared).fit(task, _StandIn(None, task), 0)
+    if isinstance(method, SelfAmplify):
+        said = [method.imitation(shot.example) for shot in program.shots]
+        return ShotProgram(method.answering(task, said), with_rationales(program.shots, said))
     if not isinstance(method, ExplainedMethod) or isinstance(method, NoRationale):
         return program
     form = templates.load("rationale", method.template)

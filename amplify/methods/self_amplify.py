@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from amplify import templates
 from amplify.attribution.prompted import Case, explain_prompted
+from amplify.attribution.registry import METHODS
 from amplify.backends.base import Generator
 from amplify.errors import InputError
 from amplify.layout import input_text
 from amplify.methods.explained import RATIONALE_TOKENS
 from amplify.methods.parsing import parse_label, split_answer
 from amplify.methods.prompting import Form, ShotProgram, shown_gold, with_rationales
-from amplify.methods.self_attribution import citable, explain_shots, placed
+from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed
 from amplify.methods.self_selection import Chosen, SelfMethod
 from amplify.rationales import opening, random_words, rationalise, verbalise
-from amplify.values import Attribution, Completion, Demonstration, Message, Prompt, Rationale, Sampling
+from amplify.values import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -58,6 +59,15 @@ class SelfAmplify(SelfMethod):
     def answering(self, task: Task, made: Sequence[Rationale | None]) -> Form:
         """The form of the final prompts."""
 
+    @property
+    def prompts_per_shot(self) -> int:
+        """How many prompts explaining a shot takes at most, replies that cannot be read apart: for plans."""
+        return 1
+
+    @abstractmethod
+    def imitation(self, example: Example) -> Rationale:
+        """A rationale as long as the real ones: for plans."""
+
 
 @dataclass(frozen=True)
 class SelfWords(SelfAmplify):
@@ -76,6 +86,12 @@ class SelfWords(SelfAmplify):
         begin = opening(templates.load("rationale", self.template))
         line = not any("\n" in rationale.text for rationale in made if rationale)
         return self.form(task, reasons=True, lead=begin, budget=RATIONALE_TOKENS, line=line)
+
+    def imitation(self, example: Example) -> Rationale:
+        """The first words of the input."""
+        words = tuple(input_text(example).split()[: self.k])
+        even = Attribution(example.text, (), (), (), str(example.label))
+        return verbalise(words, even, self.template, shares=[1 / len(words)] * len(words))
 
     def said(
         self, attributions: Sequence[Attribution | None], shots: Sequence[Demonstration]
@@ -130,6 +146,13 @@ class SelfExplained(SelfWords):
 
     budget: int = 0
     contrastive: bool = False
+
+    @property
+    def prompts_per_shot(self) -> int:
+        """One per coalition and continuation; gradients take none."""
+        if METHODS[self.explainer].kind != "perturbation":
+            return 0
+        return (self.budget or BUDGET) * (2 if self.contrastive else 1)
 
     def rationales(
         self, task: Task, backend: Generator, chosen: Chosen, seed: int
@@ -217,6 +240,10 @@ class SelfSteps(SelfAmplify):
         """What a rationale begins with."""
         form = templates.load("rationale", self.template)
         return form.before("explanation", {"steps": self.steps, "explanation": ""}).rstrip()
+
+    def imitation(self, example: Example) -> Rationale:
+        """Sentences of fifteen words."""
+        return self.worded("word " * 15 * self.steps, "")
 
     def worded(self, explanation: str, kind: str) -> Rationale:
         """The rationale as it stands in a prompt, on one line."""
@@ -329,6 +356,11 @@ class SelfRandomWords(SelfWords):
     """Self-AMPLIFY with k random content words of the same input."""
 
     name: ClassVar[str] = "self_amplify_random_words"
+
+    @property
+    def prompts_per_shot(self) -> int:
+        """Nobody is asked."""
+        return 0
 
     def rationales(
         self, task: Task, backend: Generator, chosen: Chosen, seed: int

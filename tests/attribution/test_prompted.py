@@ -1,21 +1,24 @@
 """Language models as explainers: what they are shown, how strictly their replies are read, and that asking ends."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import amplify
 from amplify.attribution.prompted import (
     STRATEGIES,
     Case,
     ask_words,
+    cases_of,
     explain_prompted,
     neighbourhood,
     read_words,
 )
 from amplify.attribution.words import word_spans
 from amplify.backends.scripted import ScriptedGenerator
-from amplify.errors import InputError, UnknownNameError
+from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.values import Attribution, Message, Prompt
 
 TEXT = "The superb end and the lovely music saved a dull, slow film"
@@ -151,6 +154,27 @@ def test_nonsense_is_asked_again_a_bounded_number_of_times() -> None:
     found = explain_prompted([case(), case()], stubborn, "self", retries=3)
     assert (found.attributions, found.calls, found.failed) == ((None, None), 8, 2)
     assert len(stubborn.calls) == 8
+
+
+def test_a_language_models_own_outputs_are_the_neighbours_outputs(tiny_lm: Path) -> None:
+    text = "Great phone, terrible battery. The answer is"
+    with amplify.open_backend(f"transformers:{tiny_lm}") as model:
+        (own,) = cases_of([text], [" positive"], model, foils=[" negative"])
+        assert [text[a:b] for a, b in own.words] == ["Great", "phone", "terrible", "battery", "answer"]
+        explainer = ScriptedGenerator("say=terrible")
+        found = explain_prompted([own], explainer, "perturbation", model=model.spec)
+        shown = re.search(r"(?m)^Without \"terrible\": \w+ \((.*)\)$", explainer.texts[0])
+        cut = Prompt(text=text.replace("terrible ", ""))
+        yes, no = (r.total for r in model.score([cut, cut], [" positive", " negative"]))
+    assert float(shown[1]) == pytest.approx(yes - no, abs=0.006)
+    assert found.attributions[0].top(1) == ["terrible"]
+    # a model without log-probabilities can still be asked about its own answers
+    chat = Prompt(messages=(Message("user", text),), prefix="It is")
+    (mute,) = cases_of([chat], [" bad"], explainer)
+    assert explain_prompted([mute], explainer, "self", k=1).failed == 0
+    assert explainer.texts[-1].endswith('assistant: It is bad. The 1 words of the input that matter most for it: "')
+    with pytest.raises(CapabilityError, match="log-probabilities"):
+        explain_prompted([mute], explainer, "perturbation")
 
 
 def test_neighbours_are_different_and_near() -> None:

@@ -392,6 +392,20 @@ def test_every_variant_is_a_method() -> None:
             assert make(name).label == name
 
 
+def test_a_dry_run_knows_what_it_takes(sentiment: Task, backend: ScriptedBackend) -> None:
+    from amplify.evaluation import plan
+
+    names = ["topk", "phcot", "shap", "gradient", "no_rationale", "random_words"]
+    rows = plan(sentiment, None, [f"self_amplify_{n}" for n in names], seeds=(0,)).rows
+    asked = [row.fit_calls for row in rows]
+    assert asked == [28, 28, 20 + 8 * 128, 20, 20, 20]
+    assert all(row.calls == 6 for row in rows)
+    bare, words = rows[4], rows[5]
+    assert bare.prompt_tokens < words.prompt_tokens == rows[0].prompt_tokens < rows[1].prompt_tokens
+    make("self_amplify_topk").fit(sentiment, backend, 0)
+    assert len(backend.calls) == 28
+
+
 @pytest.mark.real
 def test_on_the_real_model(smollm2: Path) -> None:
     task = amplify.load_task("support_tickets")
