@@ -273,7 +273,14 @@ def attribute(
         raise InputError(f"a document is not UTF-8 text: {error}") from error
     with _open(_required(backend, "--backend"), backend_option) as opened:
         result = attribute_sources(question, texts, opened, **options)
-    click.echo(str(result))
+    if sys.stdout.isatty():
+        import shutil
+
+        from amplify.textgenshap.page import as_terminal
+
+        click.echo(as_terminal(result, width=min(120, shutil.get_terminal_size().columns)))
+    else:
+        click.echo(str(result))
     if json_:
         result.save(json_)
     if html:

@@ -63,12 +63,10 @@ def as_html(result: SourceAttribution) -> str:
 def header(result: SourceAttribution) -> list[tuple[str, str]]:
     """How the scores were made: (name, value) pairs."""
     described = result.meta.get("backend") or {}
+    of = "votes" if result.value == "votes" else "the log-probability (nats)"
     cost = result.cost
     return [
-        (
-            "scores",
-            f"{INDICES.get(result.index, result.index)} values of {'votes' if result.value == 'votes' else 'the log-probability (nats)'}",
-        ),
+        ("scores", f"{INDICES.get(result.index, result.index)} values of {of}"),
         ("model", str(described.get("backend", "unknown"))),
         ("estimator", f"{result.estimator}, budget {result.budget}, seed {result.seed}"),
         ("documents", f"{len(result.documents)} in {result.order} order, engine {result.engine}"),
