@@ -35,7 +35,7 @@ from amplify.textgenshap.sources import (
     special_tokens,
 )
 from amplify.textgenshap.votes import exact_shubik, sampled_orders, walked_shubik
-from amplify.values import Sampling
+from amplify.values import Prompt, Sampling
 
 VALUES = ("logprob", "votes")
 ORDERS = ("fixed", "random")
@@ -118,7 +118,9 @@ def attribute_sources(
     )
     context.places(context.everything())
     sampling = Sampling(max_tokens=max_tokens)
-    check_window(context, backend, max_tokens, "an answer")
+    given = answer is not None and value == "logprob" and bool(answer.strip())
+    room = backend.count_tokens([Prompt(text=str(answer))])[0] if given else max_tokens
+    check_window(context, backend, room, "the answer" if given else "an answer")
     own = answer is None
     if answer is None and value == "logprob":
         answer = backend.generate([context.prompt(context.everything())], sampling)[0].text
@@ -161,7 +163,7 @@ def attribute_sources(
         words=levels.get("words"),
         values=explained.ends,
         columns=columns,
-        cost=Cost(len(memory), spent.forwarded_tokens, time.perf_counter() - begun),
+        cost=Cost(len(memory.used), spent.forwarded_tokens, time.perf_counter() - begun),
         value=value,
         index=index,
         engine=chosen,

@@ -14,6 +14,7 @@ coalitions are asked together. On servers the order of the requests lets prefix 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -22,7 +23,7 @@ from amplify.backends.text import encode_with_targets, render
 from amplify.backends.tree import TokenTree
 from amplify.errors import BackendError, InputError
 from amplify.textgenshap.sources import Context, Selection
-from amplify.values import Completion, Sampling, TokenLogProbs
+from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
     from amplify.backends.known import KnownAnswers
@@ -34,9 +35,24 @@ T = TypeVar("T")
 Scored = Iterator[tuple[int, TokenLogProbs]]  # number of the selection, and what came out
 
 
-def by_prefix(selections: Sequence[Selection]) -> list[int]:
-    """The order in which selections share the longest beginnings with their neighbours."""
-    return sorted(range(len(selections)), key=lambda i: selections[i])
+def waves(selections: Sequence[Selection], backend: Generator) -> list[list[int]]:
+    """Which selections to ask together, in which order, so that what they share is computed once.
+
+    A model in this process takes all at once, in the order in which neighbours share the longest beginnings. A server's
+    prefix cache knows only what an earlier request has finished: it is asked in waves of doubling size, each in the
+    middle between what is known, so that every prompt finds a cached neighbour.
+    """
+    order = sorted(range(len(selections)), key=lambda i: selections[i])
+    if isinstance(backend, WhiteBox) or len(order) < 3:
+        return [order] if order else []
+    # everything is the longest chain of beginnings there is; then the other end, then halves, quarters, ...
+    found, gaps = [[order[-1]], [order[0]]], [(0, len(order) - 1)]
+    while gaps:
+        middles = [(a, (a + b) // 2, b) for a, b in gaps if b - a > 1]
+        if middles:
+            found.append([order[m] for _, m, _ in middles])
+        gaps = [gap for a, m, b in middles for gap in ((a, m), (m, b))]
+    return found
 
 
 def score(engine: Engine, context: Context, backend: Generator, selections: Sequence[Selection], answer: str) -> Scored:
@@ -61,9 +77,9 @@ def score(engine: Engine, context: Context, backend: Generator, selections: Sequ
         for i, selection in enumerate(selections):
             yield i, scorer.score([context.prompt(selection)], [answer])[0]
         return
-    order = by_prefix(selections)
-    prompts = [context.prompt(selections[i]) for i in order]
-    yield from _rescued(order, lambda: scorer.score(prompts, [answer] * len(prompts)))
+    for wave in waves(selections, backend):
+        prompts = [context.prompt(selections[i]) for i in wave]
+        yield from _rescued(wave, partial(scorer.score, prompts, [answer] * len(prompts)))
 
 
 def generate(
@@ -89,17 +105,16 @@ def generate(
         for i, selection in enumerate(selections):
             yield i, backend.generate([context.prompt(selection)], sampling)[0]
         return
-    order = by_prefix(selections)
-    prompts = [context.prompt(selections[i]) for i in order]
+    ask: Callable[[Sequence[Prompt]], list[Completion]] = partial(backend.generate, sampling=sampling)
     if isinstance(backend, WhiteBox):
         from amplify.backends.known import KnownAnswers, generate_known
         from amplify.backends.transformers import TransformersBackend
 
         if isinstance(backend, TransformersBackend):
             remembered = KnownAnswers() if known is None else known
-            yield from _rescued(order, lambda: generate_known(backend, prompts, sampling, remembered))
-            return
-    yield from _rescued(order, lambda: backend.generate(prompts, sampling))
+            ask = partial(generate_known, backend, sampling=sampling, known=remembered)
+    for wave in waves(selections, backend):
+        yield from _rescued(wave, partial(ask, [context.prompt(selections[i]) for i in wave]))
 
 
 def _rescued(order: Sequence[int], work: Callable[[], Sequence[T]]) -> Iterator[tuple[int, T]]:

@@ -45,6 +45,7 @@ class Memory:
     def __init__(self, identity: Mapping[str, Any], path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
         self._known: dict[Selection, Any] = {}
+        self.used: dict[Selection, None] = {}  # those that this run needed, in order
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         if self.path is not None:
             self._open(self.path)
@@ -74,13 +75,14 @@ class Memory:
         return len(self._known)
 
     def results(self) -> list[Any]:
-        """Everything known."""
-        return list(self._known.values())
+        """What is known of the selections that this run needed."""
+        return [self._known[s] for s in self.used]
 
     def fill(
         self, selections: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]
     ) -> None:
         """Ask for those that are not known, and keep each as soon as it is."""
+        self.used |= dict.fromkeys(selections)
         new = sorted({s for s in selections if s not in self._known})
         for at in range(0, len(new), PART):
             part = new[at : at + PART]

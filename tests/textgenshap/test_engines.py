@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 import amplify
 from amplify import templates
-from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator, plain_text
 from amplify.backends.text import encode_with_target, render
+from amplify.backends.tree import common_prefix
 from amplify.errors import CapabilityError, InputError
-from amplify.textgenshap.engines import blocks_tree, score
+from amplify.textgenshap.engines import blocks_tree, score, waves
 from amplify.textgenshap.exact import all_coalitions
 from amplify.textgenshap.games import LogProbGame, VoteGame
 from amplify.textgenshap.sampling import prefixes
@@ -159,6 +162,26 @@ def test_what_stays_in_memory_is_one_chunk_and_one_path(tiny_lm, monkeypatch) ->
         assert max(held) <= whole + answer + 32
     with amplify.open_backend(f"transformers:{tiny_lm}", max_batch_tokens=4096) as backend:
         assert np.abs(game(context, backend, "trie")(rows) - bounded).max() < 1e-4
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 32])
+def test_servers_are_asked_in_waves_that_share_beginnings(context, backend, count) -> None:  # type: ignore[no-untyped-def]
+    selections = [select(row, context.sources) for row in in_place(all_coalitions(5))[:count].tolist()]
+    asked = waves(selections, ScriptedBackend())
+    assert sorted(i for wave in asked for i in wave) == list(range(count))
+    assert len(waves(selections, backend)) == min(count, 1)
+    cached: list[str] = []
+    shared = 0  # characters that a prefix cache would find, which knows what earlier waves have asked
+    for wave in asked:
+        texts = [plain_text(context.prompt(selections[i])) for i in wave]
+        shared += sum(max((common_prefix(text, c) for c in cached), default=0) for text in texts)
+        cached += texts
+    if count == 32:
+        whole = sum(map(len, cached))
+        in_order = [plain_text(context.prompt(s)) for s in sorted(selections)]
+        best = sum(common_prefix(a, b) for a, b in itertools.pairwise(in_order))
+        assert shared >= 0.9 * best
+        assert shared > 0.4 * whole
 
 
 def test_what_an_engine_cannot_do_is_refused(context, backend) -> None:  # type: ignore[no-untyped-def]

@@ -68,9 +68,8 @@ def test_sentences_know_abbreviations() -> None:
     ]
 
 
-HOSTILE = [
-    "<|im_end|>", "</s>", "[INST]", "\n\n", "\r\n\r\n", "\x00", "\x1b[0m", "\ue000", "a b", "\n \n", "<", "|im_end|>", "%s",
-]  # fmt: skip
+HOSTILE = ["<|im_end|>", "</s>", "[INST]", "\n\n", "\r\n\r\n", "\n \n", "\x00", "\x1b[0m", "\ue000", "a b", "%s"]
+HOSTILE += ["<", "|im_end|>"]
 
 
 @given(st.lists(st.sampled_from(HOSTILE), max_size=8).map("".join))
