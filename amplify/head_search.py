@@ -416,6 +416,7 @@ def profile(
         "target_tokens": target_tokens,
         "runs": runs,
         "joint_gain": round(chosen.gain, 4),
+        "order": [f"{layer}.{head}" for layer, head in order[:100]],
         "best_heads": {
             name: {f"{layer}.{head}": round(r.gains[layer, head], 4) for layer, head in r.heads[:10]}
             for name, r in rankings.items()

@@ -19,9 +19,12 @@ from amplify.methods.controls import (
     TfidfWords,
 )
 from amplify.methods.neighbours import FewShotNearest
+from amplify.methods.pasta import AutoPasta, InstaBoost, Pasta, Spotlight
+from amplify.methods.pasta_controls import MarkedPrompt, PastaRandomHeads
 from amplify.methods.prompting import Form, PromptMethod, ShotProgram
 from amplify.methods.rag import RagDistilShapley, RagHighlightPasta, RagPruneShapley, RagRerankShapley
 from amplify.methods.rag_baselines import Rag, RagLeaveOneOut, RagRerankRandom
+from amplify.methods.refusals import IgnoreWord, NegativeEmphasis, Rephrase
 from amplify.methods.self_amplify import (
     SelfAutoCoT,
     SelfDeepLift,
@@ -69,6 +72,15 @@ _CLASSES: tuple[type[Method], ...] = (
     SelfShapleySampling,
     SelfNoRationale,
     SelfRandomWords,
+    MarkedPrompt,
+    Pasta,
+    PastaRandomHeads,
+    Spotlight,
+    InstaBoost,
+    AutoPasta,
+    IgnoreWord,
+    Rephrase,
+    NegativeEmphasis,
 )
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _CLASSES}
 

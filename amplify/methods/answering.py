@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from amplify.backends.base import Generator, need_scorer
 from amplify.errors import ContextLengthError
 from amplify.methods.base import Mode
 from amplify.methods.parsing import MARKER, parse_label, parse_text, shown, split_answer
 from amplify.values import Answer, Completion, Prompt, Sampling, TokenLogProbs
+
+if TYPE_CHECKING:
+    from amplify.steering import Steering
 
 Choices = tuple[tuple[str, ...], tuple[str, ...]]  # labels of an item, and the texts behind them
 _ANSWER_TOKENS = 24  # room for the answer itself behind its marker
@@ -51,7 +54,11 @@ class Style:
 
 
 def answer_prompts(
-    prompts: Sequence[Prompt], choices: Sequence[Choices], style: Style, backend: Generator
+    prompts: Sequence[Prompt],
+    choices: Sequence[Choices],
+    style: Style,
+    backend: Generator,
+    steering: Steering | None = None,
 ) -> list[Answer]:
     """Answer every prompt.
 
@@ -60,6 +67,7 @@ def answer_prompts(
         choices: labels and options of each item; no labels means free text.
         style: how to decode and read.
         backend: who answers.
+        steering: attention steering towards what the prompts emphasise.
 
     Returns:
         one answer an item; `value` is None where nothing could be parsed.
@@ -67,16 +75,16 @@ def answer_prompts(
     if not prompts:
         return []
     if style.mode == "score" and not style.reasons:
-        return _score(prompts, choices, style, backend, None)
+        return _score(prompts, choices, style, backend, None, steering)
     # behind a rationale the labels are scored, so what the model would answer itself is cut off
     stop = (*style.stop, style.marker) if style.mode == "score" else style.stop
-    written = backend.generate(prompts, Sampling(max_tokens=style.max_tokens, stop=stop))
+    written = backend.generate(prompts, Sampling(max_tokens=style.max_tokens, stop=stop), steering=steering)
     if style.mode == "score":
         behind = [_behind(p, w, style) for p, w in zip(prompts, written, strict=True)]
-        return _score(behind, choices, style, backend, written)
+        return _score(behind, choices, style, backend, written, steering)
     answers = [_read(p, w, c, style) for p, w, c in zip(prompts, written, choices, strict=True)]
     if style.reasons and style.extract:
-        return _extract(prompts, written, answers, choices, style, backend)
+        return _extract(prompts, written, answers, choices, style, backend, steering)
     return answers
 
 
@@ -160,12 +168,14 @@ def _extract(
     choices: Sequence[Choices],
     style: Style,
     backend: Generator,
+    steering: Steering | None = None,
 ) -> list[Answer]:
     """Ask again, behind the marker, those whose text never came to it (Kojima et al. 2022, arXiv 2205.11916)."""
     merged = list(answers)
     missing = [i for i, a in enumerate(answers) if split_answer(prompts[i].prefix + a.text, style.marker) is None]
     again = [_behind(prompts[i], written[i], style) for i in missing]
-    found = backend.generate(again, Sampling(max_tokens=_ANSWER_TOKENS, stop=style.stop)) if again else []
+    sampling = Sampling(max_tokens=_ANSWER_TOKENS, stop=style.stop)
+    found = backend.generate(again, sampling, steering=steering) if again else []
     for i, prompt, completion in zip(missing, again, found, strict=True):
         first, second = answers[i], _read(prompt, completion, choices[i], style)
         merged[i] = replace(
@@ -184,12 +194,13 @@ def _score(
     style: Style,
     backend: Generator,
     written: Sequence[Completion] | None,
+    steering: Steering | None = None,
 ) -> list[Answer]:
     """Choose the likeliest label of each item; every (item, label) pair in one call."""
     scorer = need_scorer(backend, "score mode")
     pairs = [(i, label) for i, (labels, _) in enumerate(choices) for label in labels]
     targets = [continuation(label, choices[i], style, prompts[i]) for i, label in pairs]
-    results = scorer.score([prompts[i] for i, _ in pairs], targets)
+    results = scorer.score([prompts[i] for i, _ in pairs], targets, steering=steering)
     sizes = backend.count_tokens(prompts)
     scored: list[dict[str, tuple[TokenLogProbs, str]]] = [{} for _ in prompts]
     for (i, label), result, target in zip(pairs, results, targets, strict=True):

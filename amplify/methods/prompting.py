@@ -147,7 +147,7 @@ def emphasised(variables: Mapping[str, Any], emphasis: str) -> dict[str, Any]:
         out["fields"] = {**out["fields"], name: f"{_OPEN}{out['fields'][name]}{_CLOSE}"}
     elif emphasis == "first_sentence":
         end = first_sentence(out["text"])
-        out["text"] = f"{_OPEN}{out['text'][:end]}{_CLOSE}{out['text'][end:]}"
+        out["text"] = marked(out["text"], 0, end)
     else:
         out[emphasis] = f"{_OPEN}{out[emphasis]}{_CLOSE}"
     return out
@@ -157,6 +157,11 @@ def marked_input(example: Example) -> Example:
     """The example with its text and each option between marks: `Form.prompt` gives their places as its emphasis."""
     options = tuple(f"{_OPEN}{option}{_CLOSE}" for option in example.options)
     return replace(example, text=f"{_OPEN}{example.text}{_CLOSE}", options=options)
+
+
+def marked(text: str, start: int, end: int) -> str:
+    """The text with the characters [start, end) between the marks that `unmarked` finds again."""
+    return f"{text[:start]}{_OPEN}{text[start:end]}{_CLOSE}{text[end:]}"
 
 
 def unmarked(text: str, marks: str = "", message: int | None = None) -> tuple[str, tuple[Span, ...]]:

@@ -1,0 +1,272 @@
+"""PASTA and its relatives (arXiv 2311.02262): the prompt stays as it is, and chosen heads attend to the emphasis."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from amplify import templates
+from amplify.backends.base import Generator, need_scorer
+from amplify.errors import InputError
+from amplify.methods.base import Program
+from amplify.methods.prompting import Form, PromptMethod, first_sentence, marked
+from amplify.methods.steered import (
+    SteeredProgram,
+    answer_steered,
+    find_profile,
+    first_heads,
+    known_name,
+    need_emphasis,
+)
+from amplify.steering import Steering
+from amplify.templates import Template
+from amplify.values import Answer, Example, Message, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+Source = Literal["model", "attribution"]
+_NAMED_TOKENS = 64  # room for a sentence that the model copies
+
+
+@dataclass(frozen=True)
+class Pasta(PromptMethod):
+    """Steer a profile's heads to what the task emphasises (Zhang et al. 2024, arXiv 2311.02262).
+
+    Attributes:
+        profile: head profile by name or file; "" for the one measured for this model and task, else this model.
+        alpha: scale of the attention outside the span; 0 for the profile's own.
+        heads: use only so many of the profile's ranked heads; 0 for its own set.
+        exempt_generated, spare_sink: see `Steering`.
+    """
+
+    name: ClassVar[str] = "pasta"
+    seeded: ClassVar[bool] = False
+
+    profile: str = ""
+    alpha: float = 0.0
+    heads: int = 0
+    exempt_generated: bool = False
+    spare_sink: bool = False
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> Program:
+        """Take the profile, and try it on the task's first prompt.
+
+        Raises:
+            InputError: the task emphasises nothing, or the profile is of another model.
+            CapabilityError: the backend cannot steer.
+        """
+        need_emphasis(task)
+        notes = self.notes_on(task, backend)
+        return _tried(SteeredProgram(self.form(task), self.steering(task, backend, seed), notes), task, backend)
+
+    def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
+        """Heads and strength."""
+        found = find_profile(self.profile, backend, task.name)
+        if self.heads < 0 or not 0 <= self.alpha <= 1:
+            raise InputError(f"{self.name}: heads is 0 or more and alpha in [0, 1], got {self.heads} and {self.alpha}")
+        chosen = first_heads(found, self.heads) if self.heads else found
+        return replace(
+            chosen,
+            alpha=self.alpha or found.alpha,
+            mode="pasta",
+            exempt_generated=self.exempt_generated or found.exempt_generated,
+            spare_sink=self.spare_sink or found.spare_sink,
+        )
+
+
+@dataclass(frozen=True)
+class Spotlight(PromptMethod):
+    """Raise the attention on the span to a target where it is below, in all heads (SpotLight, arXiv 2505.12025).
+
+    Attributes:
+        target: attention mass on the span.
+        exact: hit the target exactly instead of moving towards it (mode target_mass).
+        profile: steer this profile's heads only.
+    """
+
+    name: ClassVar[str] = "spotlight"
+    seeded: ClassVar[bool] = False
+
+    target: float = 0.3
+    exact: bool = False
+    profile: str = ""
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> SteeredProgram:
+        """Nothing to find; tried on the task's first prompt (see `Pasta.fit`)."""
+        need_emphasis(task)
+        heads = Steering.load(self.profile).heads if self.profile else None
+        steering = Steering(heads=heads, mode="target_mass" if self.exact else "spotlight", target=self.target)
+        return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, backend)), task, backend)
+
+
+@dataclass(frozen=True)
+class InstaBoost(PromptMethod):
+    """A constant bonus on the attention logits of the span, in all heads (InstABoost).
+
+    Attributes:
+        bonus: what is added; attention on the span is multiplied by its exponential before the row is renormalised.
+        profile: steer this profile's heads only.
+    """
+
+    name: ClassVar[str] = "instaboost"
+    seeded: ClassVar[bool] = False
+
+    bonus: float = 2.0
+    profile: str = ""
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> SteeredProgram:
+        """Nothing to find; tried on the task's first prompt (see `Pasta.fit`)."""
+        need_emphasis(task)
+        heads = Steering.load(self.profile).heads if self.profile else None
+        steering = Steering(heads=heads, mode="instaboost", bonus=self.bonus)
+        return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, backend)), task, backend)
+
+
+def _tried(program: SteeredProgram, task: Task, backend: Generator) -> SteeredProgram:
+    """The program, after one token with it: what cannot steer is refused before anything is answered."""
+    backend.generate([program.prompt(task.test[0])], Sampling(max_tokens=1), steering=program.steering)
+    return program
+
+
+@dataclass(frozen=True)
+class AutoPasta(Pasta):
+    """AutoPASTA: the key sentence of each input is found first, then emphasised.
+
+    Attributes:
+        source: "model" (it is asked to copy the sentence), or "attribution" (the sentence without which the model's own
+            first answer loses most probability).
+        key_sentence: what the model is asked, template `prompts/key_sentence_NAME.jinja`.
+    """
+
+    name: ClassVar[str] = "auto_pasta"
+
+    source: Source = "model"
+    key_sentence: str = "default"
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> AutoPastaProgram:
+        """Take the profile (see `Pasta.fit`); sentences are found when an example is answered."""
+        known_name("source", self.source, ("model", "attribution"))
+        if self.source == "attribution":
+            need_scorer(backend, "auto_pasta with source=attribution")
+        form = replace(self.form(task), emphasis="")
+        steering = self.steering(task, backend, seed)
+        _tried(SteeredProgram(replace(form, emphasis="text"), steering), task, backend)
+        asked = templates.load("key_sentence", self.key_sentence)
+        return AutoPastaProgram(form, steering, self.source, asked, self.notes_on(task, backend))
+
+
+@dataclass(frozen=True)
+class AutoPastaProgram(Program):
+    """Finds the key sentence of each example's text, emphasises it and answers.
+
+    Attributes:
+        form, steering: as in `SteeredProgram`.
+        source: who names the sentence.
+        asked: the question to the model.
+        notes: what a reader must know.
+    """
+
+    kind: ClassVar[str] = "auto_pasta"
+
+    form: Form
+    steering: Steering
+    source: Source
+    asked: Template
+    notes: tuple[str, ...] = ()
+
+    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+        """Two rounds: key sentences, then steered answers. Costs of both are counted."""
+        sentences = [sentences_of(e.text) for e in examples]
+        keys, costs = (self._named if self.source == "model" else self._attributed)(examples, sentences, backend)
+        prompts = [
+            self.form.prompt(replace(e, text=marked(e.text, *spans[key])))
+            for e, spans, key in zip(examples, sentences, keys, strict=True)
+        ]
+        answers = answer_steered(self.form, examples, prompts, backend, self.steering)
+        return [
+            replace(
+                a,
+                rationale=e.text[slice(*spans[key])],
+                calls=a.calls + calls,
+                prompt_tokens=a.prompt_tokens + prompt,
+                completion_tokens=a.completion_tokens + new,
+            )
+            for a, e, spans, key, (calls, prompt, new) in zip(answers, examples, sentences, keys, costs, strict=True)
+        ]
+
+    def _named(
+        self, examples: Sequence[Example], sentences: Sequence[Sequence[tuple[int, int]]], backend: Generator
+    ) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """The sentence most like what the model copies; the first where its answer is like none."""
+        given = [{"text": e.text, "instruction": self.form.instruction} for e in examples]
+        prompts = [Prompt(messages=(Message("user", self.asked.render(g)),)) for g in given]
+        written = backend.generate(prompts, Sampling(max_tokens=_NAMED_TOKENS, stop=("\n\n",)))
+        keys = []
+        for example, spans, answer in zip(examples, sentences, written, strict=True):
+            likeness = [_overlap(answer.text, example.text[a:b]) for a, b in spans]
+            keys.append(max(range(len(spans)), key=lambda i: (likeness[i], -i)))
+        return keys, [(1, w.prompt_tokens, w.completion_tokens) for w in written]
+
+    def _attributed(
+        self, examples: Sequence[Example], sentences: Sequence[Sequence[tuple[int, int]]], backend: Generator
+    ) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """The sentence whose absence costs the model's plain answer most log-probability."""
+        scorer = need_scorer(backend, "auto_pasta with source=attribution")
+        plain = [self.form.prompt(e) for e in examples]
+        first = answer_steered(self.form, examples, plain, backend, None)
+        keys, costs = [], []
+        for example, spans, answer in zip(examples, sentences, first, strict=True):
+            target = answer.text or answer.value or ""
+            key, calls, prompt, new = 0, answer.calls, answer.prompt_tokens, answer.completion_tokens
+            if len(spans) > 1 and target.strip():
+                without = [
+                    self.form.prompt(replace(example, text=f"{example.text[:a]}{example.text[b:]}".strip()))
+                    for a, b in spans
+                ]
+                gap = " " if without[0].text is not None and not target.startswith(" ") else ""
+                found = scorer.score(without, [gap + target] * len(spans))
+                key = min(range(len(spans)), key=lambda i: found[i].total)
+                calls += len(spans)
+                prompt += sum(backend.count_tokens(without))
+                new += sum(len(f.logprobs) for f in found)
+            keys.append(key)
+            costs.append((calls, prompt, new))
+        return keys, costs
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "form": self.form.to_dict(),
+            "steering": self.steering.to_dict(),
+            "source": self.source,
+            "asked": {"name": self.asked.name, "source": self.asked.source, "sha256": self.asked.sha256},
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        asked = Template(data["asked"]["name"], data["asked"]["source"])
+        steering = Steering.from_dict(data["steering"])
+        return cls(Form.from_dict(data["form"]), steering, data["source"], asked, tuple(data["notes"]))
+
+
+def sentences_of(text: str) -> list[tuple[int, int]]:
+    """Characters [start, end) of each sentence, without the space around it; at least one."""
+    spans, start = [], 0
+    while start < len(text):
+        end = start + first_sentence(text[start:])
+        lead = len(text[start:end]) - len(text[start:end].lstrip())
+        if text[start:end].strip():
+            spans.append((start + lead, start + len(text[start:end].rstrip())))
+        start = end
+    return spans
+
+
+def _overlap(a: str, b: str) -> float:
+    """Dice coefficient of the two texts' word sets."""
+    first, second = (set(re.findall(r"\w+", t.lower())) for t in (a, b))
+    return 2 * len(first & second) / (len(first) + len(second)) if first or second else 0.0

@@ -1,0 +1,51 @@
+"""What PASTA must beat: as many heads at random, and emphasis that is only written into the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from amplify.backends.base import Generator
+from amplify.methods.baselines import ZeroShot
+from amplify.methods.pasta import Pasta
+from amplify.methods.prompting import ShotProgram
+from amplify.methods.steered import need_emphasis, random_heads
+from amplify.steering import Steering
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+
+@dataclass(frozen=True)
+class PastaRandomHeads(Pasta):
+    """PASTA's control: as many heads as the profile has, drawn at random with the seed."""
+
+    name: ClassVar[str] = "pasta_random_heads"
+    seeded: ClassVar[bool] = True
+
+    def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
+        """The profile's strength on other heads."""
+        return random_heads(super().steering(task, backend, seed), seed)
+
+
+@dataclass(frozen=True)
+class MarkedPrompt(ZeroShot):
+    """Emphasis in the prompt alone: marks around what PASTA would steer to (PASTA's baseline).
+
+    Attributes:
+        mark: written before and after it.
+    """
+
+    name: ClassVar[str] = "marked_prompt"
+
+    mark: str = "*"
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+        """Nothing to fit.
+
+        Raises:
+            InputError: the task emphasises nothing.
+        """
+        need_emphasis(task)
+        program = super().fit(task, backend, seed)
+        return replace(program, form=replace(program.form, marks=self.mark))

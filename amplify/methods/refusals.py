@@ -1,0 +1,252 @@
+"""Against refusals of harmless requests: the word that triggers them is found by attribution, then dealt with.
+
+Each is reported on safe and on unsafe prompts alike (metric `refusal`): a model that answers all is no gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from amplify import templates
+from amplify.backends.base import Generator, need_scorer
+from amplify.errors import InputError
+from amplify.methods.base import Program
+from amplify.methods.prompting import Form, PromptMethod
+from amplify.methods.steered import answer_steered, find_profile
+from amplify.steering import Steering
+from amplify.templates import Template
+from amplify.values import Answer, Example, Message, Prompt, Sampling, Span
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+REFUSAL = "I'm sorry, but I can't"
+Remedy = Literal["ignore", "rephrase", "deemphasise"]
+_REPHRASED_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class TriggerMethod(PromptMethod):
+    """What the three remedies share.
+
+    Attributes:
+        words: how many trigger words, the strongest first; a word counts only if a refusal becomes less likely without
+            it.
+        refusal: the beginning of a refusal, whose probability is explained.
+    """
+
+    remedy: ClassVar[Remedy]
+    seeded: ClassVar[bool] = False
+
+    words: int = 1
+    refusal: str = REFUSAL
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> TriggerProgram:
+        """Nothing to find; triggers are found when an example is answered.
+
+        Raises:
+            CapabilityError: a backend without log-probabilities (or, to de-emphasise, without steering).
+        """
+        need_scorer(backend, self.name)
+        if self.words < 1 or not self.refusal.strip():
+            raise InputError(f"{self.name}: words is 1 or more and refusal the beginning of one, got {self}")
+        steering = self.steering(task, backend)
+        if steering is not None:
+            probe = Prompt(messages=(Message("user", "Hello there"),), emphasis=(Span(0, 5, message=0, weight=0.5),))
+            backend.generate([probe], Sampling(max_tokens=1), steering=steering)
+        asked = templates.load(self.remedy, "default") if self.remedy != "deemphasise" else Template("", "")
+        form = replace(self.form(task), emphasis="")
+        if form.layout != "chat":
+            raise InputError(f"{self.name} needs a chat: the words of the user's message are explained")
+        return TriggerProgram(form, self.remedy, asked, self.words, self.refusal, self.weight_of(), steering)
+
+    def steering(self, task: Task, backend: Generator) -> Steering | None:
+        """None where nothing is steered."""
+        return None
+
+    def weight_of(self) -> float:
+        """Factor on the triggers' attention."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class IgnoreWord(TriggerMethod):
+    """Tell the model to ignore the word that triggers its refusal."""
+
+    name: ClassVar[str] = "ignore_word"
+    remedy: ClassVar[Remedy] = "ignore"
+
+
+@dataclass(frozen=True)
+class Rephrase(TriggerMethod):
+    """Let the model rephrase the request without the triggering word, and answer that."""
+
+    name: ClassVar[str] = "rephrase"
+    remedy: ClassVar[Remedy] = "rephrase"
+
+
+@dataclass(frozen=True)
+class NegativeEmphasis(TriggerMethod):
+    """Take attention away from the triggering word (weight below 1); the prompt stays as it is.
+
+    Attributes:
+        weight: factor on the attention to it, in (0, 1).
+        profile: head profile by name or file; "" for all heads.
+    """
+
+    name: ClassVar[str] = "negative_emphasis"
+    remedy: ClassVar[Remedy] = "deemphasise"
+
+    weight: float = 0.1
+    profile: str = ""
+
+    def steering(self, task: Task, backend: Generator) -> Steering | None:
+        """The profile's heads, or all."""
+        if not 0 < self.weight < 1:
+            raise InputError(f"{self.name}: weight is a factor between 0 and 1, got {self.weight}")
+        # a span's own weight overrides the mode's, so the mode only says which heads
+        heads = find_profile(self.profile, backend, task.name).heads if self.profile else None
+        return Steering(heads=heads, mode="instaboost")
+
+    def weight_of(self) -> float:
+        """Factor on the triggers' attention."""
+        return self.weight
+
+
+@dataclass(frozen=True)
+class TriggerProgram(Program):
+    """Finds each example's trigger words, applies the remedy and answers.
+
+    Attributes:
+        form: how prompts look.
+        remedy: what is done about the triggers.
+        asked: the template of the remedy.
+        words, refusal: see `TriggerMethod`.
+        weight, steering: of the de-emphasis.
+        notes: what a reader must know.
+    """
+
+    kind: ClassVar[str] = "trigger"
+
+    form: Form
+    remedy: Remedy
+    asked: Template
+    words: int
+    refusal: str
+    weight: float
+    steering: Steering | None
+    notes: tuple[str, ...] = ()
+
+    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+        """Find triggers, apply the remedy, answer; the triggers are kept as each answer's rationale."""
+        before = backend.usage.snapshot()
+        prompts = [self.form.prompt(e) for e in examples]
+        found = triggers(prompts, self.refusal, backend, self.words)
+        changed = [
+            self._remedied(p, spans) if spans and self.remedy != "rephrase" else p
+            for p, spans in zip(prompts, found, strict=True)
+        ]
+        if self.remedy == "rephrase":
+            changed = self._rephrased(prompts, found, backend)
+        spent = backend.usage.since(before)
+        answers = answer_steered(self.form, examples, changed, backend, self.steering)
+        share = max(1, len(examples))
+        return [
+            replace(
+                a,
+                rationale=", ".join(_text(p)[s:e] for s, e in spans),
+                calls=a.calls + spent.calls // share,
+                prompt_tokens=a.prompt_tokens + spent.prompt_tokens // share,
+                completion_tokens=a.completion_tokens + spent.completion_tokens // share,
+            )
+            for a, p, spans in zip(answers, prompts, found, strict=True)
+        ]
+
+    def _remedied(self, prompt: Prompt, spans: Sequence[tuple[int, int]]) -> Prompt:
+        last = len(prompt.messages) - 1
+        if self.remedy == "deemphasise":
+            return replace(prompt, emphasis=tuple(Span(a, b, self.weight, last) for a, b in spans))
+        text = _text(prompt)
+        told = self.asked.render({"text": text, "words": [text[a:b] for a, b in spans]})
+        return replace(prompt, messages=(*prompt.messages[:-1], Message("user", told)))
+
+    def _rephrased(
+        self, prompts: Sequence[Prompt], found: Sequence[Sequence[tuple[int, int]]], backend: Generator
+    ) -> list[Prompt]:
+        """The prompts with the model's own rewording, where it gave one."""
+        out = list(prompts)
+        todo = [i for i, spans in enumerate(found) if spans]
+        asked = [self._remedied(prompts[i], found[i]) for i in todo]
+        written = backend.generate(asked, Sampling(max_tokens=_REPHRASED_TOKENS, stop=("\n",))) if asked else []
+        for i, new in zip(todo, written, strict=True):
+            if words := new.text.strip().strip('"'):
+                out[i] = replace(prompts[i], messages=(*prompts[i].messages[:-1], Message("user", words)))
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "form": self.form.to_dict(),
+            "remedy": self.remedy,
+            "asked": {"name": self.asked.name, "source": self.asked.source},
+            "words": self.words,
+            "refusal": self.refusal,
+            "weight": self.weight,
+            "steering": self.steering.to_dict() if self.steering else None,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        given = {k: data[k] for k in ("remedy", "words", "refusal", "weight")}
+        return cls(
+            form=Form.from_dict(data["form"]),
+            asked=Template(data["asked"]["name"], data["asked"]["source"]),
+            steering=Steering.from_dict(data["steering"]) if data["steering"] is not None else None,
+            notes=tuple(data["notes"]),
+            **given,
+        )
+
+
+def _text(prompt: Prompt) -> str:
+    """The user's last message."""
+    return prompt.messages[-1].content
+
+
+def triggers(
+    prompts: Sequence[Prompt], refusal: str, backend: Generator, words: int
+) -> list[tuple[tuple[int, int], ...]]:
+    """Words of each prompt's last message that speak for a refusal, by leaving them out one at a time.
+
+    Args:
+        prompts: chats.
+        refusal: the beginning of a refusal.
+        backend: a scorer.
+        words: at most so many a prompt.
+
+    Returns:
+        Characters [start, end) in the last message, strongest first; () where every word speaks against a refusal.
+    """
+    from amplify.attribution.words import stop_words, word_spans
+
+    scorer = need_scorer(backend, "finding what triggers a refusal")
+    asked: list[Prompt] = []
+    cases: list[tuple[int, list[tuple[int, int]]]] = []
+    for prompt in prompts:
+        text = _text(prompt)
+        spans = [s for s in word_spans(text) if text[slice(*s)].lower() not in stop_words()]
+        cases.append((len(asked), spans))
+        asked.append(prompt)
+        for a, b in spans:
+            without = " ".join(f"{text[:a]}{text[b:]}".split()) or "."
+            asked.append(replace(prompt, messages=(*prompt.messages[:-1], Message("user", without))))
+    scores = [s.total for s in scorer.score(asked, [refusal] * len(asked))] if asked else []
+    out = []
+    for at, spans in cases:
+        drop = {span: scores[at] - scores[at + 1 + i] for i, span in enumerate(spans)}
+        best = sorted((s for s in spans if drop[s] > 0), key=lambda s: (-drop[s], s))[:words]
+        out.append(tuple(best))
+    return out

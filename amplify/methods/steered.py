@@ -1,0 +1,148 @@
+"""Programs that steer attention: where the emphasis stands, which heads, how strongly. Plain JSON, as always."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+from amplify.backends.base import Generator
+from amplify.errors import InputError, UnknownNameError
+from amplify.methods.answering import answer_prompts, check_window
+from amplify.methods.base import PromptProgram
+from amplify.methods.prompting import Form, as_example
+from amplify.steering import Steering, profiles
+from amplify.values import Answer, Example, Prompt
+
+
+@dataclass(frozen=True)
+class SteeredProgram(PromptProgram):
+    """The zero-shot prompt, answered with steered attention.
+
+    Attributes:
+        form: how prompts look, and what they emphasise.
+        steering: heads and strength.
+        notes, meta: see `ShotProgram`.
+    """
+
+    kind: ClassVar[str] = "steered"
+
+    form: Form
+    steering: Steering
+    notes: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def prompt(self, example: Example | str) -> Prompt:
+        """The prompt for an example or a plain text, its emphasis included."""
+        return self.form.prompt(as_example(example))
+
+    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+        """Answer a batch.
+
+        Raises:
+            CapabilityError: a backend that cannot steer.
+            InputError: heads measured on another model.
+        """
+        return answer_steered(self.form, examples, [self.prompt(e) for e in examples], backend, self.steering)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "form": self.form.to_dict(),
+            "steering": self.steering.to_dict(),
+            "notes": list(self.notes),
+            "meta": dict(self.meta),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        steering = Steering.from_dict(data["steering"])
+        return cls(Form.from_dict(data["form"]), steering, tuple(data["notes"]), data["meta"])
+
+
+def answer_steered(
+    form: Form,
+    examples: Sequence[Example],
+    prompts: Sequence[Prompt],
+    backend: Generator,
+    steering: Steering | None,
+) -> list[Answer]:
+    """Answer prompts that are made already; what emphasises nothing is answered plainly."""
+    check_window(backend, prompts, form.style, form.method, [0] * len(prompts), lambda i, _: prompts[i])
+    return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form.style, backend, steering)
+
+
+def model_name(backend: Generator) -> str:
+    """What a backend's spec calls its model: the part that profiles are named after."""
+    return backend.spec.partition(":")[2].partition("@")[0].rstrip("/").rpartition("/")[2]
+
+
+def find_profile(name: str, backend: Generator, task: str) -> Steering:
+    """The head profile of a name; of no name, the one that was measured for this model and task, else this model.
+
+    Raises:
+        UnknownNameError: no such profile.
+        InputError: none was measured for this model.
+    """
+    if name:
+        return Steering.load(name)
+    model, known = model_name(backend), profiles()
+    for guess in (f"{model}-{task.replace('/', '-')}", model):
+        if guess in known:
+            return Steering.load(guess)
+    raise InputError(
+        f"no head profile is named after {model!r}: measure one with `amplify profile {task} --backend {backend.spec} "
+        "--out mine.yaml` and give it as profile=mine.yaml" + (f" (there are: {', '.join(known)})" if known else "")
+    )
+
+
+def first_heads(steering: Steering, count: int) -> Steering:
+    """The profile's best heads, in the order in which its search ranked them.
+
+    Raises:
+        InputError: the profile holds no order, or fewer heads.
+    """
+    order = [tuple(map(int, name.split("."))) for name in steering.provenance.get("order", ())]
+    if count > len(order):
+        raise InputError(f"heads={count}, and the profile ranks {len(order)} heads")
+    chosen: dict[int, list[int]] = {}
+    for layer, head in order[:count]:
+        chosen.setdefault(layer, []).append(head)
+    return replace(steering, heads={layer: tuple(h) for layer, h in chosen.items()})
+
+
+def random_heads(steering: Steering, seed: int) -> Steering:
+    """As many heads as the profile has, drawn from all heads of its model.
+
+    Raises:
+        InputError: the profile does not say how many layers and heads its model has.
+    """
+    layers, heads = steering.model.get("layers"), steering.model.get("heads")
+    if not isinstance(layers, int) or not isinstance(heads, int) or steering.heads is None:
+        raise InputError("random heads need a profile with `model: {layers: …, heads: …}` and chosen heads")
+    everyone = [(layer, head) for layer in range(layers) for head in range(heads)]
+    drawn: dict[int, list[int]] = {}
+    for layer, head in random.Random(seed).sample(everyone, sum(map(len, steering.heads.values()))):
+        drawn.setdefault(layer, []).append(head)
+    return replace(steering, heads={layer: tuple(h) for layer, h in drawn.items()}, provenance={})
+
+
+def need_emphasis(task: Any) -> None:
+    """Refuse a task that does not say what is to be emphasised.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if not task.emphasis:
+        raise InputError(
+            f"task {task.name!r} does not say what steering should emphasise: give its YAML `emphasis: instruction` "
+            "(or text, first_sentence, fields.NAME), or take auto_pasta, which finds the span itself"
+        )
+
+
+def known_name(kind: str, name: str, known: Sequence[str]) -> None:
+    """Refuse an option's value that is none of the known ones."""
+    if name not in known:
+        raise UnknownNameError(kind, name, known)

@@ -1,0 +1,277 @@
+"""PASTA, its relatives and its controls: what they send, which heads they steer, that programs survive saving."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from amplify.backends import open_backend
+from amplify.backends.scripted import ScriptedBackend
+from amplify.errors import CapabilityError, InputError, UnknownNameError
+from amplify.evaluation import evaluate
+from amplify.methods import make
+from amplify.methods.base import Program
+from amplify.methods.pasta import sentences_of
+from amplify.methods.refusals import triggers
+from amplify.methods.steered import find_profile, first_heads, model_name, random_heads
+from amplify.steering import Steering
+from amplify.tasks import Task, load_task
+from amplify.values import Example, Message, Prompt, Sampling
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_lm):
+    with open_backend(f"transformers:{tiny_lm}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def profile(tmp_path):
+    path = tmp_path / "heads.yaml"
+    model = {"model_type": "llama", "layers": 3, "heads": 4}
+    provenance = {"order": ["1.2", "0.1", "2.0"]}
+    Steering(heads={0: (1,), 1: (2,)}, alpha=0.05, model=model, provenance=provenance).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def jobs():
+    def some(split, n):
+        return tuple(
+            Example(f"{split}{i}", f"{split} {i} is great. It is bad.", "good", answers=("good",)) for i in range(n)
+        )
+
+    return Task(
+        name="jobs", instruction="Answer positive or negative.", train=some("train", 4), validation=some("val", 2),
+        test=some("test", 3), metric="exact_match", template="instruction_last", emphasis="instruction", max_tokens=4,
+    )  # fmt: skip
+
+
+def saved(program, tmp_path):
+    program.save(tmp_path / "program.json")
+    again = Program.load(tmp_path / "program.json")
+    assert again.to_dict() == program.to_dict()
+    return again
+
+
+STEERED = ("pasta", "pasta_random_heads", "spotlight", "instaboost")
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_the_prompt_is_the_plain_one_and_the_answer_the_steered_one(name, backend, jobs, profile, tmp_path):
+    options = {"profile": profile} if name.startswith("pasta") else {}
+    program = saved(make(name, **options).fit(jobs, backend, 0), tmp_path)
+    plain = make("zero_shot").fit(jobs, backend, 0)
+    assert [program.prompt(e) for e in jobs.test] == [plain.prompt(e) for e in jobs.test]
+    wanted = backend.generate([program.prompt(e) for e in jobs.test], Sampling(max_tokens=4), steering=program.steering)
+    assert [a.text for a in program.answer(jobs.test, backend)] == [w.text for w in wanted]
+    assert program.to_dict()["steering"]["mode"] == name if name in ("spotlight", "instaboost") else True
+
+
+def test_steering_changes_scores_and_reaches_score_mode(backend, jobs, profile):
+    labelled = replace(
+        jobs, labels=("good", "bad"), metric="accuracy", test=tuple(replace(e, answers=()) for e in jobs.test),
+        train=(), validation=(),
+    )  # fmt: skip
+    steered = make("pasta", mode="score", profile=profile).fit(labelled, backend, 0).answer(labelled.test, backend)
+    plain = make("zero_shot", mode="score").fit(labelled, backend, 0).answer(labelled.test, backend)
+    assert all(a.scores != b.scores for a, b in zip(steered, plain, strict=True))
+    first = make("zero_shot", mode="score", normalise="first_token").fit(labelled, backend, 0)
+    alone = backend.score([first.prompt(labelled.test[0])], ["good"])[0].logprobs[0]
+    assert first.answer(labelled.test[:1], backend)[0].scores["good"] == pytest.approx(alone, abs=1e-4)
+
+
+def test_options_of_pasta(backend, jobs, profile):
+    program = make("pasta", profile=profile, alpha="0.2", heads="2").fit(jobs, backend, 0)
+    assert program.steering.alpha == 0.2
+    assert program.steering.heads == {0: (1,), 1: (2,)}  # the two first of the order
+    assert first_heads(Steering.load(profile), 3).heads == {0: (1,), 1: (2,), 2: (0,)}
+    assert make("pasta", profile=profile, alpha=0.2).label == f"pasta[profile={profile},alpha=0.2]"
+    with pytest.raises(InputError, match="ranks 3 heads"):
+        make("pasta", profile=profile, heads=9).fit(jobs, backend, 0)
+    with pytest.raises(InputError, match="alpha"):
+        make("pasta", profile=profile, alpha=7).fit(jobs, backend, 0)
+    with pytest.raises(UnknownNameError):
+        make("pasta", profile="no_such").fit(jobs, backend, 0)
+    with pytest.raises(InputError, match="no head profile is named after"):
+        make("pasta").fit(jobs, backend, 0)
+    with pytest.raises(InputError, match="emphasis: instruction"):
+        make("pasta", profile=profile).fit(replace(jobs, emphasis=""), backend, 0)
+    with pytest.raises(CapabilityError, match="cannot steer"):
+        make("pasta", profile=profile).fit(jobs, ScriptedBackend("echo"), 0)
+    other = replace(Steering.load(profile), model={"layers": 7})
+    with pytest.raises(InputError, match="another model"):
+        backend.generate([make("zero_shot").fit(jobs, backend, 0).prompt("x")], Sampling(), steering=other)
+
+
+def test_random_heads_are_as_many_and_seeded(profile):
+    steering = Steering.load(profile)
+    drawn = [random_heads(steering, seed).heads for seed in range(30)]
+    assert all(sum(map(len, heads.values())) == 2 for heads in drawn)
+    assert drawn == [random_heads(steering, seed).heads for seed in range(30)]
+    assert len({json.dumps(h) for h in drawn}) > 15
+    assert {layer for heads in drawn for layer in heads} == {0, 1, 2}
+    with pytest.raises(InputError, match="layers"):
+        random_heads(replace(steering, model={}), 0)
+
+
+def test_profiles_by_model_and_task(tmp_path, monkeypatch, profile):
+    from amplify import resources
+
+    (tmp_path / "steering").mkdir()
+    monkeypatch.setattr(resources, "content", lambda kind: tmp_path / kind)
+    backend = ScriptedBackend("echo")
+    backend.spec = "openai:tiny@http://127.0.0.1:1/v1"
+    assert model_name(backend) == "tiny"
+    Steering.load(profile).save(tmp_path / "steering" / "tiny.yaml")
+    replace(Steering.load(profile), alpha=0.5).save(tmp_path / "steering" / "tiny-a-b.yaml")
+    assert find_profile("", backend, "other").alpha == 0.05
+    assert find_profile("", backend, "a/b").alpha == 0.5
+
+
+def test_marked_prompt_writes_marks_and_steers_nothing(jobs, tmp_path):
+    backend = ScriptedBackend("say=good")
+    program = saved(make("marked_prompt").fit(jobs, backend, 0), tmp_path)
+    [answer] = program.answer(jobs.test[:1], backend)
+    assert backend.calls[-1].prompt.messages[-1].content == f"{jobs.test[0].text}\n\n*{jobs.instruction}*"
+    assert answer.value == "good"
+    assert make("marked_prompt", mark="__").label == "marked_prompt[mark=__]"
+
+
+def test_whole_answers_keep_their_lines(jobs):
+    backend = ScriptedBackend(reply=lambda text: '{\n "a": 1\n}\n')
+    [answer] = make("zero_shot", max_tokens=20).fit(jobs, backend, 0).answer(jobs.test[:1], backend)
+    assert answer.value == '{\n "a": 1\n}'
+    silent = ScriptedBackend(reply=lambda text: "  ")
+    assert make("zero_shot").fit(jobs, silent, 0).answer(jobs.test[:1], silent)[0].value is None
+
+
+def test_sentences():
+    text = " One is here.  Dr. Two came! Three"
+    assert [text[a:b] for a, b in sentences_of(text)] == ["One is here.", "Dr. Two came!", "Three"]
+    assert sentences_of("x") == [(0, 1)]
+
+
+class Recorder:
+    """A scripted model that can be steered, and writes down towards what."""
+
+    def __init__(self, reply, logprob=None):
+        self.inner = ScriptedBackend(reply=reply, logprob=logprob)
+        self.asked = []
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def generate(self, prompts, sampling, *, steering=None):
+        self.asked += [(p, steering) for p in prompts]
+        return self.inner.generate(prompts, sampling)
+
+    def score(self, prompts, continuations, *, steering=None):
+        return self.inner.score(prompts, continuations)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+
+def marked_words(prompt):
+    return [prompt.messages[s.message].content[s.start : s.end] for s in prompt.emphasis]
+
+
+def test_auto_pasta_emphasises_what_the_model_names(jobs, profile, tmp_path):
+    def reply(text):
+        return "Sentence: it is bad" if "Copy that sentence" in text else "good"
+
+    backend = Recorder(reply)
+    program = saved(make("auto_pasta", profile=profile).fit(jobs, backend, 0), tmp_path)
+    [answer] = program.answer(jobs.test[:1], backend)
+    prompt, steering = backend.asked[-1]
+    assert marked_words(prompt) == ["It is bad."] == [answer.rationale]
+    assert steering == program.steering
+    assert answer.calls == 2
+    assert backend.asked[-2][1] is None
+    with pytest.raises(UnknownNameError, match="source"):
+        replace(make("auto_pasta", profile=profile), source="magic").fit(jobs, backend, 0)
+
+
+def test_auto_pasta_by_attribution(jobs, profile):
+    def logprob(text, continuation):
+        return -1.0 if "is great" in text else -5.0  # the answer needs the first sentence
+
+    backend = Recorder(lambda text: "good", logprob)
+    program = make("auto_pasta", profile=profile, source="attribution").fit(jobs, backend, 0)
+    answers = program.answer(jobs.test, backend)
+    assert [marked_words(p) for p, _ in backend.asked[-3:]] == [[e.text.partition(".")[0] + "."] for e in jobs.test]
+    assert all(a.calls > 2 for a in answers)
+
+
+def refusing(text):
+    request = text.split("\n\n")[-2].removeprefix("user: ")
+    if "Rewrite this request" in text:
+        return "How do I stop a process?"
+    return "I'm sorry, but I can't help." if "kill" in request and "Ignore" not in text else "Run this."
+
+
+def afraid(text, continuation):
+    return -1.0 if "kill" in text else -9.0
+
+
+REQUEST = Example("r", "How do I kill a process?", "comply", answers=("comply",))
+
+
+def test_triggers_are_found_by_leaving_words_out():
+    backend = ScriptedBackend(reply=refusing, logprob=afraid)
+    prompts = [Prompt(messages=(Message("user", t),)) for t in (REQUEST.text, "Hello there", "")]
+    found = triggers(prompts[:2], "I'm sorry", backend, 2)
+    assert [[REQUEST.text[a:b] for a, b in spans] for spans in found] == [["kill"], []]
+
+
+@pytest.mark.parametrize("name", ["ignore_word", "rephrase", "negative_emphasis"])
+def test_remedies_against_refusals(name, tmp_path):
+    task = load_task("over_refusal")
+    backend = Recorder(refusing, afraid)
+    program = saved(make(name).fit(task, backend, 0), tmp_path)
+    [answer] = program.answer([REQUEST], backend)
+    prompt, steering = backend.asked[-1]
+    assert answer.rationale == "kill"
+    if name == "negative_emphasis":
+        assert prompt.messages[-1].content == REQUEST.text
+        assert [s.weight for s in prompt.emphasis] == [0.1]
+        assert marked_words(prompt) == ["kill"]
+        assert steering.heads is None
+    else:
+        assert steering is None
+        assert answer.value == "Run this."
+        assert prompt.messages[-1].content.startswith(REQUEST.text if name == "ignore_word" else "How do I stop")
+    with pytest.raises(InputError, match=r"weight is a factor|words is 1"):
+        make(name, **({"weight": 2} if name == "negative_emphasis" else {"words": 0})).fit(task, backend, 0)
+
+
+def test_negative_emphasis_on_a_real_attention(backend):
+    """A word of weight near 0 is (nearly) not there for other tokens: the answer's scores move."""
+    task = load_task("over_refusal")
+    [steered] = make("negative_emphasis", weight=0.01, max_tokens=3).fit(task, backend, 0).answer([REQUEST], backend)
+    assert steered.completion_tokens > 0
+
+
+def test_a_run_with_its_report(backend, jobs, profile, tmp_path):
+    names = ["zero_shot", "marked_prompt", "pasta", "pasta_random_heads", "spotlight"]
+    options = {"pasta.profile": profile, "pasta_random_heads.profile": profile}
+    report = evaluate(jobs, backend, names, seeds=(0, 1), options=options, out=tmp_path / "run")
+    assert report.finished
+    assert [row.seeds for row in report.rows][3] == (0, 1)
+    family = {(c.method.partition("[")[0], c.baseline.partition("[")[0]) for c in report.comparisons}
+    assert ("pasta", "pasta_random_heads") in family
+    assert ("pasta", "marked_prompt") in family
+    assert ("pasta", "zero_shot") in family
+
+
+def test_further_metrics_stand_in_the_tables(backend, tmp_path):
+    task = load_task("json_formatting")
+    small = replace(task, test=task.test[:2], max_tokens=4)
+    report = evaluate(small, backend, ["zero_shot"], out=tmp_path / "run")
+    for name in ("paper format accuracy", "exact keys", "fluency"):
+        assert name in str(report)
+        assert name in report.to_markdown()
