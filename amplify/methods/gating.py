@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from amplify.methods.parsing import shown
-from amplify.values import Attribution, Demonstration
+from amplify.values import Attribution, Demonstration, Rationale
 
 if TYPE_CHECKING:
+    from amplify.backends.base import Generator
     from amplify.methods.explained import ExplainedMethod
+    from amplify.methods.prompting import PromptMethod
     from amplify.proxies import Proxy
+    from amplify.tasks import Task
 
 Explanation = tuple[Demonstration, Attribution]
 
@@ -73,6 +76,46 @@ def gate_shots(
         note += f"; {replaced} of these shots replaced, {len(left)} shown without a rationale"
     counts = {"failed": len(failed), "replaced": replaced, "dropped": len(left), "looked_at": len(verdicts)}
     return Gated(kept, frozenset(left), note, {**counts, "verdicts": verdicts})
+
+
+def gate_own(
+    method: PromptMethod,
+    task: Task,
+    backend: Generator,
+    shots: Sequence[Demonstration],
+    rationales: Sequence[Rationale | None],
+    seed: int,
+) -> tuple[list[Rationale | None], str, list[dict[str, Any]]]:
+    """Drop what a model said of its own shots where its words do not beat random words of the same example.
+
+    Args:
+        method: whose zero-shot prompt asks for the label.
+        task: the task.
+        backend: the model, which gives log-probabilities.
+        shots: with their foils where those are known.
+        rationales: one a shot, None where there is none.
+        seed: of the random words.
+
+    Returns:
+        The rationales, None for those dropped; one sentence for the report; and the verdicts.
+
+    Raises:
+        CapabilityError: the backend gives no log-probabilities.
+    """
+    from amplify.attribution.gate import judge
+    from amplify.methods.self_attribution import shot_game
+
+    kept: list[Rationale | None] = []
+    verdicts: list[dict[str, Any]] = []
+    for shot, rationale in zip(shots, rationales, strict=True):
+        if rationale is not None:
+            verdict = judge(rationale.words, shot_game(method, task, backend, shot), seed=seed)
+            verdicts.append({"example": shot.example.id, **asdict(verdict)})
+            rationale = rationale if verdict.passed else None
+        kept.append(rationale)
+    failed = sum(not verdict["passed"] for verdict in verdicts)
+    note = f"gate: {failed} of {len(verdicts)} rationales do not beat random words on their own example: dropped"
+    return kept, note, verdicts
 
 
 def _judged(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from amplify.attribution.deletion import Deletion, deletion
 from amplify.attribution.words import Spans, key_word_mask, word_spans
 from amplify.backends.base import Generator
 from amplify.errors import InputError
@@ -90,22 +91,59 @@ def explain_shots(
     """
     from amplify.attribution.explaining import explain_many
 
-    form = method.form(task)
-    prompts, targets, foils, players = [], [], [], []
-    for shot in shots:
-        prompt, _, words = placed(form, shot.example, citable(task, shot.example))
-        choices = (form.labels_of(shot.example), shot.example.options)
-        prompts.append(prompt)
-        targets.append(continuation(str(shot.example.label), choices, form.style, prompt))
-        foil = shot.foil if contrastive else None
-        foils.append(None if foil is None else continuation(foil, choices, form.style, prompt))
-        players.append(words)
+    asked = [_asked(method, task, shot, contrastive) for shot in shots]
     # an explainer needs about one evaluation a word, however long the text
-    limit = budget or max(BUDGET, *(2 * len(words) + 2 for words in players))
+    limit = budget or max([BUDGET, *(2 * len(one.words) + 2 for one in asked)])
     found = explain_many(
-        prompts, targets, foils=foils, model=backend, methods=[explainer], budget=limit, seed=seed, players=players
+        [one.prompt for one in asked],
+        [one.target for one in asked],
+        foils=[one.foil for one in asked],
+        players=[one.words for one in asked],
+        model=backend,
+        methods=[explainer],
+        budget=limit,
+        seed=seed,
     )[explainer]
     return [_of_input(made, shot, citable(task, shot.example)) for made, shot in zip(found, shots, strict=True)]
+
+
+def shot_game(method: PromptMethod, task: Task, backend: Generator, shot: Demonstration) -> Deletion:
+    """A shot's gold label (against its foil, where that is known) as the model sees it with citable words deleted.
+
+    Raises:
+        CapabilityError: the backend gives no log-probabilities.
+    """
+    form = method.form(task)
+    prompt, message, spans = placed(form, shot.example, citable(task, shot.example))
+    text = str(prompt.text if message is None else prompt.messages[message].content)
+    choices = (form.labels_of(shot.example), shot.example.options)
+    target, foil = (
+        None if label is None else continuation(label, choices, form.style, prompt)
+        for label in (str(shot.example.label), shot.foil)
+    )
+    words = tuple(text[a:b] for a, b in spans)
+    return deletion(Attribution(text, words, spans, (0.0,) * len(words), str(target), foil), backend, prompt)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A shot's zero-shot prompt, its citable words in it, and what the model may answer."""
+
+    prompt: Prompt
+    message: int | None
+    words: Spans
+    target: str
+    foil: str | None
+
+
+def _asked(method: PromptMethod, task: Task, shot: Demonstration, contrastive: bool) -> _Asked:
+    form = method.form(task)
+    prompt, message, words = placed(form, shot.example, citable(task, shot.example))
+    choices = (form.labels_of(shot.example), shot.example.options)
+    target = continuation(str(shot.example.label), choices, form.style, prompt)
+    foil = shot.foil if contrastive else None
+    against = None if foil is None else continuation(foil, choices, form.style, prompt)
+    return _Asked(prompt, message, words, target, against)
 
 
 def _of_input(made: Attribution, shot: Demonstration, spans: Spans) -> Attribution:
