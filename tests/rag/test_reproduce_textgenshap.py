@@ -1,0 +1,64 @@
+"""Every experiment runs by its one command, at the smallest size, on a scripted model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "eval" / "reproduce_textgenshap.py"
+
+
+def rows() -> list[dict]:
+    made = []
+    for i in range(4):
+        titles = [f"T{i}{j}" for j in range(3)]
+        sentences = [[f"Fact {i}{j}. ", "More of it."] for j in range(3)]
+        made.append({
+            "question": f"what is {i}?", "answer": "Fact", "type": "bridge",
+            "context": {"title": titles, "sentences": sentences},
+            "supporting_facts": {"title": titles[:1], "sent_id": [0]},
+        })  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (
+            [
+                "speed",
+                "--counts",
+                "3,6",
+                "--granularities",
+                "documents,words",
+                "--engines",
+                "naive,trie,packed",
+                "--budget",
+                "16",
+            ],
+            "packed",
+        ),
+        pytest.param(["recall", "--tasks", "hotpotqa", "--limit", "2"], "evidence recall@1", marks=pytest.mark.real),
+        pytest.param(["accuracy", "--tasks", "hotpotqa", "--limit", "2", "--keep", "1"], "k=1", marks=pytest.mark.real),
+    ],
+)
+def test_one_command_each(tmp_path: Path, command: list[str], wanted: str) -> None:
+    if command[0] != "speed":
+        pytest.importorskip("bm25s")
+        command = [*command, "--out", str(tmp_path / "runs")]
+    (tmp_path / "dev_distractor_50.json").write_text(json.dumps(rows()))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *command, "--backend", "scripted:say= Fact", "--results", str(tmp_path)],
+        capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "AMPLIFY_DATA": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    stem = tmp_path / f"textgenshap_{command[0]}"
+    assert wanted in stem.with_suffix(".md").read_text()
+    data = json.loads(stem.with_suffix(".json").read_text())
+    assert data["command"].startswith(f"python eval/reproduce_textgenshap.py {command[0]}")
