@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, ClassVar
 from amplify import templates
 from amplify.attribution.prompted import Case, explain_prompted
 from amplify.attribution.registry import METHODS
-from amplify.backends.base import Generator
+from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError
 from amplify.layout import input_text
 from amplify.methods.explained import RATIONALE_TOKENS
+from amplify.methods.gating import gate_own
 from amplify.methods.parsing import parse_label, split_answer
 from amplify.methods.prompting import Form, ShotProgram, shown_gold, with_rationales
 from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed
@@ -42,12 +43,20 @@ class SelfAmplify(SelfMethod):
         chosen = self.chosen(task, backend, seed)
         before = backend.usage.snapshot()
         made, more = self.rationales(task, backend, chosen, seed)
-        spent = asdict(backend.usage.since(before))
+        meta = dict(chosen.meta)
+        if self.gated:
+            made, note, verdicts = gate_own(self, task, backend, chosen.shots, made, seed)
+            more, meta["gate"] = [*more, note], verdicts
+        meta["explaining"] = asdict(backend.usage.since(before))
         if dropped := made.count(None):
             more = [*more, f"{dropped} of {len(made)} rationales dropped: those shots show their answer alone"]
-        meta = {**chosen.meta, "explaining": spent}
         shots = with_rationales(chosen.shots, made)
         return ShotProgram(self.answering(task, made), shots, (*notes, *chosen.notes, *more), meta)
+
+    @property
+    def gated(self) -> bool:
+        """Whether each rationale must show that its words matter."""
+        return False
 
     @abstractmethod
     def rationales(
@@ -76,10 +85,24 @@ class SelfWords(SelfAmplify):
     Attributes:
         k: how many (the paper has 4 to 5).
         template: of the rationale: "key_words", "paper", "words_only", "span", …, or your own file.
+        gate: drop a rationale unless the model needs its words more than random words of the same input
+            (`amplify.attribution.gate.judge`).
     """
 
     k: int = 5
     template: str = "key_words"
+    gate: bool = False
+
+    def notes_on(self, task: Task, backend: Generator) -> tuple[str, ...]:
+        """Also that the gate can be had."""
+        if self.gate:
+            need_scorer(backend, f"{self.name}.gate")
+        return super().notes_on(task, backend)
+
+    @property
+    def gated(self) -> bool:
+        """See `gate`."""
+        return self.gate
 
     def answering(self, task: Task, made: Sequence[Rationale | None]) -> Form:
         """The model begins with words of its own."""
@@ -208,7 +231,7 @@ class SelfDeepLift(SelfExplained):
     """DeepLIFT."""
 
     name: ClassVar[str] = "self_amplify_deeplift"
-    explainer: ClassVar[str] = "deeplift"
+    explainer: ClassVar[str] = "deep_lift"
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,26 @@ def test_attributed_words_are_those_that_count(sentiment: Task, backend: Scripte
     assert all(s.rationale.attribution.foil == s.foil != s.example.label for s in contrast.shots)
 
 
+@pytest.mark.parametrize("name", ["topk", "shap"])
+def test_the_gate_drops_words_that_do_not_count(sentiment: Task, name: str) -> None:
+    """The model goes by its first list alone, so what it says of reviews with "fine" cannot be the reason."""
+
+    def partial(text: str, continuation: str) -> float:
+        worth = 2.0 * any(w in asked(text) for w in GOOD[:3])
+        return worth if "positive" in continuation else -worth
+
+    backend = ScriptedBackend(reply=lambda t: reply(t.replace("validation", "v")), logprob=partial)
+    method = make(f"self_amplify_{name}", k=1, gate=True, shots=20, selection="random")
+    program = method.fit(sentiment, backend, 0)
+    for shot in program.shots:
+        counts = any(w in shot.example.text for w in GOOD[:3])
+        assert (shot.rationale is not None) == counts, shot.example.text
+    assert any(note.startswith("gate: ") for note in program.notes)
+    assert all(verdict["passed"] == (verdict["drop"] > 0) for verdict in program.meta["gate"])
+    with pytest.raises(CapabilityError, match="gate needs log-probabilities"):
+        method.fit(sentiment, ScriptedGenerator(reply=reply), 0)
+
+
 # The traps of the released code
 
 
