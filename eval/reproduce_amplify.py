@@ -15,6 +15,7 @@ import datetime
 import json
 import os
 import platform
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,30 @@ import click
 
 import amplify
 from amplify.errors import AmplifyError
-from amplify.methods import make
+from amplify.methods import METHODS, make
 from amplify.methods.base import Method
 
-# the paper's tables: method names with the options in which their columns differ
+# every method, and the paper's tables: method names with the options in which their columns differ
 TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "all": [
+        (name, {})
+        for name in (
+            "zero_shot",
+            "few_shot",
+            "few_shot_balanced",
+            "few_shot_knn",
+            "zero_shot_cot",
+            "human_cot",
+            "amplify",
+            "amplify_no_rationale",
+            "amplify_random_words",
+            "amplify_shuffled_rationales",
+            "amplify_tfidf_words",
+            "amplify_test_words",
+            "answer_format_only",
+            "proxy_alone",
+        )
+    ],
     "main": [
         ("zero_shot", {}),
         ("few_shot", {}),
@@ -62,16 +82,17 @@ PAPER_TASKS = (
 
 def methods_of(table: str, task: amplify.tasks.Task, mode: str, proxy: str | None, shots: int) -> list[Method]:
     """The columns of a table that this task can have; the baseline few_shot stands beside every ablation."""
-    columns = TABLES[table] if table == "main" else [("few_shot", {}), *TABLES[table]]
+    columns = TABLES[table] if table in ("all", "main") else [("few_shot", {}), *TABLES[table]]
     made = []
     for name, options in columns:
         if name == "human_cot" and not task.cot:
             continue
         own = dict(options)
-        if name.startswith(("amplify", "few_shot")):
-            own["shots"] = shots
-        if proxy and name.startswith(("amplify", "proxy")) and "proxy" not in own:
-            own["proxy"] = proxy
+        known = {f.name for f in fields(METHODS[name])}
+        if "shots" in known:
+            own.setdefault("shots", shots)
+        if proxy and "proxy" in known:
+            own.setdefault("proxy", proxy)
         made.append(make(name, mode=mode, **own))  # type: ignore[arg-type]
     return made
 
