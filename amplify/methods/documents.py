@@ -60,7 +60,9 @@ class RagMethod(Method):
         if self.documents < 0 or self.max_tokens < 1:
             raise InputError(f"{self.name}: documents is 0 or more and max_tokens 1 or more")
         layout = ("text" if task.layout == "text" else "chat") if self.layout == "auto" else self.layout
-        notes = ("answers from documents are generated, never scored",) if self.mode == "score" else ()
+        notes: tuple[str, ...] = more.pop("notes", ())
+        if self.mode == "score":
+            notes += ("answers from documents are generated, never scored",)
         return RagProgram(
             method=self.label,
             template=templates.load("sources", self.template),

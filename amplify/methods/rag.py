@@ -105,14 +105,15 @@ class RagHighlightPasta(ShapleyMethod):
     """Steer attention to the sentences of highest Shapley value for the first answer, then answer again.
 
     Attributes:
-        steering: name or file of a steering profile (PASTA's heads), or "instaboost" for all heads.
+        profile: PASTA's heads, by name or file; "" for the profile measured for this model. Where there is none, all
+            heads are steered (InstABoost), and a note says so.
         sentences: how many are emphasised.
-        bonus: of "instaboost", what is added to the logits of the emphasised words.
+        bonus: what InstABoost adds to the attention logits of the emphasised words.
     """
 
     name: ClassVar[str] = "rag_highlight_pasta"
 
-    steering: str = "instaboost"
+    profile: str = ""
     sentences: int = 2
     bonus: float = 1.0
 
@@ -123,15 +124,22 @@ class RagHighlightPasta(ShapleyMethod):
             CapabilityError: the backend cannot steer.
             UnknownNameError: no such profile. InputError: it was measured on another model.
         """
+        from amplify.methods.steered import find_profile
         from amplify.steering import Steering
         from amplify.values import Message, Prompt, Sampling, Span
 
         if self.sentences < 1:
             raise InputError(f"{self.name}: sentences is 1 or more, got {self.sentences}")
-        boost = self.steering == "instaboost"
-        steering = Steering(mode="instaboost", bonus=self.bonus) if boost else Steering.load(self.steering)
+        notes: tuple[str, ...] = ()
+        try:
+            steering = find_profile(self.profile, backend, task.name)
+        except InputError:
+            if self.profile:
+                raise
+            steering = Steering(mode="instaboost", bonus=self.bonus)
+            notes = (f"no head profile was measured for this model: all heads are steered (bonus {self.bonus:g})",)
         probe = Prompt(messages=(Message("user", "Hello there"),), emphasis=(Span(0, 5, message=0),))
         backend.generate([probe], Sampling(max_tokens=1), steering=steering)
         return self.explaining(
-            task, backend, seed, use="highlight", sentences=self.sentences, steering=steering.to_dict()
+            task, backend, seed, use="highlight", sentences=self.sentences, steering=steering.to_dict(), notes=notes
         )

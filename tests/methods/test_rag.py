@@ -16,6 +16,7 @@ from amplify.evaluation.configuration import declare_family
 from amplify.methods import METHODS, make
 from amplify.methods.base import Program
 from amplify.methods.documents import RagProgram
+from amplify.steering import Steering
 from amplify.tasks import Task
 from amplify.values import Completion, Example, Sampling
 
@@ -184,16 +185,22 @@ class Steered(ScriptedBackend):
         return super().generate(prompts, sampling)
 
 
-def test_highlight_emphasises_the_best_sentences(task: Task) -> None:
+def test_highlight_emphasises_the_best_sentences(task: Task, tmp_path) -> None:
     backend = Steered(reply=reader, logprob=likely)
     answers = run("rag_highlight_pasta", task, backend, budget=64, sentences=1)
     assert backend.marked == [["Ada lives in Bern."], ["Bo lives in Bern."], ["Cy lives in Bern."]]
     assert backend.steering.mode == "instaboost"
     assert answers[0].sources.shown == (0, 1, 2, 3, 4)  # type: ignore[union-attr]
+    program = make("rag_highlight_pasta").fit(task, backend, 0)
+    assert "no head profile was measured for this model: all heads are steered" in program.notes[0]
+    own = Steering(heads={1: (0, 2)}, alpha=0.05)
+    own.save(tmp_path / "mine.yaml")
+    run("rag_highlight_pasta", task, backend, budget=64, profile=str(tmp_path / "mine.yaml"))
+    assert backend.steering == own
     with pytest.raises(CapabilityError):  # found out before any attribution
         make("rag_highlight_pasta").fit(task, ScriptedBackend(reply=reader, logprob=likely), 0)
     with pytest.raises(UnknownNameError):
-        make("rag_highlight_pasta", steering="no-such-profile").fit(task, backend, 0)
+        make("rag_highlight_pasta", profile="no-such-profile").fit(task, backend, 0)
 
 
 def test_odd_documents(backend: ScriptedBackend) -> None:
