@@ -20,7 +20,8 @@ from amplify.textgenshap.engines import ENGINES, Engine
 from amplify.textgenshap.estimators import ESTIMATORS
 from amplify.textgenshap.exact import MAX_SOURCES, all_coalitions
 from amplify.textgenshap.games import LogProbGame, Memory, VoteGame, fixed_order
-from amplify.textgenshap.hierarchy import REFINEMENTS, Explained, Play, Scored, explain
+from amplify.textgenshap.hierarchy import REFINEMENTS, explain
+from amplify.textgenshap.parts import Explained, Play, Scored
 from amplify.textgenshap.result import Cost, SourceAttribution, level
 from amplify.textgenshap.sampling import prefixes
 from amplify.textgenshap.sources import (
@@ -75,7 +76,7 @@ def attribute_sources(
             where there are several); or "votes", 1 where the greedy answer is the one in question, and likewise
             for the eight other answers that most coalitions gave.
         index: "shapley" or "banzhaf" (votes: the signed form); "shapley_shubik", the credit for changes *to* an answer
-            only, as TextGenSHAP counts votes; "append" for random orders, see `hierarchy.random_order_scores`.
+            only, as TextGenSHAP counts votes; "append" for random orders, see `orders.random_order_scores`.
         engine: "naive", "trie", "packed" or "blocks" (see `engines`); "auto" takes the cheapest exact one.
         estimator: see `estimate`; "auto" is exact where 2^n fits the documents' share of the budget.
         budget: distinct prompts asked, all levels together (the answer's own generation not counted). With sentences
@@ -188,6 +189,8 @@ def _votes(game: VoteGame, answer: str | None, options: dict[str, Any]) -> tuple
     """Scores for every answer that any coalition gave, the one in question first."""
     own = game.ask([game.context.everything()])[0]
     wanted = own if answer is None else normalise(answer)
+    if options["order"] == "random":  # all documents in their own order have been asked above
+        options = {**options, "budget": options["budget"] - 1}
     if options["index"] == "shapley_shubik":
         return _shubik(game, wanted, answer, options)
     known = game.memory.__contains__

@@ -8,100 +8,26 @@ sampled is its two ends: the part absent, and the part whole. A part's children 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
-from amplify.errors import InputError
 from amplify.textgenshap.estimate import estimate
 from amplify.textgenshap.exact import Index, log_binomial, marginal_weights
 from amplify.textgenshap.given import given_each, given_scores
 from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation
-from amplify.textgenshap.regression import constrained_least_squares
-from amplify.textgenshap.sampling import prefixes
-from amplify.textgenshap.sources import Context, Ordered, Selection, Source, select, sentences, words
+from amplify.textgenshap.orders import random_order
+from amplify.textgenshap.parts import CONTEXTS, Around, Explained, Key, Play, Scored, Trace, spread_over
+from amplify.textgenshap.sources import Context, Source, sentences, words
 from amplify.textgenshap.value import Coalitions, Floats, Value
 
-T = TypeVar("T")
 Refine = Literal["documents", "sentences", "words"]
 REFINEMENTS: tuple[Refine, ...] = ("documents", "sentences", "words")
 SHARES = {"documents": (1.0,), "sentences": (0.5, 0.5), "words": (0.5, 0.25, 0.25)}  # of the budget, by level
 NORMAL = 1.96
-CONTEXTS = 12  # of each part, from which those are taken that its children are scored in
 FEW = 16  # documents that are always scored one by one
 ENOUGH = 12  # evaluations with which a part of any size may be opened; a small one needs two more than it has children
 DIRECT = 3  # evaluations a document below which more than that are first scored in groups
-
-
-@dataclass(frozen=True)
-class Play:
-    """A game as this module sees it.
-
-    Attributes:
-        of: values of selections, [m, columns].
-        known: whether a selection has been asked already (and so costs nothing).
-    """
-
-    of: Callable[[Sequence[Selection]], Floats]
-    known: Callable[[Selection], bool]
-
-
-@dataclass(frozen=True)
-class Around:
-    """What else is in the prompt while a part's children come and go: other parts, and the documents' order.
-
-    Attributes:
-        present: parts, none overlapping.
-        rank: place of each document.
-    """
-
-    present: tuple[Source, ...]
-    rank: tuple[int, ...]
-
-    def with_(self, parts: Sequence[Source]) -> Selection:
-        """The selection that holds these parts as well."""
-        everything = [*self.present, *parts]
-        return select([self.rank[s.document] for s in everything], everything)
-
-
-@dataclass
-class Scored:
-    """Parts with their scores.
-
-    Attributes:
-        parts: the sources scored.
-        scores, half: scores and half widths of their 95 % intervals, [parts, columns].
-        around: for each part, contexts in which it was seen both absent and present.
-    """
-
-    parts: list[Source]
-    scores: Floats
-    half: Floats
-    around: list[list[Around]]
-
-
-Key = tuple[str, Source]
-Trace = dict[Key, tuple[Coalitions, int]]  # of each part opened: what was asked of its children, in how many contexts
-
-
-@dataclass
-class Explained:
-    """All levels.
-
-    Attributes:
-        levels: by name, coarse to fine.
-        ends: value of the empty and of the full context, [2, columns].
-        estimator: what scored the documents.
-        trace: what was asked, so that other columns of the same game can be scored from the same sample.
-        meta: how documents were grouped, how many parts were refined.
-    """
-
-    levels: dict[str, Scored]
-    ends: Floats
-    estimator: str
-    trace: Trace
-    meta: dict[str, Any] = field(default_factory=dict)
 
 
 def explain(
@@ -146,7 +72,7 @@ def explain(
     first = max(2, round(budget * shares[0]))
     meta: dict[str, Any] = {}
     if order == "random":
-        top, ends, used = _random_order(play, context, index, estimator, first, rng)
+        top, ends, used = random_order(play, context, index, estimator, first, rng)
     elif len(context.documents) > max(FEW, first // DIRECT) and estimator == "auto":
         top, ends, used, meta = _grouped(play, context, index, first, seed, rng, trace, replay)
     else:
@@ -252,12 +178,6 @@ def _seen_twice(asked: Coalitions, index: Index, rng: np.random.Generator, most:
         places = (np.arange(most) + 0.5) / most * upto[-1]
         found.append([rows[k] for k in np.searchsorted(upto, places)])
     return found
-
-
-def _spread(items: Sequence[T], count: int) -> list[T]:
-    """`count` of the items (or all), evenly spread over them."""
-    count = min(count, len(items))
-    return [items[int((k + 0.5) * len(items) / count)] for k in range(count)]
 
 
 def _grouped(
@@ -416,7 +336,7 @@ def _open_part(
     if s == 1:
         trace[key] = (np.array([[False], [True]]), len(around))
         return total[None], total_half[None], [around]
-    around = _spread(around, trace[key][1] if replay else max(2, budget // (2 * (s + 2))))
+    around = spread_over(around, trace[key][1] if replay else max(2, budget // (2 * (s + 2))))
 
     def each(held: Coalitions) -> Floats:
         rows = [a.with_([c for c, h in zip(children, row, strict=True) if h]) for row in held for a in around]
@@ -439,87 +359,3 @@ def _open_part(
         siblings = [tuple(c for c, h in zip(children, row, strict=True) if h) for row in rows]
         inside.append([Around((*a.present, *t), a.rank) for a, t in zip(around, siblings, strict=True)])
     return scores + gap / s, spread, inside
-
-
-def _random_order(
-    play: Play, context: Context, index: Index, estimator: str, budget: int, rng: np.random.Generator
-) -> tuple[Scored, Floats, str]:
-    """Documents in random order: every prefix of a permutation is one sample of w(S) = E over orders of v(S).
-
-    Permutations come with their reverses, whose prefixes are the complements.
-    """
-    parts = list(context.sources)
-    n = len(parts)
-    count = (budget - 1) // n
-    if count < 1:
-        raise InputError(
-            f"one random order of {n} documents asks {n + 1} coalitions; the documents' share of the budget is {budget}"
-        )
-    orders: list[Ordered] = []
-    while len(orders) < count:
-        drawn = rng.permutation(n)
-        orders += [drawn, drawn[::-1]]
-    orders = orders[:count]
-    ranks = [tuple(np.argsort(o).tolist()) for o in orders]
-    walks = [prefixes(o) for o in orders]
-    rows = [
-        Around((), rank).with_([p for p, h in zip(parts, row, strict=True) if h])
-        for rank, walk in zip(ranks, walks, strict=True)
-        for row in walk
-    ]
-    values = play.of(rows).reshape(count, n + 1, -1)
-    scores, half, used = random_order_scores(np.stack(orders), values, index, estimator)
-    around = []
-    for i in range(n):
-        by_place = _spread(sorted(ranks, key=lambda rank: rank[i]), CONTEXTS)
-        around.append([Around(tuple(parts[k] for k in range(n) if r[k] < r[i]), r) for r in by_place])
-    ends = np.stack([values[:, 0].mean(axis=0), values[:, -1].mean(axis=0)])
-    return Scored(parts, scores, half, around), ends, used
-
-
-def random_order_scores(orders: Any, values: Floats, index: str, estimator: str = "auto") -> tuple[Floats, Floats, str]:
-    """Scores of the order-randomised game from values along permutations.
-
-    Args:
-        orders: int[permutations, n].
-        values: of each permutation's prefixes, empty first, [permutations, n + 1, columns].
-        index: "shapley", "banzhaf", or "append": the mean change where a document is put behind those before it. It
-            judges every document as the last one, so it is no Shapley value of this game.
-        estimator: "gaussian_process" (or "auto") or "kernel_shap".
-
-    Returns:
-        Scores and half widths, [n, columns] both, and the estimator's name.
-
-    Raises:
-        InputError: another estimator.
-    """
-    count, n = orders.shape
-    if index == "append":
-        credit = np.empty((count, n, values.shape[2]))
-        np.put_along_axis(credit, orders[:, :, None], np.diff(values, axis=1), axis=1)
-        return credit.mean(axis=0), half_width(mean_deviation(credit), count - 1 + BORROWED), "permutation"
-    held = np.concatenate([prefixes(o) for o in orders])
-    flat = values.reshape(count * (n + 1), -1)
-    if estimator in ("auto", "gaussian_process"):
-        scores, half = given_scores(held, flat, index)  # type: ignore[arg-type]
-        return scores, half, "gaussian_process"
-    if estimator != "kernel_shap" or index != "shapley":
-        raise InputError(
-            f"estimator {estimator!r} chooses its own coalitions; random orders are scored with 'auto' "
-            "('gaussian_process') or, for Shapley values, 'kernel_shap'"
-        )
-
-    def regression(chosen: Sequence[int]) -> Floats:
-        rows = np.concatenate([prefixes(orders[k])[1:-1] for k in chosen])
-        inner = np.concatenate([values[k, 1:-1] for k in chosen])
-        size = rows.sum(axis=1)
-        # a prefix of size s comes up with probability 1 / C(n, s), which is part of the kernel already
-        ends = values[list(chosen)][:, [0, -1]].mean(axis=0)
-        return constrained_least_squares(rows, inner, 1.0 / (size * (n - size)), ends[0], ends[1])
-
-    scores = regression(range(count))
-    if count < 2:
-        return scores, np.full_like(scores, np.inf), "kernel_shap"
-    without = np.stack([regression([k for k in range(count) if k != j]) for j in range(count)])
-    deviation = np.sqrt((count - 1) / count * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
-    return scores, half_width(deviation, count - 1), "kernel_shap"

@@ -78,6 +78,7 @@ def test_the_same_call_gives_the_same_numbers() -> None:
 def test_votes_score_every_answer(order) -> None:  # type: ignore[no-untyped-def]
     r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), value="votes", refine="sentences", order=order)
     assert set(r.columns) == {"Paris.", "Madrid", "I do not know"}
+    assert r.cost.calls <= 64
     assert r.for_answer("paris").documents.scores[1] == pytest.approx(1.0, abs=0.05)
     madrid = r.for_answer("Madrid")
     assert madrid.documents.scores[2] > 0.2

@@ -11,7 +11,9 @@ from amplify import templates
 from amplify.errors import InputError
 from amplify.textgenshap.exact import all_coalitions, exact_scores
 from amplify.textgenshap.given import given_each, given_scores
-from amplify.textgenshap.hierarchy import Play, Scored, explain, random_order_scores
+from amplify.textgenshap.hierarchy import explain
+from amplify.textgenshap.orders import random_order_scores
+from amplify.textgenshap.parts import Play, Scored
 from amplify.textgenshap.sampling import prefixes
 from amplify.textgenshap.sources import Context, Selection
 
