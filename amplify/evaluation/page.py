@@ -270,7 +270,7 @@ def _browsing(report: Report) -> dict[str, Any]:
         {
             "id": item["id"],
             "text": visible(item["text"]),
-            "gold": visible(", ".join(item["answers"]) or str(item["label"])),
+            "gold": visible(", ".join(item["answers"]) or str(item["label"] or "")),
             "options": [visible(f"({c}) {o}") for c, o in zip(item["choices"], item["options"], strict=False)],
         }
         for item in report.config["items"]

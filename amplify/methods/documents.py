@@ -169,7 +169,7 @@ class RagProgram(Program):
         """The example's documents as the prompt will have them, checked against the window."""
         from amplify.textgenshap.sources import Context, check_window, harmless, special_tokens
 
-        every = [_text(d) for d in example.fields["documents"]]
+        every = _texts(example)
         seen: set[str] = set()
         usable = []
         for i, text in enumerate(every):  # an empty document or a copy has no score of its own
@@ -313,11 +313,25 @@ class Reading:
         return Sources((*order, *rest), self.numbers, tuple(own.get(i) for i in range(len(self.every))), cited)
 
 
-def _text(document: Any) -> str:
-    if isinstance(document, str):
-        return document
-    title, text = document.get("title", ""), document.get("text", "")
-    return f"{title}\n{text}" if title else text
+def _texts(example: Example) -> list[str]:
+    """Each document as one text, its title on a line of its own.
+
+    Raises:
+        InputError: the example has none, or they are neither texts nor objects with a text.
+    """
+    documents = example.fields.get("documents")
+    if not isinstance(documents, list | tuple) or not documents:
+        raise InputError(f"example {example.id!r} brings no list of documents in its field 'documents'")
+    texts = []
+    for i, document in enumerate(documents):
+        if isinstance(document, Mapping) and isinstance(document.get("text"), str):
+            title = str(document.get("title") or "").strip()
+            texts.append(f"{title}\n{document['text']}" if title else document["text"])
+        elif isinstance(document, str):
+            texts.append(document)
+        else:
+            raise InputError(f"example {example.id!r}: document {i} is neither a text nor an object with a text")
+    return texts
 
 
 def _is_title(example: Example, document: int, start: int) -> bool:

@@ -271,6 +271,34 @@ def test_evaluation_before_and_after(task: Task, backend: ScriptedBackend, tmp_p
     assert load_report(tmp_path / "run").rows == report.rows
 
 
+def test_rows_of_your_own(backend: ScriptedBackend, task: Task, tmp_path) -> None:
+    """A fitted program is applied to new rows that bring their documents."""
+    from amplify.evaluation.apply import apply_program
+
+    program = make("rag_distil_shapley", k=1).fit(task, backend, 0)
+    rows = [
+        {"q": "Where does Eve live?", "documents": ["Trees.", "Eve lives in Rome.", "Eve does not live anywhere."]},
+        {"q": "Where does Dan live?", "documents": [{"text": "Dan lives in Bonn."}, {"title": "T", "text": "Trees."}]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = apply_program(program, tmp_path / "rows.jsonl", "q", backend, tmp_path / "out.csv")
+    assert (done.rows, done.unparsed) == (2, 0)
+    assert re.findall(r"Rome|Bonn", (tmp_path / "out.csv").read_text().split("answer")[1])
+    for bad, message in (({}, "brings no list of documents"), ({"documents": [3]}, "document 0 is neither")):
+        with pytest.raises(InputError, match=message):
+            program.answer([Example("x", "Where?", fields=bad)], backend)
+
+
+def test_ranking_alone_is_judged_where_there_are_no_answers(backend: ScriptedBackend, task: Task) -> None:
+    bare = tuple(replace(e, answers=()) for e in task.test)
+    ranking = replace(task, test=bare, metric="evidence")
+    report = evaluate(ranking, backend, ["rag", "rag_rerank_shapley"], seeds=(0,))
+    assert [row.score for row in report.rows] == pytest.approx([(0.75 + 1.0 + 0.25) / 3, 1.0])
+    assert "None" not in report.to_html()
+    with pytest.raises(InputError, match="a method that reads documents"):
+        evaluate(ranking, backend, ["zero_shot"], seeds=(0,))
+
+
 def test_controls_are_what_shapley_is_compared_with() -> None:
     methods = [make(n) for n in ("rag", "rag_rerank_shapley", "rag_rerank_random", "rag_loo")]
     assert declare_family(methods) == [["rag_rerank_shapley", b] for b in ("rag", "rag_rerank_random", "rag_loo")]
