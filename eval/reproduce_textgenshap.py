@@ -3,6 +3,7 @@
     python eval/reproduce_textgenshap.py speed                     # seconds by granularity and number of documents
     python eval/reproduce_textgenshap.py recall                    # gold documents among the first k, re-ranked
     python eval/reproduce_textgenshap.py accuracy                  # answers from the k best documents alone
+    python eval/reproduce_textgenshap.py uses                      # re-rank, prune, distil, highlight: before and after
     python eval/reproduce_textgenshap.py recall --tasks nq_open,hotpotqa,miracl/en --limit 0 --budget 100 \\
         --search minilm --documents 20 --backend vllm:meta-llama/Llama-3.1-8B-Instruct        # full size
 
@@ -151,6 +152,25 @@ def accuracy(keep: str, **given: Any) -> None:
             make("rag_distil_shapley", k=k, **explained),
         ]
     evaluate_all("accuracy", methods, **given)
+
+
+@main.command()
+@with_options(shared, evaluated)
+@click.option("--keep", type=int, default=3, show_default=True, help="Documents that distillation keeps.")
+def uses(keep: int, **given: Any) -> None:
+    """What re-ranking, pruning, distilling and highlighting do to answers, against chance and leaving one out."""
+    common = {"documents": given["documents"], "search": given["search"]}
+    explained = {**common, "budget": given["budget"], "value": given["value"]}
+    methods = [
+        make("rag", **common),
+        make("rag_rerank_random", **common),
+        *([make("rag_loo", **common)] if given["value"] == "logprob" else []),
+        make("rag_rerank_shapley", **explained),
+        make("rag_prune_shapley", **explained),
+        make("rag_distil_shapley", k=keep, **explained),
+        make("rag_highlight_pasta", **explained),
+    ]
+    evaluate_all("uses", methods, **given)
 
 
 def evaluate_all(
