@@ -141,7 +141,9 @@ def main(
     write(results / f"amplify_{table}_{mode}", table, backend, about, reports)
 
 
-def write(stem: Path, table: str, backend: str, about: dict[str, Any], reports: dict[str, Any]) -> None:
+def write(
+    stem: Path, table: str, backend: str, about: dict[str, Any], reports: dict[str, Any], title: str = "AMPLIFY"
+) -> None:
     """The results as JSON, and as Markdown rendered from it."""
     data = {
         "table": table,
@@ -154,7 +156,7 @@ def write(stem: Path, table: str, backend: str, about: dict[str, Any], reports: 
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(data, indent=1, default=str) + "\n")
     body = "\n\n".join(f"## {name}\n\n{report.to_markdown()}" for name, report in reports.items())
-    head = f"# AMPLIFY: {table}\n\n{data['date']}, {data['machine']}, `{backend}`, amplify {data['amplify']}\n\n"
+    head = f"# {title}: {table}\n\n{data['date']}, {data['machine']}, `{backend}`, amplify {data['amplify']}\n\n"
     stem.with_suffix(".md").write_text(head + body + "\n")
     click.echo(f"written: {stem}.json, {stem}.md")
 

@@ -30,14 +30,13 @@ from amplify.methods.self_amplify import (
     SelfDeepLift,
     SelfGradient,
     SelfLime,
-    SelfNoRationale,
     SelfOcclusion,
     SelfPhCoT,
-    SelfRandomWords,
     SelfShap,
     SelfShapleySampling,
     SelfTopK,
 )
+from amplify.methods.self_controls import SelfNoRationale, SelfRandomWords
 
 _CLASSES: tuple[type[Method], ...] = (
     ZeroShot,

@@ -24,7 +24,7 @@ from amplify.methods.parsing import parse_label, split_answer
 from amplify.methods.prompting import Form, ShotProgram, shown_gold, with_rationales
 from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed
 from amplify.methods.self_selection import Chosen, SelfMethod
-from amplify.rationales import opening, random_words, rationalise, verbalise
+from amplify.rationales import opening, rationalise, verbalise
 from amplify.values import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
 
 if TYPE_CHECKING:
@@ -169,6 +169,11 @@ class SelfExplained(SelfWords):
 
     budget: int = 0
     contrastive: bool = False
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether only a model in this process will do."""
+        return METHODS[self.explainer].inside
 
     @property
     def prompts_per_shot(self) -> int:
@@ -359,42 +364,3 @@ def _request(form: Form, shot: Demonstration, request: str, lead: str) -> Prompt
     last = prompt.messages[-1]
     asked = Message(last.role, f"{last.content}\n\n{request}")
     return Prompt(messages=(*prompt.messages[:-1], asked), prefix=lead)
-
-
-@dataclass(frozen=True)
-class SelfNoRationale(SelfMethod):
-    """Self-AMPLIFY's shots, answers only: is it the selection that helps?"""
-
-    name: ClassVar[str] = "self_amplify_no_rationale"
-
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
-        """The shared selection, nothing else."""
-        notes = self.notes_on(task, backend)
-        chosen = self.chosen(task, backend, seed)
-        return ShotProgram(self.form(task), chosen.shots, (*notes, *chosen.notes), chosen.meta)
-
-
-@dataclass(frozen=True)
-class SelfRandomWords(SelfWords):
-    """Self-AMPLIFY with k random content words of the same input."""
-
-    name: ClassVar[str] = "self_amplify_random_words"
-
-    @property
-    def prompts_per_shot(self) -> int:
-        """Nobody is asked."""
-        return 0
-
-    def rationales(
-        self, task: Task, backend: Generator, chosen: Chosen, seed: int
-    ) -> tuple[list[Rationale | None], list[str]]:
-        """Words drawn with the seed."""
-        made: list[Rationale | None] = []
-        for shot in chosen.shots:
-            spans, text = citable(task, shot.example), input_text(shot.example)
-            words = tuple(text[a:b] for a, b in spans)
-            # every word counts alike
-            even = Attribution(text, words, spans, (1.0,) * len(words), str(shot.example.label), method="random")
-            drawn = random_words(even, self.k, seed)
-            made.append(verbalise(drawn, even, self.template, label=shown_gold(shot.example)))
-        return made, []

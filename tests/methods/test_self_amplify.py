@@ -23,7 +23,6 @@ from amplify.tasks import Task
 from amplify.values import Completion, Demonstration, Example
 
 WORDS = ("topk", "shap", "lime", "occlusion")
-GRADIENTS = ("gradient", "deeplift")
 STEPS = ("phcot", "autocot")
 TOP = 'The answer is positive. The 2 words of the input that matter most for it: "'
 SMALL = {"shots": 4, "pool": 20}
@@ -410,6 +409,14 @@ def test_every_variant_is_a_method() -> None:
     for name in METHODS:
         if name.startswith("self_amplify"):
             assert make(name).label == name
+
+
+def test_controls_are_what_variants_are_compared_with() -> None:
+    from amplify.evaluation.configuration import declare_family
+
+    names = ["topk", "no_rationale", "random_words"]
+    family = declare_family([make(f"self_amplify_{n}") for n in names])
+    assert family == [["self_amplify_topk", f"self_amplify_{n}"] for n in names[1:]]
 
 
 def test_a_dry_run_knows_what_it_takes(sentiment: Task, backend: ScriptedBackend) -> None:

@@ -1,0 +1,57 @@
+"""What must be ruled out before one may say that a model's own reasons helped it: the same shots, other reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from amplify.backends.base import Generator
+from amplify.layout import input_text
+from amplify.methods.prompting import ShotProgram, shown_gold
+from amplify.methods.self_amplify import SelfWords
+from amplify.methods.self_attribution import citable
+from amplify.methods.self_selection import Chosen, SelfMethod
+from amplify.rationales import random_words, verbalise
+from amplify.values import Attribution, Rationale
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+
+@dataclass(frozen=True)
+class SelfNoRationale(SelfMethod):
+    """Self-AMPLIFY's shots, answers only: is it the selection that helps?"""
+
+    name: ClassVar[str] = "self_amplify_no_rationale"
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+        """The shared selection, nothing else."""
+        notes = self.notes_on(task, backend)
+        chosen = self.chosen(task, backend, seed)
+        return ShotProgram(self.form(task), chosen.shots, (*notes, *chosen.notes), chosen.meta)
+
+
+@dataclass(frozen=True)
+class SelfRandomWords(SelfWords):
+    """Self-AMPLIFY with k random content words of the same input."""
+
+    name: ClassVar[str] = "self_amplify_random_words"
+
+    @property
+    def prompts_per_shot(self) -> int:
+        """Nobody is asked."""
+        return 0
+
+    def rationales(
+        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+    ) -> tuple[list[Rationale | None], list[str]]:
+        """Words drawn with the seed."""
+        made: list[Rationale | None] = []
+        for shot in chosen.shots:
+            spans, text = citable(task, shot.example), input_text(shot.example)
+            words = tuple(text[a:b] for a, b in spans)
+            # every word counts alike
+            even = Attribution(text, words, spans, (1.0,) * len(words), str(shot.example.label), method="random")
+            drawn = random_words(even, self.k, seed)
+            made.append(verbalise(drawn, even, self.template, label=shown_gold(shot.example)))
+        return made, []

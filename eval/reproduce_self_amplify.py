@@ -1,0 +1,109 @@
+"""The tables of Self-AMPLIFY (arXiv 2402.12038), one command each.
+
+    python eval/reproduce_self_amplify.py main                      # reduced size: the small model, two tasks
+    python eval/reproduce_self_amplify.py selection --mode score
+    python eval/reproduce_self_amplify.py main --paper --backend vllm:mistralai/Mistral-7B-Instruct-v0.2
+
+The gradient methods and DeepLIFT need a transformers: backend; on another one their columns are left out. Each task is
+one run folder under --out (killed and started again, it goes on); the table over all of them is written to --results as
+JSON and Markdown, with the date, the machine and the versions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from reproduce_amplify import write
+
+import amplify
+from amplify.backends.base import Generator, Scorer, WhiteBox
+from amplify.errors import AmplifyError
+from amplify.methods import METHODS, make
+from amplify.methods.base import Method
+from amplify.methods.self_amplify import SelfExplained
+from amplify.methods.self_selection import SelfMethod
+
+SHOTS, K = 4, 5  # the paper's
+VARIANTS = ("topk", "phcot", "autocot", "occlusion", "lime", "shap", "shapley_sampling", "gradient", "deeplift")
+CONTROLS = ("no_rationale", "random_words")
+BEST: dict[str, Any] = {"selection": "mcs_high", "balanced": True}
+
+# method names with the options in which the columns differ; few_shot stands beside every ablation
+TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "main": [
+        ("zero_shot", {}),
+        *((f"self_amplify_{name}", {}) for name in (*VARIANTS, *CONTROLS)),
+        ("amplify", {}),
+    ],
+    "selection": [
+        (f"self_amplify_{name}", {"selection": selection})
+        for name in ("topk", "no_rationale")
+        for selection in ("success", "error", "random", "mcs_high", "mcs_low")
+    ],
+    "diversity": [("self_amplify_topk", {**BEST, "diversity": d}) for d in ("none", "mmr", "sp_lime")],
+    "shots": [("self_amplify_topk", {"shots": n}) for n in (1, 2, 4, 6, 8)],
+    "k": [("self_amplify_topk", {"k": k}) for k in (1, 3, 5, 7)],
+    "gate": [(f"self_amplify_{name}", {"gate": gate}) for name in ("topk", "shap") for gate in (False, True)],
+}
+
+PAPER_TASKS = ("arc_challenge", "commonsenseqa", "social_iqa", "bbh/causal_judgement", "bbh/snarks")
+
+
+def methods_of(table: str, backend: Generator, mode: str) -> list[Method]:
+    """The columns of a table that this backend can have."""
+    made = []
+    for name, options in [("few_shot", {}), *TABLES[table]]:
+        own = {"shots": SHOTS, "k": K, "mode": mode, **options}
+        known = METHODS[name].__dataclass_fields__
+        method = make(name, **{option: value for option, value in own.items() if option in known})
+        if isinstance(backend, WhiteBox) or not _needs_more(method, isinstance(backend, Scorer)):
+            made.append(method)
+        else:
+            click.echo(f"{method.label} is left out: {backend.spec} does not show what it needs", err=True)
+    return made
+
+
+def _needs_more(method: Method, scores: bool) -> bool:
+    """Whether a method needs gradients, or log-probabilities where there are none."""
+    own = isinstance(method, SelfMethod) and (method.selection.startswith("mcs") or getattr(method, "gate", False))
+    explained = isinstance(method, SelfExplained)
+    return (explained and method.needs_gradients) or (not scores and (own or explained))
+
+
+@click.command()
+@click.argument("table", type=click.Choice(list(TABLES)))
+@click.option("--tasks", default="support_tickets,amazon_sentiment", show_default=True)
+@click.option("--paper", is_flag=True, help="The paper's five tasks with every test item.")
+@click.option("--backend", default="transformers:smollm2-135m", show_default=True)
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--limit", type=int, default=60, show_default=True, help="Test items a task; 0 for all of them.")
+@click.option("--mode", type=click.Choice(["generate", "score"]), default="generate", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce_self_amplify"), show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True)
+def main(
+    table: str, tasks: str, paper: bool, backend: str, seeds: str, limit: int, mode: str, out: Path, results: Path
+) -> None:
+    """Reproduce TABLE on each task and write one table over all of them."""
+    reports = {}
+    with amplify.open_backend(backend) as opened:
+        for name in PAPER_TASKS if paper else tasks.split(","):
+            reports[name] = amplify.evaluate(
+                amplify.load_task(name),
+                opened,
+                methods_of(table, opened, mode),
+                seeds=[int(seed) for seed in seeds.split(",")],
+                limit=None if paper else limit or None,
+                out=out / f"{table}-{mode}" / name.replace("/", "-"),
+            )
+            click.echo(str(reports[name]))
+        about = opened.describe()
+    write(results / f"self_amplify_{table}_{mode}", table, backend, about, reports, title="Self-AMPLIFY")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except AmplifyError as error:
+        raise SystemExit(f"reproduce_self_amplify: {error}") from None
