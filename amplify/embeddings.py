@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ class Embedder:
                 mean = states.sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
                 out[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
         return out
+
+
+@lru_cache(maxsize=2)
+def open_embedder(model: str = "minilm") -> Embedder:
+    """An encoder, loaded once for all who use it in this process."""
+    return Embedder(model)
 
 
 def nearest(queries: npt.NDArray[np.float32], keys: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:

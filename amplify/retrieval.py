@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from amplify.errors import InputError, MissingExtraError, UnknownNameError
-
-if TYPE_CHECKING:
-    from amplify.embeddings import Embedder
 
 RETRIEVERS = ("minilm", "bm25")
 
@@ -45,8 +41,10 @@ class DenseRetriever:
         Raises:
             InputError: there are no documents.
         """
+        from amplify.embeddings import open_embedder
+
         _some(documents)
-        self._embedder = _embedder(str(model))
+        self._embedder = open_embedder(str(model))
         self._keys = self._embedder.embed(documents)
 
     def search(self, question: str, k: int) -> list[Hit]:
@@ -104,13 +102,6 @@ def open_retriever(name: str, documents: Sequence[str]) -> Retriever:
     if name == "minilm":
         return DenseRetriever(documents)
     raise UnknownNameError("retriever", name, RETRIEVERS)
-
-
-@lru_cache(maxsize=2)
-def _embedder(model: str) -> Embedder:
-    from amplify.embeddings import Embedder
-
-    return Embedder(model)
 
 
 def _some(documents: Sequence[str]) -> None:

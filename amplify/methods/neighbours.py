@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from amplify.embeddings import Embedder
     from amplify.tasks import Task
 
 
@@ -96,10 +95,10 @@ class NearestProgram(PromptProgram):
 
     def nearest(self, examples: Sequence[Example]) -> list[list[Demonstration]]:
         """Each input's shots, the nearest last."""
-        from amplify.embeddings import nearest
+        from amplify.embeddings import nearest, open_embedder
 
         keys = _embedded(self.embedder, tuple(input_text(shot.example) for shot in self.pool))
-        queries = _embedder(self.embedder).embed([input_text(example) for example in examples])
+        queries = open_embedder(self.embedder).embed([input_text(example) for example in examples])
         return [[self.pool[i] for i in reversed(row)] for row in nearest(queries, keys, self.shots)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,13 +123,8 @@ class NearestProgram(PromptProgram):
         return cls(**{**data, **held})
 
 
-@lru_cache(maxsize=2)
-def _embedder(model: str) -> Embedder:
-    from amplify.embeddings import Embedder
-
-    return Embedder(model)
-
-
 @lru_cache(maxsize=4)
 def _embedded(model: str, texts: tuple[str, ...]) -> npt.NDArray[np.float32]:
-    return _embedder(model).embed(list(texts))
+    from amplify.embeddings import open_embedder
+
+    return open_embedder(model).embed(list(texts))

@@ -322,3 +322,22 @@ def test_on_a_tiny_model_shapley_is_exact(tiny_lm, task: Task) -> None:
         assert sum(s for s in answer.sources.scores if s) == pytest.approx(np.diff(result.values[:, 0])[0], abs=1e-3)
         steered = run("rag_highlight_pasta", short, backend, max_tokens=4)[0]
         assert steered.calls > 2
+
+
+@pytest.mark.real
+def test_smollm2_ranks_the_document_it_answered_from_first(smollm2) -> None:
+    from amplify.backends import open_backend
+
+    says = ["Trees are green.", "Zorblax lives in Zurich.", "Cats sleep a lot.", "The harbour of Oslo is old."]
+    documents = [{"title": "", "text": t} for t in says]
+    example = Example(
+        "z", "Where does Zorblax live?", answers=("Zurich",), fields={"documents": documents, "evidence": [1]}
+    )
+    task = Task(name="z", instruction="", train=(), validation=(), test=(example,), metric="qa")
+    with open_backend(f"transformers:{smollm2}") as backend:
+        for name in ("rag_distil_shapley", "rag_loo"):
+            [answer] = run(name, task, backend, k=1)
+            assert answer.sources is not None
+            assert answer.sources.ranking[0] == 1
+            assert answer.sources.shown == (1,)
+            assert "Zurich" in str(answer.value)
