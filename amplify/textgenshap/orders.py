@@ -21,6 +21,8 @@ from amplify.textgenshap.sampling import prefixes
 from amplify.textgenshap.sources import Context, Ordered
 from amplify.textgenshap.value import Floats
 
+GROUPS = 20
+
 
 def random_order(
     play: Play, context: Context, index: Index, estimator: str, budget: int, rng: np.random.Generator
@@ -79,16 +81,17 @@ def random_order_scores(orders: Any, values: Floats, index: str, estimator: str 
         credit = np.empty((count, n, values.shape[2]))
         np.put_along_axis(credit, orders[:, :, None], np.diff(values, axis=1), axis=1)
         return credit.mean(axis=0), half_width(mean_deviation(credit), count - 1 + BORROWED), "permutation"
-    held = np.concatenate([prefixes(o) for o in orders])
-    flat = values.reshape(count * (n + 1), -1)
-    if estimator in ("auto", "gaussian_process"):
-        scores, half = given_scores(held, flat, index)  # type: ignore[arg-type]
-        return scores, half, "gaussian_process"
-    if estimator != "kernel_shap" or index != "shapley":
+    name = "gaussian_process" if estimator == "auto" else estimator
+    if name not in ("gaussian_process", "kernel_shap") or (name == "kernel_shap" and index != "shapley"):
         raise InputError(
             f"estimator {estimator!r} chooses its own coalitions; random orders are scored with 'auto' "
             "('gaussian_process') or, for Shapley values, 'kernel_shap'"
         )
+
+    def process(chosen: Sequence[int]) -> Floats:
+        held = np.concatenate([prefixes(orders[k]) for k in chosen])
+        flat = np.concatenate([values[k] for k in chosen])
+        return given_scores(held, flat, index)[0]  # type: ignore[arg-type]
 
     def regression(chosen: Sequence[int]) -> Floats:
         rows = np.concatenate([prefixes(orders[k])[1:-1] for k in chosen])
@@ -98,9 +101,15 @@ def random_order_scores(orders: Any, values: Floats, index: str, estimator: str 
         ends = values[list(chosen)][:, [0, -1]].mean(axis=0)
         return constrained_least_squares(rows, inner, 1.0 / (size * (n - size)), ends[0], ends[1])
 
-    scores = regression(range(count))
-    if count < 2:
-        return scores, np.full_like(scores, np.inf), "kernel_shap"
-    without = np.stack([regression([k for k in range(count) if k != j]) for j in range(count)])
-    deviation = np.sqrt((count - 1) / count * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
-    return scores, half_width(deviation, count - 1), "kernel_shap"
+    estimate = process if name == "gaussian_process" else regression
+    scores = estimate(range(count))
+    # an order and its reverse are one draw; leaving each (or, of many, each of GROUPS groups) out in turn shows how far the draws disagree, order effects
+    # included, which the process itself takes for part of the game
+    draws = [range(k, min(k + 2, count)) for k in range(0, count, 2)]
+    parts = np.array_split(np.arange(len(draws)), min(GROUPS, len(draws)))
+    units = [{k for d in part for k in draws[d]} for part in parts]
+    if len(units) < 2:
+        return scores, np.full_like(scores, np.inf), name
+    without = np.stack([estimate([k for k in range(count) if k not in unit]) for unit in units])
+    gaps = (without - without.mean(axis=0)) * (len(units) - 1)
+    return scores, half_width(mean_deviation(gaps), len(units) - 1 + BORROWED), name
