@@ -103,8 +103,8 @@ def random_order_scores(orders: Any, values: Floats, index: str, estimator: str 
 
     estimate = process if name == "gaussian_process" else regression
     scores = estimate(range(count))
-    # an order and its reverse are one draw; leaving each (or, of many, each of GROUPS groups) out in turn shows how far the draws disagree, order effects
-    # included, which the process itself takes for part of the game
+    # an order and its reverse are one draw; leaving each (of many: each of GROUPS groups) out in turn shows how far the
+    # draws disagree, order effects included, which the process itself takes for part of the game
     draws = [range(k, min(k + 2, count)) for k in range(0, count, 2)]
     parts = np.array_split(np.arange(len(draws)), min(GROUPS, len(draws)))
     units = [{k for d in part for k in draws[d]} for part in parts]
