@@ -390,6 +390,76 @@ def profile(
 
 
 @cli.command()
+@click.argument("text", required=False)
+@click.option("--model", "-M", required=True, help="Proxy folder, or KIND:MODEL, e.g. transformers:smollm2-135m.")
+@click.option("--target", help="Label, or what a language model is to write. Default: the label that a proxy gives.")
+@click.option("--foil", help="Another one: explain why the target and not this.")
+@click.option("--method", help="See `amplify list explainers`.  [default: grad_x_input]")
+@click.option("--methods", help="Several, separated by commas, or all: compare them in one HTML page (--out).")
+@click.option("--budget", type=click.IntRange(min=1), default=128, show_default=True, help="Model evaluations at most.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--removal", type=click.Choice(["delete", "pad", "mask", "attention"]), default="delete", show_default=True,
+    help="How a word is left out.",
+)  # fmt: skip
+@click.option("--truncate", is_flag=True, help="Explain what an encoder reads of a text that is too long for it.")
+@click.option("--input", "source", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV or JSONL.")
+@click.option("--text", "column", help="Column of --input that holds the input.")
+@click.option("--label", help="Column of --input that holds the target.")
+@click.option("--limit", type=click.IntRange(min=1), help="Explain this many rows only.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the page and the scores.")
+def explain(
+    text: str | None,
+    model: str,
+    target: str | None,
+    foil: str | None,
+    method: str | None,
+    methods: str | None,
+    budget: int,
+    seed: int,
+    removal: str,
+    truncate: bool,
+    source: Path | None,
+    column: str | None,
+    label: str | None,
+    limit: int | None,
+    out: Path | None,
+) -> None:
+    """Show which words of TEXT (or of each row of --input) made a model answer so."""
+    from amplify.attribution.comparison import compare
+
+    if (text is None) == (source is None):
+        raise InputError("give either a TEXT or an --input file")
+    if method and methods:
+        raise InputError("give either --method or --methods")
+    if source is None:
+        texts, targets = [str(text)], [target]
+    else:
+        from amplify.tasks import read_rows
+
+        rows = read_rows(source, text=_required(column, "--text"), label=label)[:limit]
+        texts, targets = [row.text for row in rows], [row.label if label else target for row in rows]
+        out = out or Path("runs") / "explain"
+    names = None if methods == "all" else _names(methods or method or "grad_x_input")
+    result = compare(
+        texts,
+        targets,
+        model=model,
+        methods=names,
+        foils=[foil] * len(texts),
+        budget=budget,
+        seed=seed,
+        removal=removal,
+        truncate=truncate,
+        progress=True,
+    )
+    if source is None:
+        click.echo("\n\n".join(str(a) if not isinstance(a, str) else f"{n}: {a}" for n, (a,) in result.found.items()))
+    if out is not None:
+        click.echo(f"{len(texts)} inputs, {len(result.found)} methods: {result.write(out)}")
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def report(folder: Path) -> None:
     """Render FOLDER's report.html and report.md again from its records, and print the table."""
@@ -418,9 +488,9 @@ def pull(names: tuple[str, ...]) -> None:
 
 
 @cli.command("list")
-@click.argument("what", type=click.Choice(["tasks", "methods", "models", "proxies"]))
+@click.argument("what", type=click.Choice(["tasks", "methods", "explainers", "models", "proxies"]))
 def list_(what: str) -> None:
-    """Show the tasks, methods, models or proxies there are."""
+    """Show the tasks, methods, explainers, models or proxies there are."""
     for name, line in (rows := _listing(what)):
         click.echo(f"{name:{max(len(n) for n, _ in rows)}}  {line}".rstrip())
     if not rows:
@@ -436,6 +506,10 @@ def _listing(what: str) -> list[tuple[str, str]]:
         from amplify.methods import METHODS
 
         return [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in METHODS.items()]
+    if what == "explainers":
+        from amplify.attribution import METHODS as EXPLAINERS
+
+        return [(name, explainer.description) for name, explainer in EXPLAINERS.items()]
     if what == "models":
         from amplify.models import ALIASES, describe
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from amplify.attribution.perturbation import Floats
+from amplify.attribution.baselines import random_scores, tfidf_scores
+from amplify.attribution.perturbation import Estimate, estimate, exact
 from amplify.attribution.registry import METHODS
 from amplify.attribution.subjects import PromptSubject, ProxySubject, Subject, prompt_subject, proxy_subject
-from amplify.attribution.words import Spans
+from amplify.attribution.words import Spans, word_spans
 from amplify.backends.base import Generator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
+from amplify.layout import input_text
 from amplify.proxies import CARD, Proxy, load_proxy, versions
 from amplify.values import Attribution, Example, Prompt
 
 Model = str | Path | Proxy | Generator
 Given = str | Example | Prompt
+SHARED = ("grad_norm", "grad_x_input")  # of a proxy: one forward and one backward for both
 
 
 def explain(
@@ -119,12 +123,16 @@ def explain_many(
         from tqdm import tqdm
 
         results: dict[str, list[Attribution]] = {name: [] for name in methods}
-        for i, case in enumerate(tqdm(subjects, disable=None if progress else True, unit="text")):
+        together = _shared_pass(subjects, [name for name in methods if name in SHARED])
+        for case in tqdm(subjects, disable=None if progress else True, unit="text"):
             value = None
             for name in methods:
+                if name in together:
+                    results[name].append(together[name][len(results[name])])
+                    continue
                 if METHODS[name].kind == "perturbation" and value is None:
                     value = case.value(removal)
-                results[name].append(_explain(case, name, value, budget, seed, i, corpus, removal))
+                results[name].append(_explain(case, name, value, budget, seed, corpus, removal))
         return results
 
 
@@ -186,42 +194,61 @@ def _check_inside(model: Proxy | Generator, methods: Sequence[str]) -> None:
             )
 
 
+def _shared_pass(subjects: Sequence[Subject], methods: Sequence[str]) -> dict[str, list[Attribution]]:
+    """Gradient norm and gradient x input of a proxy's inputs, all by one pass; nothing where that is not possible."""
+    from amplify.attribution.gradients import explain as explain_together
+
+    cases = [s for s in subjects if isinstance(s, ProxySubject) and set(s.spans) <= set(word_spans(s.text))]
+    if not methods or not cases or len(cases) < len(subjects):
+        return {}
+    kept = {id(s.example): set(s.spans) for s in cases}
+    found = explain_together(
+        cases[0].proxy,
+        [s.example for s in cases],
+        [s.target for s in cases],
+        [s.foil for s in cases],
+        methods,
+        mask=lambda example: [span in kept[id(example)] for span in word_spans(input_text(example))],
+    )
+    return {
+        name: [replace(a, meta={**a.meta, **s.meta}) for a, s in zip(found[name], cases, strict=True)]
+        for name in methods
+    }
+
+
 def _explain(
-    case: Subject, name: str, value: Any, budget: int, seed: int, index: int, corpus: Sequence[str], removal: str
+    case: Subject, name: str, value: Any, budget: int, seed: int, corpus: Sequence[str], removal: str
 ) -> Attribution:
     method = METHODS[name]
-    n = len(case.spans)
+    words = [case.text[a:b] for a, b in case.spans]
     meta: dict[str, Any] = {"versions": versions(), **case.meta}
-    low = high = None
     if method.kind == "perturbation":
-        from amplify.attribution.perturbation import attribute
-
-        scores, calls = attribute(value, n, name, budget=budget, seed=seed)
+        found = estimate(value, len(words), name, budget=budget, seed=seed)
         meta["removal"] = removal
-    else:
+    elif method.kind == "embedding":
         from amplify.attribution.embedded import embedded
 
-        scores, calls = embedded(case.parts(), name)
-    return attribution(case, name, scores, low, high, budget=calls, seed=seed if method.sampled else None, meta=meta)
+        found, more = embedded(case.parts(), name, budget=budget, seed=seed)
+        meta |= more
+    elif method.kind == "attention":
+        from amplify.attribution.attention import attention_scores
+
+        found = exact(attention_scores(case.parts()[0], name), 1)
+    elif name == "random":
+        found = exact(random_scores(case.text, len(words), seed), 0)
+        return attribution(case, name, found, seed=seed, meta=meta)
+    else:
+        found = exact(tfidf_scores(words, corpus), 0)
+    return attribution(case, name, found, seed=seed if method.sampled else None, meta=meta)
 
 
-def attribution(
-    case: Subject,
-    method: str,
-    scores: Floats,
-    low: Floats | None = None,
-    high: Floats | None = None,
-    *,
-    budget: int,
-    seed: int | None,
-    meta: dict[str, Any],
-) -> Attribution:
+def attribution(case: Subject, method: str, found: Estimate, *, seed: int | None, meta: dict[str, Any]) -> Attribution:
     """The scores with all that a reader must know of them.
 
     Raises:
         InputError: a score is not finite.
     """
-    words = tuple(case.text[a:b] for a, b in case.spans)
+    words, scores = tuple(case.text[a:b] for a, b in case.spans), found.scores
     if not np.isfinite(scores).all():
         bad = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise InputError(
@@ -235,11 +262,11 @@ def attribution(
         scores=tuple(scores.tolist()),
         target=case.target,
         foil=case.foil if METHODS[method].contrastive else None,
-        low=() if low is None else tuple(low.tolist()),
-        high=() if high is None else tuple(high.tolist()),
+        low=tuple(found.low.tolist()),
+        high=tuple(found.high.tolist()),
         method=method,
         model=case.model,
-        budget=budget,
+        budget=found.calls,
         seed=seed,
         meta=meta,
     )

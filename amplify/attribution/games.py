@@ -66,7 +66,7 @@ def proxy_value(
 
         def rows_of(kept: Coalitions) -> list[list[tuple[Row, tuple[int, ...]]]]:
             cut = [without_words(example, _gone(spans, row)) for row in kept]
-            return [[(r, ()) for r in proxy.rows(one)] for one in cut]
+            return [[(_some_token(proxy, r), ()) for r in proxy.rows(one)] for one in cut]
     else:
         filler = filler_token(proxy.tokenizer, removal, proxy.name)
         plain = proxy.rows(example)
@@ -308,6 +308,13 @@ def _without_tokens(row: Row, gone: Iterable[int], filler: int | None) -> tuple[
     for token in gone:
         ids[token] = filler
     return replace(row, ids=tuple(ids)), ()
+
+
+def _some_token(proxy: Proxy, row: Row) -> Row:
+    """The row, or the padding token alone where a tokenizer makes nothing of an empty text."""
+    if row.ids:
+        return row
+    return replace(row, ids=(proxy.tokenizer.pad_token_id or 0,))
 
 
 def _columns(flat: Sequence[tuple[int, Row, T]]) -> tuple[list[int], list[Row]]:

@@ -39,6 +39,29 @@ METHODS: dict[str, Explainer] = {
     "kernel_shap": Explainer(
         "perturbation", "Shapley values by weighted regression on paired coalitions (Lundberg & Lee 2017)", sampled=True
     ),
-    "grad_norm": Explainer("embedding", "L1 norm of the gradient by a word's embeddings (Simonyan et al. 2014)"),
+    "shapley_sampling": Explainer(
+        "perturbation", "mean of what a word adds in random orders (Castro et al. 2009)", sampled=True
+    ),
+    "c_lime": Explainer(
+        "embedding", "linear fit to the model with words stretched at random (Agarwal et al. 2021)", sampled=True
+    ),
+    "vanilla_gradients": Explainer("embedding", "L2 norm of the gradient by a word's embeddings (unsigned)"),
+    "grad_norm": Explainer("embedding", "L1 norm of the gradient (Simonyan et al. 2014; unsigned)"),
     "grad_x_input": Explainer("embedding", "gradient times input, summed over the embedding (Shrikumar et al. 2016)"),
+    "smooth_grad": Explainer(
+        "embedding", "L2 norm of the mean gradient under noise (Smilkov et al. 2017; unsigned)", sampled=True
+    ),
+    "integrated_gradients": Explainer(
+        "embedding", "gradients along the way from padding to the input (Sundararajan et al. 2017)"
+    ),
+    "deep_lift": Explainer("embedding", "differences to padding, layer by layer (Shrikumar et al. 2017)"),
+    "raw_attention": Explainer("attention", "the last layer's attention; a baseline (unsigned)", contrastive=False),
+    "attention_rollout": Explainer(
+        "attention", "attention multiplied through the layers (Abnar & Zuidema 2020; unsigned)", contrastive=False
+    ),
+    "attention_flow": Explainer(
+        "attention", "maximum flow through the layers' attention (Abnar & Zuidema 2020; unsigned)", contrastive=False
+    ),
+    "random": Explainer("baseline", "random scores", contrastive=False),
+    "tfidf": Explainer("baseline", "frequent here and rare in the corpus; no model", contrastive=False),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from amplify.attribution.games import located, owner_words, prompt_value, proxy_value
 from amplify.attribution.perturbation import Value
 from amplify.attribution.words import Spans, content_words, word_spans
-from amplify.backends.base import Generator, WhiteBox, need_scorer
+from amplify.backends.base import Generator, need_scorer, need_white_box
+from amplify.backends.checks import check_window
 from amplify.errors import ContextLengthError, InputError
 from amplify.layout import input_text
 from amplify.proxies import Proxy
@@ -48,24 +49,37 @@ class Part:
 
 
 class Subject(Protocol):
-    """One input of one model, and a target with or without a foil.
+    """One input of one model, and a target with or without a foil."""
 
-    Attributes:
-        text: what the words are of.
-        spans: the words scored, as characters of it.
-        target, foil: what is explained, and against what.
-        model: its name.
-        differentiable: whether `parts` can be had.
-        meta: what a reader of the result must know.
-    """
+    @property
+    def text(self) -> str:
+        """What the words are of."""
+        ...
 
-    text: str
-    spans: Spans
-    target: str
-    foil: str | None
-    model: str
-    differentiable: bool
-    meta: dict[str, Any]
+    @property
+    def spans(self) -> Spans:
+        """The words scored, as characters of the text."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """What is explained."""
+        ...
+
+    @property
+    def foil(self) -> str | None:
+        """What it is contrasted with."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What a reader of the result must know."""
+        ...
 
     def value(self, removal: str) -> Value:
         """The game of its words."""
@@ -86,7 +100,6 @@ class ProxySubject:
     target: str
     foil: str | None
     meta: dict[str, Any] = field(default_factory=dict)
-    differentiable: bool = True
 
     @property
     def text(self) -> str:
@@ -157,11 +170,6 @@ class PromptSubject:
         """The backend's spec."""
         return self.backend.spec
 
-    @property
-    def differentiable(self) -> bool:
-        """Whether the model is in this process."""
-        return isinstance(self.backend, WhiteBox)
-
     def value(self, removal: str) -> Value:
         """See `games.prompt_value`."""
         scorer = need_scorer(self.backend, "attribution by perturbation")
@@ -179,15 +187,9 @@ class PromptSubject:
 
         import torch
 
-        backend = self.backend
-        assert isinstance(backend, WhiteBox)  # callers ask `differentiable` first
+        backend = need_white_box(self.backend, "attribution by gradients or attention")
         model = backend.model
         (ids, offsets), start, spans = located(backend.tokenizer, self.prompt, self.message, self.spans, end)
-        if backend.max_context is not None and len(ids) > backend.max_context:
-            raise ContextLengthError(
-                f"prompt and target have {len(ids)} tokens, more than the window of {backend.max_context} of "
-                f"{self.model}: shorten the prompt"
-            )
         if start == 0:
             raise InputError("the prompt puts no token before its target, so the first has no probability")
         shown = torch.tensor([ids[:-1]], device=model.device)  # the last token predicts nothing
@@ -307,6 +309,11 @@ def prompt_subject(
     if not target:
         raise InputError('a language model needs a target: the continuation to explain, e.g. target=" Paris"')
     _differ(target, foil)
+    if backend.max_context is not None:
+        ends = [target] if foil is None else [target, foil]
+        check_window(
+            backend.count_tokens([replace(prompt, prefix=prompt.prefix + e) for e in ends]), 0, backend.max_context
+        )
     return PromptSubject(backend, prompt, message, text, spans, target, foil)
 
 

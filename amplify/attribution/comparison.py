@@ -1,0 +1,188 @@
+"""Several explainers on several inputs, side by side: one JSON line an explanation, and one HTML page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from amplify.attribution.explaining import Given, Model, explain_many, opened
+from amplify.attribution.registry import METHODS
+from amplify.errors import CapabilityError, InputError
+from amplify.render import attribution_html, escape
+from amplify.values import Attribution
+
+Case = tuple[Given, str | None, str | None]
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #777; --card: #8881; }
+body { max-width: 1000px; margin: 0 auto; padding: 28px 20px 80px; font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
+h1 { font-size: 25px; margin: 0 0 6px; } h2 { font-size: 17px; margin: 34px 0 8px; overflow-wrap: anywhere; }
+.soft { color: var(--soft); } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } td.about { text-align: left; white-space: normal; }
+.attribution { border: 1px solid var(--line); border-radius: 10px; padding: 9px 13px; margin: 9px 0; overflow-wrap: anywhere; }
+.problem { border-left: 3px solid #b3372a; padding: 4px 12px; margin: 9px 0; font-size: 14px; }
+"""  # noqa: E501
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What several explainers found.
+
+    Attributes:
+        found: method -> one attribution per input, or why there is none.
+    """
+
+    found: dict[str, list[Attribution | str]]
+
+    def agreement(self) -> dict[tuple[str, str], float]:
+        """Spearman's rank correlation of the word scores of two methods, averaged over the inputs that both explain.
+
+        Unsigned methods are compared by size: the absolute scores of both. NaN where ranks do not exist.
+        """
+        from scipy.stats import spearmanr
+
+        result = {}
+        for one, other in combinations(self.found, 2):
+            unsigned = any("unsigned" in METHODS[name].description for name in (one, other))
+            ranks = []
+            for a, b in zip(self.found[one], self.found[other], strict=True):
+                if isinstance(a, str) or isinstance(b, str) or len(a.scores) < 2:
+                    continue
+                x, y = (np.abs(s.scores) if unsigned else np.array(s.scores) for s in (a, b))
+                if np.ptp(x) > 0 and np.ptp(y) > 0:
+                    ranks.append(float(spearmanr(x, y).statistic))
+            result[one, other] = float(np.mean(ranks)) if ranks else float("nan")
+        return result
+
+    def write(self, folder: str | Path) -> Path:
+        """Write `attributions.jsonl` and `explanations.html`; returns the page."""
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "attributions.jsonl").open("w", encoding="utf-8") as file:
+                for name, items in self.found.items():
+                    for i, a in enumerate(items):
+                        line = {"input": i, "method": name} | ({"error": a} if isinstance(a, str) else asdict(a))
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            page = folder / "explanations.html"
+            page.write_text(self.to_html(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write to {folder}: {error}") from error
+        return page
+
+    def to_html(self) -> str:
+        """One self-contained page: what each method is, how far they agree, and every input under each of them."""
+        names = list(self.found)
+        agree = self.agreement()
+        rows = []
+        for name in names:
+            cells = [self._cell(agree, name, other) for other in names]
+            rows.append(f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        about = "".join(
+            f'<tr><td>{escape(name)}</td><td class="about">{escape(METHODS[name].description)}</td>'
+            f"<td>{_mean_cost(self.found[name])}</td></tr>"
+            for name in names
+        )
+        heads = "".join(f"<th>{escape(name)}</th>" for name in names)
+        items = []
+        for i, row in enumerate(zip(*self.found.values(), strict=True)):
+            shown = [
+                f'<p class="problem">{escape(name)}: {escape(a)}</p>' if isinstance(a, str) else attribution_html(a)
+                for name, a in zip(names, row, strict=True)
+            ]
+            items.append(f"<h2>input {i + 1}</h2>{''.join(shown)}")
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+            'img-src data:"><link rel="icon" href="data:,">'
+            f"<title>explanations · amplify</title><style>{_STYLE}</style></head><body>"
+            f"<h1>Explanations: {len(names)} methods, {len(items)} inputs</h1>"
+            '<p class="soft">Blue words speak for the target, orange ones against it; strengths are relative to the '
+            "strongest word of each line. Hover for numbers and intervals.</p>"
+            '<h2>Methods</h2><div class="scroll"><table><thead><tr><th>method</th><th>what it is</th>'
+            f"<th>evaluations per input</th></tr></thead><tbody>{about}</tbody></table></div>"
+            '<h2>How far they agree</h2><p class="soft">Spearman\'s rank correlation of word scores, mean over inputs '
+            "(of absolute scores where one of the two is unsigned). Agreement is not faithfulness.</p>"
+            f'<div class="scroll"><table><thead><tr><th></th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+            f"</div>{''.join(items)}</body></html>"
+        )
+
+    def _cell(self, agree: dict[tuple[str, str], float], one: str, other: str) -> str:
+        value = agree.get((one, other), agree.get((other, one)))
+        return "" if value is None else "–" if np.isnan(value) else f"{value:.2f}"
+
+
+def compare(
+    texts: Sequence[Given],
+    targets: Sequence[str | None],
+    *,
+    model: Model,
+    methods: Sequence[str] | None = None,
+    foils: Sequence[str | None] | None = None,
+    budget: int = 128,
+    seed: int = 0,
+    removal: str = "delete",
+    truncate: bool = False,
+    progress: bool = False,
+) -> Comparison:
+    """Explain inputs by several methods; where a method cannot explain an input, the reason stands in its place.
+
+    Arguments are those of `explain_many`; `methods=None` takes all of `METHODS`.
+
+    Raises:
+        InputError: an input that cannot be explained at all, or no method that can explain any.
+    """
+    names = list(dict.fromkeys(methods or METHODS))
+    cases = list(zip(texts, targets, foils or [None] * len(texts), strict=True))
+
+    with opened(model) as one:
+
+        def run(name: str, some: Sequence[Case], shown: bool) -> list[Attribution]:
+            return explain_many(
+                [text for text, _, _ in some],
+                [target for _, target, _ in some],
+                foils=[foil for _, _, foil in some],
+                model=one,
+                methods=[name],
+                budget=budget,
+                seed=seed,
+                removal=removal,
+                truncate=truncate,
+                corpus=corpus,
+                progress=shown,
+            )[name]
+
+        corpus: Sequence[str] = ()
+        corpus = [a.text for a in run("random", cases, False)]  # which costs nothing, and checks every input
+        found: dict[str, list[Attribution | str]] = {}
+        for name in names:
+            try:
+                found[name] = list(run(name, cases, progress))
+            except CapabilityError as error:
+                found[name] = [str(error)] * len(cases)
+            except InputError:  # of some input: the others may be explained
+                found[name] = [_or_why_not(partial(run, name, [case], False)) for case in cases]
+    problems = {a for items in found.values() for a in items if isinstance(a, str)}
+    if not any(isinstance(a, Attribution) for items in found.values() for a in items):
+        raise InputError("; ".join(sorted(problems)))
+    return Comparison(found)
+
+
+def _or_why_not(attempt: Callable[[], list[Attribution]]) -> Attribution | str:
+    try:
+        return attempt()[0]
+    except (InputError, CapabilityError) as error:
+        return str(error)
+
+
+def _mean_cost(items: Sequence[Attribution | str]) -> str:
+    costs = [a.budget for a in items if not isinstance(a, str)]
+    return f"{np.mean(costs):,.0f}" if costs else "–"

@@ -1,0 +1,164 @@
+"""Embedding methods against captum's own classes and closed forms, on proxies and on language models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from amplify.attribution import explain
+from amplify.attribution.embedded import NOISE, SAMPLES, embedded, reduce
+from amplify.attribution.explaining import subject
+from amplify.backends import open_backend
+from amplify.errors import InputError
+from amplify.proxies import train_proxy
+from amplify.tasks import Task
+from amplify.values import Example, Prompt
+
+TEXT = "Great phone, terrible battery in Paris."
+LABELS = ("negative", "positive")
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder, tmp_path_factory):
+    rows = tuple(
+        Example(id=str(i), text=t, label=LABELS[i % 2]) for i, t in enumerate(("bad", "great", "terrible", "good"))
+    )
+    task = Task(name="t", instruction="Which?", train=rows[1:], validation=(), test=rows[:1], labels=LABELS)
+    return train_proxy(task, tiny_encoder, epochs=1, out=tmp_path_factory.mktemp("p"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def causal(tiny_lm):
+    return open_backend(f"transformers:{tiny_lm}")
+
+
+def subjects(encoder, causal):
+    chat = Prompt(messages=({"role": "system", "content": "Be great."}, {"role": "user", "content": TEXT}))
+    yield subject(encoder, TEXT, "negative", None)
+    yield subject(encoder, TEXT, "negative", "positive")
+    yield subject(causal, TEXT, " The answer is negative", None)
+    yield subject(causal, chat, "negative", "positive")
+
+
+def by_captum(parts, method):
+    from captum.attr import InputXGradient, IntegratedGradients, Saliency
+
+    vectors = []
+    for part in parts:
+        x = part.inputs.clone().requires_grad_()
+        if method == "integrated_gradients":
+            found = IntegratedGradients(part.score).attribute(
+                x, baselines=part.baseline, n_steps=SAMPLES, method="gausslegendre", internal_batch_size=8
+            )
+        elif method == "grad_x_input":
+            found = InputXGradient(part.score).attribute(x)
+        else:
+            found = Saliency(part.score).attribute(x, abs=False)
+        vectors.append(found[0].detach().float().numpy())
+    how = {"vanilla_gradients": "l2", "grad_norm": "l1"}.get(method, "sum")
+    return reduce(parts, vectors, how)
+
+
+@pytest.mark.parametrize("method", ["vanilla_gradients", "grad_norm", "grad_x_input", "integrated_gradients"])
+def test_the_frame_equals_captum(encoder, causal, method):
+    for case in subjects(encoder, causal):
+        found, _ = embedded(case.parts(), method, budget=2 * SAMPLES)
+        # float32 sums in another order and other batch sizes
+        np.testing.assert_allclose(found.scores, by_captum(case.parts(), method), rtol=1e-3, atol=1e-4)
+
+
+def test_parts_score_what_the_model_scores(encoder, causal):
+    plain, against, *_ = subjects(encoder, causal)
+    [scores] = encoder.label_scores([Example(id="x", text=TEXT)])
+    for case, want in ((plain, scores[0]), (against, scores[0] - scores[1])):
+        assert sum(float(p.score(p.inputs)) for p in case.parts()) == pytest.approx(want, abs=1e-5)
+    case = subject(causal, TEXT, " negative answer", " positive")
+    target, foil = causal.score([Prompt(text=TEXT)] * 2, [" negative answer", " positive"])
+    total = sum(float(p.score(p.inputs)) for p in case.parts())
+    assert total == pytest.approx(target.total - foil.total, abs=1e-4)
+
+
+def test_integrated_gradients_are_complete(encoder, causal):
+    for case in subjects(encoder, causal):
+        parts = case.parts()
+        found, meta = embedded(parts, "integrated_gradients", budget=2 * SAMPLES)
+        whole = sum(float(p.score(p.inputs)) - float(p.score(p.baseline)) for p in parts)
+        assert meta["completeness_gap"] == pytest.approx(whole - found.scores.sum(), abs=1e-4)
+        if case.model == encoder.name:  # smooth enough for 50 points; the random language model's path is not
+            assert abs(meta["completeness_gap"]) < 0.01 * abs(whole)
+
+
+def test_smooth_grad_is_the_mean_gradient_under_noise(encoder):
+    case = subject(encoder, TEXT, "negative", None)
+    [part] = case.parts()
+    found, _ = embedded([part], "smooth_grad", budget=20, seed=3)
+    noise = torch.randn((20, *part.inputs.shape[1:]), generator=torch.Generator().manual_seed(3))
+    x = part.inputs
+    points = (x + NOISE * (x.max() - x.min()) * noise).requires_grad_()
+    mean = torch.autograd.grad(part.score(points).sum(), points)[0].mean(0)
+    np.testing.assert_allclose(found.scores, reduce([part], [mean.numpy()], "l2"), rtol=1e-4)
+    assert (found.low <= found.scores).all()
+    assert (found.scores <= found.high).all()
+    assert (found.low < found.high).any()
+
+
+def test_continuous_lime_tends_to_gradient_x_input(encoder, causal, monkeypatch):
+    from amplify.attribution import embedded as module
+    from amplify.attribution.perturbation import scaled
+
+    monkeypatch.setattr(module, "scaled", lambda *args: scaled(*args, deviation=1e-2))
+    for case in subjects(encoder, causal):
+        parts = case.parts()
+        near, _ = embedded(parts, "c_lime", budget=200, seed=0)
+        limit, _ = embedded(parts, "grad_x_input", budget=10)
+        # what the curvature within one per cent of the input adds
+        np.testing.assert_allclose(near.scores, limit.scores, atol=0.1 * np.abs(limit.scores).max())
+
+
+def test_deep_lift_equals_captum_and_is_exact_where_its_rules_reach(encoder):
+    case = subject(encoder, TEXT, "negative", "positive")
+    found, meta = embedded(case.parts(), "deep_lift", budget=10)
+    assert np.isfinite(found.scores).all()
+    assert np.isfinite(meta["completeness_gap"])
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.act, self.b = torch.nn.Linear(32, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+
+        def forward(self, x):
+            return self.b(self.act(self.a(x))).sum((1, 2))
+
+    from dataclasses import replace
+
+    [part] = case.parts()
+    net = Net()
+    simple = replace(part, score=net, model=net)
+    found, meta = embedded([simple], "deep_lift", budget=10)
+    assert abs(meta["completeness_gap"]) < 1e-4
+    assert np.abs(found.scores).max() > 1e-3
+
+
+def test_the_shared_pass_and_the_single_one_agree(encoder):
+    for method in ("grad_norm", "grad_x_input"):
+        shared = explain(TEXT, "negative", foil="positive", model=encoder, method=method)
+        alone, _ = embedded(subject(encoder, TEXT, "negative", "positive").parts(), method, budget=1)
+        np.testing.assert_allclose(shared.scores, alone.scores, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_that_are_not_finite_are_one_error(encoder):
+    from dataclasses import replace
+
+    [part] = subject(encoder, TEXT, "negative", None).parts()
+    broken = replace(part, score=lambda x: x.sum((1, 2)) * float("nan"))
+    with pytest.raises(InputError, match="token 0 is not finite"):
+        embedded([broken], "grad_x_input", budget=1)
+
+
+def test_too_small_budgets(encoder):
+    parts = subject(encoder, TEXT, "negative", None).parts()
+    for method in ("smooth_grad", "integrated_gradients", "c_lime"):
+        with pytest.raises(InputError, match="too small"):
+            embedded(parts, method, budget=1)
