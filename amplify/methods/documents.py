@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 from amplify import templates
 from amplify.backends.base import Generator, Usage, need_scorer
 from amplify.errors import InputError
+from amplify.keeping import Use, keep
 from amplify.methods.base import Method, Program
 from amplify.methods.parsing import parse_text
 from amplify.templates import Template
-from amplify.textgenshap.keeping import Use, keep
 from amplify.values import Answer, Completion, Example, Prompt, Sampling, Sources
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Literal
 from amplify import templates
 from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError, UnknownNameError
+from amplify.keeping import Use, keep
 from amplify.methods.documents import RagProgram
-from amplify.textgenshap.keeping import Use, keep
 from amplify.values import Example
 
 
@@ -53,7 +53,7 @@ class Compression:
 
         Args:
             backend: an open backend, or the string that opens one (`amplify.open_backend`) when it is first needed.
-            use, k, below: see `amplify.textgenshap.keeping.keep`.
+            use, k, below: see `amplify.keeping.keep`.
             budget, value, index, template, layout, max_tokens, seed: see `amplify.attribute_sources`.
 
         Raises:

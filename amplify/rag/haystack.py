@@ -7,8 +7,8 @@ from typing import Any
 
 from amplify.backends.base import Generator
 from amplify.errors import InputError, MissingExtraError
+from amplify.keeping import Use
 from amplify.rag.compress import Compression
-from amplify.textgenshap.keeping import Use
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
