@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -295,6 +297,31 @@ def _after(tree: Any, path: Sequence[int], start: int) -> list[int]:
     return found
 
 
+GOALS = {
+    "fixed": ("faster", "times faster than context-cite", 2.0),
+    "random": ("faster", "times faster than context-cite", 3.5),
+    "captum": ("faster.forward_in_tokens=True", "times faster than captum, a pass per token", 15.0),
+    "exact": ("times_context_cite_default", "times the time of 64 ablations (at most)", 4.0),
+    "many": ("50.fewer_tokens", "times fewer tokens at 50 documents", 15.0),
+    "votes": ("share_of_steps", "of plain decoding's steps (at most)", 0.2),
+    "blocks": ("correlation", "correlation with the exact game", 0.9),
+}
+
+
+def table(done: dict[str, Any]) -> str:
+    """The main figure of each part, measured and wanted, as Markdown."""
+    lines = [f"`{done['command']}`", "", "| part | measured | wanted | what |", "|---|---|---|---|"]
+    for part, result in done["parts"].items():
+        path, what, goal = GOALS[part]
+        found: Any = result
+        for key in path.split(".", 1):
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is None:
+            continue
+        lines.append(f"| {part} | {found:.3g} | {goal:g} | {what} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -329,6 +356,7 @@ def main() -> None:
         result, seconds = timed(work[part])
         done["parts"][part] = result | {"item": args.item, "sentences": args.sentences, "bench_seconds": seconds}
         done |= {
+            "command": shlex.join(["python", "eval/bench_textgenshap.py", *sys.argv[1:]]),
             "what": (__doc__ or "").split("\n", 1)[0],
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "setting": backend.describe(),
@@ -336,6 +364,7 @@ def main() -> None:
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(done, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(table(done))
         print(f"{part}: {json.dumps(result)}", flush=True)
 
 
