@@ -275,3 +275,18 @@ def test_further_metrics_stand_in_the_tables(backend, tmp_path):
     for name in ("paper format accuracy", "exact keys", "fluency"):
         assert name in str(report)
         assert name in report.to_markdown()
+
+
+def test_shipped_profiles_fit_their_model():
+    from amplify.steering import profiles
+
+    names = profiles()
+    assert "smollm2-135m" in names
+    for name in names:
+        steering = Steering.load(name)
+        steering.resolve(steering.model["layers"], steering.model["heads"])
+        assert steering.provenance["runs"] > 0
+        for task in steering.provenance["tasks"].values():
+            assert task["split"] == "train"
+        count = sum(map(len, steering.heads.values()))
+        assert first_heads(steering, min(8, count)).heads

@@ -1,0 +1,175 @@
+"""The tables of PASTA (arXiv 2311.02262), one command each.
+
+    python eval/reproduce_pasta.py main                              # reduced size: SmolLM2 and the tasks at hand
+    python eval/reproduce_pasta.py alpha --tasks counterfact_known/efficacy
+    python eval/reproduce_pasta.py main --paper --backend vllm:meta-llama/Llama-3.1-8B-Instruct --data DATA \\
+        --profile mine.yaml --agnostic others.yaml        # full size; profiles are made by `amplify profile`
+
+Tables: `main` (baselines, task-specific, multi-task and task-agnostic heads, relatives), `heads` (which head set: the
+profile, random heads, every head, one layer's), `alpha` and `number` (curves), `sensitivity` (the same request in other
+words). Each task is one run folder under --out (killed and started again, it goes on); the table over all of them is
+written to --results as JSON and Markdown, with the date, the machine and the versions.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+import amplify
+from amplify.errors import AmplifyError
+from amplify.methods import make
+from amplify.methods.base import Method
+from amplify.methods.steered import find_profile, first_heads
+
+TABLES = ("main", "heads", "alpha", "number", "sensitivity")
+REDUCED = "json_formatting,pronouns,counterfact_known/efficacy,counterfact_known/paraphrase"
+PAPER_TASKS = "json_formatting,pronouns,bias_bios,counterfact/efficacy,counterfact/paraphrase"
+ALPHAS = (0.001, 0.01, 0.03, 0.1, 0.3)
+NUMBERS = (1, 2, 4, 8, 16, 32, 64)
+
+# the same request in other words: the paper's "shortened" and "rephrased"
+WORDINGS = {
+    "json_formatting": {
+        "original": None,
+        "shortened": "Give the name and occupation as JSON.",
+        "rephrased": 'Describe this person by one JSON object with the keys "name" and "occupation" alone.',
+    },
+    "pronouns": {
+        "original": None,
+        "shortened": 'Replace "she" and "he" by "they".',
+        "rephrased": 'Copy this text, but use "they", "them", "their" for the person instead of gendered pronouns.',
+    },
+}
+
+
+def methods_of(
+    table: str, task: amplify.tasks.Task, backend: Any, mode: str, shots: int, profile: str, multi: str, agnostic: str
+) -> list[Method]:
+    """The rows of a table. Empty profile names mean the profile that is shipped for this model and task."""
+    own = {"profile": profile} if profile else {}
+
+    def one(name: str, **options: Any) -> Method:
+        return make(name, mode=mode, **options)  # type: ignore[arg-type]
+
+    if table == "main":
+        rows = [one("zero_shot"), one("marked_prompt"), one("few_shot", shots=shots), one("pasta_random_heads", **own)]
+        rows.append(one("pasta", **own))
+        rows += [one("pasta", profile=name) for name in (multi, agnostic) if name]
+        return [*rows, one("spotlight"), one("instaboost")]
+    if table == "heads":
+        steering = find_profile(profile, backend, task.name)
+        best = max(steering.heads or {0: ()}, key=lambda layer: len((steering.heads or {})[layer]))
+        shape = range(int(steering.model["heads"]))
+        folder = Path("runs/profiles")
+        folder.mkdir(parents=True, exist_ok=True)
+        sets = {
+            "all_heads": {layer: tuple(shape) for layer in range(int(steering.model["layers"]))},
+            "one_layer": {best: tuple(shape)},
+        }
+        for name, heads in sets.items():
+            replace(steering, heads=heads, provenance={}).save(folder / f"{name}.yaml")
+        named = [one("pasta", profile=str(folder / f"{name}.yaml")) for name in sets]
+        return [one("zero_shot"), one("pasta_random_heads", **own), one("pasta", **own), *named]
+    if table == "alpha":
+        return [one("zero_shot"), *(one("pasta", **own, alpha=a) for a in ALPHAS)]
+    if table == "number":
+        ranked = find_profile(profile, backend, task.name)
+        known = len(ranked.provenance.get("order", ()))
+        counts = [n for n in NUMBERS if n <= known and first_heads(ranked, n)]
+        return [one("zero_shot"), one("pasta", **own), *(one("pasta", **own, heads=n) for n in counts)]
+    return [one("zero_shot"), one("marked_prompt"), one("pasta_random_heads", **own), one("pasta", **own)]
+
+
+@click.command()
+@click.argument("table", type=click.Choice(TABLES))
+@click.option("--tasks", default=REDUCED, show_default=True)
+@click.option("--paper", is_flag=True, help="The paper's tasks, every test item.")
+@click.option("--backend", default="transformers:smollm2-135m", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Default: $AMPLIFY_DATA.")
+@click.option("--profile", default="", help="Head profile instead of the one shipped for model and task.")
+@click.option("--multi", default="", help="Head profile of several tasks together, as one more row of `main`.")
+@click.option("--agnostic", default="", help="Head profile of other tasks, as one more row of `main`.")
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--limit", type=int, default=40, show_default=True, help="Test items a task; 0 for all of them.")
+@click.option("--shots", type=int, default=4, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce_pasta"), show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True)
+def main(
+    table: str,
+    tasks: str,
+    paper: bool,
+    backend: str,
+    data: Path | None,
+    profile: str,
+    multi: str,
+    agnostic: str,
+    seeds: str,
+    limit: int,
+    shots: int,
+    out: Path,
+    results: Path,
+) -> None:
+    """Reproduce TABLE on each task and write one table over all of them."""
+    options = {"steering": True} if backend.startswith("vllm:") else {}
+    reports = {}
+    with amplify.open_backend(backend, **options) as opened:
+        for name in (PAPER_TASKS if paper else tasks).split(","):
+            for wording, instruction in wordings(table, name):
+                task = amplify.load_task(name, data, instruction=instruction)
+                mode = "score" if task.labels_of(task.test[0]) else "generate"
+                label = f"{name} ({wording})" if wording else name
+                reports[label] = amplify.evaluate(
+                    task,
+                    opened,
+                    methods_of(table, task, opened, mode, shots, profile, multi, agnostic),
+                    seeds=[int(seed) for seed in seeds.split(",")],
+                    limit=None if paper else limit or None,
+                    out=out / table / "-".join([*name.split("/"), *([wording] if wording else [])]),
+                )
+                click.echo(str(reports[label]))
+        about = opened.describe()
+    write(results / f"pasta_{table}", table, backend, about, reports)
+
+
+def wordings(table: str, task: str) -> Sequence[tuple[str, str | None]]:
+    """The instructions that a table asks a task with: (name, text), None for the task's own."""
+    if table != "sensitivity":
+        return [("", None)]
+    if task not in WORDINGS:
+        click.echo(f"{task}: no other wordings; left out")
+        return []
+    return list(WORDINGS[task].items())
+
+
+def write(stem: Path, table: str, backend: str, about: dict[str, Any], reports: dict[str, Any]) -> None:
+    """The results as JSON, and as Markdown rendered from it."""
+    data = {
+        "table": table,
+        "backend": {"spec": backend, **about},
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "amplify": amplify.__version__,
+        "tasks": {name: report.to_dict() for name, report in reports.items()},
+    }
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(data, indent=1, default=str) + "\n")
+    body = "\n\n".join(f"## {name}\n\n{report.to_markdown()}" for name, report in reports.items())
+    head = f"# PASTA: {table}\n\n{data['date']}, {data['machine']}, `{backend}`, amplify {data['amplify']}\n\n"
+    stem.with_suffix(".md").write_text(head + body + "\n")
+    click.echo(f"written: {stem}.json, {stem}.md")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except AmplifyError as error:
+        raise SystemExit(f"reproduce_pasta: {error}") from None
