@@ -2,7 +2,7 @@
 
 Every metric is a question about the model with some words deleted, never about the explanation's looks. Beside each
 explainer stand two references over the same words of the same inputs: random scores, and direct occlusion (each word
-left out by itself). What a metric is worth was measured on planted words: see `KEPT` and docs/explainers.md.
+left out by itself). What a metric is worth was measured on planted words: see `KEPT` and docs/faithfulness.md.
 """
 
 from __future__ import annotations
@@ -253,13 +253,18 @@ class Faithfulness:
         return f"<pre>{escape(str(self))}</pre>"
 
 
-KEPT = ("comprehensiveness", "sufficiency", "logprob_drop", "lds")
+KEPT = ("comprehensiveness", "sufficiency", "aopc", "morf", "lerf", "logprob_drop", "lds")
+"""Metrics that passed the causal check on planted words (eval/results/faithfulness_check.json)."""
+
+DEFAULT = ("comprehensiveness", "sufficiency", "logprob_drop", "lds")
+"""Of them, those that cost least and say most different things: what goes without words, with them alone, by how much
+in log-probability, and whether scores add up."""
 
 
 def faithfulness(
     explanations: Sequence[Attribution] | Mapping[str, Sequence[Attribution]],
     model: Model,
-    metrics: Sequence[str] = KEPT,
+    metrics: Sequence[str] = DEFAULT,
     *,
     examples: Sequence[Example | Prompt] | None = None,
     k: int = 5,

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from amplify import resources
 from amplify.attribution.deletion import Deletion
-from amplify.attribution.faithfulness import KEPT, Faithfulness, faithfulness
+from amplify.attribution.faithfulness import DEFAULT, Faithfulness, faithfulness
 from amplify.attribution.words import Mask, Spans, word_spans
 from amplify.errors import InputError
 from amplify.layout import input_text
@@ -190,7 +190,7 @@ def choose(
     task: Task,
     *,
     pool: Sequence[str] = POOL,
-    metrics: Sequence[str] = KEPT,
+    metrics: Sequence[str] = DEFAULT,
     contrastive: bool = True,
     k: int = 5,
     items: int = ITEMS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import amplify
-from amplify.attribution.faithfulness import KEPT, METRICS, comprehensiveness, faithfulness, interval
+from amplify.attribution.faithfulness import DEFAULT, METRICS, comprehensiveness, faithfulness, interval
 from amplify.attribution.words import word_spans
 from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
@@ -133,7 +133,7 @@ def test_proxies_and_own_choices(tiny_lm):
     np.testing.assert_allclose(
         table.values["length", "comprehensiveness"], comprehensiveness(proxy, examples, made, k=2), atol=1e-6
     )
-    assert set(table.values) >= {("length", metric) for metric in KEPT}
+    assert set(table.values) >= {("length", metric) for metric in DEFAULT}
     with pytest.raises(InputError, match="examples="):
         faithfulness(made, proxy)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from method_fakes import by_word
+from method_fakes import BAD, GOOD, by_word
 
 from amplify.attribution import gate
 from amplify.attribution.deletion import deletion
@@ -17,7 +17,7 @@ from amplify.methods.prompting import ShotProgram
 from amplify.proxies import train_proxy
 from amplify.rationales import verbalise
 from amplify.tasks import Task
-from amplify.values import Attribution, Demonstration
+from amplify.values import Attribution, Demonstration, Example
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,7 @@ def test_a_failing_shot_gives_way_to_the_next_candidate(
     sentiment: Task, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = fitted(sentiment, body)
-    failing = {w for w in plain.shots[0].example.text.lower().split() if w in ("great", "lovely", "superb", "fine")} | {
-        w for w in plain.shots[0].example.text.lower().split() if w in ("awful", "broken", "poor", "ugly")
-    }
+    failing = {*GOOD, *BAD} & set(plain.shots[0].example.text.split())
     shut(monkeypatch, failing)
     gated = fitted(sentiment, body, gate=True)
     counts = gated.meta["gate"]
@@ -84,7 +82,7 @@ def test_where_no_candidate_passes_the_rationale_is_dropped(
     sentiment: Task, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = fitted(sentiment, body)
-    shut(monkeypatch, {"great", "lovely", "superb", "fine", "awful", "broken", "poor", "ugly"})
+    shut(monkeypatch, {*GOOD, *BAD})
     gated = fitted(sentiment, body, gate=True)
     assert [s.example for s in gated.shots] == [s.example for s in plain.shots]
     assert all(shot.rationale is None for shot in gated.shots)
@@ -104,14 +102,12 @@ def test_controls_stand_behind_the_same_gate(sentiment: Task, body: str, monkeyp
 
 
 @pytest.mark.parametrize("explainer", ["occlusion", "kernel_shap", "lime", "auto"])
-def test_any_explainer_explains(sentiment: Task, body: str, explainer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "POOL", ("occlusion", "grad_x_input"))
-    monkeypatch.setattr(gate.choose, "__kwdefaults__", {**gate.choose.__kwdefaults__, "pool": gate.POOL, "items": 6})
+def test_any_explainer_explains(sentiment: Task, body: str, explainer: str) -> None:
     program = fitted(sentiment, body, explainer=explainer)
     used = {shot.rationale.attribution.method for shot in program.shots if shot.rationale}
     if explainer == "auto":
         assert used == {program.meta["explainer"]["chosen"]}
-        assert any(n.startswith("explainer by the gate on 6 held-out examples") for n in program.notes)
+        assert any(n.startswith("explainer by the gate on 20 held-out examples") for n in program.notes)
     else:
         assert used == {explainer}
 
@@ -129,7 +125,7 @@ def test_a_models_own_words_are_judged_by_its_own_log_probabilities(sentiment: T
         return -0.1 if "great" in prompt.rpartition("Review:")[2] else -2.0
 
     text = "The great box has a lid and a door with a week of shop colour"
-    shot = Demonstration(sentiment.validation[0].__class__("x", text, "positive"))
+    shot = Demonstration(Example("x", text, "positive"))
     method = make("few_shot")
     backend = ScriptedBackend(logprob=logprob)
     even = Attribution(text, (), (), (), "positive")
