@@ -97,13 +97,11 @@ def rows_table(report: Report) -> Table:
 
 
 def metrics_table(report: Report) -> Table:
-    """Further scores of each method, heading first; only the heading where there are none."""
-    names = list(dict.fromkeys(name for row in report.rows for name in row.metrics))
-    if not names:
-        return [["method"]]
+    """Further scores, heading first, a line for each score; only the heading where there are none."""
+    names = dict.fromkeys(name for row in report.rows for name in row.metrics)
     return [
-        ["method", *(n.replace("_", " ") for n in names)],
-        *([name(row), *(percent(row.metrics.get(n)) for n in names)] for row in report.rows),
+        ["", *(name(row) for row in report.rows)],
+        *([n.replace("_", " "), *(percent(row.metrics.get(n)) for row in report.rows)] for n in names),
     ]
 
 

@@ -38,7 +38,10 @@ class ShapleyMethod(RagMethod):
             need_scorer(backend, f"{self.name} with value='logprob'")
         if self.budget < 2:
             raise InputError(f"{self.name}: the budget is at least 2, got {self.budget}")
-        return self.program(task, seed, by="shapley", budget=self.budget, value=self.value, index=self.index, **more)
+        notes = (*more.pop("notes", ()), "attributions that methods of a run share are made once: seconds count there")
+        return self.program(
+            task, seed, notes=notes, by="shapley", budget=self.budget, value=self.value, index=self.index, **more
+        )
 
 
 @dataclass(frozen=True)
