@@ -290,3 +290,23 @@ def test_shipped_profiles_fit_their_model():
             assert task["split"] == "train"
         count = sum(map(len, steering.heads.values()))
         assert first_heads(steering, min(8, count)).heads
+
+
+@pytest.mark.real
+def test_shipped_heads_make_a_real_model_follow_the_new_fact(smollm2, data):
+    """Held-out facts: PASTA beats the plain model and random heads, by whole-target log-probability."""
+    task = load_task("counterfact_known/efficacy", data=data)
+    items = task.test[:12]
+    with open_backend("transformers:smollm2-135m") as opened:
+        right = {
+            name: sum(
+                answer.value == item.label
+                for answer, item in zip(
+                    make(name, mode="score").fit(task, opened, 0).answer(items, opened), items, strict=True
+                )
+            )
+            for name in ("zero_shot", "pasta_random_heads", "pasta")
+        }
+    assert right["pasta"] >= 10
+    assert right["pasta"] > right["pasta_random_heads"]
+    assert right["pasta"] > right["zero_shot"]
