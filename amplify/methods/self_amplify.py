@@ -196,7 +196,10 @@ class SelfExplained(SelfWords):
             seed=seed,
             budget=self.budget,
         )
-        return self.said(found, chosen.shots)
+        made, notes = self.said(found, chosen.shots)
+        if self.contrastive and (plain := sum(shot.foil is None for shot in chosen.shots)):
+            notes.append(f"{plain} of {len(made)} labels explained without a contrast: no other label is known")
+        return made, notes
 
 
 @dataclass(frozen=True)

@@ -230,6 +230,8 @@ def test_attributed_words_are_those_that_count(sentiment: Task, backend: Scripte
         assert 0 < a.budget <= 130
     contrast = make(f"self_amplify_{name}", mode="score", contrastive=True, **SMALL).fit(sentiment, backend, 0)
     assert all(s.rationale.attribution.foil == s.foil != s.example.label for s in contrast.shots)
+    plain = make(f"self_amplify_{name}", contrastive=True, **SMALL).fit(sentiment, backend, 0)
+    assert "4 of 4 labels explained without a contrast: no other label is known" in plain.notes
 
 
 @pytest.mark.parametrize("name", ["topk", "shap"])
@@ -319,7 +321,7 @@ def test_multi_token_targets_count_with_all_their_tokens(quiz: Task, white: Gene
 
 
 def test_words_are_whole_words_whatever_the_tokenizer_makes_of_them(quiz: Task, white: Generator) -> None:
-    for name in ("occlusion", "gradient"):
+    for name in ("occlusion", "gradient", "deeplift"):
         program = make(f"self_amplify_{name}", shots=2, selection="random").fit(quiz, white, 0)
         for shot in program.shots:
             text = input_text(shot.example)
