@@ -49,7 +49,8 @@ def explain(
         foil: another label or continuation; the scores then explain the difference.
         model: folder of a proxy or the proxy, a backend or its spec ("transformers:smollm2-135m"). What is named is
             opened anew in each call: open it once where there are many, or use `explain_many`.
-        method: of `METHODS`.
+        method: of `METHODS`; "auto" for the one most faithful to a proxy on held-out examples of its task, measured
+            once and kept (`amplify.attribution.gate.choose`).
         budget: model evaluations at most.
         seed: of sampled methods.
         removal: how perturbation leaves a word out: "delete", "pad", "mask" or "attention" (see `games`).
@@ -105,11 +106,11 @@ def explain_many(
     forward and one backward pass per batch of inputs.
 
     Returns:
-        Method -> one attribution per input.
+        Method -> one attribution per input; under the name of the one chosen for "auto".
     """
     for name in methods:
-        if name not in METHODS:
-            raise UnknownNameError("explainer", name, METHODS)
+        if name not in METHODS and name != "auto":
+            raise UnknownNameError("explainer", name, (*METHODS, "auto"))
     nothing = [None] * len(texts)
     cases: list[Sequence[Any]] = [texts, *(nothing if some is None else some for some in (targets, foils, players))]
     if {len(some) for some in cases} != {len(texts)}:
@@ -117,6 +118,11 @@ def explain_many(
     if budget < 1:
         raise InputError(f"a budget is 1 evaluation or more, not {budget}")
     with opened(model) as one:
+        if "auto" in methods:
+            from amplify.attribution.gate import chosen_for
+
+            best = chosen_for(one, contrastive=foils is not None and any(foil is not None for foil in foils))
+            methods = list(dict.fromkeys(best if name == "auto" else name for name in methods))
         subjects = [subject(one, *given, truncate=truncate) for given in zip(*cases, strict=True)]
         _check_inside(one, methods)
         corpus = corpus or [s.text for s in subjects]

@@ -266,6 +266,28 @@ def plain(method: str, contrastive: bool) -> str:
     return f"{method}_plain" if not contrastive and f"{method}_plain" in gradients.METHODS else method
 
 
+def chosen_for(model: object, *, contrastive: bool = False) -> str:
+    """The explainer that `method="auto"` stands for: `choose` on the task that a proxy was made for.
+
+    Raises:
+        InputError: no proxy, or its task cannot be loaded as it was (choose on a task in hand, then name the method).
+    """
+    from amplify.errors import AmplifyError
+    from amplify.tasks import load_task
+
+    how = "name a method, or choose one on examples of yours: amplify.attribution.gate.choose(proxy, task).method"
+    if not isinstance(model, Proxy):
+        raise InputError(f"method='auto' measures explainers on a proxy's held-out examples; for other models {how}")
+    name = str(model.card["task"])
+    try:
+        task = load_task(name)
+    except AmplifyError as error:
+        raise InputError(f"method='auto' needs {name!r}, the task of the proxy ({error}); {how}") from error
+    if task.fingerprint != model.card["task_fingerprint"]:
+        raise InputError(f"the task {name!r} is not what the proxy was trained on, so none of it is held out; {how}")
+    return choose(model, task, contrastive=contrastive).method
+
+
 def _merits(table: Faithfulness) -> dict[str, float]:
     """Gain over random, in units of its spread over all items and explainers, averaged over metrics."""
     metrics = list(dict.fromkeys(row.metric for row in table.rows))

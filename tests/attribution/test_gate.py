@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from amplify.attribution import gate
 from amplify.attribution.deletion import Deletion, deletion
+from amplify.attribution.explaining import explain
 from amplify.attribution.gate import Verdict, choose, explain_words, judge
 from amplify.attribution.words import key_word_mask, word_spans
 from amplify.backends.scripted import ScriptedBackend
@@ -163,6 +165,23 @@ def test_every_kind_of_explainer_keeps_to_the_mask(sentiment: Task, proxy: Proxy
                 text[a:b] for (a, b), may in zip(word_spans(text), allowed, strict=True) if may
             )
             assert attribution.target == example.label
+
+
+def test_auto_is_a_method_of_explain(sentiment: Task, proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
+    import amplify.tasks
+
+    with pytest.raises(InputError, match="needs 'sentiment'"):
+        explain("great box", "positive", model=proxy, method="auto")  # no task of this name can be loaded
+    with pytest.raises(InputError, match="held-out"):
+        explain("great box", "positive", model=ScriptedBackend(), method="auto")
+    monkeypatch.setattr(amplify.tasks, "load_task", lambda name: {"sentiment": sentiment}[name])
+    found = explain("great box and lid", "positive", model=proxy, method="auto")
+    assert found.method == choose(proxy, sentiment, contrastive=False).method
+    monkeypatch.setattr(
+        amplify.tasks, "load_task", lambda name: replace(sentiment, validation=sentiment.validation[:5])
+    )
+    with pytest.raises(InputError, match="not what the proxy was trained on"):
+        explain("great box", "positive", model=proxy, method="auto")
 
 
 def test_errors(sentiment: Task, proxy: Proxy):
