@@ -45,6 +45,8 @@ def configuration(
         raise InputError(f"give at least one seed and each only once, got {seeds}")
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
+    if task.metric == "evidence":
+        _need_documents(methods)
     items = chosen_items(task, limit)
     return store.plain(
         {
@@ -66,6 +68,16 @@ def configuration(
             "items": [_describe_item(task, item) for item in items],
         }
     )
+
+
+def _need_documents(methods: Sequence[Method]) -> None:
+    from amplify.methods.documents import RagMethod
+
+    if others := [m.label for m in methods if not isinstance(m, RagMethod)]:
+        raise InputError(
+            f"the metric 'evidence' judges how documents are ranked, and {', '.join(others)} reads none; use those "
+            "that do (rag, rag_rerank_shapley, …)"
+        )
 
 
 def chosen_items(task: Task, limit: int | None = None) -> list[Example]:

@@ -295,8 +295,8 @@ def test_ranking_alone_is_judged_where_there_are_no_answers(backend: ScriptedBac
     report = evaluate(ranking, backend, ["rag", "rag_rerank_shapley"], seeds=(0,))
     assert [row.score for row in report.rows] == pytest.approx([(0.75 + 1.0 + 0.25) / 3, 1.0])
     assert "None" not in report.to_html()
-    with pytest.raises(InputError, match="a method that reads documents"):
-        evaluate(ranking, backend, ["zero_shot"], seeds=(0,))
+    with pytest.raises(InputError, match="zero_shot reads none"):
+        evaluate(ranking, backend, ["rag", "zero_shot"], seeds=(0,))
 
 
 def test_controls_are_what_shapley_is_compared_with() -> None:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amplify import attribute_sources
 from amplify.backends.scripted import ScriptedBackend
-from amplify.textgenshap.page import as_html, as_terminal, number, parts_by_document, titled
+from amplify.render import visible
+from amplify.textgenshap.page import _nested, as_html, as_terminal, number, parts_by_document, titled
 
 EVIL = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 DOCUMENTS = [
@@ -68,8 +71,6 @@ def test_every_text_is_there_whole(result) -> None:
     page = as_html(result)
     bodies = re.findall(r'<div class="text[^"]*">(.*?)</div></article>', page, flags=re.DOTALL)
     plain = [html.unescape(re.sub(r"</?span[^>]*>", "", body)) for body in bodies]
-    from amplify.render import visible
-
     assert plain == [visible(d) for d in DOCUMENTS]
 
 
@@ -103,6 +104,18 @@ def test_an_interval_without_end_is_no_broken_json(result) -> None:
     data = json.loads(scripts(as_html(replace(result, documents=level)))[0])
     assert [part[2] for part in data["levels"]["d"][0]] == [None] * 4
     assert "∞" in as_terminal(replace(result, documents=level), colour=False)
+
+
+@given(st.text(alphabet=st.sampled_from(list("ab <>&\"'\n\x00\x1b\u202e{}%")), max_size=40), st.randoms())
+def test_nesting_never_changes_a_text(text: str, draw) -> None:
+    """Whatever overlaps: tags taken off, the text is whole, and every tag that opens is closed."""
+    layers = []
+    for name in "sw":
+        ends = [sorted(draw.sample(range(len(text) + 1), 2)) for _ in range(4 if text else 0)]
+        layers.append((name, sorted((a, b, k) for k, (a, b) in enumerate(ends) if a < b)))
+    body = _nested(text, 0, len(text), layers)
+    assert html.unescape(re.sub(r'<span class="[sw]" data-k="\d+">|</span>', "", body)) == visible(text)
+    assert body.count("<span ") == body.count("</span>")
 
 
 def test_small_helpers() -> None:
