@@ -117,7 +117,11 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
     if dry_run and suite["backend"].startswith("vllm:"):  # its engine takes a minute to start
         click.echo(str(plan(loaded, None, suite["methods"], **common)))
         return
-    with _open(suite["backend"], tuple(suite.get("backend_option") or ())) as backend:
+    from amplify.methods import METHODS
+
+    steers = any(METHODS[name].steers for name in suite["methods"] if name in METHODS)
+    settings = _steerable(suite["backend"], tuple(suite.get("backend_option") or ()), steers)
+    with _open(suite["backend"], settings) as backend:
         if dry_run:
             click.echo(str(plan(loaded, backend, suite["methods"], **common)))
             return

@@ -94,6 +94,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     seeded: ClassVar[bool] = True  # False: every seed gives the same program, so one run is enough
+    steers: ClassVar[bool] = False  # True: the backend must be able to steer attention
 
     mode: Mode = field(default="generate", kw_only=True)
 

@@ -44,6 +44,7 @@ class Pasta(PromptMethod):
 
     name: ClassVar[str] = "pasta"
     seeded: ClassVar[bool] = False
+    steers: ClassVar[bool] = True
 
     profile: str = ""
     alpha: float = 0.0
@@ -89,6 +90,7 @@ class Spotlight(PromptMethod):
 
     name: ClassVar[str] = "spotlight"
     seeded: ClassVar[bool] = False
+    steers: ClassVar[bool] = True
 
     target: float = 0.3
     exact: bool = False
@@ -113,6 +115,7 @@ class InstaBoost(PromptMethod):
 
     name: ClassVar[str] = "instaboost"
     seeded: ClassVar[bool] = False
+    steers: ClassVar[bool] = True
 
     bonus: float = 2.0
     profile: str = ""

@@ -115,6 +115,7 @@ class RagHighlightPasta(ShapleyMethod):
     """
 
     name: ClassVar[str] = "rag_highlight_pasta"
+    steers: ClassVar[bool] = True
 
     profile: str = ""
     sentences: int = 2

@@ -97,6 +97,7 @@ class NegativeEmphasis(TriggerMethod):
     """
 
     name: ClassVar[str] = "negative_emphasis"
+    steers: ClassVar[bool] = True
     remedy: ClassVar[Remedy] = "deemphasise"
 
     weight: float = 0.1
