@@ -20,7 +20,7 @@ from amplify.values import Answer, Completion, Example, Prompt, Sampling, Source
 if TYPE_CHECKING:
     from amplify.tasks import Task
     from amplify.textgenshap.result import SourceAttribution
-    from amplify.textgenshap.sources import Context
+    from amplify.textgenshap.sources import Context, Source
 
 Layout = Literal["auto", "chat", "text"]
 Search = Literal["none", "minilm", "bm25"]
@@ -235,18 +235,21 @@ class RagProgram(Program):
         if read.values is None:
             return read.context.prompt(read.context.everything())
         if self.use == "highlight":
-            assert read.result is not None
-            level = read.result.sentences
-            assert level is not None
-            titles = {s for s in level.sources if _is_title(read.example, read.numbers[s.document], s.start)}
-            best = sorted(range(len(level)), key=lambda i: -level.scores[i])
-            marked = [level.sources[i] for i in best if level.sources[i] not in titles][: self.sentences]
-            return read.context.marked(marked or [level.sources[best[0]]])
+            return read.context.marked(self._best_sentences(read))
         kept = keep(self.use, read.values, read.high, k=self.k, below=self.below)  # type: ignore[arg-type]
         if self.use == "rerank" and self.best == "last":
             kept.reverse()
         context = read.only(kept)
         return context.prompt(context.everything())
+
+    def _best_sentences(self, read: Reading) -> list[Source]:
+        """What "highlight" emphasises; the best document where the budget scored no sentence inside one."""
+        assert read.result is not None
+        level = read.result.sentences
+        numbers = sorted(range(len(level)), key=lambda i: -level.scores[i]) if level is not None else []
+        best = [level.sources[i] for i in numbers] if level is not None else []
+        own = [s for s in best if not _is_title(read.example, read.numbers[s.document], s.start)]
+        return (own or best)[: self.sentences] or [read.context.sources[read.result.ranking()[0]]]
 
     def _answer(self, read: Reading, prompt: Prompt, before: Sequence[Completion], last: Completion) -> Answer:
         sources = read.sources

@@ -191,6 +191,9 @@ def test_highlight_emphasises_the_best_sentences(task: Task, tmp_path) -> None:
     assert backend.marked == [["Ada lives in Bern."], ["Bo lives in Bern."], ["Cy lives in Bern."]]
     assert backend.steering.mode == "instaboost"
     assert answers[0].sources.shown == (0, 1, 2, 3, 4)  # type: ignore[union-attr]
+    for budget in (2, 4, 6):  # too few to look inside documents well, or at all
+        run("rag_highlight_pasta", task, backend, budget=budget)
+        assert all(spans and all(spans) for spans in backend.marked)
     program = make("rag_highlight_pasta").fit(task, backend, 0)
     assert "no head profile was measured for this model: all heads are steered" in program.notes[0]
     own = Steering(heads={1: (0, 2)}, alpha=0.05)
