@@ -228,3 +228,26 @@ def test_command_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
     failed = CliRunner().invoke(cli, [*arguments, "--documents", *files, str(empty)])
     assert isinstance(failed.exception, InputError)
     assert "document 4 is empty" in str(failed.exception)
+
+
+@pytest.mark.real
+def test_a_real_model_names_the_document_that_holds_the_answer(smollm2) -> None:  # type: ignore[no-untyped-def]
+    documents = [
+        "Tea is a hot drink that is made from leaves.",
+        "The harbour town of Velmora has a lighthouse that is 41 metres high.",
+        "Cats sleep for most of the day.",
+        "The lighthouse keeper of Velmora is called Tobias Quill. He likes herring.",
+    ]
+    question = "What is the name of the lighthouse keeper of Velmora?"
+    with amplify.open_backend(f"transformers:{smollm2}") as backend:
+        r = amplify.attribute_sources(question, documents, backend, "Tobias Quill", refine="sentences", budget=32)
+        assert r.ranking()[0] == 3
+        assert r.documents.low[3] > 0
+        assert r.cite()[0].documents[0] == 3
+        assert r.sentences is not None
+        best = r.sentences.texts[int(np.argmax(r.sentences.scores))]
+        assert best.startswith("The lighthouse keeper")
+        votes = amplify.attribute_sources(question, documents, backend, value="votes", refine="documents", budget=16)
+        assert "quill" in votes.answer.lower()
+        # no coalition without document 3 can name him, and such a source has the highest Shapley value of all
+        assert votes.documents.scores[3] >= votes.documents.scores.max() - 1e-9
