@@ -96,12 +96,17 @@ def rows_table(report: Report) -> Table:
     return table
 
 
+def _further(name: str, value: float | None) -> str:
+    """A further metric as it is read: fluency in bits, everything else as a share."""
+    return percent(value) if name != "fluency" or value is None else f"{value:.2f} bits"
+
+
 def metrics_table(report: Report) -> Table:
     """Further scores, heading first, a line for each score; only the heading where there are none."""
     names = dict.fromkeys(name for row in report.rows for name in row.metrics)
     return [
         ["", *(name(row) for row in report.rows)],
-        *([n.replace("_", " "), *(percent(row.metrics.get(n)) for row in report.rows)] for n in names),
+        *([n.replace("_", " "), *(_further(n, row.metrics.get(n)) for row in report.rows)] for n in names),
     ]
 
 

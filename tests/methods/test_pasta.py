@@ -275,6 +275,7 @@ def test_further_metrics_stand_in_the_tables(backend, tmp_path):
     for name in ("paper format accuracy", "exact keys", "fluency"):
         assert name in str(report)
         assert name in report.to_markdown()
+    assert " bits" in str(report)
 
 
 def test_shipped_profiles_fit_their_model():
