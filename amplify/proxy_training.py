@@ -20,7 +20,7 @@ def fit(proxy: Proxy, train: Sequence[Example], settings: Mapping[str, Any], pro
     """Fine-tune: cross-entropy over an example's labels (encoder), -log p(gold label | prompt) (causal)."""
     import torch
     from accelerate import Accelerator
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from tqdm.auto import tqdm
     from transformers import get_linear_schedule_with_warmup
 
     model = _adapters(proxy) if settings["lora"] else proxy.model.requires_grad_(True)

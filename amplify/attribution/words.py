@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import regex  # type: ignore[import-untyped]
+import regex
 
 from amplify.errors import InputError
 from amplify.layout import input_text, option_spans

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import regex  # type: ignore[import-untyped]
+import regex
 
 from amplify.attribution.words import word_spans
 from amplify.backends.base import Generator
