@@ -25,7 +25,7 @@ h1 { font-size: 25px; margin: 0 0 6px; } h2 { font-size: 17px; margin: 34px 0 8p
 .soft { color: var(--soft); } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } td.about { text-align: left; white-space: normal; }
+th:first-child, td:first-child { text-align: left; } .about { text-align: left; white-space: normal; }
 .attribution { border: 1px solid var(--line); border-radius: 10px; padding: 9px 13px; margin: 9px 0; overflow-wrap: anywhere; }
 .problem { border-left: 3px solid #b3372a; padding: 4px 12px; margin: 9px 0; font-size: 14px; }
 """  # noqa: E501
@@ -107,7 +107,7 @@ class Comparison:
             f"<h1>Explanations: {len(names)} methods, {len(items)} inputs</h1>"
             '<p class="soft">Blue words speak for the target, orange ones against it; strengths are relative to the '
             "strongest word of each line. Hover for numbers and intervals.</p>"
-            '<h2>Methods</h2><div class="scroll"><table><thead><tr><th>method</th><th>what it is</th>'
+            '<h2>Methods</h2><div class="scroll"><table><thead><tr><th>method</th><th class="about">what it is</th>'
             f"<th>evaluations per input</th></tr></thead><tbody>{about}</tbody></table></div>"
             '<h2>How far they agree</h2><p class="soft">Spearman\'s rank correlation of word scores, mean over inputs '
             "(of absolute scores where one of the two is unsigned). Agreement is not faithfulness.</p>"

@@ -8,13 +8,13 @@ from math import comb
 import numpy as np
 import pytest
 
-from amplify.attribution.games import proxy_value
-from amplify.attribution.perturbation import NEIGHBOURHOODS, attribute
+from amplify.attribution.games import owner_words, proxy_value, without_spans
+from amplify.attribution.perturbation import NEIGHBOURHOODS, attribute, estimate
 from amplify.attribution.words import word_spans
 from amplify.errors import InputError, UnknownNameError
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
-from amplify.values import Example
+from amplify.values import Example, Message, Prompt
 
 
 def game(n: int, seed: int = 0):
@@ -94,3 +94,105 @@ def test_words_of_a_proxy_are_a_game(tiny_lm):
     scores, _ = attribute(value, len(spans), "occlusion", budget=10)
     whole, cut = proxy.label_scores([example, Example(id="y", text="Great phone, battery.", label="positive")])
     assert scores[2] == pytest.approx((whole[0] - whole[1]) - (cut[0] - cut[1]), abs=1e-5)
+
+
+def bent(n: int, seed: int):
+    """A game of main effects, pairs and a wave, which no linear fit reaches."""
+    rng = np.random.default_rng(seed)
+    w, pairs = rng.normal(size=n), 0.3 * rng.normal(size=(n, n))
+    return lambda z: z @ w + np.einsum("ci,ij,cj->c", z, pairs, z) + 0.3 * np.sin(7 * z @ w)
+
+
+@pytest.mark.parametrize(("method", "budget"), [("kernel_shap", 60), ("kernel_shap", 30), ("shapley_sampling", 100)])
+def test_intervals_cover_the_exact_shapley_values(method, budget):
+    n, covered = 8, []
+    for seed in range(40):
+        value = bent(n, seed)
+        exact = estimate(value, n, "kernel_shap", budget=2**n).scores
+        found = estimate(value, n, method, budget=budget, seed=seed)
+        assert found.calls <= budget
+        covered.append((found.low <= exact) & (exact <= found.high))
+    # 320 intervals at 95 %, which are not independent: 8 of a game share its draws
+    assert 0.87 <= np.mean(covered) < 1
+
+
+def test_exact_methods_have_no_interval():
+    for method, budget in (("occlusion", 10), ("kernel_shap", 64), ("shapley_sampling", 64)):
+        found = estimate(lambda m: m @ np.arange(6.0), 6, method, budget=budget)
+        np.testing.assert_allclose(found.scores, np.arange(6.0), atol=1e-9)
+        np.testing.assert_allclose(found.high - found.low, 0, atol=1e-8)
+
+
+def test_too_few_samples_give_no_finite_interval():
+    found = estimate(bent(12, 0), 12, "kernel_shap", budget=20)
+    assert np.isinf(found.high).all()
+
+
+def test_shapley_sampling_averages_orders_both_ways():
+    n, value = 5, game(5)
+    found = estimate(value, n, "shapley_sampling", budget=2000, seed=1)
+    rng = np.random.default_rng(1)
+    orders = [rng.permutation(n) for _ in range(((2000 - 2) // 4) // 2)]
+    want = np.zeros(n)
+    for order in (one for o in orders for one in (o, o[::-1])):
+        for k, word in enumerate(order):
+            masks = np.zeros((2, n), dtype=bool)
+            masks[0, order[: k + 1]] = masks[1, order[:k]] = True
+            after, before = value(masks)
+            want[word] += (after - before) / (2 * len(orders))
+    np.testing.assert_allclose(found.scores, want, atol=1e-9)
+    assert found.calls == 2**n
+    assert np.abs(found.scores - shapley(value, n)).max() < 0.3
+
+
+def test_captum_finds_the_same_on_the_same_masks():
+    import torch
+    from captum._utils.models.linear_model import SkLearnLinearRegression, SkLearnRidge
+    from captum.attr import FeatureAblation
+    from captum.attr._core.lime import LimeBase
+
+    n, value = 7, bent(7, 3)
+
+    def forward(z):
+        return torch.tensor(value(z.numpy().astype(np.float64)))
+
+    for method, model in (("lime", SkLearnRidge(alpha=1.0)), ("kernel_shap", SkLearnLinearRegression())):
+        near = NEIGHBOURHOODS[method](n, 50, 0)
+        masks, weights = near.masks, near.weights
+        if method == "kernel_shap":  # captum's way to an exact sum
+            masks = np.concatenate([masks, np.ones((1, n)), np.zeros((1, n))])
+            weights = np.concatenate([weights, [1e6, 1e6]])
+        rows, given = iter(torch.tensor(masks, dtype=torch.float32)), iter(weights.tolist())
+        captum = LimeBase(
+            forward,
+            model,
+            lambda *_, given=given, **__: next(given),
+            lambda *_, rows=rows, **__: next(rows)[None],
+            True,
+            lambda z, x, **_: z,
+            None,
+        )
+        theirs = captum.attribute(torch.ones(1, n), n_samples=len(masks)).reshape(-1).numpy()
+        # captum solves in float32, and a weight of a million is not infinity
+        np.testing.assert_allclose(attribute(value, n, method, budget=50)[0], theirs, atol=2e-3)
+    theirs = FeatureAblation(forward).attribute(torch.ones(1, n), baselines=0)[0].numpy()
+    np.testing.assert_allclose(attribute(value, n, "occlusion", budget=50)[0], theirs, atol=1e-5)
+
+
+def test_a_word_is_deleted_with_one_blank():
+    prompt = Prompt(text="One two  three.\nFour? Five:\n")
+
+    def cut(*gone):
+        return without_spans(prompt, None, gone).text
+
+    assert cut() == prompt.text
+    assert cut((0, 3)) == "two  three.\nFour? Five:\n"
+    assert cut((4, 7)) == "One three.\nFour? Five:\n"
+    assert cut((16, 20), (22, 26)) == "One two  three.\n? :\n"
+    chat = Prompt(messages=(Message("user", "a b"), Message("assistant", "a b")), prefix="x")
+    assert [m.content for m in without_spans(chat, 0, [(0, 1)]).messages] == ["b", "a b"]
+
+
+def test_a_token_belongs_to_the_word_that_it_has_most_of():
+    spans = ((0, 3), (4, 9))
+    assert owner_words([(0, 0), (0, 2), (2, 5), (2, 9), (9, 10), (3, 4)], spans).tolist() == [-1, 0, 0, 1, -1, -1]
