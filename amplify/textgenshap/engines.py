@@ -130,8 +130,9 @@ def _blocks(context: Context, backend: Generator, selections: Sequence[Selection
     """Every document encoded once behind the prompt's head, blind to the others; selections as masks over them.
 
     The decoder-only form of TextGenSHAP's in-place resampling (Fusion-in-Decoder encodes each passage alone). Two
-    things differ from the prompts themselves: a document does not see those before it, and everything keeps the
-    position that it has when all documents are there.
+    things differ from the prompts themselves: a document does not see those before it, and all documents begin where
+    the head ends, with the rest of the prompt behind the longest (parallel context windows, arXiv 2212.10947). Without
+    that, absent documents leave gaps in the positions, and the values follow the exact game less well.
     """
     white = need_white_box(backend, "engine 'blocks'")
     everything = context.everything()
@@ -162,6 +163,9 @@ def blocks_tree(
     segments: list[tuple[int, ...]] = [ids[: cuts[0]], *(ids[a:b] for a, b in pairwise(cuts))]
     parents = list(range(-1, count))
     hidden = {i: frozenset(range(1, i)) for i in range(2, count + 1)}
+    head = len(segments[0])
+    positions = dict.fromkeys(range(1, count + 1), head)
+    behind = head + max(map(len, segments[1:]))
     wanted = []
     for selection in selections:
         absent = frozenset(range(1, count + 1)) - {d + 1 for d, _ in selection}
@@ -169,8 +173,9 @@ def blocks_tree(
         segments += [ids[cuts[-1] : start], ids[start:]]
         parents += [count, rest]
         hidden |= {rest: absent, rest + 1: absent}
+        positions[rest] = behind
         wanted.append(rest + 1)
-    return TokenTree(tuple(segments), tuple(parents), hidden=hidden), wanted
+    return TokenTree(tuple(segments), tuple(parents), hidden=hidden, positions=positions), wanted
 
 
 def _token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:

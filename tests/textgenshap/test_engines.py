@@ -91,7 +91,7 @@ def test_a_packed_permutation_forwards_the_documents_once(context, backend) -> N
 
 
 def test_blocks_equal_plain_passes_under_their_own_mask(context, backend) -> None:  # type: ignore[no-untyped-def]
-    """Documents blind to each other, absent ones masked, positions as when all are there: built by hand, one by one."""
+    """Documents blind to each other, all behind the head, absent ones masked: built by hand, one by one."""
     n = len(DOCUMENTS)
     selections = [select(row, context.sources) for row in in_place(all_coalitions(n))[[0, 1, 6, 21, 31]]]
     blocks = game(context, backend, "blocks")
@@ -100,6 +100,9 @@ def test_blocks_equal_plain_passes_under_their_own_mask(context, backend) -> Non
     lengths = [len(s) for s in tree.segments]  # head, documents, the rest of the prompt, answer
     owner = np.repeat(np.arange(len(lengths)), lengths)
     ids = torch.tensor([[t for s in tree.segments for t in s]])
+    begins = [0, *[lengths[0]] * n, lengths[0] + max(lengths[1 : n + 1])]
+    begins.append(begins[-1] + lengths[n + 1])
+    places = torch.tensor([[b + k for b, size in zip(begins, lengths, strict=True) for k in range(size)]])
     for selection, value in zip(selections, found, strict=True):
         present = {0, *(d + 1 for d, _ in selection)}
         sees = np.tril(np.ones((len(owner), len(owner)), bool))
@@ -109,13 +112,18 @@ def test_blocks_equal_plain_passes_under_their_own_mask(context, backend) -> Non
         sees &= ~((owner > n)[:, None] & absent[None])
         mask = torch.zeros(sees.shape).masked_fill(~torch.from_numpy(sees), torch.finfo(torch.float32).min)
         with torch.inference_mode():
-            logits = backend.model(ids, attention_mask=mask[None, None]).logits[0, :-1].float().log_softmax(-1)
+            logits = (
+                backend.model(ids, attention_mask=mask[None, None], position_ids=places)
+                .logits[0, :-1]
+                .float()
+                .log_softmax(-1)
+            )
         plain = logits.gather(1, ids[0, 1:, None])[-lengths[-1] :].sum()
         assert value == pytest.approx(float(plain), abs=1e-4)
 
 
 def test_blocks_are_exact_where_nothing_is_approximated(context, backend) -> None:  # type: ignore[no-untyped-def]
-    """With the first document alone, no other one is seen and nothing has moved: but for the gap in positions."""
+    """With the first document alone, no other one is seen and nothing has moved."""
     rows = in_place(np.eye(len(DOCUMENTS), dtype=bool)[:1])
     alone = Context(context.question, DOCUMENTS[:1], context.template, context.layout)
     blocks = LogProbGame(alone, backend, game(context, backend, "trie").answer, "blocks")(in_place([[True]]))
