@@ -97,7 +97,7 @@ def test_every_metric_kept_tells_the_truth_from_chance_and_from_its_opposite(rul
 
 @pytest.mark.parametrize("rule", planted.RULES)
 def test_shapley_values_find_what_was_planted_and_leaving_one_out_is_blind_to_the_redundant(rule: str):
-    examples, model = decided(load_task(rule), 12), rule_model(rule)
+    examples, model = decided(load_task(rule), 5), rule_model(rule)
     labels = [str(e.label) for e in examples]
     exact = []
     for example, label in zip(examples, labels, strict=True):
