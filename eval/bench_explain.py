@@ -45,10 +45,10 @@ ANSWER = " The capital of France is Paris, which lies on the river Seine and has
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and seconds."""
-    start = time.perf_counter()
+    """What it returns, and seconds of one processor: on one thread, what others do meanwhile does not count."""
+    start = time.process_time()
     result = work()
-    return result, time.perf_counter() - start
+    return result, time.process_time() - start
 
 
 def captum_scores(forward: Callable[[Any], Any], n: int, method: str, budget: int, batch: int) -> np.ndarray:
@@ -258,6 +258,7 @@ def main() -> None:
     parser.add_argument("--lm-budget", type=int, default=44, help="evaluations an input on SmolLM2")
     parser.add_argument("--batch", type=int, default=16, help="perturbations a pass of captum's second turn")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     task = load_task("support_tickets")
     proxy = train_proxy(task, "minilm")
     texts = [e.text for e in task.test[: args.items]]
@@ -269,24 +270,24 @@ def main() -> None:
     backend: Any = open_backend("transformers:smollm2-135m")
     backend.score([Prompt(text=PROMPT)], [" yes"])
     plain = [subject(backend, PROMPT, " yes", None)]
-    lines += perturbations("SmolLM2", plain, prompt_forward, methods, args.lm_budget, args.batch)
+    lines += perturbations("SmolLM2", plain, prompt_forward, methods[::2], args.lm_budget, args.batch)
     [few] = plain
     moved = tuple((a + len(SHOTS), b + len(SHOTS)) for a, b in few.spans)
     shared = [subject(backend, SHOTS + PROMPT, " yes", None, moved)]
     lines += perturbations(
         "SmolLM2, half a shared prefix", shared, prompt_forward, methods[::2], args.lm_budget, args.batch
     )
-    report = {
+    report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
         "versions": {"torch": torch.__version__, "captum": __import__("captum").__version__},
         "perturbations": lines,
-        "continuation": continuations(backend),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for key, more in (("", None), ("peak_bytes", lambda: memory(backend, proxy, texts[0]))):
-        report |= {key: more()} if more else {}
+    parts = {"continuation": lambda: continuations(backend), "peak_bytes": lambda: memory(backend, proxy, texts[0])}
+    for key, part in parts.items():
+        report[key] = part()
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
