@@ -406,6 +406,7 @@ def profile(
     "--removal", type=click.Choice(["delete", "pad", "mask", "attention"]), default="delete", show_default=True,
     help="How a word is left out.",
 )  # fmt: skip
+@click.option("--top", type=click.IntRange(min=1), help="Print the strongest words only, this many.")
 @click.option("--truncate", is_flag=True, help="Explain what an encoder reads of a text that is too long for it.")
 @click.option("--input", "source", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV or JSONL.")
 @click.option("--text", "column", help="Column of --input that holds the input.")
@@ -422,6 +423,7 @@ def explain(
     budget: int,
     seed: int,
     removal: str,
+    top: int | None,
     truncate: bool,
     source: Path | None,
     column: str | None,
@@ -437,7 +439,11 @@ def explain(
     if method and methods:
         raise InputError("give either --method or --methods")
     if source is None:
+        from amplify.attribution.words import word_spans
+
         texts, targets = [str(text)], [target]
+        if top is not None and top > (words := len(word_spans(texts[0]))):
+            raise InputError(f"--top is {top}, and the text has {words} words: ask for {words} or fewer")
     else:
         from amplify.tasks import read_rows
 
@@ -458,7 +464,13 @@ def explain(
         progress=True,
     )
     if source is None:
-        click.echo("\n\n".join(str(a) if not isinstance(a, str) else f"{n}: {a}" for n, (a,) in result.found.items()))
+        from amplify.render import attribution_text
+
+        bound = {} if top is None else {"limit": top}
+        shown = [
+            f"{n}: {a}" if isinstance(a, str) else attribution_text(a, **bound) for n, (a,) in result.found.items()
+        ]
+        click.echo("\n\n".join(shown))
     if out is not None:
         click.echo(f"{len(texts)} inputs, {len(result.found)} methods: {result.write(out)}")
 

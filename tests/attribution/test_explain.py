@@ -282,5 +282,9 @@ def test_the_command(encoder, tmp_path):
     assert (out / "explanations.html").is_file()
     wrong = CliRunner().invoke(cli, ["explain", "--model", folder])
     assert isinstance(wrong.exception, InputError)
+    wrong = CliRunner().invoke(cli, ["explain", TEXT, *options, "--top", "7"])
+    assert "the text has 6 words" in str(wrong.exception)
+    done = CliRunner().invoke(cli, ["explain", TEXT, *options, "--top", "2"])
+    assert "and 4 more words" in done.output
     listed = CliRunner().invoke(cli, ["list", "explainers"])
     assert "kernel_shap" in listed.output
