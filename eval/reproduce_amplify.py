@@ -3,7 +3,7 @@
     python eval/reproduce_amplify.py main                      # reduced size: the small models, a few tasks
     python eval/reproduce_amplify.py selection --tasks support_tickets
     python eval/reproduce_amplify.py main --paper --backend vllm:meta-llama/Llama-3.1-8B-Instruct \\
-        --proxy bert-base-uncased --shots 10              # full size: the paper's seven tasks, every test item
+        --proxy bert-base-uncased --set shots=10              # full size: the paper's seven tasks, every test item
 
 Each task is one run folder under --out (killed and started again, it goes on); the table over all of them is written to
 --results as JSON and Markdown, with the date, the machine and the versions.
@@ -80,7 +80,9 @@ PAPER_TASKS = (
 )
 
 
-def methods_of(table: str, task: amplify.tasks.Task, mode: str, proxy: str | None, shots: int) -> list[Method]:
+def methods_of(
+    table: str, task: amplify.tasks.Task, mode: str, proxy: str | None, settings: dict[str, str]
+) -> list[Method]:
     """The columns of a table that this task can have; the baseline few_shot stands beside every ablation."""
     columns = TABLES[table] if table in ("all", "main") else [("few_shot", {}), *TABLES[table]]
     made = []
@@ -89,8 +91,7 @@ def methods_of(table: str, task: amplify.tasks.Task, mode: str, proxy: str | Non
             continue
         own = dict(options)
         known = {f.name for f in fields(METHODS[name])}
-        if "shots" in known:
-            own.setdefault("shots", shots)
+        own = {option: value for option, value in settings.items() if option in known} | own
         if proxy and "proxy" in known:
             own.setdefault("proxy", proxy)
         made.append(make(name, mode=mode, **own))  # type: ignore[arg-type]
@@ -105,9 +106,12 @@ def methods_of(table: str, task: amplify.tasks.Task, mode: str, proxy: str | Non
 @click.option("--proxy", default=None, help="Encoder or language model instead of the methods' default.")
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--limit", type=int, default=60, show_default=True, help="Test items a task; 0 for all of them.")
-@click.option("--shots", type=int, default=8, show_default=True)
+@click.option(
+    "--set", "settings", multiple=True, metavar="OPTION=VALUE", help="For every method that has it. Repeatable."
+)
 @click.option("--mode", type=click.Choice(["generate", "score"]), default="generate", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce_amplify"), show_default=True)
+@click.option("--name", default=None, help="Stem of the results' file names.  [default: amplify_TABLE_MODE]")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True)
 def main(
     table: str,
@@ -117,28 +121,29 @@ def main(
     proxy: str | None,
     seeds: str,
     limit: int,
-    shots: int,
+    settings: tuple[str, ...],
     mode: str,
     out: Path,
+    name: str | None,
     results: Path,
 ) -> None:
     """Reproduce TABLE on each task and write one table over all of them."""
     reports = {}
     names = PAPER_TASKS if paper else tasks.split(",")
     with amplify.open_backend(backend) as opened:
-        for name in names:
-            task = amplify.load_task(name)
-            reports[name] = amplify.evaluate(
+        for each in names:
+            task = amplify.load_task(each)
+            reports[each] = amplify.evaluate(
                 task,
                 opened,
-                methods_of(table, task, mode, proxy, shots),
+                methods_of(table, task, mode, proxy, dict(s.split("=", 1) for s in settings)),
                 seeds=[int(seed) for seed in seeds.split(",")],
                 limit=None if paper else limit or None,
-                out=out / f"{table}-{mode}" / name.replace("/", "-"),
+                out=out / f"{table}-{mode}" / each.replace("/", "-"),
             )
-            click.echo(str(reports[name]))
+            click.echo(str(reports[each]))
         about = opened.describe()
-    write(results / f"amplify_{table}_{mode}", table, backend, about, reports)
+    write(results / (name or f"amplify_{table}_{mode}"), table, backend, about, reports)
 
 
 def write(
