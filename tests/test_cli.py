@@ -1,0 +1,113 @@
+"""The command line from the outside: what it prints, what it leaves on disk, how it fails."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from amplify.cli import main
+
+
+@pytest.fixture
+def amplify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Call the command line in an empty folder: exit status, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["amplify", *arguments])
+        status = 0
+        try:
+            main()
+        except SystemExit as done:
+            status = int(done.code or 0)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+RUN = ("run", "support_tickets", "--backend", "scripted:say=The answer is billing.", "--limit", "6", "--out", "r")
+
+
+def test_help_names_every_command(amplify) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = amplify("--help")
+    assert status == 0
+    for command in ("run", "apply", "explain", "proxy", "attribute", "profile", "generate", "report", "models", "list"):
+        assert f"\n  {command} " in out
+
+
+def test_run_report_and_apply(amplify, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    status, out, err = amplify(*RUN, "--methods", "zero_shot,few_shot", "--seeds", "0,1", "--set", "few_shot.shots=2")
+    assert status == 0, err
+    assert "few_shot[shots=2]" in out
+    assert Path("r/report.html").is_file()
+    assert len(Path("r/records.jsonl").read_text().splitlines()) == 6 + 2 * 6
+    Path("r/report.html").unlink()
+    again, shown, _ = amplify("report", "r")
+    assert again == 0
+    assert shown == out  # rendered from the records alone
+    assert Path("r/report.html").is_file()
+
+    program = next(Path("r/programs").glob("*zero_shot*.json"))
+    Path("new.csv").write_text("message\nmy money is gone\n")
+    status, out, err = amplify(
+        "apply", str(program), "--input", "new.csv", "--text", "message", "-b", RUN[3], "--out", "a.csv"
+    )
+    assert status == 0, err
+    assert Path("a.csv").read_text().splitlines()[0] == "message,answer,rationale,score"
+
+
+def test_a_suite_file_holds_the_options_and_the_command_line_wins(amplify) -> None:  # type: ignore[no-untyped-def]
+    Path("suite.yaml").write_text(
+        f"task: support_tickets\nbackend: '{RUN[3]}'\nmethods: [zero_shot]\nseeds: [0]\nlimit: 3\nout: s\n"
+    )
+    assert amplify("run", "--config", "suite.yaml", "--limit", "2")[0] == 0
+    assert len(Path("s/records.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_dry_run_writes_nothing(amplify, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = amplify(*RUN, "--methods", "zero_shot,few_shot", "--dry-run")
+    assert status == 0
+    assert "prompt tok" in out
+    assert not Path("r").exists()
+
+
+@pytest.mark.parametrize("what", ["tasks", "methods", "models", "proxies", "explainers"])
+def test_lists(amplify, what: str) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = amplify("list", what)
+    assert status == 0
+    assert out.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("rum",), "Did you mean 'run'?"),
+        (("run", "support_tickts", "-b", RUN[3], "-m", "zero_shot"), "Did you mean 'support_tickets'?"),
+        (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shott"), "Did you mean 'zero_shot'?"),
+        (("run", "support_tickets", "-b", "transformer:x", "-m", "zero_shot"), "Did you mean 'transformers'?"),
+        (
+            ("run", "support_tickets", "-b", RUN[3], "-m", "few_shot", "--set", "few_shot.shot=3"),
+            "Did you mean 'shots'?",
+        ),
+        (("run", "support_tickets", "-b", RUN[3], "-m", "few_shot", "--set", "shots"), "KEY=VALUE"),
+        (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "--seeds", "a"), "whole numbers"),
+        (("run", "support_tickets", "-m", "zero_shot"), "--backend is missing"),
+        (("run", "-b", RUN[3], "-m", "zero_shot"), "TASK is missing"),
+        (("report", "."), "run.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(amplify, arguments: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
+    status, _, err = amplify(*arguments)
+    assert status == 2
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_a_suite_with_an_unknown_key_is_refused(amplify) -> None:  # type: ignore[no-untyped-def]
+    Path("suite.yaml").write_text("taks: support_tickets\n")
+    status, _, err = amplify("run", "--config", "suite.yaml")
+    assert status == 2
+    assert "Did you mean 'task'?" in err
