@@ -33,7 +33,7 @@ class Applied:
 def apply_program(
     program: Program, source: Path, text: str, backend: Generator, out: Path, *, batch_size: int = 32
 ) -> Applied:
-    """Answer every row of a CSV or JSONL file and write a CSV: the row's columns, then answer, rationale, score.
+    """Answer every row of a CSV or JSONL file and write a CSV: the input, the row's other columns, then answer, rationale, score.
 
     Finished batches are kept in `OUT.partial.jsonl` as they come, so the same command resumes after a stop; the CSV
     appears when all rows are answered.
@@ -53,7 +53,7 @@ def apply_program(
     from tqdm import tqdm
 
     examples = read_rows(source, text=text)
-    taken = sorted(set(COLUMNS) & set(examples[0].fields))
+    taken = sorted(set(COLUMNS) & {text, *examples[0].fields})
     if taken:
         raise InputError(f"{source} already has the column(s) {', '.join(taken)}; rename them, the answers go there")
     partial = out.with_name(out.name + ".partial.jsonl")
@@ -71,7 +71,7 @@ def apply_program(
                 _append(log, rows)
                 done += rows
                 bar.update(len(rows))
-        _write_csv(out, examples, done)
+        _write_csv(out, text, examples, done)
     except OSError as error:
         raise RunError(f"cannot write beside {out}: {error}. What was answered is in {partial}; it resumes") from error
     except BackendError as error:
@@ -126,13 +126,13 @@ def _resume(partial: Path, header: Mapping[str, str], batch_size: int) -> list[d
     return [json.loads(line) for line in kept[1:]]
 
 
-def _write_csv(out: Path, examples: list[Example], rows: list[dict[str, Any]]) -> None:
+def _write_csv(out: Path, text: str, examples: list[Example], rows: list[dict[str, Any]]) -> None:
     """Write the CSV beside its place and move it there, so that it is whole or absent."""
-    columns = list(examples[0].fields)
+    columns = [text, *examples[0].fields]
     draft = out.with_name(out.name + ".tmp")
     with draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*columns, *COLUMNS], extrasaction="ignore")
         writer.writeheader()
         for example, row in zip(examples, rows, strict=True):
-            writer.writerow({**example.fields, **row})
+            writer.writerow({text: example.text, **example.fields, **row})
     draft.replace(out)
