@@ -33,7 +33,7 @@ class Applied:
 def apply_program(
     program: Program, source: Path, text: str, backend: Generator, out: Path, *, batch_size: int = 32
 ) -> Applied:
-    """Answer every row of a CSV or JSONL file and write a CSV: the input, the row's other columns, then answer, rationale, score.
+    """Answer every row of a CSV or JSONL file and write a CSV: input, other columns, answer, rationale, score.
 
     Finished batches are kept in `OUT.partial.jsonl` as they come, so the same command resumes after a stop; the CSV
     appears when all rows are answered.
