@@ -116,6 +116,11 @@ class NegativeEmphasis(TriggerMethod):
         return self.weight
 
 
+def _shares(total: int, n: int) -> list[int]:
+    """A batch's cost spread over its examples, as evenly as whole numbers allow."""
+    return [total // n + (i < total % n) for i in range(n)]
+
+
 @dataclass(frozen=True)
 class TriggerProgram(Program):
     """Finds each example's trigger words, applies the remedy and answers.
@@ -153,16 +158,18 @@ class TriggerProgram(Program):
             changed = self._rephrased(prompts, found, backend)
         spent = backend.usage.since(before)
         answers = answer_steered(self.form, examples, changed, backend, self.steering)
-        share = max(1, len(examples))
+        calls, prompt_tokens, new_tokens = (
+            _shares(total, len(examples)) for total in (spent.calls, spent.prompt_tokens, spent.completion_tokens)
+        )
         return [
             replace(
                 a,
                 rationale=", ".join(_text(p)[s:e] for s, e in spans),
-                calls=a.calls + spent.calls // share,
-                prompt_tokens=a.prompt_tokens + spent.prompt_tokens // share,
-                completion_tokens=a.completion_tokens + spent.completion_tokens // share,
+                calls=a.calls + calls[i],
+                prompt_tokens=a.prompt_tokens + prompt_tokens[i],
+                completion_tokens=a.completion_tokens + new_tokens[i],
             )
-            for a, p, spans in zip(answers, prompts, found, strict=True)
+            for i, (a, p, spans) in enumerate(zip(answers, prompts, found, strict=True))
         ]
 
     def _remedied(self, prompt: Prompt, spans: Sequence[tuple[int, int]]) -> Prompt:

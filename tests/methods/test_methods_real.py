@@ -13,7 +13,7 @@ from amplify.tasks import Task
 
 pytestmark = pytest.mark.real
 # what needs chains, documents or something to emphasise, and the variants of Self-AMPLIFY, have tests of their own
-ROOMS = ("baselines", "neighbours", "amplify", "controls")
+ROOMS = ("baselines", "neighbours", "amplify", "controls", "refusals")
 NAMES = [name for name, cls in METHODS.items() if cls.__module__.rpartition(".")[2] in ROOMS and name != "human_cot"]
 SMALL = {"shots": 3, "epochs": 1, "pool": 12, "max_tokens": 40}
 
