@@ -13,16 +13,13 @@ written to --results as JSON and Markdown, with the date, the machine and the ve
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from reproduce_amplify import write
 
 import amplify
 from amplify.errors import AmplifyError
@@ -137,7 +134,7 @@ def main(
                 )
                 click.echo(str(reports[label]))
         about = opened.describe()
-    write(results / f"pasta_{table}", table, backend, about, reports)
+    write(results / f"pasta_{table}", table, backend, about, reports, title="PASTA")
 
 
 def wordings(table: str, task: str) -> Sequence[tuple[str, str | None]]:
@@ -148,24 +145,6 @@ def wordings(table: str, task: str) -> Sequence[tuple[str, str | None]]:
         click.echo(f"{task}: no other wordings; left out")
         return []
     return list(WORDINGS[task].items())
-
-
-def write(stem: Path, table: str, backend: str, about: dict[str, Any], reports: dict[str, Any]) -> None:
-    """The results as JSON, and as Markdown rendered from it."""
-    data = {
-        "table": table,
-        "backend": {"spec": backend, **about},
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "amplify": amplify.__version__,
-        "tasks": {name: report.to_dict() for name, report in reports.items()},
-    }
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(data, indent=1, default=str) + "\n")
-    body = "\n\n".join(f"## {name}\n\n{report.to_markdown()}" for name, report in reports.items())
-    head = f"# PASTA: {table}\n\n{data['date']}, {data['machine']}, `{backend}`, amplify {data['amplify']}\n\n"
-    stem.with_suffix(".md").write_text(head + body + "\n")
-    click.echo(f"written: {stem}.json, {stem}.md")
 
 
 if __name__ == "__main__":
