@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,20 @@ class Group(click.Group):
 
             ctx.fail(str(UnknownNameError("command", args[0], self.list_commands(ctx))))
         return super().resolve_command(ctx, args)
+
+
+class NewFile(click.Path):
+    """A file to write, refused before any work where it could not be written."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; its folder must be there and open for writing."""
+        path = super().convert(value, param, ctx)
+        if not os.access(Path(path).parent, os.W_OK):
+            self.fail(f"cannot write {path}: its folder does not exist or is not writable", param, ctx)
+        return path
 
 
 def _names(value: str) -> list[str]:
@@ -256,8 +271,8 @@ def proxy(
 @click.option("--budget", type=click.IntRange(min=2), default=64, show_default=True, help="Distinct prompts to ask.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="Keep values here; resumes from them.")
-@click.option("--json", "json_", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JSON.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as a page.")
+@click.option("--json", "json_", type=NewFile(), help="Write the result as JSON.")
+@click.option("--html", type=NewFile(), help="Write the result as a page.")
 def attribute(
     question: str,
     documents: tuple[Path, ...],
@@ -271,10 +286,14 @@ def attribute(
     """Score documents, their sentences and words by what they did to the model's answer."""
     from amplify.textgenshap.attribute import attribute_sources
 
-    try:
-        texts = [path.read_text(encoding="utf-8") for path in (*documents, *more)]
-    except UnicodeDecodeError as error:
-        raise InputError(f"a document is not UTF-8 text: {error}") from error
+    texts = []
+    for path in (*documents, *more):
+        try:
+            texts.append(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 text: {error}") from error
+        if not texts[-1].strip():
+            raise InputError(f"{path} is empty: leave it out")
     with _open(_required(backend, "--backend"), backend_option) as opened:
         result = attribute_sources(question, texts, opened, **options)
     if sys.stdout.isatty():

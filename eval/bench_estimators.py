@@ -104,7 +104,7 @@ def main() -> None:
         for name, run in RUNS.items():
             runs = [
                 [
-                    judge(run, np.array(games[g]["values"]), games[g]["answer_tokens"], budget, s)
+                    judge(run, np.array(games[g]["values"]), games[g]["tokens"]["answer"], budget, s)
                     for s in range(args.seeds)
                 ]
                 for g in names

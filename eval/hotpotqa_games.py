@@ -1,78 +1,80 @@
 """Complete log-probability games on HotpotQA: the truth that `bench_estimators.py` judges estimators by.
 
-Ten paragraphs are ten sources. The value of a coalition is the log-probability, summed over its tokens, of the answer
-that the model itself gives to all ten, in the prompt that holds the coalition's paragraphs in their fixed order. All
-1,024 values of an item are computed, so its Shapley values are exact.
+Ten paragraphs are ten sources, and the game is the one that `amplify.attribute_sources` plays: the value of a coalition
+is the log-probability, summed over its tokens, of the answer that the model itself gives to all ten, in the prompt that
+holds the coalition's paragraphs in a fixed order. All 1,024 values of an item are computed, so its Shapley values are
+exact. Beside them stand the values of the same coalitions by engine "blocks", the control variate. The order is longest
+paragraph first: in a trie of all coalitions the last document is forwarded 512 times and the first one once.
 
-    python eval/hotpotqa_games.py --backend transformers:smollm2-135m --data $AMPLIFY_DATA/hotpotqa --items 19,37,14
+    python eval/hotpotqa_games.py --data $AMPLIFY_DATA/hotpotqa --items 19,37,14 --out eval/results/hotpotqa_games.json
 
-A quarter of an item is kept as soon as it is done; the same command goes on where an earlier one ended.
+Every value is kept as soon as it is known; the same command goes on where an earlier one ended. A few exact values of
+each item are asked again as single prompts, and the largest difference is written down.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
+import shlex
+import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import amplify
-from amplify.backends import need_scorer
+from amplify import templates
+from amplify.backends import WhiteBox, need_white_box
 from amplify.textgenshap import all_coalitions
-from amplify.values import Message, Prompt, Sampling
+from amplify.textgenshap.engines import Engine, blocks_tree
+from amplify.textgenshap.games import LogProbGame, Memory, fixed_order
+from amplify.textgenshap.sources import Context, harmless, in_place, select, special_tokens
+from amplify.values import Sampling
 
-PARTS = 4  # the coalitions are scored in this many calls, each over one choice of the first two paragraphs
+CHECKED = (0, 421, 1023)  # coalitions that are asked again as single prompts
 
 
-def paragraphs(row: dict[str, Any], first_sentence: bool) -> list[str]:
-    """The item's paragraphs, title first."""
+def paragraphs(row: dict[str, Any], sentences: int) -> list[str]:
+    """The item's paragraphs, title first, cut to so many sentences (0: whole); the longest comes first."""
     pairs = zip(row["context"]["title"], row["context"]["sentences"], strict=True)
-    return [f"{title}\n{(''.join(s[:1]) if first_sentence else ''.join(s)).strip()}" for title, s in pairs]
+    return sorted((f"{title}\n{''.join(s[: sentences or None]).strip()}" for title, s in pairs), key=len, reverse=True)
 
 
-def prompt(question: str, documents: list[str]) -> Prompt:
-    """The question, then the documents."""
-    told = "".join(f"\n\n{d}" for d in documents)
-    content = f"Question: {question}\nAnswer with a short phrase, using these documents.{told}\n\nAnswer:"
-    return Prompt(messages=(Message("user", content),))
-
-
-def play(backend: amplify.backends.Scorer, row: dict[str, Any], first_sentence: bool, work: Path) -> dict[str, Any]:
-    """All values of one item."""
-    documents = paragraphs(row, first_sentence)
-    n = len(documents)
-    held = all_coalitions(n)
-    answer = backend.generate([prompt(row["question"], documents)], Sampling(max_tokens=16))[0].text
+def play(backend: WhiteBox, row: dict[str, Any], sentences: int, work: Path) -> dict[str, Any]:
+    """All values of one item, by the engines "trie" (exact) and "blocks"."""
+    structure = special_tokens(backend)
+    documents = tuple(harmless(d, structure) for d in paragraphs(row, sentences))
+    context = Context(harmless(row["question"], structure), documents, templates.load("sources", "default"))
+    held = all_coalitions(len(documents))
+    answer = backend.generate([context.prompt(context.everything())], Sampling(max_tokens=16))[0].text
     if not answer.strip():
         raise SystemExit(f"the model gives no answer to {row['question']!r}: choose another item")
-    values = np.empty(2**n)
-    for part in range(PARTS):
-        rows = np.arange(part, 2**n, PARTS)
-        kept = work / f"part{part}.json"
-        if not kept.exists():
-            prompts = [
-                prompt(row["question"], [d for d, here in zip(documents, s, strict=True) if here]) for s in held[rows]
-            ]
-            found = backend.score(prompts, [answer] * len(rows))
-            kept_part = {"answer": answer, "tokens": len(found[0].tokens), "values": [s.total for s in found]}
-            work.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(kept_part))
-        done = json.loads(kept.read_text())
-        if done["answer"] != answer:
-            raise SystemExit(f"{kept} is of another answer, {done['answer']!r}: delete it")
-        values[rows] = done["values"]
+
+    def values(engine: Engine) -> np.ndarray:
+        about = [context.question, documents, answer, engine, backend.spec]
+        game = LogProbGame(context, backend, answer, engine, Memory({"game": about}, work / f"{engine}.jsonl"))
+        return fixed_order(game)(held)[:, 0]
+
+    exact, blocks = values("trie"), values("blocks")
+    head, *parts, tail, said = blocks_tree(context, backend.tokenizer, [context.everything()], answer)[0].segments
+    singles = [context.prompt(select(r, context.sources)) for r in in_place(held[list(CHECKED)]).tolist()]
+    scored = [backend.score([p], [answer])[0] for p in singles]
     return {
         "question": row["question"],
         "gold": row["answer"],
         "answer": answer,
-        "answer_tokens": done["tokens"],
-        "titles": row["context"]["title"],
+        "tokens": {"head": len(head), "documents": list(map(len, parts)), "tail": len(tail), "answer": len(said)},
+        "titles": [d.split("\n", 1)[0] for d in documents],
         "evidence": sorted(set(row["supporting_facts"]["title"])),
-        "first_sentence": first_sentence,
-        "values": [round(v, 5) for v in values.tolist()],
+        "sentences": sentences,
+        "single_prompts_differ_by": float(np.abs(exact[list(CHECKED)] - [s.total for s in scored]).max()),
+        "correlation_of_blocks": float(np.corrcoef(exact, blocks)[0, 1]),
+        "values": exact.round(5).tolist(),
+        "blocks": blocks.round(5).tolist(),
     }
 
 
@@ -82,26 +84,35 @@ def main() -> None:
     parser.add_argument("--backend", default="transformers:smollm2-135m")
     parser.add_argument("--data", type=Path, required=True, help="folder with dev_distractor_50.json")
     parser.add_argument("--items", required=True, help="numbers of the items, separated by commas")
-    parser.add_argument(
-        "--first-sentence", action="store_true", help="shorten each paragraph: quick games to develop on"
-    )
+    parser.add_argument("--sentences", type=int, default=0, help="of each paragraph; 0: all")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/hotpotqa_games"), help="where unfinished items are kept"
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file that the games are added to")
     args = parser.parse_args()
     rows = json.loads((args.data / "dev_distractor_50.json").read_text())
-    backend = need_scorer(amplify.open_backend(args.backend), "a log-probability game")
+    backend = need_white_box(amplify.open_backend(args.backend), "engine 'blocks'")
     for item in map(int, args.items.split(",")):
-        games = json.loads(args.out.read_text()) if args.out.exists() else {"backend": backend.describe(), "games": {}}
-        name = f"{item}{'s' if args.first_sentence else ''}"
-        if name in games["games"]:
+        done: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"games": {}}
+        name = f"{item}s{args.sentences}" if args.sentences else str(item)
+        if name in done["games"]:
             continue
         begun = time.perf_counter()
-        games["games"][name] = play(backend, rows[item], args.first_sentence, args.work / name)
+        game = play(backend, rows[item], args.sentences, args.work / name)
+        done["games"][name] = game
+        done = {
+            "command": shlex.join(["python", "eval/hotpotqa_games.py", *sys.argv[1:]]),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "backend": backend.describe(),
+            "machine": platform.platform(),
+        } | {"games": done["games"]}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(games, separators=(",", ":")) + "\n")
-        print(f"{name}: {time.perf_counter() - begun:.0f} s, {games['games'][name]['answer']!r}", flush=True)
+        args.out.write_text(json.dumps(done, separators=(",", ":")) + "\n")
+        print(
+            f"{name}: {time.perf_counter() - begun:.0f} s, {game['answer']!r}, "
+            f"blocks {game['correlation_of_blocks']:.3f}, singles {game['single_prompts_differ_by']:.1e}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -111,3 +111,22 @@ def test_a_suite_with_an_unknown_key_is_refused(amplify) -> None:  # type: ignor
     status, _, err = amplify("run", "--config", "suite.yaml")
     assert status == 2
     assert "Did you mean 'task'?" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("a.md", "empty.md"), "empty.md is empty"),
+        (("a.md", "latin.md"), "latin.md is not UTF-8"),
+        (("a.md", "b.md", "--html", "missing/why.html"), "cannot write missing/why.html"),
+        (("a.md", "b.md", "--json", "."), "is a directory"),
+    ],
+)
+def test_attribute_names_the_file_that_is_wrong(amplify, arguments: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
+    for name, text in {"a.md": b"Paris.", "b.md": b"Rome.", "empty.md": b" \n", "latin.md": b"caf\xe9"}.items():
+        Path(name).write_bytes(text)
+    status, out, err = amplify("attribute", "-q", "Where?", "-b", "scripted:say=Paris", "-d", *arguments)
+    assert status == 2
+    assert not out
+    assert says in err
+    assert "Traceback" not in err
