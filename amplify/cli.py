@@ -43,8 +43,8 @@ class NewFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path; its folder must be there and open for writing."""
-        path = super().convert(value, param, ctx)
-        if not os.access(Path(path).parent, os.W_OK):
+        path = Path(str(super().convert(value, param, ctx)))
+        if not os.access(path.parent, os.W_OK):
             self.fail(f"cannot write {path}: its folder does not exist or is not writable", param, ctx)
         return path
 
