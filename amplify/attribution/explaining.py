@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.layout import input_text
 from amplify.proxies import CARD, Proxy, load_proxy, versions
 from amplify.values import Attribution, Example, Prompt
+
+if TYPE_CHECKING:
+    from amplify.attribution.gate import Choice
 
 Model = str | Path | Proxy | Generator
 Given = str | Example | Prompt
@@ -49,8 +52,9 @@ def explain(
         foil: another label or continuation; the scores then explain the difference.
         model: folder of a proxy or the proxy, a backend or its spec ("transformers:smollm2-135m"). What is named is
             opened anew in each call: open it once where there are many, or use `explain_many`.
-        method: of `METHODS`; "auto" for the one most faithful to a proxy on held-out examples of its task, measured
-            once and kept (`amplify.attribution.gate.choose`).
+        method: of `METHODS`; "auto" for the most faithful of a pool, with a proxy on held-out examples of its task
+            (measured once and kept, see `amplify.attribution.gate.choose`), with a language model on the inputs
+            explained (measured in each call, see `choose_on`). What was measured stands in `meta["auto"]`.
         budget: model evaluations at most.
         seed: of sampled methods.
         removal: how perturbation leaves a word out: "delete", "pad", "mask" or "attention" (see `games`).
@@ -118,12 +122,12 @@ def explain_many(
     if budget < 1:
         raise InputError(f"a budget is 1 evaluation or more, not {budget}")
     with opened(model) as one:
-        if "auto" in methods:
-            from amplify.attribution.gate import chosen_for
-
-            best = chosen_for(one, contrastive=foils is not None and any(foil is not None for foil in foils))
-            methods = list(dict.fromkeys(best if name == "auto" else name for name in methods))
         subjects = [subject(one, *given, truncate=truncate) for given in zip(*cases, strict=True)]
+        meta: dict[str, Any] = {}
+        if "auto" in methods:
+            choice = _chosen(one, cases, foils is not None and any(foil is not None for foil in foils), budget, seed)
+            methods = list(dict.fromkeys(choice.method if name == "auto" else name for name in methods))
+            meta["auto"] = choice.note
         _check_inside(one, methods)
         corpus = corpus or [s.text for s in subjects]
         from tqdm import tqdm
@@ -134,11 +138,12 @@ def explain_many(
             value = None
             for name in methods:
                 if name in together:
-                    results[name].append(together[name][len(results[name])])
-                    continue
-                if METHODS[name].kind == "perturbation" and value is None:
-                    value = case.value(removal)
-                results[name].append(_explain(case, name, value, budget, seed, corpus, removal))
+                    found = together[name][len(results[name])]
+                else:
+                    if METHODS[name].kind == "perturbation" and value is None:
+                        value = case.value(removal)
+                    found = _explain(case, name, value, budget, seed, corpus, removal)
+                results[name].append(replace(found, meta={**found.meta, **meta}))
         return results
 
 
@@ -184,20 +189,37 @@ def opened(model: Model) -> Iterator[Proxy | Generator]:
         yield model
 
 
-def _check_inside(model: Proxy | Generator, methods: Sequence[str]) -> None:
+def able(model: Proxy | Generator) -> list[str]:
+    """The methods that work with a model."""
     from amplify.backends.base import Scorer, WhiteBox
 
     if isinstance(model, (Proxy, WhiteBox)):
-        return
+        return list(METHODS)
     scores = isinstance(model, Scorer)
-    able = [n for n, m in METHODS.items() if not m.inside and (scores or m.kind == "baseline")]
+    return [name for name, m in METHODS.items() if not m.inside and (scores or m.kind == "baseline")]
+
+
+def _check_inside(model: Proxy | Generator, methods: Sequence[str]) -> None:
+    names = able(model)
     for name in methods:
-        if name not in able:
+        if name not in names and not isinstance(model, Proxy):
             raise CapabilityError(
                 f"{name} {'looks inside the model' if METHODS[name].inside else 'needs log-probabilities'}, which "
-                f"{model.spec!r} does not give. What works with it: {', '.join(able) or 'nothing'}. For the others use "
-                "a transformers: backend or a proxy."
+                f"{model.spec!r} does not give. What works with it: {', '.join(names)}. For the others use a "
+                "transformers: backend or a proxy."
             )
+
+
+def _chosen(
+    model: Proxy | Generator, cases: Sequence[Sequence[Any]], contrastive: bool, budget: int, seed: int
+) -> Choice:
+    """What "auto" stands for: see `explain`."""
+    from amplify.attribution.gate import choose_on, chosen_for
+
+    if isinstance(model, Proxy):
+        return chosen_for(model, contrastive=contrastive)
+    texts, targets, foils, players = cases
+    return choose_on(model, texts, targets, foils, players, budget=budget, seed=seed)
 
 
 def _shared_pass(subjects: Sequence[Subject], methods: Sequence[str]) -> dict[str, list[Attribution]]:

@@ -306,7 +306,22 @@ def faithfulness(
     with opened(model) as one:
         values, spent = _measured(one, groups, metrics, examples, k, masks, draws, seed)
         settings["model"] = one.name if isinstance(one, Proxy) else one.spec
-    return Faithfulness(_rows(groups, metrics, values), values, settings, spent)
+    return Faithfulness(_rows(list(groups), metrics, values), values, settings, spent)
+
+
+def pooled(tables: Sequence[Faithfulness]) -> Faithfulness:
+    """One table over the items of several, which hold the same explainers and metrics of other inputs.
+
+    Raises:
+        InputError: no table, or one with other explainers or metrics.
+    """
+    if len({frozenset(table.values) for table in tables}) != 1:
+        raise InputError("tables to pool are one or more, of the same explainers and metrics")
+    first = tables[0]
+    values = {key: np.concatenate([table.values[key] for table in tables]) for key in first.values}
+    names = list(dict.fromkeys(name for name, _ in values if name not in (RANDOM, OCCLUSION)))
+    metrics = list(dict.fromkeys(metric for _, metric in values))
+    return Faithfulness(_rows(names, metrics, values), values, first.settings, sum(t.evaluations for t in tables))
 
 
 def _measured(
@@ -420,11 +435,9 @@ def _occluded(game: Deletion) -> Floats:
     return values[0] - values[1:]
 
 
-def _rows(
-    groups: Mapping[str, object], metrics: Sequence[str], values: Mapping[tuple[str, str], Floats]
-) -> tuple[Row, ...]:
+def _rows(names: Sequence[str], metrics: Sequence[str], values: Mapping[tuple[str, str], Floats]) -> tuple[Row, ...]:
     rows = []
-    for name in groups:
+    for name in names:
         for metric in metrics:
             sign = 1.0 if METRICS[metric].better == "higher" else -1.0
             own, chance = values[name, metric], values[RANDOM, metric]

@@ -1,6 +1,7 @@
 """The gate before a rationale: which explainer this model is faithfully explained by, and whether these words matter.
 
-`choose` measures a pool of explainers on held-out items and takes the best (`method="auto"`). `judge` asks of one
+`choose` measures a pool of explainers on held-out items and takes the best (`method="auto"`); `choose_on` does so on
+inputs in hand. `judge` asks of one
 rationale whether the model needs its words more than as many random words of the same input. That gradients explain one
 model well and another not at all, and on texts often no better than chance, is why neither is taken on trust
 ("Which Explanation Should I Choose?", Han et al. 2022; "Post Hoc Explanations", Krishna et al. 2023).
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import comb
@@ -25,18 +26,20 @@ from amplify import resources
 from amplify.attribution.deletion import Deletion
 from amplify.attribution.faithfulness import DEFAULT, Faithfulness, faithfulness
 from amplify.attribution.words import Mask, Spans, word_spans
-from amplify.errors import InputError
+from amplify.errors import CapabilityError, InputError
 from amplify.layout import input_text
 from amplify.proxies import Proxy
-from amplify.values import Attribution, Example
+from amplify.values import Attribution, Example, Prompt
 
 if TYPE_CHECKING:
+    from amplify.backends.base import Generator
     from amplify.tasks import Task
 
 POOL = ("occlusion", "kernel_shap", "integrated_gradients", "grad_x_input")
 """What `auto` chooses from."""
 
 ITEMS = 24
+FEW = 5
 SETS = 40
 SHARE = 0.9
 """A rationale passes when it beats this share of random ones: of random rationales one in ten gets through."""
@@ -73,7 +76,9 @@ class Choice:
         """One sentence for a report."""
         merits = ", ".join(f"{name} {merit:+.2f}" for name, merit in sorted(self.merits.items(), key=lambda m: -m[1]))
         weak = "" if self.trusted else "; but it beats random scores on less than half of the metrics"
-        return f"explainer by the gate on {self.items} held-out examples: {self.method} ({merits}){weak}"
+        if self.items < FEW:
+            weak = "; too few examples to tell whether it beats random scores"
+        return f"explainer by the gate on {self.items} examples: {self.method} ({merits}){weak}"
 
 
 @dataclass(frozen=True)
@@ -249,14 +254,75 @@ def choose(
         )
         for name in pool
     }
-    # masks and draws of the measure have a stream of their own: no explainer has seen them
-    table = faithfulness(found, proxy, metrics, examples=examples, k=k, seed=seed + 1)
-    merits = _merits(table)
-    best = max(pool, key=lambda name: merits[name])
-    beats = {name: [row.metric for row in table.rows if row.method == name and row.beats_random] for name in pool}
-    choice = Choice(best, merits, beats, table.to_dict(), len(examples))
+    choice = _best(found, proxy, metrics, examples, k, seed)
     _keep(cached, choice)
     return choice
+
+
+def choose_on(
+    backend: Generator,
+    given: Sequence[str | Prompt],
+    targets: Sequence[str | None],
+    foils: Sequence[str | None] | None = None,
+    players: Sequence[Spans | None] | None = None,
+    *,
+    pool: Sequence[str] = POOL,
+    metrics: Sequence[str] = DEFAULT,
+    k: int = 5,
+    items: int = ITEMS,
+    budget: int = 128,
+    seed: int = 0,
+) -> Choice:
+    """The explainer of the pool that is most faithful to a language model on some of its own answers.
+
+    Faithfulness asks the model alone and needs no gold label, so the answers may be those that are to be explained.
+
+    Args:
+        backend: the model explained; of the pool only what works with it is measured.
+        given, targets, foils, players: see `amplify.attribution.explaining.explain_many`.
+        pool, metrics, k, budget, seed: see `choose`.
+        items: inputs measured, the first ones.
+
+    Raises:
+        InputError: nothing to explain, or see `explain_many`.
+        CapabilityError: a backend with which nothing of the pool works.
+    """
+    from amplify.attribution.explaining import able, explain_many
+
+    if not given:
+        raise InputError("there is no input to choose an explainer on")
+    names = [name for name in pool if name in able(backend)]
+    if not names:
+        raise CapabilityError(f"{backend.spec} gives no log-probabilities, which every explainer of the pool needs")
+    count = min(items, len(given))
+    found = explain_many(
+        given[:count],
+        targets[:count],
+        foils=None if foils is None else foils[:count],
+        players=None if players is None else players[:count],
+        model=backend,
+        methods=names,
+        budget=budget,
+        seed=seed,
+    )
+    prompts = [Prompt(text=one) if isinstance(one, str) else one for one in given[:count]]
+    return _best(found, backend, metrics, prompts, k, seed)
+
+
+def _best(
+    found: Mapping[str, Sequence[Attribution]],
+    model: Proxy | Generator,
+    metrics: Sequence[str],
+    examples: Sequence[Example | Prompt],
+    k: int,
+    seed: int,
+) -> Choice:
+    # masks and draws of the measure have a stream of their own: no explainer has seen them
+    table = faithfulness(found, model, metrics, examples=examples, k=k, seed=seed + 1)
+    merits = _merits(table)
+    best = max(found, key=lambda name: merits[name])
+    beats = {name: [row.metric for row in table.rows if row.method == name and row.beats_random] for name in found}
+    return Choice(best, merits, beats, table.to_dict(), len(examples))
 
 
 def plain(method: str, contrastive: bool) -> str:
@@ -266,26 +332,24 @@ def plain(method: str, contrastive: bool) -> str:
     return f"{method}_plain" if not contrastive and f"{method}_plain" in gradients.METHODS else method
 
 
-def chosen_for(model: object, *, contrastive: bool = False) -> str:
-    """The explainer that `method="auto"` stands for: `choose` on the task that a proxy was made for.
+def chosen_for(proxy: Proxy, *, contrastive: bool = False) -> Choice:
+    """What `method="auto"` stands for with a proxy: `choose` on the task that it was made for.
 
     Raises:
-        InputError: no proxy, or its task cannot be loaded as it was (choose on a task in hand, then name the method).
+        InputError: its task cannot be loaded as it was (choose on a task in hand, then name the method).
     """
     from amplify.errors import AmplifyError
     from amplify.tasks import load_task
 
     how = "name a method, or choose one on examples of yours: amplify.attribution.gate.choose(proxy, task).method"
-    if not isinstance(model, Proxy):
-        raise InputError(f"method='auto' measures explainers on a proxy's held-out examples; for other models {how}")
-    name = str(model.card["task"])
+    name = str(proxy.card["task"])
     try:
         task = load_task(name)
     except AmplifyError as error:
         raise InputError(f"method='auto' needs {name!r}, the task of the proxy ({error}); {how}") from error
-    if task.fingerprint != model.card["task_fingerprint"]:
+    if task.fingerprint != proxy.card["task_fingerprint"]:
         raise InputError(f"the task {name!r} is not what the proxy was trained on, so none of it is held out; {how}")
-    return choose(model, task, contrastive=contrastive).method
+    return choose(proxy, task, contrastive=contrastive)
 
 
 def _merits(table: Faithfulness) -> dict[str, float]:

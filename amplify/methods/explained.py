@@ -166,7 +166,7 @@ def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Pr
 def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> Explained:
     from amplify.attribution.gate import choose, plain
     from amplify.demonstrations import Selection, select
-    from amplify.methods.gating import SPARE, gate_shots
+    from amplify.methods.gating import SPARE, gate_shots, judge_for_proxy
 
     pool, notes = citable_pool(method.name, method.pool, task, seed)
     check_room(method.form(task, reasons=True, budget=RATIONALE_TOKENS), method.shots, task, backend)
@@ -214,7 +214,9 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
         taken = {shot.example.id for shot in chosen.shots}
         more = selected(min(SPARE * method.shots, len(pool))).shots[len(chosen.shots) :]
         spare = [s for s in more if s.example.id not in taken and (not method.misclassified or s.example.id in wrong)]
-        gated = gate_shots(method, proxy, found, lambda: reasons(spare), seed)
+        gated = gate_shots(
+            found, lambda: reasons(spare), lambda shot, why: judge_for_proxy(method, proxy, shot, why, seed)
+        )
         found, failed = gated.shots, gated.failed
         notes.append(gated.note)
         meta["gate"] = gated.meta

@@ -8,7 +8,7 @@ log-probabilities. 3. Input, rationale and label of each shot stand before the q
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,11 +19,11 @@ from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError
 from amplify.layout import input_text
 from amplify.methods.explained import RATIONALE_TOKENS
-from amplify.methods.gating import gate_own
+from amplify.methods.gating import Said, gate_shots, judge_own
 from amplify.methods.parsing import parse_label, split_answer
 from amplify.methods.prompting import Form, ShotProgram, shown_gold, with_rationales
 from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed
-from amplify.methods.self_selection import Chosen, SelfMethod
+from amplify.methods.self_selection import SelfMethod
 from amplify.rationales import opening, rationalise, verbalise
 from amplify.values import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
 
@@ -42,15 +42,28 @@ class SelfAmplify(SelfMethod):
         notes = self.notes_on(task, backend)
         chosen = self.chosen(task, backend, seed)
         before = backend.usage.snapshot()
-        made, more = self.rationales(task, backend, chosen, seed)
-        meta = dict(chosen.meta)
+        made, more = self.rationales(task, backend, chosen.shots, seed)
+        shots, meta = chosen.shots, dict(chosen.meta)
         if self.gated:
-            made, note, verdicts = gate_own(self, task, backend, chosen.shots, made, seed)
-            more, meta["gate"] = [*more, note], verdicts
+
+            def spare() -> Iterator[Said]:  # as many at a time as there are shots: explaining costs the model's time
+                for start in range(0, len(chosen.spare), len(shots)):
+                    some = chosen.spare[start : start + len(shots)]
+                    yield from zip(some, self.rationales(task, backend, some, seed)[0], strict=True)
+
+            gated = gate_shots(
+                list(zip(shots, made, strict=True)),
+                spare,
+                lambda shot, said: judge_own(self, task, backend, shot, said, seed),
+                balanced=self.balanced,
+            )
+            shots = tuple(shot for shot, _ in gated.shots)
+            made = [None if i in gated.failed else said for i, (_, said) in enumerate(gated.shots)]
+            more, meta["gate"] = [*more, gated.note], gated.meta
         meta["explaining"] = asdict(backend.usage.since(before))
         if dropped := made.count(None):
             more = [*more, f"{dropped} of {len(made)} rationales dropped: those shots show their answer alone"]
-        shots = with_rationales(chosen.shots, made)
+        shots = with_rationales(shots, made)
         return ShotProgram(self.answering(task, made), shots, (*notes, *chosen.notes, *more), meta)
 
     @property
@@ -60,7 +73,7 @@ class SelfAmplify(SelfMethod):
 
     @abstractmethod
     def rationales(
-        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """One a shot, None where there is nothing to say; and notes."""
 
@@ -85,8 +98,9 @@ class SelfWords(SelfAmplify):
     Attributes:
         k: how many (the paper has 4 to 5).
         template: of the rationale: "key_words", "paper", "words_only", "span", …, or your own file.
-        gate: drop a rationale unless the model needs its words more than random words of the same input
-            (`amplify.attribution.gate.judge`).
+        gate: a rationale must cite words that the model needs more than random words of the same input
+            (`amplify.attribution.gate.judge`), else its shot gives way to the next candidate whose rationale does, or
+            is shown without one. Variants then have different shots.
     """
 
     k: int = 5
@@ -139,17 +153,17 @@ class SelfTopK(SelfWords):
     name: ClassVar[str] = "self_amplify_topk"
 
     def rationales(
-        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """Ask behind the begun answer "The answer is (C). The 5 words …"."""
         form = self.form(task)
         cases = []
-        for shot in chosen.shots:
+        for shot in shots:
             spans = citable(task, shot.example)
             prompt, _, _ = placed(form, shot.example, spans)
             cases.append(Case(input_text(shot.example), shown_gold(shot.example), spans=spans, prompt=prompt))
         found = explain_prompted(cases, backend, "self", k=self.k, seed=seed, retries=_RETRIES, model=backend.spec)
-        made, notes = self.said(found.attributions, chosen.shots)
+        made, notes = self.said(found.attributions, shots)
         if found.invented:
             notes.append(f"{found.invented} words named that are not in the input: left out")
         return made, notes
@@ -183,21 +197,21 @@ class SelfExplained(SelfWords):
         return (self.budget or BUDGET) * (2 if self.contrastive else 1)
 
     def rationales(
-        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """Attribute, then cite the words that speak for the label."""
         found = explain_shots(
             self,
             task,
             backend,
-            chosen.shots,
+            shots,
             self.explainer,
             contrastive=self.contrastive,
             seed=seed,
             budget=self.budget,
         )
-        made, notes = self.said(found, chosen.shots)
-        if self.contrastive and (plain := sum(shot.foil is None for shot in chosen.shots)):
+        made, notes = self.said(found, shots)
+        if self.contrastive and (plain := sum(shot.foil is None for shot in shots)):
             notes.append(f"{plain} of {len(made)} labels explained without a contrast: no other label is known")
         return made, notes
 
@@ -321,12 +335,12 @@ class SelfPhCoT(SelfSteps):
     name: ClassVar[str] = "self_amplify_phcot"
 
     def rationales(
-        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """Ask behind the begun answer "The answer is (C). 3-step explanation:"."""
         form = self.form(task)
         prompts = []
-        for shot in chosen.shots:
+        for shot in shots:
             given = {"steps": self.steps, "label": shown_gold(shot.example), "marker": form.style.marker}
             lead = templates.load("lead", "explanation").render(given)
             prompts.append(_request(form, shot, templates.load("request", "explanation").render(given), lead))
@@ -344,15 +358,15 @@ class SelfAutoCoT(SelfSteps):
     name: ClassVar[str] = "self_amplify_autocot"
 
     def rationales(
-        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """Ask for steps and an answer."""
         form = self.form(task)
         marker = form.style.marker
         request = templates.load("request", "steps").render({"steps": self.steps, "marker": marker})
-        found = self.asked([_request(form, s, request, self.begin) for s in chosen.shots], backend, marker, seed)
+        found = self.asked([_request(form, s, request, self.begin) for s in shots], backend, marker, seed)
         astray = 0
-        for shot, (_, written) in zip(chosen.shots, found, strict=True):
+        for shot, (_, written) in zip(shots, found, strict=True):
             answer = parse_label(written, form.labels_of(shot.example), options=shot.example.options, marker=marker)
             astray += answer not in (None, shot.example.label)
         notes = [f"{astray} of {len(found)} chains end in another answer than the gold one"] if astray else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,9 +11,9 @@ from amplify.layout import input_text
 from amplify.methods.prompting import ShotProgram, shown_gold
 from amplify.methods.self_amplify import SelfWords
 from amplify.methods.self_attribution import citable
-from amplify.methods.self_selection import Chosen, SelfMethod
+from amplify.methods.self_selection import SelfMethod
 from amplify.rationales import random_words, verbalise
-from amplify.values import Attribution, Rationale
+from amplify.values import Attribution, Demonstration, Rationale
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -43,11 +44,11 @@ class SelfRandomWords(SelfWords):
         return 0
 
     def rationales(
-        self, task: Task, backend: Generator, chosen: Chosen, seed: int
+        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """Words drawn with the seed."""
         made: list[Rationale | None] = []
-        for shot in chosen.shots:
+        for shot in shots:
             spans, text = citable(task, shot.example), input_text(shot.example)
             words = tuple(text[a:b] for a, b in spans)
             # every word counts alike

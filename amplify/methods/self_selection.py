@@ -22,6 +22,7 @@ from amplify.demonstrations import (
 from amplify.errors import InputError
 from amplify.methods.baselines import ZeroShot
 from amplify.methods.explained import RATIONALE_TOKENS, check_room, citable_pool
+from amplify.methods.gating import SPARE
 from amplify.methods.prompting import PromptMethod, check_options
 from amplify.values import Answer, Demonstration, Example
 
@@ -38,10 +39,12 @@ class Chosen:
 
     Attributes:
         shots: in the order they will have, without rationales.
+        spare: the next best, which selection asks for too, for a gate that shots do not pass.
         notes, meta: see `ShotProgram`.
     """
 
     shots: tuple[Demonstration, ...]
+    spare: tuple[Demonstration, ...]
     notes: tuple[str, ...]
     meta: dict[str, Any]
 
@@ -114,13 +117,15 @@ def _choose(method: SelfMethod, task: Task, backend: Generator, seed: int) -> Ch
     worth, score, preferred = _worth(method.selection, pool, answers, wrong)
     order = _picked(method, task, backend, pool, worth, preferred, seed)
     # in random order: sorted by confidence the labels would come in runs
-    order = random.Random(seed).sample(order, len(order))
-    shots = tuple(
+    order[: method.shots] = random.Random(seed).sample(order[: method.shots], method.shots)
+    found = [
         Demonstration(pool[i], foil=_foil(answers[i], pool[i], task) if answers else None, score=score.get(pool[i].id))
         for i in order
-    )
+    ]
+    shots = tuple(found[: method.shots])
     return Chosen(
         shots=shots,
+        spare=tuple(shot for shot in found[method.shots :] if shot.example.id in preferred),
         notes=(*noted, *_notes(method, shots, pool, preferred, flagged)),
         meta={
             "asked": len(answers),
@@ -184,10 +189,11 @@ def _picked(
 ) -> list[int]:
     # the pool comes in seeded order, which decides ties
     groups = [e.label for e in pool] if method.balanced else None
+    n = min(SPARE * method.shots, len(pool))  # the first of more are the same
     if method.diversity == "mmr":
-        return pick(worth, method.shots, similarity=text_similarity(pool), groups=groups)
+        return pick(worth, n, similarity=text_similarity(pool), groups=groups)
     if method.diversity == "none":
-        return pick(worth, method.shots, groups=groups)
+        return pick(worth, n, groups=groups)
     from amplify.methods.self_attribution import explain_shots
 
     usable = sum(e.id in preferred for e in pool)
@@ -200,7 +206,7 @@ def _picked(
     for row, attribution in zip(importance, found, strict=True):
         for word, value in zip(attribution.words, attribution.scores, strict=True):
             row[vocabulary[word.casefold()]] += abs(value)
-    chosen = submodular_pick(importance, method.shots, groups=[groups[i] for i in best] if groups else None)
+    chosen = submodular_pick(importance, min(n, len(best)), groups=[groups[i] for i in best] if groups else None)
     return [best[i] for i in chosen]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import amplify
-from amplify.attribution.faithfulness import DEFAULT, METRICS, comprehensiveness, faithfulness, interval
+from amplify.attribution.faithfulness import DEFAULT, METRICS, comprehensiveness, faithfulness, interval, pooled
 from amplify.attribution.words import word_spans
 from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
@@ -101,6 +101,21 @@ def test_the_truth_beats_random_and_its_opposite_does_not():
         assert part in str(table)
     assert table.to_dict()["rows"][0]["method"] == "truth"
     assert "<pre>" in table._repr_html_()
+
+
+def test_tables_of_parts_pool_to_the_table_of_all():
+    explanations = [attributed(text, WEIGHTS) for text in texts(6)]
+    metrics = ["comprehensiveness", "sufficiency"]
+    parts = [faithfulness(some, model, metrics) for some in (explanations[:2], explanations[2:])]
+    whole, joined = faithfulness(explanations, model, metrics), pooled(parts)
+    assert joined.evaluations == sum(part.evaluations for part in parts)
+    for mine, theirs in zip(joined.rows, whole.rows, strict=True):
+        assert (mine.method, mine.metric, mine.items) == (theirs.method, theirs.metric, 6)
+        assert mine.value == theirs.value  # what is random differs: each table draws by itself
+    with pytest.raises(InputError, match="same explainers and metrics"):
+        pooled([parts[0], faithfulness(explanations, model, metrics[:1])])
+    with pytest.raises(InputError, match="one or more"):
+        pooled([])
 
 
 def test_the_same_seed_gives_the_same_table_and_each_coalition_is_asked_once():

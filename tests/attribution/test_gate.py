@@ -13,11 +13,11 @@ import pytest
 
 from amplify.attribution import gate
 from amplify.attribution.deletion import Deletion, deletion
-from amplify.attribution.explaining import explain
-from amplify.attribution.gate import Verdict, choose, explain_words, judge
+from amplify.attribution.explaining import explain, explain_many
+from amplify.attribution.gate import Verdict, choose, choose_on, explain_words, judge
 from amplify.attribution.words import key_word_mask, word_spans
-from amplify.backends.scripted import ScriptedBackend
-from amplify.errors import InputError, UnknownNameError
+from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.proxies import Proxy, train_proxy
 from amplify.tasks import Task
 from amplify.values import Attribution, Example
@@ -172,8 +172,6 @@ def test_auto_is_a_method_of_explain(sentiment: Task, proxy: Proxy, monkeypatch:
 
     with pytest.raises(InputError, match="needs 'sentiment'"):
         explain("great box", "positive", model=proxy, method="auto")  # no task of this name can be loaded
-    with pytest.raises(InputError, match="held-out"):
-        explain("great box", "positive", model=ScriptedBackend(), method="auto")
     monkeypatch.setattr(amplify.tasks, "load_task", lambda name: {"sentiment": sentiment}[name])
     found = explain("great box and lid", "positive", model=proxy, method="auto")
     assert found.method == choose(proxy, sentiment, contrastive=False).method
@@ -182,6 +180,36 @@ def test_auto_is_a_method_of_explain(sentiment: Task, proxy: Proxy, monkeypatch:
     )
     with pytest.raises(InputError, match="not what the proxy was trained on"):
         explain("great box", "positive", model=proxy, method="auto")
+
+
+def test_auto_on_a_language_model_is_measured_on_the_inputs_explained():
+    """Either word will do, so leaving one out tells nothing, and Shapley values find both."""
+
+    def logprob(prompt: str, label: str) -> float:
+        good = any(word in prompt.split() for word in ("great", "superb"))
+        return -0.1 if good == (label == " good") else -2.4
+
+    filler = ("box", "lid", "case", "shop", "day", "price", "week", "hand")
+    texts = [" ".join(np.random.default_rng(i).permutation(["great", "superb", *filler])) for i in range(6)]
+    backend = ScriptedBackend(logprob=logprob)
+    options = {"foils": [" bad"] * 6, "model": backend}
+    [(name, found)] = explain_many(texts, [" good"] * 6, methods=["auto"], **options).items()
+    assert name == "kernel_shap"
+    assert set(found[0].top(2)) == {"great", "superb"}
+    assert "gate on 6 examples: kernel_shap" in found[0].meta["auto"]
+    assert "less than half" not in found[0].meta["auto"]
+    assert found == [
+        replace(a, meta={**a.meta, "auto": found[0].meta["auto"]})
+        for a in explain_many(texts, [" good"] * 6, methods=["kernel_shap"], **options)["kernel_shap"]
+    ]
+    alone = explain(texts[0], " good", foil=" bad", model=backend, method="auto")
+    assert alone.meta["auto"].endswith("too few examples to tell whether it beats random scores")
+    choice = choose_on(backend, texts, [" good"] * 6, [" bad"] * 6, items=3)
+    assert (set(choice.merits), choice.items) == ({"occlusion", "kernel_shap"}, 3)
+    with pytest.raises(CapabilityError, match="log-probabilities"):
+        explain(texts[0], " good", model=ScriptedGenerator(), method="auto")
+    with pytest.raises(InputError, match="no input"):
+        choose_on(backend, [], [])
 
 
 def test_errors(sentiment: Task, proxy: Proxy):

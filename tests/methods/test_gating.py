@@ -12,7 +12,7 @@ from amplify.attribution.gate import Verdict, judge
 from amplify.backends.scripted import ScriptedBackend
 from amplify.errors import UnknownNameError
 from amplify.methods import make
-from amplify.methods.gating import gate_own
+from amplify.methods.gating import judge_own
 from amplify.methods.prompting import ShotProgram
 from amplify.proxies import train_proxy
 from amplify.rationales import verbalise
@@ -107,7 +107,7 @@ def test_any_explainer_explains(sentiment: Task, body: str, explainer: str) -> N
     used = {shot.rationale.attribution.method for shot in program.shots if shot.rationale}
     if explainer == "auto":
         assert used == {program.meta["explainer"]["chosen"]}
-        assert any(n.startswith("explainer by the gate on 20 held-out examples") for n in program.notes)
+        assert any(n.startswith("explainer by the gate on 20 examples") for n in program.notes)
     else:
         assert used == {explainer}
 
@@ -130,10 +130,8 @@ def test_a_models_own_words_are_judged_by_its_own_log_probabilities(sentiment: T
     backend = ScriptedBackend(logprob=logprob)
     even = Attribution(text, (), (), (), "positive")
     said = [verbalise((word,), even, "key_words", label="positive") for word in ("great", "lid")]
-    kept, note, verdicts = gate_own(method, sentiment, backend, [shot, shot, shot], [*said, None], 0)
-    assert kept == [said[0], None, None]
-    assert note.startswith("gate: 1 of 2 rationales")
-    assert [v["passed"] for v in verdicts] == [True, False]
+    verdicts = [judge_own(method, sentiment, backend, shot, one, 0) for one in (*said, None)]
+    assert [verdict.passed for verdict in verdicts] == [True, False, False]
 
 
 def test_an_unknown_explainer_is_refused_at_once() -> None:

@@ -235,23 +235,38 @@ def test_attributed_words_are_those_that_count(sentiment: Task, backend: Scripte
 
 
 @pytest.mark.parametrize("name", ["topk", "shap"])
-def test_the_gate_drops_words_that_do_not_count(sentiment: Task, name: str) -> None:
-    """The model goes by its first list alone, so what it says of reviews with "fine" cannot be the reason."""
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_gate_replaces_shots_whose_words_do_not_count(sentiment: Task, name: str, balanced: bool) -> None:
+    """The model knows some of the words alone, so what it says of reviews with others cannot be the reason."""
+    known = (*GOOD[:2], *BAD[:2])
 
     def partial(text: str, continuation: str) -> float:
-        worth = 2.0 * any(w in asked(text) for w in GOOD[:3])
+        worth = 2.0 * any(w in asked(text) for w in GOOD[:2]) - 2.0 * any(w in asked(text) for w in BAD[:2])
         return worth if "positive" in continuation else -worth
 
+    def counts(shot: Demonstration) -> bool:
+        return any(w in shot.example.text for w in known)
+
     backend = ScriptedBackend(reply=lambda t: reply(t.replace("validation", "v")), logprob=partial)
-    method = make(f"self_amplify_{name}", k=1, gate=True, shots=20, selection="random")
-    program = method.fit(sentiment, backend, 0)
-    for shot in program.shots:
-        counts = any(w in shot.example.text for w in GOOD[:3])
-        assert (shot.rationale is not None) == counts, shot.example.text
-    assert any(note.startswith("gate: ") for note in program.notes)
-    assert all(verdict["passed"] == (verdict["drop"] > 0) for verdict in program.meta["gate"])
+    options = {"k": 1, "shots": 4, "selection": "random", "balanced": balanced}
+    plain, gated = (
+        make(f"self_amplify_{name}", **options, gate=gate).fit(sentiment, backend, 0) for gate in (False, True)
+    )
+    assert any(not counts(shot) for shot in plain.shots)
+    for before, after in zip(plain.shots, gated.shots, strict=True):
+        assert counts(after) == (after.rationale is not None)
+        if counts(before):
+            assert before == after
+        elif balanced:
+            assert before.example.label == after.example.label
+    record = gated.meta["gate"]
+    assert record["failed"] == sum(not counts(shot) for shot in plain.shots)
+    assert record["replaced"] == sum(a.example != b.example for a, b in zip(plain.shots, gated.shots, strict=True)) > 0
+    assert record["dropped"] == sum(shot.rationale is None for shot in gated.shots)
+    assert len({shot.example.id for shot in gated.shots}) == 4
+    assert f"{record['replaced']} of these shots replaced" in " ".join(gated.notes)
     with pytest.raises(CapabilityError, match="gate needs log-probabilities"):
-        method.fit(sentiment, ScriptedGenerator(reply=reply), 0)
+        make(f"self_amplify_{name}", gate=True).fit(sentiment, ScriptedGenerator(reply=reply), 0)
 
 
 # The traps of the released code
