@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,7 @@ def select(
     proxy: Proxy | None = None,
     method: str = "grad_x_input",
     k: int = 5,
+    balanced: bool = False,
 ) -> Selection:
     """Choose shots by one of `STRATEGIES`, `knn` apart (it chooses per test input: see `Neighbours`).
 
@@ -84,18 +86,22 @@ def select(
         proxy: whose probabilities (mcs_*) or explanations (most_faithful) decide.
         method: explainer for most_faithful, see `amplify.attribution.gate.explain_words`.
         k: words of an explanation, for most_faithful.
+        balanced: as many of each label as possible, each label's best first; `wrong` then decides within a label only.
 
     Returns:
         Demonstrations without rationales, best first; each knows its foil (from `wrong`) and its score.
 
     Raises:
         UnknownNameError: no such strategy.
-        InputError: too few examples, an unlabelled one, a test item in the pool, no or an untrained proxy.
+        InputError: too few examples, an unlabelled one, a test item in the pool, no or an untrained proxy, or labels to
+            be balanced where each example has choices of its own.
     """
     if strategy not in STRATEGIES:
         raise UnknownNameError("selection strategy", strategy, STRATEGIES)
     if strategy == "knn":
         raise InputError("knn chooses shots for each test input: use amplify.demonstrations.Neighbours")
+    if balanced:
+        require_labels(task, "balanced shots")
     scored = strategy in ("mcs_high", "mcs_low", "most_faithful")
     if pool is None:
         pool = task.validation if scored or wrong is not None else task.train
@@ -110,30 +116,46 @@ def select(
     preferred = [e for e in pool if e.id in (wrong or {})]
     rest = [e for e in pool if e.id not in (wrong or {})]
     if not scored:
-        spread = _balanced if strategy == "balanced" else _first
-        chosen = spread(preferred, min(shots, len(preferred)))
-        chosen += spread(rest, shots - len(chosen))
+        spread = _balanced if strategy == "balanced" else list[Example]
+        chosen = [*spread(preferred), *spread(rest)]
         scores: dict[str, float] = {}
     else:
         if proxy is None:
             raise InputError(f"{strategy} needs a proxy=: amplify.train_proxy(task)")
         proxy.require_head(f"selection by {strategy}")
-        looked_at = preferred if len(preferred) >= shots else [*preferred, *rest]
+        looked_at = preferred if len(preferred) >= shots and not balanced else [*preferred, *rest]
         scores = _scores(strategy, task, proxy, looked_at, wrong or {}, method, k)
         sign = 1.0 if strategy == "mcs_low" else -1.0
-        chosen = [e for group in (preferred, rest) for e in sorted(group, key=lambda e: sign * scores.get(e.id, 0.0))][
-            :shots
-        ]
+        chosen = [e for group in (preferred, rest) for e in sorted(group, key=lambda e: sign * scores.get(e.id, 0.0))]
+    if balanced:
+        # what comes earlier is better
+        chosen = [chosen[i] for i in pick(-np.arange(len(chosen)), shots, groups=[e.label for e in chosen])]
+    chosen = chosen[:shots]
     filled = sum(e.id not in (wrong or {}) for e in chosen)
     notes: tuple[str, ...] = ()
     if wrong is not None and filled:
-        notes = (
-            f"only {len(preferred)} of {len(pool)} candidates were answered wrongly: {filled} of {shots} shots are "
-            "ones that the model gets right",
-        )
+        why = "too few of some label" if len(preferred) >= shots else f"only {len(preferred)} of {len(pool)} candidates"
+        notes = (f"{why} were answered wrongly: {filled} of {shots} shots are ones that the model gets right",)
     return Selection(
         tuple(Demonstration(e, foil=(wrong or {}).get(e.id), score=scores.get(e.id)) for e in chosen), notes
     )
+
+
+def require_labels(task: Task, what: str) -> None:
+    """Refuse to balance what has no label in common.
+
+    Args:
+        task: the task.
+        what: wants balance, for the message.
+
+    Raises:
+        InputError: the task has no fixed labels.
+    """
+    if not task.labels:
+        raise InputError(
+            f"{what}: task {task.name!r} has no labels that its examples share (a letter like A means another thing in "
+            "each), so there is nothing to balance: leave balanced out"
+        )
 
 
 def pick(
@@ -281,21 +303,12 @@ def _greedy(
     return chosen
 
 
-def _first(pool: Sequence[Example], shots: int) -> list[Example]:
-    return list(pool[:shots])
-
-
-def _balanced(pool: Sequence[Example], shots: int) -> list[Example]:
+def _balanced(pool: Sequence[Example]) -> list[Example]:
     """Labels in turn, each in the order of the pool; the labels themselves in order of first appearance."""
     groups: dict[str | None, list[Example]] = defaultdict(list)
     for example in pool:
         groups[example.label].append(example)
-    chosen: list[Example] = []
-    while len(chosen) < shots:
-        for group in groups.values():
-            if group and len(chosen) < shots:
-                chosen.append(group.pop(0))
-    return chosen
+    return [example for turn in zip_longest(*groups.values()) for example in turn if example is not None]
 
 
 def _scores(

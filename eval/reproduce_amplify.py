@@ -59,7 +59,10 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "proxy": [("amplify", {"proxy": "minilm"}), ("amplify", {"proxy": "smollm2-135m", "epochs": 0})],
     "epochs": [("amplify", {"epochs": epochs}) for epochs in (1, 4, 10)],
-    "selection": [("amplify", {"selection": s}) for s in ("mcs_high", "mcs_low", "most_faithful", "random")],
+    "selection": [
+        *(("amplify", {"selection": s}) for s in ("mcs_high", "mcs_low", "most_faithful", "random")),
+        ("amplify", {"balanced": True}),  # ours
+    ],
     "explainer": [
         ("amplify", {"explainer": explainer, "contrastive": contrastive})
         for explainer in ("grad_x_input", "grad_norm")
@@ -87,7 +90,7 @@ def methods_of(
     columns = TABLES[table] if table in ("all", "main") else [("few_shot", {}), *TABLES[table]]
     made = []
     for name, options in columns:
-        if name == "human_cot" and not task.cot:
+        if (name == "human_cot" and not task.cot) or (options.get("balanced") and not task.labels):
             continue
         own = dict(options)
         known = {f.name for f in fields(METHODS[name])}

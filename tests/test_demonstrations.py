@@ -102,6 +102,39 @@ def test_balanced_is_balanced():
     assert chosen.count("negative") == chosen.count("positive") == 4
 
 
+def by_label(selection) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {label: [] for label in LABELS}
+    for shot in selection.shots:
+        found[str(shot.example.label)].append(int(shot.example.id.removeprefix("validation")))
+    return found
+
+
+def test_balanced_takes_each_labels_most_confidently_wrong():
+    assert [n % 2 for n in numbers(select("mcs_high", task(), 6, seed=0, proxy=FakeProxy()))].count(0) == 3
+    lopsided = {f"validation{i}": LABELS[(i + 1) % 2] for i in (0, 2, 4, 6, 8, 17)}  # one label, but for 17
+    plain = by_label(select("mcs_high", task(), 4, seed=0, proxy=FakeProxy(), wrong=lopsided))
+    assert plain == {"negative": [0, 2, 4, 6], "positive": []}
+    even = select("mcs_high", task(), 4, seed=0, proxy=FakeProxy(), wrong=lopsided, balanced=True)
+    assert by_label(even) == {"negative": [0, 2], "positive": [17, 1]}  # 1: the likeliest error of those it got right
+    assert even.notes == (
+        "too few of some label were answered wrongly: 1 of 4 shots are ones that the model gets right",
+    )
+    low = select("mcs_low", task(), 4, seed=0, proxy=FakeProxy(), wrong=lopsided, balanced=True)
+    assert by_label(low) == {"negative": [8, 6], "positive": [17, 19]}
+
+
+def test_more_shots_of_one_label_where_another_runs_out():
+    few = replace(task(), validation=tuple(e for i, e in enumerate(task().validation) if i % 2 == 0 or i == 3))
+    found = by_label(select("mcs_high", few, 5, seed=0, proxy=FakeProxy(), balanced=True))
+    assert found == {"negative": [0, 2, 4, 6], "positive": [3]}
+
+
+def test_choices_of_an_examples_own_cannot_be_balanced():
+    quiz = replace(task(), labels=())
+    with pytest.raises(InputError, match=r"no labels that its examples share.*leave balanced out"):
+        select("mcs_high", quiz, 2, seed=0, proxy=FakeProxy(), balanced=True)
+
+
 def test_ties_are_decided_by_the_seed():
     flat = SimpleNamespace(
         require_head=lambda p: None,

@@ -69,6 +69,8 @@ class ExplainedMethod(PromptMethod):
         probe: how it is asked.
         misclassified: select among those it gets wrong.
         selection: highest or lowest misclassification confidence of the proxy, most faithful explanation, or random.
+        balanced: as many shots of each label as possible, each label's best by `selection` first. Without it (as in the
+            paper) a model that errs on one label mostly gets shots of that label mostly. For tasks with fixed labels.
         explainer: any of `amplify.attribution.registry.METHODS`, e.g. gradient times input; "auto" takes the one that
             is most faithful to the proxy on held-out examples (`amplify.attribution.gate.choose`).
         budget: evaluations of the proxy per example that perturbation explainers may make.
@@ -88,6 +90,7 @@ class ExplainedMethod(PromptMethod):
     probe: Literal["zero_shot", "few_shot"] = "zero_shot"
     misclassified: bool = True
     selection: Literal["mcs_high", "mcs_low", "most_faithful", "random"] = "mcs_high"
+    balanced: bool = False
     explainer: str = "grad_x_input"
     budget: int = 128
     gate: bool = False
@@ -165,10 +168,12 @@ def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Pr
 
 def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> Explained:
     from amplify.attribution.gate import choose, plain
-    from amplify.demonstrations import Selection, select
+    from amplify.demonstrations import Selection, require_labels, select
     from amplify.methods.gating import SPARE, gate_shots, judge_for_proxy
 
     pool, notes = citable_pool(method.name, method.pool, task, seed)
+    if method.balanced:
+        require_labels(task, f"{method.name}.balanced")
     check_room(method.form(task, reasons=True, budget=RATIONALE_TOKENS), method.shots, task, backend)
     proxy = find_proxy(task, method.proxy, method.epochs, method.lora, seed)
     proxy.require_head(f"{method.name}: attribution")
@@ -199,6 +204,7 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
             proxy=proxy,
             method=plain(explainer, method.contrastive),
             k=method.k,
+            balanced=method.balanced,
         )
 
     def reasons(shots: Sequence[Demonstration]) -> list[Explanation]:
@@ -215,7 +221,10 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
         more = selected(min(SPARE * method.shots, len(pool))).shots[len(chosen.shots) :]
         spare = [s for s in more if s.example.id not in taken and (not method.misclassified or s.example.id in wrong)]
         gated = gate_shots(
-            found, lambda: reasons(spare), lambda shot, why: judge_for_proxy(method, proxy, shot, why, seed)
+            found,
+            lambda: reasons(spare),
+            lambda shot, why: judge_for_proxy(method, proxy, shot, why, seed),
+            balanced=method.balanced,
         )
         found, failed = gated.shots, gated.failed
         notes.append(gated.note)

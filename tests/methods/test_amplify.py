@@ -124,6 +124,7 @@ def test_score_mode_scores_the_labels_behind_the_rationale(sentiment: Task, body
         {"selection": "mcs_low"},
         {"selection": "random"},
         {"selection": "most_faithful"},
+        {"balanced": True},
         {"explainer": "grad_norm"},
         {"contrastive": False},
         {"misclassified": False},
@@ -152,6 +153,17 @@ def test_every_ablation_is_an_option(
     if "template" in change:
         assert all("important clues" in s.rationale.text for s in program.shots if s.rationale)
     assert next(iter(change)) in method.label
+
+
+def test_balanced_shots_of_a_model_that_errs_on_one_label(sentiment: Task, quiz: Task, body: str) -> None:
+    yes_man = ScriptedBackend("say= positive.")
+    plain, even = (Amplify(**options(body, **more)) for more in ({}, {"balanced": True}))
+    assert "balanced=true" in even.label
+    assert {s.example.label for s in plain.fit(sentiment, yes_man, 0).shots} == {"negative"}
+    labels = [s.example.label for s in even.fit(sentiment, yes_man, 0).shots]
+    assert labels.count("negative") == labels.count("positive") == 2
+    with pytest.raises(InputError, match=r"amplify\.balanced: task"):
+        Amplify(**options(body, balanced=True)).fit(quiz, yes_man, 0)
 
 
 def test_low_and_high_confidence_are_opposite_ends(sentiment: Task, body: str, backend: ScriptedBackend) -> None:

@@ -289,7 +289,7 @@ def test_score_mode_needs_a_scorer(sentiment: Task) -> None:
 def test_make_converts_and_refuses(sentiment: Task) -> None:
     method = make("few_shot", mode="score", shots="3", lead="false", selection="balanced")
     assert method == FewShot(shots=3, lead=False, selection="balanced", mode="score")
-    assert method.label == "few_shot[lead=False,shots=3,selection=balanced]"
+    assert method.label == "few_shot[lead=false,shots=3,selection=balanced]"
     assert all(name == cls.name and issubclass(cls, Method) for name, cls in METHODS.items())
     with pytest.raises(UnknownNameError, match="Did you mean 'few_shot'"):
         make("few_shots")

@@ -78,6 +78,15 @@ def test_a_failing_shot_gives_way_to_the_next_candidate(
     assert f"{counts['replaced']} of these shots replaced, 0 shown without" in " ".join(gated.notes)
 
 
+def test_balance_survives_the_gate(sentiment: Task, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = {*GOOD, *BAD} & set(fitted(sentiment, body, balanced=True).shots[0].example.text.split())
+    shut(monkeypatch, failing)
+    gated = fitted(sentiment, body, balanced=True, gate=True)
+    assert gated.meta["gate"]["replaced"] >= 1
+    labels = [shot.example.label for shot in gated.shots]
+    assert labels.count("positive") == labels.count("negative") == 2
+
+
 def test_where_no_candidate_passes_the_rationale_is_dropped(
     sentiment: Task, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
