@@ -89,7 +89,7 @@ def attribute_sources(
         template: NAME of `prompts/sources_NAME.jinja`, a path to a .jinja file, or a `Template`.
         layout: one user message, or "text" for models without a chat template.
         control: use block encoding (engine "blocks") as a control variate; needs a `WhiteBox`, fixed order, "logprob".
-            Its measured correlation is in `meta`, and it is used only where that is at least 0.9.
+            Its correlation, slope and calls are in `meta`.
         cache: file that keeps every value as soon as it is known; the same call goes on where a stopped one was.
 
     Raises:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from amplify.errors import InputError, UnknownNameError
-from amplify.textgenshap.estimators import ESTIMATORS, Raw, condition
+from amplify.textgenshap.estimators import ESTIMATORS, Helper, gaussian_process
 from amplify.textgenshap.exact import MAX_SOURCES, Index
 from amplify.textgenshap.sampling import ends
 from amplify.textgenshap.value import CachedValue, Floats, Value
 
-GATE = 0.9  # a control variate below this correlation costs more than it gains
 CONTROL_CALLS = 16  # how many values of the control may be asked for each of the game's
 
 
@@ -81,11 +81,12 @@ def estimate(
         seed: makes the sample repeatable.
         width: stop early once every 95 % interval is at most this wide, in units of the value.
         control: a cheap game that correlates with `value`, same shapes (e.g. one that reuses encoded documents). It is
-            asked 16 times as often, or for all of at most 1,024 coalitions; its calls do not count. It is used only
-            where the correlation measured on the coalitions asked is at least 0.9.
+            asked 16 times as often, or for all of at most 1,024 coalitions; its calls do not count, and are in
+            `meta`. How far the game follows it is inferred from the values asked. For the Gaussian process only.
 
     Raises:
-        InputError: n < 1, budget < 2, exact values that do not fit the budget, a value that is not a finite number.
+        InputError: n < 1, budget < 2, exact values that do not fit the budget, a value that is not a finite number, a
+            control for an estimator that takes none.
         UnknownNameError: no such estimator or index.
     """
     _check(n, index, estimator, budget)
@@ -93,11 +94,14 @@ def estimate(
     name = estimator
     if estimator == "auto":
         name = "exact" if n <= MAX_SOURCES and 2**n <= budget else "gaussian_process"
+    run = ESTIMATORS[name]
+    if control is not None and name != "exact":
+        if name != "gaussian_process":
+            raise InputError(f"estimator {name!r} takes no control: use estimator='auto', or leave control out")
+        run = partial(gaussian_process, helper=_helper(control, n, index, budget, seed))
     raw = None
     for stage in _stages(n, budget) if width is not None and name != "exact" else [budget]:
-        raw = ESTIMATORS[name](game, index, stage, seed)
-        if control is not None and name != "exact":
-            raw = _with_control(name, raw, game, control, index, stage, seed)
+        raw = run(game, index, stage, seed)
         if width is not None and np.all(2 * raw.half <= width):
             break
     assert raw is not None
@@ -127,34 +131,10 @@ def _stages(n: int, budget: int) -> list[int]:
     return [*stages, budget]
 
 
-def _with_control(name: str, raw: Raw, game: CachedValue, control: Value, index: Index, budget: int, seed: int) -> Raw:
-    """Estimate what a cheap game u leaves of v, v - b u, from the values already asked, and add b times u's scores.
-
-    Control variate: b is the least-squares slope. Used only where |correlation| of u and v reaches `GATE`.
-    """
-    n = game.n
+def _helper(control: Value, n: int, index: Index, budget: int, seed: int) -> Helper:
+    """The control's own scores, exact where it may be asked for everything."""
     cheap = CachedValue(control, n)
     complete = n <= MAX_SOURCES and 2**n <= max(CONTROL_CALLS * budget, 1024)
     how, calls = ("exact", 2**n) if complete else ("leverage_shap", CONTROL_CALLS * budget)
-    spent = estimate(cheap, n, index, how, calls, seed)
-    u = cheap(game.coalitions)
-    v = game.values
-    if u.shape != v.shape:
-        raise InputError(f"the control gives {u.shape[1]} values a coalition, the game {v.shape[1]}")
-    du, dv = u - u.mean(axis=0), v - v.mean(axis=0)
-    power = (du**2).sum(axis=0)
-    slope = np.divide((du * dv).sum(axis=0), power, out=np.zeros_like(power), where=power > 0)
-    norm = np.sqrt(power * (dv**2).sum(axis=0))
-    correlation = np.divide((du * dv).sum(axis=0), norm, out=np.zeros_like(norm), where=norm > 0)
-    slope = np.where(np.abs(correlation) >= GATE, slope, 0.0)
-    meta = {"control": {"correlation": correlation.tolist(), "slope": slope.tolist(), "calls": cheap.calls}}
-    if not slope.any():
-        return Raw(raw.scores, raw.half, {**raw.meta, **meta})
-    if name == "gaussian_process":
-        rest = condition(game.coalitions, v - slope * u, raw.meta["rounds"], index)
-    else:
-        rest = ESTIMATORS[name](CachedValue(lambda s: game(s) - slope * cheap(s), n, budget), index, budget, seed)
-    own = spent.scores.reshape(n, -1)
-    own_half = (spent.high - spent.low).reshape(n, -1) / 2
-    half = np.sqrt(rest.half**2 + (slope * own_half) ** 2)
-    return Raw(rest.scores + slope * own, half, {**rest.meta, **meta})
+    own = estimate(cheap, n, index, how, calls, seed)
+    return Helper(cheap, own.scores.reshape(n, -1), (own.high - own.low).reshape(n, -1) / 2)

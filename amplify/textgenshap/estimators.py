@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -119,13 +119,41 @@ def _candidates(n: int, budget: int, seed: int) -> Coalitions:
     )
 
 
+@dataclass(frozen=True)
+class Helper:
+    """A cheap game that the one in question may follow.
+
+    Attributes:
+        game: gives its values at any coalition.
+        scores, half: its own scores and half the widths of their intervals (0 where exact), [n, answers].
+    """
+
+    game: CachedValue
+    scores: Floats
+    half: Floats
+
+    def at(self, coalitions: Coalitions) -> list[gp.Control]:
+        """What is known of it where the game was asked, column by column."""
+        scaled, _, spread = _standardised(self.game(coalitions))
+        return [gp.Control(u, own) for u, own in zip(scaled.T, (self.scores / spread).T, strict=True)]
+
+
 def _standardised(values: Floats) -> tuple[Floats, Floats, Floats]:
     center, spread = values.mean(axis=0), values.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     return (values - center) / spread, center, spread
 
 
-def _gaussian_process(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+def gaussian_process(game: CachedValue, index: Index, budget: int, seed: int, helper: Helper | None = None) -> Raw:
+    """Ask in rounds what lowers the scores' posterior variance most, hyperparameters fitted anew after each.
+
+    Args:
+        game: asked within its budget.
+        index: which value.
+        budget: distinct coalitions.
+        seed: breaks ties of the design.
+        helper: a control variate.
+    """
     n = game.n
     game(ends(n))
     pool = _candidates(n, budget, seed)
@@ -134,35 +162,51 @@ def _gaussian_process(game: CachedValue, index: Index, budget: int, seed: int) -
     while True:
         seen = game.coalitions
         scaled, _, _ = _standardised(game.values)
-        kernels = [gp.prior(n)] if len(seen) == 2 else [gp.fit(seen, column) for column in scaled.T]
+        controls = helper.at(seen) if helper else [None] * scaled.shape[1]
+        kernels = [gp.prior(n)]
+        if len(seen) > 2:
+            kernels = [gp.fit(seen, y, u) for y, u in zip(scaled.T, controls, strict=True)]
         shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
         count = min(budget - game.calls, batch if game.calls > 2 else max(batch, n))
         picked = gp.Design(shared, seen, pool, index).pick(count)
         if not len(picked):
-            return condition(seen, game.values, rounds, index)
+            return _conditioned(seen, game.values, rounds, index, controls, helper)
         game(picked)
         rounds.append(game.calls)
 
 
-def condition(coalitions: Coalitions, values: Floats, rounds: list[int], index: Index) -> Raw:
+def _conditioned(
+    coalitions: Coalitions,
+    values: Floats,
+    rounds: list[int],
+    index: Index,
+    controls: Sequence[gp.Control | None],
+    helper: Helper | None,
+) -> Raw:
     """Scores of a Gaussian process given values that came in rounds (how many were known after each)."""
     scaled, _, spread = _standardised(values)
-    scores, halves, surprises = [], [], []
-    for y in scaled.T:
-        found = gp.posterior(gp.fit(coalitions, y), coalitions, y, index)
+    found, halves, surprises = [], [], []
+    for y, control in zip(scaled.T, controls, strict=True):
+        found.append(gp.posterior(gp.fit(coalitions, y, control), coalitions, y, index, control))
         # how wrong the model's own error bars were in the latest rounds tells how far to widen the present ones
-        moved = [
-            gp.surprise(gp.fit(coalitions[:known], y[:known]), coalitions[:then], y[:then], known, index)
-            for known, then in list(pairwise(rounds))[-3:]
-            if known > 2
-        ]
+        moved = []
+        for known, then in list(pairwise(rounds))[-3:]:
+            if known > 2:
+                early, late = control and control.first(known), control and control.first(then)
+                kernel = gp.fit(coalitions[:known], y[:known], early)
+                moved.append(gp.surprise(kernel, coalitions[:then], y[:then], known, index, late))
         surprises.append(max(float(np.mean(moved)), 1.0) if moved else 1.0)
-        scores.append(found.scores)
         # the scale of the errors is known from these few rounds, hence their few degrees of freedom
-        halves.append(half_width(found.deviation * np.sqrt(surprises[-1]), max(2 * len(moved), 1)))
-    return Raw(
-        np.stack(scores, axis=1) * spread, np.stack(halves, axis=1) * spread, {"surprise": surprises, "rounds": rounds}
-    )
+        halves.append(half_width(found[-1].deviation * np.sqrt(surprises[-1]), max(2 * len(moved), 1)))
+    scores, half = np.stack([f.scores for f in found], axis=1) * spread, np.stack(halves, axis=1) * spread
+    meta: dict[str, Any] = {"surprise": surprises, "rounds": rounds}
+    if helper is not None:
+        u = helper.game(coalitions)
+        slope = np.array([f.slope for f in found]) * spread / _standardised(u)[2]
+        half = np.hypot(half, slope * helper.half)
+        together = np.mean(_standardised(u)[0] * scaled, axis=0)
+        meta["control"] = {"correlation": together.tolist(), "slope": slope.tolist(), "calls": helper.game.calls}
+    return Raw(scores, half, meta)
 
 
 Estimator = Callable[[CachedValue, Index, int, int], Raw]
@@ -173,5 +217,5 @@ ESTIMATORS: dict[str, Estimator] = {
     "leverage_shap": partial(_regression, shares=leverage),
     "lasso": _lasso,
     "regression_msr": _regression_msr,
-    "gaussian_process": _gaussian_process,
+    "gaussian_process": gaussian_process,
 }

@@ -9,6 +9,10 @@ r_i = 1 does not take part in interactions. Scores are linear in v, so given obs
 their means, variances and covariance with any v(T) need only the scores of k(., T). For a product of factors these
 are one-dimensional integrals of its multilinear extension (Owen 1972), a polynomial that Gauss-Legendre nodes
 integrate exactly.
+
+A second game u whose values and scores are known beforehand may be what v follows (a control variate): then
+v(S) = b u(S) + the above, b ~ N(0, f). The variance f is a hyperparameter like the others, so a u that tells nothing of
+v fades by itself, and what is not known of b is part of the posterior variance.
 """
 
 from __future__ import annotations
@@ -37,12 +41,16 @@ def nodes(n: int, index: Index) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Hyperparameters: `slopes` [n] (a), `smooth` (s), `decay` [n] (-log r), `rough` (t)."""
+    """Hyperparameters: `slopes` [n] (a), `smooth` (s), `decay` [n] (-log r), `rough` (t), `follows` (f).
+
+    `gram`, `cross` and the variances are those of the game without the part that follows a control.
+    """
 
     slopes: Floats
     smooth: float
     decay: Floats
     rough: float
+    follows: float = 0.0
 
     @property
     def n(self) -> int:
@@ -90,46 +98,61 @@ class Kernel:
         return 4 * self.slopes + self.smooth * smooth + self.rough * float(rough)
 
 
+@dataclass(frozen=True)
+class Control:
+    """A game that is known beforehand: `values` [m] at the coalitions asked, standardised, and its `scores` [n]."""
+
+    values: Floats
+    scores: Floats
+
+    def first(self, known: int) -> Control:
+        """The same where only so many coalitions have been asked."""
+        return Control(self.values[:known], self.scores)
+
+
 def prior(n: int) -> Kernel:
     """The kernel before any value is seen: most variance in the slopes, interactions of every source alike."""
-    return Kernel(np.full(n, 0.7 / n), 0.3, np.full(n, 2.0 / n), 0.01)
+    return Kernel(np.full(n, 0.7 / n), 0.3, np.full(n, 2.0 / n), 0.01, 0.5)
 
 
 def pack(kernel: Kernel) -> Floats:
-    """Hyperparameters as one vector of logarithms."""
-    return np.log(np.concatenate([kernel.slopes, [kernel.smooth], kernel.decay, [kernel.rough]]))
+    """Hyperparameters as one vector of logarithms, [2 n + 3]."""
+    return np.log(np.concatenate([kernel.slopes, [kernel.smooth], kernel.decay, [kernel.rough, kernel.follows]]))
 
 
 def unpack(theta: Floats) -> Kernel:
     """Inverse of `pack`."""
-    n = (len(theta) - 2) // 2
+    n = (len(theta) - 3) // 2
     values = np.exp(theta)
-    return Kernel(values[:n], float(values[n]), values[n + 1 : 2 * n + 1], float(values[-1]))
+    return Kernel(values[:n], float(values[n]), values[n + 1 : 2 * n + 1], float(values[-2]), float(values[-1]))
 
 
-def fit(coalitions: Coalitions, values: Floats, start: Kernel | None = None, iterations: int = 80) -> Kernel:
+def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, iterations: int = 80) -> Kernel:
     """Hyperparameters of highest marginal likelihood, under a broad log-normal prior around `prior(n)`.
 
     Args:
         coalitions: bool[m, n], all different.
         values: [m], standardised.
-        start: where the search starts.
+        control: what the game may follow.
         iterations: of L-BFGS.
     """
+    u = np.zeros(len(values)) if control is None else control.values
     if len(values) > ENOUGH:
         some = np.linspace(0, len(values) - 1, ENOUGH).astype(int)
-        coalitions, values = coalitions[some], values[some]
+        coalitions, values, u = coalitions[some], values[some], u[some]
     n, m = coalitions.shape[1], len(values)
     x = 2.0 * coalitions - 1
     center = pack(prior(n))
-    spread = np.concatenate([np.full(n, 2.0), [1.5], np.full(n, 1.0), [1.5]])
+    spread = np.concatenate([np.full(n, 2.0), [1.5], np.full(n, 1.0), [1.5, 1.5]])
     apart = (coalitions[:, None, :] != coalitions[None]).astype(float).reshape(m * m, n)
     signs = (x[:, None, :] * x[None]).reshape(m * m, n)
+    alike = np.outer(u, u)
 
     def objective(theta: Floats) -> tuple[float, Floats]:
         kernel = unpack(theta)
         smooth = kernel.smooth * np.exp(-apart @ kernel.decay).reshape(m, m)
-        gram = CONSTANT + (signs @ kernel.slopes).reshape(m, m) + smooth + (kernel.rough + JITTER) * np.eye(m)
+        gram = CONSTANT + (signs @ kernel.slopes).reshape(m, m) + smooth + kernel.follows * alike
+        gram += (kernel.rough + JITTER) * np.eye(m)
         factor = cho_factor(gram, lower=True)
         inverse = cho_solve(factor, np.eye(m))
         alpha = inverse @ values
@@ -139,41 +162,55 @@ def fit(coalitions: Coalitions, values: Floats, start: Kernel | None = None, ite
         slope = np.empty_like(theta)
         slope[:n] = (back.ravel() @ signs) * kernel.slopes
         slope[n] = (back * smooth).sum()
-        slope[n + 1 : -1] = -((back * smooth).ravel() @ apart) * kernel.decay
-        slope[-1] = np.trace(back) * kernel.rough
+        slope[n + 1 : -2] = -((back * smooth).ravel() @ apart) * kernel.decay
+        slope[-2] = np.trace(back) * kernel.rough
+        slope[-1] = (back * alike).sum() * kernel.follows
         return float(cost), slope + pull / spread
 
     found = minimize(
-        objective, pack(start or prior(n)), jac=True, method="L-BFGS-B",
-        bounds=[(-14.0, 4.0)] * (2 * n + 2), options={"maxiter": iterations},
+        objective, center, jac=True, method="L-BFGS-B",
+        bounds=[(-14.0, 4.0)] * len(center), options={"maxiter": iterations},
     )  # fmt: skip
     return unpack(found.x)
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Scores given values: posterior mean and standard deviation, both [n]."""
+    """Given values: mean and standard deviation of the scores, [n] both, and the `slope` on the control (0 without)."""
 
     scores: Floats
     deviation: Floats
+    slope: float = 0.0
 
 
-def posterior(kernel: Kernel, coalitions: Coalitions, values: Floats, index: Index) -> Posterior:
+def posterior(
+    kernel: Kernel, coalitions: Coalitions, values: Floats, index: Index, control: Control | None = None
+) -> Posterior:
     """Condition the game on its observed values; `values` [m] in the units that `kernel` was fitted in."""
-    factor = cho_factor(kernel.gram(coalitions, coalitions) + JITTER * np.eye(len(values)), lower=True)
-    cross = kernel.cross(coalitions, index)
-    variance = kernel.scores_variance(index) - np.einsum("ia,ai->i", cross, cho_solve(factor, cross.T))
-    return Posterior(cross @ cho_solve(factor, values), np.sqrt(np.maximum(variance, 0.0)))
+    gram = kernel.gram(coalitions, coalitions) + JITTER * np.eye(len(values))
+    cross, variance = kernel.cross(coalitions, index), kernel.scores_variance(index)
+    if control is not None:
+        gram += kernel.follows * np.outer(control.values, control.values)
+        cross = cross + kernel.follows * np.outer(control.scores, control.values)
+        variance = variance + kernel.follows * control.scores**2
+    factor = cho_factor(gram, lower=True)
+    alpha = cho_solve(factor, values)
+    variance = variance - np.einsum("ia,ai->i", cross, cho_solve(factor, cross.T))
+    slope = 0.0 if control is None else kernel.follows * float(control.values @ alpha)
+    return Posterior(cross @ alpha, np.sqrt(np.maximum(variance, 0.0)), slope)
 
 
-def surprise(kernel: Kernel, coalitions: Coalitions, values: Floats, known: int, index: Index) -> float:
+def surprise(
+    kernel: Kernel, coalitions: Coalitions, values: Floats, known: int, index: Index, control: Control | None = None
+) -> float:
     """How much further the scores moved than the model thought they would, squared, when new values came in.
 
     The first `known` values predict the scores; the rest moves them. Under the model each move is Gaussian with the
     variance that the new values take away, so the mean squared standardised move is 1; above 1 the model is too sure.
     """
-    before = posterior(kernel, coalitions[:known], values[:known], index)
-    after = posterior(kernel, coalitions, values, index)
+    early = control and control.first(known)
+    before = posterior(kernel, coalitions[:known], values[:known], index, early)
+    after = posterior(kernel, coalitions, values, index, control)
     expected = before.deviation**2 - after.deviation**2
     return float(np.mean((after.scores - before.scores) ** 2) / max(float(np.mean(expected)), 1e-12))
 

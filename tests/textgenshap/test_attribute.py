@@ -227,7 +227,7 @@ def test_command_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
     empty.write_text("")
     failed = CliRunner().invoke(cli, [*arguments, "--documents", *files, str(empty)])
     assert isinstance(failed.exception, InputError)
-    assert "document 4 is empty" in str(failed.exception)
+    assert "empty.md is empty" in str(failed.exception)
 
 
 @pytest.mark.real

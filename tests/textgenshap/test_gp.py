@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,17 +44,36 @@ def test_posterior_equals_conditioning_the_whole_table() -> None:
     np.testing.assert_allclose(found.deviation, np.sqrt(np.diag(weights @ rest @ weights.T)), atol=1e-6)
 
 
+def test_posterior_with_a_control_equals_conditioning_the_whole_table() -> None:
+    n = 6
+    held, rng = all_coalitions(n), np.random.default_rng(1)
+    kernel = replace(random_kernel(n), follows=0.8)
+    cheap, seen = rng.normal(size=2**n), rng.choice(2**n, 20, replace=False)
+    values = 0.7 * cheap[seen] + rng.normal(size=20)
+    gram = kernel.gram(held, held) + kernel.follows * np.outer(cheap, cheap)
+    inside = np.linalg.inv(gram[np.ix_(seen, seen)])
+    rest = gram - gram[:, seen] @ inside @ gram[seen]
+    weights = coalition_weights(held, "shapley").T
+    control = gp.Control(cheap[seen], exact_scores(cheap))
+    found = gp.posterior(kernel, held[seen], values, "shapley", control)
+    np.testing.assert_allclose(found.scores, exact_scores(gram[:, seen] @ inside @ values), atol=1e-7)  # jitter 1e-9
+    np.testing.assert_allclose(found.deviation, np.sqrt(np.diag(weights @ rest @ weights.T)), atol=1e-6)
+    assert found.slope == pytest.approx(0.8 * cheap[seen] @ inside @ values, abs=1e-6)
+
+
 def test_fit_is_a_stationary_point() -> None:
     """A step from the optimum in any one hyperparameter lowers the marginal likelihood, prior included."""
     rng = np.random.default_rng(0)
     held = all_coalitions(6)[rng.choice(64, 30, replace=False)]
     values = held @ rng.normal(size=6) + 2.0 * held[:, 0] * held[:, 1]
     values = (values - values.mean()) / values.std()
-    theta = gp.pack(gp.fit(held, values, iterations=500))
+    control = gp.Control(values + rng.normal(0, 0.5, 30), np.zeros(6))
+    theta = gp.pack(gp.fit(held, values, control, iterations=500))
 
     def cost(at: np.ndarray) -> float:
         gram = gp.unpack(at).gram(held, held) + gp.JITTER * np.eye(len(held))
-        spread = np.concatenate([np.full(6, 2.0), [1.5], np.full(6, 1.0), [1.5]])
+        gram += gp.unpack(at).follows * np.outer(control.values, control.values)
+        spread = np.concatenate([np.full(6, 2.0), [1.5], np.full(6, 1.0), [1.5, 1.5]])
         pull = (at - gp.pack(gp.prior(6))) / spread
         likelihood = values @ np.linalg.solve(gram, values) / 2 + np.linalg.slogdet(gram)[1] / 2
         return float(likelihood + pull @ pull / 2)
