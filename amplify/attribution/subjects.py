@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from amplify.backends.base import WhiteBox
+
+_Located = tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], int, Spans]  # of `games.located`
+
 
 @dataclass(frozen=True)
 class Part:
@@ -178,30 +182,34 @@ class PromptSubject:
         )
 
     def parts(self) -> list[Part]:
-        """One for the target, one for the foil."""
-        ends = [(self.target, 1.0)] + ([] if self.foil is None else [(self.foil, -1.0)])
-        return [self._part(end, sign) for end, sign in ends]
+        """One for the target, one for the foil; one for both where they differ in their last token only."""
+        backend = need_white_box(self.backend, "attribution by gradients or attention")
+        groups: dict[tuple[tuple[int, ...], int], list[tuple[_Located, float]]] = {}
+        for end, sign in ((self.target, 1.0), *([] if self.foil is None else [(self.foil, -1.0)])):
+            found = located(backend.tokenizer, self.prompt, self.message, self.spans, end)
+            groups.setdefault((found[0][0][:-1], found[1]), []).append((found, sign))
+        return [self._part(backend, group) for group in groups.values()]
 
-    def _part(self, end: str, sign: float) -> Part:
+    def _part(self, backend: WhiteBox, ends: Sequence[tuple[_Located, float]]) -> Part:
         import inspect
 
         import torch
 
-        backend = need_white_box(self.backend, "attribution by gradients or attention")
         model = backend.model
-        (ids, offsets), start, spans = located(backend.tokenizer, self.prompt, self.message, self.spans, end)
+        (ids, offsets), start, spans = ends[0][0]
         if start == 0:
             raise InputError("the prompt puts no token before its target, so the first has no probability")
         shown = torch.tensor([ids[:-1]], device=model.device)  # the last token predicts nothing
-        wanted = torch.tensor(ids[start:], device=model.device)
+        wanted = torch.tensor([end[0][0][start:] for end, _ in ends], device=model.device).T  # (positions, ends)
+        signs = torch.tensor([sign for _, sign in ends], device=model.device)
         inputs = model.get_input_embeddings()(shown).detach()
         keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         extra: dict[str, Any] = {"logits_to_keep": len(wanted)} if keeps else {}
 
         def score(points: Tensor) -> Tensor:
             logits = model(inputs_embeds=points, use_cache=False, **extra).logits[:, -len(wanted) :].float()
-            total: Tensor = logits.log_softmax(-1).gather(2, wanted.expand(len(points), -1)[..., None]).sum((1, 2))
-            return sign * total
+            totals: Tensor = logits.log_softmax(-1).gather(2, wanted.expand(len(points), -1, -1)).sum(1)
+            return totals @ signs
 
         def attend() -> tuple[Tensor, Sequence[int]]:
             return attentions(model, inputs), range(start - 1, len(ids) - 1)

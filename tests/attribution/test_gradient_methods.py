@@ -79,6 +79,17 @@ def test_parts_score_what_the_model_scores(encoder, causal):
     assert total == pytest.approx(target.total - foil.total, abs=1e-4)
 
 
+def test_labels_that_differ_in_their_last_token_share_a_sequence(causal):
+    case = subject(causal, TEXT, " the answer is a", " the answer is b")
+    [part] = case.parts()
+    apart = [subject(causal, TEXT, end, None).parts()[0] for end in (case.target, case.foil)]
+    target, foil = (float(one.score(one.inputs)) for one in apart)
+    assert float(part.score(part.inputs)) == pytest.approx(target - foil, abs=1e-5)
+    points = part.inputs * torch.linspace(0.5, 1.5, 3)[:, None, None]
+    torch.testing.assert_close(part.score(points), apart[0].score(points) - apart[1].score(points), rtol=0, atol=1e-5)
+    assert len(subject(causal, TEXT, " negative answer", " positive").parts()) == 2
+
+
 def test_integrated_gradients_are_complete(encoder, causal):
     for case in subjects(encoder, causal):
         parts = case.parts()
