@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from amplify.cli import main
+from amplify.cli import cli, main
 
 
 @pytest.fixture
@@ -36,6 +37,17 @@ def test_help_names_every_command(amplify) -> None:  # type: ignore[no-untyped-d
     assert status == 0
     for command in ("run", "apply", "explain", "proxy", "attribute", "profile", "generate", "report", "models", "list"):
         assert f"\n  {command} " in out
+
+
+def test_every_option_of_every_command_says_what_it_is() -> None:
+    def walk(command: click.Command) -> list[str]:
+        if isinstance(command, click.Group):
+            return [line for one in command.commands.values() for line in walk(one)]
+        options = [o for o in command.params if isinstance(o, click.Option)]
+        bare = [f"{command.name} {option.opts[0]}" for option in options if not option.help]
+        return bare if command.help else [*bare, str(command.name)]
+
+    assert walk(cli) == []
 
 
 def test_run_report_and_apply(amplify, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -93,6 +105,7 @@ def test_lists(amplify, what: str) -> None:  # type: ignore[no-untyped-def]
             "Did you mean 'shots'?",
         ),
         (("run", "support_tickets", "-b", RUN[3], "-m", "few_shot", "--set", "shots"), "KEY=VALUE"),
+        (("run", "support_tickets", "-b", RUN[3], "-m", "few_shot", "--set", "few_shot.shots=["), "cannot be read"),
         (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "--seeds", "a"), "whole numbers"),
         (("run", "support_tickets", "-m", "zero_shot"), "--backend is missing"),
         (("run", "-b", RUN[3], "-m", "zero_shot"), "TASK is missing"),

@@ -294,14 +294,14 @@ def test_shipped_profiles_fit_their_model():
 
 
 def test_the_command_line_opens_a_steerable_engine_where_a_method_steers():
-    from amplify.cli import _steerable
+    from amplify.cli.common import steerable
     from amplify.methods import METHODS
 
     assert {n for n, m in METHODS.items() if m.steers} >= {"pasta", "pasta_random_heads", "auto_pasta", "spotlight"}
     assert not METHODS["marked_prompt"].steers
-    assert _steerable("vllm:m", ("a=1",), True) == ("a=1", "steering=true")
-    assert _steerable("vllm:m", ("steering=false",), True) == ("steering=false",)
-    assert _steerable("vllm:m", (), False) == _steerable("transformers:m", (), True) == ()
+    assert steerable("vllm:m", ("a=1",), True) == ("a=1", "steering=true")
+    assert steerable("vllm:m", ("steering=false",), True) == ("steering=false",)
+    assert steerable("vllm:m", (), False) == steerable("transformers:m", (), True) == ()
 
 
 @pytest.mark.real

@@ -1,0 +1,47 @@
+"""The command line: `amplify COMMAND`. Frameworks are imported inside the commands, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import amplify
+from amplify.cli.common import Group
+from amplify.cli.explaining import attribute, explain
+from amplify.cli.keeping import list_, models, proxy
+from amplify.cli.running import apply, report, run
+from amplify.cli.steering import generate, profile
+from amplify.errors import AmplifyError
+
+EXAMPLE = (
+    "\b\nExample:\n  amplify run support_tickets --backend transformers:smollm2-135m \\\n"
+    "    --methods zero_shot,few_shot,amplify --seeds 0,1,2 --limit 100 --out runs/tickets"
+)
+
+
+@click.group(cls=Group, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(amplify.__version__, prog_name="amplify")
+def cli() -> None:
+    """Make a frozen language model better with explanations, and prove it."""
+
+
+for command in (run, report, apply, explain, attribute, generate, profile, models, list_, proxy):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; an AmplifyError prints its message and exits with status 2, Ctrl-C with 130."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the same command resumes", err=True)
+        sys.exit(130)
+    except AmplifyError as error:
+        click.echo(f"amplify: {error}", err=True)
+        sys.exit(2)

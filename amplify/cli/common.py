@@ -1,0 +1,132 @@
+"""What the commands share: options, and how their values are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from amplify.errors import InputError
+
+if TYPE_CHECKING:
+    from amplify.backends import Generator
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Group(click.Group):
+    """Suggests the nearest command for an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or fail with the nearest name."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from amplify.errors import UnknownNameError
+
+            ctx.fail(str(UnknownNameError("command", args[0], self.list_commands(ctx))))
+        return super().resolve_command(ctx, args)
+
+
+class NewFile(click.Path):
+    """A file to write, refused before any work where it could not be written."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; its folder must be there and open for writing."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if not os.access(path.parent, os.W_OK):
+            self.fail(f"cannot write {path}: its folder does not exist or is not writable", param, ctx)
+        return path
+
+
+def names(value: str) -> list[str]:
+    """The parts of a list separated by commas."""
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def numbers(value: str) -> tuple[int, ...]:
+    """Seeds, separated by commas.
+
+    Raises:
+        InputError: something is no whole number.
+    """
+    try:
+        return tuple(int(part) for part in names(value))
+    except ValueError:
+        raise InputError(f"--seeds takes whole numbers separated by commas, e.g. 0,1,2, not {value!r}") from None
+
+
+def pairs(settings: tuple[str, ...], option: str) -> dict[str, Any]:
+    """KEY=VALUE strings as a dictionary; values are read as YAML, so 3 is a number and true a truth value.
+
+    Args:
+        settings: the strings.
+        option: that they came by, for the message.
+
+    Raises:
+        InputError: no KEY=, or a value that is not YAML.
+    """
+    import yaml
+
+    pairs: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"{option} takes KEY=VALUE, e.g. {option} amplify.k=3, not {setting!r}")
+        try:
+            pairs[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"{option} {setting}: the value cannot be read ({error}); put it in quotes") from None
+    return pairs
+
+
+def backend_of(spec: str, options: tuple[str, ...]) -> Generator:
+    """The backend that --backend and --backend-option describe."""
+    from amplify.backends import open_backend
+
+    return open_backend(spec, **pairs(options, "--backend-option"))
+
+
+def takes_backend(command: Command) -> Command:
+    """Add --backend and --backend-option: parameters `backend` and `backend_option`."""
+    kinds = "transformers:MODEL, vllm:MODEL, openai:MODEL@URL or scripted:NAME."
+    engine = "Engine option, e.g. dtype=float32. Repeatable."
+    command = click.option("--backend-option", "-B", multiple=True, metavar="KEY=VALUE", help=engine)(command)
+    return click.option("--backend", "-b", metavar="KIND:MODEL", help=kinds)(command)
+
+
+def takes_data(command: Command) -> Command:
+    """Add --data, the folder of the task's data."""
+    folder = click.Path(path_type=Path, file_okay=False)
+    return click.option("--data", type=folder, help="Folder with the task's data. Default: $AMPLIFY_DATA.")(command)
+
+
+def takes_task(command: Command) -> Command:
+    """Add what finds a task's data: --data, and --text and --label for a file of one's own."""
+    for name in ("label", "text"):
+        line = f"{name.capitalize()} column, for a task given as a CSV or JSONL file."
+        command = click.option(f"--{name}", help=line)(command)
+    return takes_data(command)
+
+
+def required(value: str | None, option: str) -> str:
+    """The value of an option that a command cannot do without.
+
+    Raises:
+        InputError: it was not given.
+    """
+    if not value:
+        raise InputError(f"{option} is missing")
+    return value
+
+
+def steerable(backend: str | None, options: tuple[str, ...], steering: object) -> tuple[str, ...]:
+    """Engine options with steering=true where the engine has to know at its start."""
+    needs = steering and (backend or "").startswith("vllm:") and not any(o.startswith("steering=") for o in options)
+    return (*options, "steering=true") if needs else options

@@ -1,0 +1,180 @@
+"""`amplify explain` and `attribute`: which words, which documents made a model answer so."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amplify.cli.common import NewFile, backend_of, names, required, takes_backend
+from amplify.errors import InputError
+
+
+@click.command()
+@click.argument("text", required=False)
+@click.option("--model", "-M", required=True, help="Proxy folder, or KIND:MODEL, e.g. transformers:smollm2-135m.")
+@click.option("--target", help="Label, or what a language model is to write. Default: the label that a proxy gives.")
+@click.option("--foil", help="Another one: explain why the target and not this.")
+@click.option("--method", help="See `amplify list explainers`.  [default: grad_x_input]")
+@click.option("--methods", help="Several, separated by commas, or all: compare them in one HTML page (--out).")
+@click.option("--budget", type=click.IntRange(min=1), default=128, show_default=True, help="Model evaluations at most.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is sampled.")
+@click.option(
+    "--removal",
+    type=click.Choice(["delete", "pad", "mask", "attention"]),
+    default="delete",
+    show_default=True,
+    help="How a word is left out.",
+)
+@click.option("--top", type=click.IntRange(min=1), help="Print the strongest words only, this many.")
+@click.option("--truncate", is_flag=True, help="Explain what an encoder reads of a text that is too long for it.")
+@click.option("--input", "source", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV or JSONL.")
+@click.option("--text", "column", help="Column of --input that holds the input.")
+@click.option("--label", help="Column of --input that holds the target.")
+@click.option("--limit", type=click.IntRange(min=1), help="Explain this many rows only.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the page and the scores.")
+def explain(
+    text: str | None,
+    model: str,
+    target: str | None,
+    foil: str | None,
+    method: str | None,
+    methods: str | None,
+    budget: int,
+    seed: int,
+    removal: str,
+    top: int | None,
+    truncate: bool,
+    source: Path | None,
+    column: str | None,
+    label: str | None,
+    limit: int | None,
+    out: Path | None,
+) -> None:
+    """Show which words of TEXT (or of each row of --input) made a model answer so."""
+    from amplify.attribution.comparison import compare
+
+    if (text is None) == (source is None):
+        raise InputError("give either a TEXT or an --input file")
+    if method and methods:
+        raise InputError("give either --method or --methods")
+    if source is None:
+        from amplify.attribution.words import word_spans
+
+        texts, targets = [str(text)], [target]
+        if top is not None and top > (words := len(word_spans(texts[0]))):
+            raise InputError(f"--top is {top}, and the text has {words} words: ask for {words} or fewer")
+    else:
+        from amplify.tasks import read_rows
+
+        rows = read_rows(source, text=required(column, "--text"), label=label)[:limit]
+        texts, targets = [row.text for row in rows], [row.label if label else target for row in rows]
+        out = out or Path("runs") / "explain"
+    chosen = None if methods == "all" else names(methods or method or "grad_x_input")
+    result = compare(
+        texts,
+        targets,
+        model=model,
+        methods=chosen,
+        foils=[foil] * len(texts),
+        budget=budget,
+        seed=seed,
+        removal=removal,
+        truncate=truncate,
+        progress=True,
+    )
+    if source is None:
+        from amplify.render import attribution_text
+
+        bound = {} if top is None else {"limit": top}
+        shown = [
+            f"{n}: {a}" if isinstance(a, str) else attribution_text(a, **bound) for n, (a,) in result.found.items()
+        ]
+        click.echo("\n\n".join(shown))
+    if out is not None:
+        click.echo(f"{len(texts)} inputs, {len(result.found)} methods: {result.write(out)}")
+
+
+@click.command()
+@click.option("--question", "-q", required=True, help="The question that the documents are to answer.")
+@click.option(
+    "--documents",
+    "-d",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text files, one document each. Repeatable; further files may follow: --documents docs/*.md.",
+)
+@click.argument("more", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@takes_backend
+@click.option("--answer", help="The answer to explain.  [default: the model's own]")
+@click.option(
+    "--value",
+    type=click.Choice(["logprob", "votes"]),
+    default="logprob",
+    show_default=True,
+    help="What a source adds to: the answer's log-probability, or votes over decoded answers.",
+)
+@click.option(
+    "--index",
+    type=click.Choice(["shapley", "banzhaf", "shapley_shubik", "append"]),
+    default="shapley",
+    show_default=True,
+    help="How a source's part in it is counted.",
+)
+@click.option(
+    "--refine",
+    type=click.Choice(["documents", "sentences", "words"]),
+    default="words",
+    show_default=True,
+    help="Look into what matters down to this level.",
+)
+@click.option(
+    "--order",
+    type=click.Choice(["fixed", "random"]),
+    default="fixed",
+    show_default=True,
+    help="Of the documents: as given, or drawn anew for each prompt.",
+)
+@click.option("--budget", type=click.IntRange(min=2), default=64, show_default=True, help="Distinct prompts to ask.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is sampled.")
+@click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="Keep values here; resumes from them.")
+@click.option("--json", "json_", type=NewFile(), help="Write the result as JSON.")
+@click.option("--html", type=NewFile(), help="Write the result as a page.")
+def attribute(
+    question: str,
+    documents: tuple[Path, ...],
+    more: tuple[Path, ...],
+    backend: str | None,
+    backend_option: tuple[str, ...],
+    json_: Path | None,
+    html: Path | None,
+    **options: Any,
+) -> None:
+    """Score documents, their sentences and words by what they did to the model's answer."""
+    from amplify.textgenshap.attribute import attribute_sources
+
+    texts = []
+    for path in (*documents, *more):
+        try:
+            texts.append(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 text: {error}") from error
+        if not texts[-1].strip():
+            raise InputError(f"{path} is empty: leave it out")
+    with backend_of(required(backend, "--backend"), backend_option) as opened:
+        result = attribute_sources(question, texts, opened, **options)
+    if sys.stdout.isatty():
+        import shutil
+
+        from amplify.textgenshap.page import as_terminal
+
+        click.echo(as_terminal(result, width=min(120, shutil.get_terminal_size().columns)))
+    else:
+        click.echo(str(result))
+    if json_:
+        result.save(json_)
+    if html:
+        result.to_html(html)

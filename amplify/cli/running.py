@@ -1,0 +1,137 @@
+"""`amplify run`, `report` and `apply`: evaluate methods, look at a run, answer new rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amplify.cli.common import backend_of, names, numbers, pairs, required, steerable, takes_backend, takes_task
+from amplify.errors import InputError
+
+
+@click.command()
+@click.argument("task", required=False)
+@takes_backend
+@click.option("--methods", "-m", help="Method names, separated by commas (see `amplify list methods`).")
+@click.option("--seeds", default=None, help="Whole numbers, separated by commas.  [default: 0,1,2]")
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate this many test items only.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/TASK]")
+@click.option("--mode", type=click.Choice(["generate", "score"]), help="Parse what is written, or score the labels.")
+@click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE", help="Option of a method. Repeatable.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Suite: these options as YAML."
+)
+@click.option("--baseline", help="Compare with this method only, instead of with every baseline.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Examples answered between two writes.  [default: 32]")
+@takes_task
+@click.option("--dry-run", is_flag=True, help="Print the calls and tokens to expect, and stop.")
+def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_run: bool, **given: Any) -> None:
+    """Evaluate methods on TASK: a name, a YAML file, a CSV/JSONL file or a hub data set.
+
+    The same command resumes a run that was stopped. Records, fitted programs and the report are in --out.
+    """
+    from amplify.evaluation import evaluate, plan
+    from amplify.tasks import load_task
+
+    suite = _suite(config, {"task": task, **given}, pairs(settings, "--set"))
+    loaded = load_task(suite["task"], data=suite.get("data"), text=suite.get("text"), label=suite.get("label"))
+    common = {k: suite[k] for k in ("seeds", "limit", "mode") if suite.get(k) is not None}
+    common["options"] = suite["options"]
+    if dry_run and suite["backend"].startswith("vllm:"):  # its engine takes a minute to start
+        click.echo(str(plan(loaded, None, suite["methods"], **common)))
+        return
+    from amplify.methods import METHODS
+
+    steers = any(METHODS[name].steers for name in suite["methods"] if name in METHODS)
+    settings = steerable(suite["backend"], tuple(suite.get("backend_option") or ()), steers)
+    with backend_of(suite["backend"], settings) as backend:
+        if dry_run:
+            click.echo(str(plan(loaded, backend, suite["methods"], **common)))
+            return
+        extra = {k: suite[k] for k in ("baseline", "batch_size") if suite.get(k) is not None}
+        out = suite.get("out") or Path("runs") / Path(str(suite["task"])).with_suffix("").name
+        report = evaluate(loaded, backend, suite["methods"], out=out, **common, **extra)
+    click.echo(str(report))
+    click.echo(f"\nreport: {Path(out) / 'report.html'}")
+
+
+SUITE_KEYS = (
+    "task", "backend", "backend_option", "methods", "seeds", "limit", "out", "mode", "options",
+    "baseline", "batch_size", "data", "text", "label",
+)  # fmt: skip
+
+
+def _suite(config: Path | None, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The suite file's values, overridden by what was given on the command line."""
+    import yaml
+
+    from amplify.errors import UnknownNameError
+
+    try:
+        suite = yaml.safe_load(config.read_text(encoding="utf-8")) if config else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{config} is not YAML: {error}") from error
+    if not isinstance(suite, dict):
+        raise InputError(f"{config} holds no mapping; a suite is a YAML mapping with the options of `amplify run`")
+    for key in suite:
+        if key not in SUITE_KEYS:
+            raise UnknownNameError("suite key", str(key), SUITE_KEYS)
+    suite |= {key: value for key, value in given.items() if value not in (None, ())}
+    suite["options"] = {**(suite.get("options") or {}), **options}
+    if isinstance(suite.get("seeds"), str):
+        suite["seeds"] = numbers(suite["seeds"])
+    if isinstance(suite.get("methods"), str):
+        suite["methods"] = names(suite["methods"])
+    for key, hint in (("task", "TASK"), ("backend", "--backend"), ("methods", "--methods")):
+        if not suite.get(key):
+            raise InputError(f"{hint} is missing: give it on the command line or in a --config file")
+    return suite
+
+
+@click.command()
+@click.argument("program", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CSV or JSONL with the new rows.",
+)
+@click.option("--text", required=True, help="Column that holds the input.")
+@takes_backend
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="CSV to write.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows between two writes."
+)
+def apply(
+    program: Path,
+    source: Path,
+    text: str,
+    backend: str | None,
+    backend_option: tuple[str, ...],
+    out: Path,
+    batch_size: int,
+) -> None:
+    """Answer new, unlabelled rows with a fitted PROGRAM: answer, rationale and score per row. Resumes."""
+    from amplify.evaluation.apply import apply_program
+    from amplify.methods.base import Program
+
+    loaded = Program.load(program)
+    with backend_of(required(backend, "--backend"), backend_option) as opened:
+        counts = apply_program(loaded, source, text, opened, out, batch_size=batch_size)
+    click.echo(f"{counts.rows} rows, {counts.unparsed} without an answer: {out}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def report(folder: Path) -> None:
+    """Render FOLDER's report.html and report.md again from its records, and print the table."""
+    from amplify.evaluation import load_report
+
+    loaded = load_report(folder)
+    loaded.to_html(folder / "report.html")
+    loaded.to_markdown(folder / "report.md")
+    click.echo(str(loaded))
+    click.echo(f"\nreport: {folder / 'report.html'}")

@@ -1,0 +1,111 @@
+"""`amplify generate` and `profile`: answer with emphasis, and find the heads that follow it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amplify.cli.common import backend_of, required, steerable, takes_backend, takes_data
+from amplify.errors import InputError
+
+
+@click.command()
+@click.argument("prompt")
+@takes_backend
+@click.option(
+    "--steering", help="Head profile: a name under steering/, or a .yaml file. Steers towards the marked spans."
+)
+@click.option(
+    "--alpha", type=float, help="Attention outside the spans is scaled by this, instead of the profile's own."
+)
+@click.option("--mark", default="**", show_default=True, help="What stands around emphasised words.")
+@click.option("--raw", is_flag=True, help="Send the text as it is, without the model's chat template.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="To write at most.")
+def generate(
+    prompt: str,
+    backend: str | None,
+    backend_option: tuple[str, ...],
+    steering: str | None,
+    alpha: float | None,
+    mark: str,
+    raw: bool,
+    max_tokens: int,
+) -> None:
+    """Answer PROMPT; with --steering, its **marked** words are emphasised (the marks are never sent)."""
+    from dataclasses import replace
+
+    from amplify.steering import Steering, parse_emphasis
+    from amplify.values import Sampling
+
+    parsed = parse_emphasis(prompt, raw=raw, mark=mark)
+    chosen = Steering.load(steering) if steering else None
+    if chosen is not None and alpha is not None:
+        chosen = replace(chosen, alpha=alpha)
+    if chosen is not None and not parsed.emphasis:
+        raise InputError(f"nothing is emphasised: put {mark} around the words to steer towards")
+    with backend_of(required(backend, "--backend"), steerable(backend, backend_option, steering)) as opened:
+        [answer] = opened.generate([parsed], Sampling(max_tokens=max_tokens), steering=chosen)
+    click.echo(answer.text)
+
+
+@click.command()
+@click.argument("tasks", nargs=-1, required=True)
+@takes_backend
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=32, show_default=True, help="Of each task's train split."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Profile (.yaml) to write.")
+@click.option("--alpha", type=float, default=0.01, show_default=True, help="Scales attention outside the spans.")
+@click.option(
+    "--combine",
+    type=click.Choice(["intersection", "union", "mean"]),
+    default="intersection",
+    show_default=True,
+    help="How several tasks choose together: heads good for all, for any, or on average.",
+)
+@click.option("--exhaustive", is_flag=True, help="Every head on every sample, instead of coarse to fine.")
+@click.option("--most", type=click.IntRange(min=1), default=48, show_default=True, help="Heads to try together.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
+@takes_data
+def profile(
+    tasks: tuple[str, ...],
+    backend: str | None,
+    backend_option: tuple[str, ...],
+    samples: int,
+    out: Path,
+    alpha: float,
+    combine: Any,
+    exhaustive: bool,
+    most: int,
+    seed: int,
+    data: Path | None,
+) -> None:
+    """Find the heads that follow emphasis on TASKS, one or several together. The same command resumes."""
+    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+    from amplify import head_search
+    from amplify.steering import Steering
+    from amplify.tasks import load_task
+
+    if out.suffix not in (".yaml", ".yml"):
+        raise InputError(f"--out names a .yaml file, not {str(out)!r}")
+    loaded = [load_task(name, data) for name in tasks]
+    steering = Steering(heads={0: (0,)}, alpha=alpha)
+    with backend_of(required(backend, "--backend"), backend_option) as opened, tqdm(unit="run", disable=None) as bar:
+        found = head_search.profile(
+            loaded,
+            opened,
+            samples=samples,
+            steering=steering,
+            how=combine,
+            search="exhaustive" if exhaustive else "coarse_to_fine",
+            seed=seed,
+            most=most,
+            record=out.with_suffix(".runs.jsonl"),
+            progress=bar.update,
+        )
+    found.steering.save(out)
+    chosen = sum(map(len, (found.steering.heads or {}).values()))
+    click.echo(f"{chosen} heads from {found.runs} runs: {out}")
