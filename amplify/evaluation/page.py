@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amplify.errors import DataError
 from amplify.evaluation import tables
+from amplify.evaluation.naming import shortened
 from amplify.render import attribution_marks, marked_html, visible, word_marks
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def as_html(report: Report) -> str:
     )
     environment.filters.update(percent=tables.percent, points=tables.points, p_value=tables.p_value, count=tables.count)
     template = environment.get_template("report.html.jinja")
+    report = shortened(report)
     programs = _programs(report, Markup)
     return template.render(
         task=report.config["task"],
@@ -194,7 +196,7 @@ def _programs(report: Report, markup: Any) -> list[dict[str, Any]]:
         prompt = prompts.get((cell.method, cell.seed))
         shown.append(
             {
-                "method": cell.method,
+                "method": report.rows[cell.index].method,
                 "seed": cell.seed,
                 "file": cell.file,
                 "cards": cards,
@@ -264,7 +266,7 @@ def _card(shot: Demonstration, markup: Any) -> dict[str, Any]:
 def _browsing(report: Report) -> dict[str, Any]:
     """What the page's item browser shows, as JSON values."""
     methods = [row.method for row in report.rows]
-    number = {label: i for i, label in enumerate(methods)}
+    number = {method["label"]: i for i, method in enumerate(report.config["methods"])}
     place = {item["id"]: i for i, item in enumerate(report.config["items"])}
     items = [
         {

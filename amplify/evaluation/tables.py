@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from amplify.evaluation.naming import shared_options, shortened
 from amplify.render import visible
 
 if TYPE_CHECKING:
@@ -48,12 +49,14 @@ def header(report: Report) -> list[tuple[str, str]]:
     splits = task["splits"]
     n = len(config["items"])
     backend = config["backend"]
+    shared = ", ".join(f"{option}={value}" for option, value in shared_options(config).items())
     details = ", ".join(_details({k: v for k, v in backend.items() if k not in ("spec", "backend", "versions")}))
     return [
         ("task", f"{task['name']}, {n} of {splits['test']} test items, metric {metric_name(report)}"),
         ("model", backend["spec"] + (f" ({details})" if details else "")),
         ("answers", "parsed from what the model writes" if config["mode"] == "generate" else "labels scored"),
         ("seeds", f"{seeds} (methods marked * do not depend on the seed and run once)"),
+        *([("options", f"{shared} in every method that has them")] if shared else []),
         ("by guessing", f"chance {percent(task['chance'])}, most frequent label {percent(task['majority'])}"),
         ("versions", ", ".join([f"amplify {config['amplify']}", *(f"{k} {v}" for k, v in config["versions"].items())])),
     ]
@@ -177,6 +180,7 @@ MEANING = (
 
 def as_text(report: Report) -> str:
     """The report for a terminal."""
+    report = shortened(report)
     parts = []
     if note := progress(report):
         parts.append(note)
@@ -220,6 +224,7 @@ def aligned(table: Table) -> str:
 
 def as_markdown(report: Report) -> str:
     """The report as Markdown."""
+    report = shortened(report)
     parts = [f"# {_md(str(report.config['task']['name']))}"]
     if note := progress(report):
         parts.append(f"**{note}**")

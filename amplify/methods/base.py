@@ -106,7 +106,7 @@ class Method(ABC):
     def label(self) -> str:
         """The name in records and tables: `amplify`, or `amplify[k=3]` where options differ from the defaults."""
         changed = [
-            f"{f.name}={_as_typed(getattr(self, f.name))}"
+            f"{f.name}={as_typed(getattr(self, f.name))}"
             for f in fields(self)
             if f.name != "mode" and getattr(self, f.name) != f.default
         ]
@@ -117,6 +117,6 @@ class Method(ABC):
             raise InputError(f"mode is generate or score, not {self.mode!r}")
 
 
-def _as_typed(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """An option's value as `--set` takes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

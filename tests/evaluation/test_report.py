@@ -86,6 +86,23 @@ def test_text_and_markdown_hold_the_table(run):
         report.row("plane")
 
 
+def test_options_in_common_stand_once_in_the_header(tmp_path):
+    made = [Fake(skill=0.9, asks=3), Fake(skill=0.3, asks=3), Plain(asks=3)]
+    with ScriptedBackend("fake", reply=reply) as backend:
+        report = evaluate(make_task(8), backend, made, out=tmp_path, seeds=(0,))
+    labels = ["fake[skill=0.9,asks=3]", "fake[skill=0.3,asks=3]", "plain[asks=3]"]
+    assert [m.label for m in made] == [row.method for row in report.rows] == labels
+    assert {record["method"] for record in report.records} == set(labels)
+    page = report.to_html()
+    browsing = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert browsing["methods"] == ["fake[skill=0.9]", "fake[skill=0.3]", "plain"]
+    assert all(len(answers) == 3 for answers in browsing["answers"])
+    for shown in (str(report), report.to_markdown().replace("\\", ""), page):
+        assert "asks=3 in every method that has them" in shown
+        assert shown.count("asks=3") == 1
+        assert "fake[skill=0.9]" in shown
+
+
 def test_numbers_as_json(run):
     data = json.loads(json.dumps(run[1].to_dict(), allow_nan=False))
     assert data["rows"][0]["method"] == "plain"
