@@ -28,8 +28,9 @@ class UnknownNameError(InputError):
             hint: one further sentence, e.g. how a file could be given instead.
         """
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
+        folded = {known.casefold(): known for known in names}
+        near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+        guess = f" Did you mean {folded[near[0]]!r}?" if near else ""
         listing = f" Known {kind}s: {', '.join(names)}." if names else f" There are no {kind}s."
         super().__init__(f"unknown {kind} {name!r}.{guess}{listing}{' ' + hint if hint else ''}")
 

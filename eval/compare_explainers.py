@@ -208,11 +208,16 @@ def markdown(table: Faithfulness, about: dict[str, Any]) -> str:
 @click.option("--tasks", default="amazon_sentiment,imdb_sentiment", show_default=True)
 @click.option("--proxy", default="minilm", show_default=True, help="Classifier, trained on each task.")
 @click.option("--backend", default="transformers:smollm2-135m", show_default=True)
-@click.option("--items", type=int, default=60, show_default=True, help="Test inputs a task for the classifier.")
-@click.option("--lm-items", type=int, default=20, show_default=True, help="Of them for the language model.")
+@click.option("--items", type=int, default=40, show_default=True, help="Test inputs a task for the classifier.")
+@click.option("--lm-items", type=int, default=12, show_default=True, help="Of them for the language model.")
 @click.option("--budget", type=int, default=128, show_default=True, help="Evaluations an input on the classifier.")
-@click.option("--lm-budget", type=int, default=64, show_default=True, help="On the language model.")
-@click.option("--methods", default=",".join(METHODS), help="Explainers.  [default: all]")
+@click.option("--lm-budget", type=int, default=32, show_default=True, help="On the language model.")
+@click.option("--methods", default=",".join(METHODS), help="Explainers on the classifier.  [default: all]")
+@click.option(
+    "--lm-methods",
+    default=",".join(name for name in METHODS if name not in ("c_lime", "smooth_grad")),
+    help="On the language model.  [default: all but c_lime and smooth_grad, which take longest and are like others]",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/compare_explainers"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True)
@@ -225,12 +230,12 @@ def main(
     budget: int,
     lm_budget: int,
     methods: str,
+    lm_methods: str,
     seed: int,
     out: Path,
     results: Path,
 ) -> None:
     """Explain, measure, and write one table a model and task."""
-    names = methods.split(",")
     data: dict[str, Any] = {
         "what": "explainers by faithfulness metrics, on the label that each model gives",
         "date": datetime.now(UTC).date().isoformat(),
@@ -242,8 +247,8 @@ def main(
     bodies = []
     for name in tasks.split(","):
         task = amplify.load_task(name)
-        models: list[tuple[str, int, int]] = [(proxy, items, budget), (backend, lm_items, lm_budget)]
-        for what, count, spend in models:
+        models = [(proxy, items, budget, methods.split(",")), (backend, lm_items, lm_budget, lm_methods.split(","))]
+        for what, count, spend, names in models:
             examples = drawn(task, count, seed)
             if not examples:
                 continue
