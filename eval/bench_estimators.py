@@ -2,56 +2,119 @@
 
     python eval/bench_estimators.py --games eval/results/hotpotqa_games.json --out eval/results/bench_estimators.json
 
-Every estimator asks the same table of values, and every distinct coalition it asks is counted. Per game the median over
-seeds is taken, then the median over games with its 95 % bootstrap interval over games.
+Every estimator asks the same table of values, and every distinct coalition it asks is counted. "auto, control" may ask
+the game's block-encoded values beside them, which the count leaves out; what they cost is in the tokens. Tokens are
+those that engine "trie" would forward for what was asked, a trie for each round of questions, and engine "blocks" for
+the control. Per game the median over seeds is taken, then the median over games with its 95 % bootstrap interval.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
+import shlex
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
+import amplify
 from amplify.textgenshap import ESTIMATORS, CachedValue, all_coalitions, estimate, exact_scores
+from amplify.textgenshap.value import Coalitions, Floats
 
-Scores = np.ndarray
-Run = Callable[[Any, int, int, int, int], tuple[Scores, Scores, Scores, int]]  # value, n, tokens, budget, seed
+NOTHING = float("nan")
 
 
-def ours(name: str) -> Run:
+@dataclass
+class Game:
+    """A complete game, and what was asked of it.
+
+    Attributes:
+        table: value of each coalition, in the order of `all_coalitions`.
+        blocks: those of its control.
+        tokens: of the prompt's head, of each document, of what follows them, and of the answer.
+        asked: coalitions, batch by batch.
+        control_calls: distinct coalitions asked of the control.
+    """
+
+    table: Floats
+    blocks: Floats
+    tokens: Mapping[str, Any]
+    asked: list[Coalitions] = field(default_factory=list)
+    control_calls: int = 0
+
+    @property
+    def n(self) -> int:
+        """Number of sources."""
+        return int(np.log2(len(self.table)))
+
+    def value(self, held: Coalitions) -> Floats:
+        """What an estimator asks."""
+        self.asked.append(held)
+        return self.table[held @ (1 << np.arange(self.n))]
+
+    def control(self, held: Coalitions) -> Floats:
+        """The same of the control."""
+        self.control_calls += len(held)
+        return self.blocks[held @ (1 << np.arange(self.n))]
+
+    def forwarded(self) -> int:
+        """Tokens that a model would have forwarded for all this."""
+        t = self.tokens
+        each = t["tail"] + t["answer"] - 1  # nothing is predicted from the last token
+        total = 0
+        for held in self.asked:
+            total += t["head"] + len(held) * each
+            for j, length in enumerate(t["documents"]):
+                total += length * len(np.unique(held[held[:, j], :j], axis=0)) if held[:, j].any() else 0
+        if self.control_calls:
+            total += t["head"] + sum(t["documents"]) + self.control_calls * each
+        return int(total)
+
+
+Found = tuple[Floats, Floats, Floats]  # scores, and the two ends of their intervals
+Run = Callable[[Game, int, int], Found]  # game, budget, seed
+
+
+def ours(name: str, control: bool = False) -> Run:
     """One of amplify's estimators."""
 
-    def run(value: Any, n: int, tokens: int, budget: int, seed: int) -> tuple[Scores, Scores, Scores, int]:
-        found = estimate(value, n, estimator=name, budget=budget, seed=seed)
-        return found.scores, found.low, found.high, found.calls
+    def run(game: Game, budget: int, seed: int) -> Found:
+        found = estimate(
+            game.value, game.n, estimator=name, budget=budget, seed=seed, control=game.control if control else None
+        )
+        return found.scores, found.low, found.high
 
     return run
 
 
-def lasso(value: Any, n: int, tokens: int, budget: int, seed: int) -> tuple[Scores, Scores, Scores, int]:
+def lasso(game: Game, budget: int, seed: int) -> Found:
     """LASSO with ContextCite's penalty, which is per response token."""
-    found = estimate(lambda s: value(s) / tokens, n, estimator="lasso", budget=budget, seed=seed)
-    return found.scores * tokens, found.low * tokens, found.high * tokens, found.calls
+    tokens = game.tokens["answer"]
+    found = estimate(lambda s: game.value(s) / tokens, game.n, estimator="lasso", budget=budget, seed=seed)
+    return found.scores * tokens, found.low * tokens, found.high * tokens
 
 
-def shapiq_kernel_shap(value: Any, n: int, tokens: int, budget: int, seed: int) -> tuple[Scores, Scores, Scores, int]:
+def shapiq_kernel_shap(game: Game, budget: int, seed: int) -> Found:
     """shapiq's KernelSHAP with the pairing trick."""
     import shapiq
 
-    game = CachedValue(value, n)
-    solver = shapiq.KernelSHAP(n=n, pairing_trick=True, random_state=seed)
-    found = solver.approximate(budget=budget, game=lambda s: game(s)[:, 0]).get_n_order_values(1)
-    nothing = np.full(n, np.nan)
-    return np.asarray(found), nothing, nothing, game.calls
+    value = CachedValue(game.value, game.n)
+    solver = shapiq.KernelSHAP(n=game.n, pairing_trick=True, random_state=seed)
+    found = solver.approximate(budget=budget, game=lambda s: value(s)[:, 0]).get_n_order_values(1)
+    nothing = np.full(game.n, NOTHING)
+    return np.asarray(found), nothing, nothing
 
 
 RUNS: dict[str, Run] = {
+    "auto, control": ours("auto", control=True),
     "auto": ours("auto"),
     **{name: ours(name) for name in ESTIMATORS if name not in ("exact", "gaussian_process", "lasso")},
     "lasso": lasso,
@@ -59,31 +122,74 @@ RUNS: dict[str, Run] = {
 }
 
 
-def judge(run: Run, table: np.ndarray, tokens: int, budget: int, seed: int) -> dict[str, float]:
-    """One run on one game: NMSE, top-3 overlap, LDS, coverage, calls and seconds."""
-    n = int(np.log2(len(table)))
-    bits = 1 << np.arange(n)
-    truth = exact_scores(table)
+def judge(run: Run, stored: Mapping[str, Any], budget: int, seed: int) -> dict[str, float]:
+    """One run on one game: NMSE, top-3 overlap, LDS, coverage, calls, tokens and seconds."""
+    game = Game(np.array(stored["values"]), np.array(stored["blocks"]), stored["tokens"])
+    truth = exact_scores(game.table)
     begun = time.perf_counter()
-    scores, low, high, calls = run(lambda s: table[s @ bits], n, tokens, budget, seed)
+    scores, low, high = run(game, budget, seed)
     seconds = time.perf_counter() - begun
-    masks = all_coalitions(n)[np.random.default_rng(10_000).choice(len(table), 256, replace=False)]
+    masks = all_coalitions(game.n)[np.random.default_rng(10_000).choice(len(game.table), 256, replace=False)]
     top = {*np.argsort(-scores)[:3].tolist()} & {*np.argsort(-truth)[:3].tolist()}
     return {
         "nmse": float(((scores - truth) ** 2).sum() / (truth**2).sum()),
         "top3": len(top) / 3,
-        "lds": float(spearmanr(masks @ scores, table[masks @ bits]).statistic),
-        "coverage": float(np.mean((low <= truth) & (truth <= high))) if np.isfinite(low).any() else float("nan"),
-        "calls": float(calls),
+        "lds": float(spearmanr(masks @ scores, game.table[masks @ (1 << np.arange(game.n))]).statistic),
+        "coverage": float(np.mean((low <= truth) & (truth <= high))) if np.isfinite(low).any() else NOTHING,
+        "calls": float(len(np.unique(np.concatenate(game.asked), axis=0))),
+        "control_calls": float(game.control_calls),
+        "tokens": float(game.forwarded()),
         "seconds": seconds,
     }
 
 
-def interval(values: np.ndarray) -> list[float]:
+def interval(values: Floats) -> list[float]:
     """95 % bootstrap interval of the median."""
     rng = np.random.default_rng(0)
     medians = np.median(values[rng.integers(len(values), size=(2000, len(values)))], axis=1)
     return np.quantile(medians, [0.025, 0.975]).tolist()
+
+
+def judged(name: str, budget: int, games: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, Any]:
+    """One estimator at one budget over all games."""
+    runs = [[judge(RUNS[name], game, budget, s) for s in range(seeds)] for game in games.values()]
+    per_game = {k: np.array([np.median([r[k] for r in game]) for game in runs]) for k in runs[0][0]}
+    mean = {k: float(np.mean([r[k] for game in runs for r in game])) for k in runs[0][0]}
+    return {
+        "budget": budget,
+        "estimator": name,
+        "nmse": float(np.median(per_game["nmse"])),
+        "nmse_interval": interval(per_game["nmse"]),
+        "nmse_per_game": dict(zip(games, per_game["nmse"].tolist(), strict=True)),
+        "top3": mean["top3"],
+        "lds": float(np.median(per_game["lds"])),
+        "coverage": None if np.isnan(mean["coverage"]) else mean["coverage"],
+        "calls": max(r["calls"] for game in runs for r in game),
+        "control_calls": mean["control_calls"],
+        "tokens": mean["tokens"],
+        "seconds": mean["seconds"],
+    }
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        f"`{report['command']}`",
+        "",
+        f"{len(report['games'])} games, {report['seeds']} seeds. NMSE: median over games [95 % interval]. "
+        "Tokens: forwarded by the exact engine and the control together, mean.",
+        "",
+        "| evaluations | estimator | NMSE | top-3 | LDS | coverage | tokens | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in report["rows"]:
+        low, high = r["nmse_interval"]
+        coverage = "" if r["coverage"] is None else f"{r['coverage']:.2f}"
+        lines.append(
+            f"| {r['budget']} | {r['estimator']} | {r['nmse']:.4f} [{low:.4f}, {high:.4f}] | {r['top3']:.2f} "
+            f"| {r['lds']:.3f} | {coverage} | {r['tokens']:,.0f} | {r['seconds']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -91,48 +197,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", type=Path, required=True, help="JSON of hotpotqa_games.py")
     parser.add_argument("--names", help="only these games, separated by commas")
+    parser.add_argument("--estimators", help=f"only these, separated by semicolons, of: {'; '.join(RUNS)}")
     parser.add_argument("--budgets", default="16,32,64,128")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="JSON file; a Markdown file is written beside it")
     args = parser.parse_args()
     games = json.loads(args.games.read_text())["games"]
-    names = args.names.split(",") if args.names else list(games)
-    report: dict[str, Any] = {"games": names, "seeds": args.seeds, "rows": []}
-    print(f"{len(names)} games, {args.seeds} seeds; NMSE: median over games [95 % interval]")
-    print("| evaluations | estimator | NMSE | top-3 | LDS | coverage | seconds |\n|---|---|---|---|---|---|---|")
+    games = {name: games[name] for name in (args.names.split(",") if args.names else games)}
+    report: dict[str, Any] = {
+        "command": shlex.join(["python", "eval/bench_estimators.py", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": platform.platform(),
+        "amplify": amplify.__version__,
+        "games": list(games),
+        "seeds": args.seeds,
+        "rows": [],
+    }
     for budget in map(int, args.budgets.split(",")):
-        for name, run in RUNS.items():
-            runs = [
-                [
-                    judge(run, np.array(games[g]["values"]), games[g]["tokens"]["answer"], budget, s)
-                    for s in range(args.seeds)
-                ]
-                for g in names
-            ]
-            per_game = {k: np.array([np.median([r[k] for r in game]) for game in runs]) for k in runs[0][0]}
-            mean = {k: float(np.mean([r[k] for game in runs for r in game])) for k in runs[0][0]}
-            row = {
-                "budget": budget,
-                "estimator": name,
-                "nmse": float(np.median(per_game["nmse"])),
-                "nmse_interval": interval(per_game["nmse"]),
-                "nmse_per_game": per_game["nmse"].tolist(),
-                "top3": mean["top3"],
-                "lds": float(np.median(per_game["lds"])),
-                "coverage": mean["coverage"],
-                "calls": max(r["calls"] for game in runs for r in game),
-                "seconds": mean["seconds"],
-            }
-            report["rows"].append(row)
-            low, high = row["nmse_interval"]
-            print(
-                f"| {budget} | {name} | {row['nmse']:.4f} [{low:.4f}, {high:.4f}] | {row['top3']:.2f} "
-                f"| {row['lds']:.3f} | {row['coverage']:.2f} | {row['seconds']:.3f} |",
-                flush=True,
-            )
+        for name in args.estimators.split(";") if args.estimators else RUNS:
+            report["rows"].append(judged(name, budget, games, args.seeds))
+            print(table(report).splitlines()[-1], flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(table(report))
 
 
 if __name__ == "__main__":

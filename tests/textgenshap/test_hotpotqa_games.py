@@ -13,29 +13,42 @@ from amplify.textgenshap import estimate, exact_scores
 GAMES = resources.content("eval") / "results" / "hotpotqa_games.json"
 
 
+Table = dict[str, np.ndarray]
+
+
 @pytest.fixture(scope="module")
-def tables() -> list[np.ndarray]:
+def games() -> list[Table]:
     if not GAMES.exists():
         pytest.skip("no games yet: run eval/hotpotqa_games.py")
-    return [np.array(game["values"]) for game in json.loads(GAMES.read_text())["games"].values()]
+    stored = json.loads(GAMES.read_text())["games"].values()
+    return [{kind: np.array(game[kind]) for kind in ("values", "blocks")} for game in stored]
 
 
-def errors(tables: list[np.ndarray], name: str, budget: int) -> float:
+def errors(games: list[Table], name: str, budget: int, control: bool = False) -> float:
     """Median over games of the median NMSE over three seeds."""
     bits = 1 << np.arange(10)
     per_game = []
-    for table in tables:
-        truth = exact_scores(table)
-        runs = [estimate(lambda s, t=table: t[s @ bits], 10, estimator=name, budget=budget, seed=k) for k in range(3)]
+    for game in games:
+        truth = exact_scores(game["values"])
+        cheap = (lambda s, t=game["blocks"]: t[s @ bits]) if control else None
+        runs = [
+            estimate(lambda s, t=game["values"]: t[s @ bits], 10, "shapley", name, budget, k, control=cheap)
+            for k in range(3)
+        ]
         assert max(r.calls for r in runs) <= budget
         per_game.append(np.median([((r.scores - truth) ** 2).sum() / (truth**2).sum() for r in runs]))
     return float(np.median(per_game))
 
 
-def test_auto_with_64_evaluations(tables: list[np.ndarray]) -> None:
-    assert errors(tables, "auto", 64) <= 0.01
+def test_single_prompts_agree(games: list[Table]) -> None:
+    stored = json.loads(GAMES.read_text())["games"].values()
+    assert max(game["single_prompts_differ_by"] for game in stored) <= 1e-4
+
+
+def test_auto_with_64_evaluations_and_a_control(games: list[Table]) -> None:
+    assert errors(games, "auto", 64, control=True) <= 0.01
 
 
 @pytest.mark.parametrize("other", ["lasso", "kernel_shap", "permutation"])
-def test_auto_with_32_evaluations_beats(tables: list[np.ndarray], other: str) -> None:
-    assert errors(tables, "auto", 32) < errors(tables, other, 32)
+def test_auto_with_32_evaluations_beats(games: list[Table], other: str) -> None:
+    assert errors(games, "auto", 32) < errors(games, other, 32)
