@@ -16,7 +16,7 @@ from amplify.layout import input_text
 from amplify.proxies import Proxy
 from amplify.task_splits import content_hash
 from amplify.tasks import Task
-from amplify.values import Demonstration, Example
+from amplify.values import Attribution, Demonstration, Example
 
 STRATEGIES = ("random", "balanced", "knn", "mcs_high", "mcs_low", "most_faithful")
 """What `select` knows: random; balanced over labels; knn (nearest to each test input); mcs_high and mcs_low (highest or
@@ -66,7 +66,7 @@ def select(
     pool: Sequence[Example] | None = None,
     wrong: Mapping[str, str | None] | None = None,
     proxy: Proxy | None = None,
-    method: str = "grad_x_input",
+    explain: Callable[[Sequence[Example]], Sequence[Attribution]] | None = None,
     k: int = 5,
     balanced: bool = False,
 ) -> Selection:
@@ -84,7 +84,9 @@ def select(
             these are chosen as long as they suffice; then right ones fill up, and the notes say so. Not given: every
             example counts alike.
         proxy: whose probabilities (mcs_*) or explanations (most_faithful) decide.
-        method: explainer for most_faithful, see `amplify.attribution.gate.explain_words`.
+        explain: what makes the explanations for most_faithful, those that shots will show; default: gradient times
+            input of the gold label against the one in `wrong`, or the proxy's likeliest other one, over the task's key
+            words.
         k: words of an explanation, for most_faithful.
         balanced: as many of each label as possible, each label's best first; `wrong` then decides within a label only.
 
@@ -124,7 +126,7 @@ def select(
             raise InputError(f"{strategy} needs a proxy=: amplify.train_proxy(task)")
         proxy.require_head(f"selection by {strategy}")
         looked_at = preferred if len(preferred) >= shots and not balanced else [*preferred, *rest]
-        scores = _scores(strategy, task, proxy, looked_at, wrong or {}, method, k)
+        scores = _scores(strategy, task, proxy, looked_at, wrong or {}, explain, k)
         sign = 1.0 if strategy == "mcs_low" else -1.0
         chosen = [e for group in (preferred, rest) for e in sorted(group, key=lambda e: sign * scores.get(e.id, 0.0))]
     if balanced:
@@ -317,17 +319,14 @@ def _scores(
     proxy: Proxy,
     examples: Sequence[Example],
     wrong: Mapping[str, str | None],
-    method: str,
+    explain: Callable[[Sequence[Example]], Sequence[Attribution]] | None,
     k: int,
 ) -> dict[str, float]:
     """Per example id, the misclassification confidence or the faithfulness of its explanation."""
     if strategy == "most_faithful":
         from amplify.attribution.faithfulness import comprehensiveness
-        from amplify.attribution.gate import explain_words
-        from amplify.attribution.words import key_word_mask
 
-        foils = [_foil(proxy, e, wrong.get(e.id)) for e in examples]
-        found = explain_words(proxy, examples, [e.label for e in examples], foils, method, mask=key_word_mask(task))
+        found = explain(examples) if explain is not None else _explained(task, proxy, examples, wrong)
         values = comprehensiveness(proxy, examples, found, k).tolist()
     else:
         values = [
@@ -337,5 +336,15 @@ def _scores(
     return {e.id: v for e, v in zip(examples, values, strict=True)}
 
 
-def _foil(proxy: Proxy, example: Example, given: str | None) -> str | None:
-    return given if given in proxy.labels_of(example) and given != example.label else None
+def _explained(
+    task: Task, proxy: Proxy, examples: Sequence[Example], wrong: Mapping[str, str | None]
+) -> list[Attribution]:
+    from amplify.attribution.gate import explain_words, foil_of
+    from amplify.attribution.words import key_word_mask
+
+    foils = [
+        foil_of(proxy.labels_of(e), str(e.label), p, wrong.get(e.id))
+        for e, p in zip(examples, proxy.probabilities(examples), strict=True)
+    ]
+    labels = [e.label for e in examples]
+    return explain_words(proxy, examples, labels, foils, "grad_x_input", mask=key_word_mask(task))

@@ -11,6 +11,7 @@ JSON and Markdown, with the date, the machine and the versions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,25 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "diversity": [("self_amplify_topk", {**BEST, "diversity": d}) for d in ("none", "mmr", "sp_lime")],
     "shots": [("self_amplify_topk", {"shots": n}) for n in (1, 2, 4, 6, 8)],
     "k": [("self_amplify_topk", {"k": k}) for k in (1, 3, 5, 7)],
-    "gate": [(f"self_amplify_{name}", {"gate": gate}) for name in ("topk", "shap") for gate in (False, True)],
+    "gate": [
+        *(
+            (name, {"gate": gate})
+            for name in ("self_amplify_topk", "self_amplify_shap", "amplify")
+            for gate in (False, True)
+        ),
+        *(("amplify", {"explainer": "auto", "gate": gate}) for gate in (False, True)),
+        *(("amplify_no_rationale", {"gate": gate}) for gate in (False, True)),
+    ],
 }
 
 PAPER_TASKS = ("arc_challenge", "commonsenseqa", "social_iqa", "bbh/causal_judgement", "bbh/snarks")
 
 
-def methods_of(table: str, backend: Generator, mode: str) -> list[Method]:
-    """The columns of a table that this backend can have."""
+def methods_of(table: str, backend: Generator, mode: str, settings: Mapping[str, str] | None = None) -> list[Method]:
+    """The columns of a table that this backend can have, with further options where methods have them."""
     made = []
     for name, options in [("few_shot", {}), *TABLES[table]]:
-        own = {"shots": SHOTS, "k": K, "mode": mode, **options}
+        own = {"shots": SHOTS, "k": K, "mode": mode, **(settings or {}), **options}
         known = METHODS[name].__dataclass_fields__
         method = make(name, **{option: value for option, value in own.items() if option in known})
         if isinstance(backend, WhiteBox) or not _needs_more(method, isinstance(backend, Scorer)):
@@ -79,27 +88,41 @@ def _needs_more(method: Method, scores: bool) -> bool:
 @click.option("--backend", default="transformers:smollm2-135m", show_default=True)
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--limit", type=int, default=60, show_default=True, help="Test items a task; 0 for all of them.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="OPTION=VALUE", help="For every method that has it. Repeatable."
+)
 @click.option("--mode", type=click.Choice(["generate", "score"]), default="generate", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce_self_amplify"), show_default=True)
+@click.option("--name", default=None, help="Stem of the results' file names.  [default: self_amplify_TABLE_MODE]")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True)
 def main(
-    table: str, tasks: str, paper: bool, backend: str, seeds: str, limit: int, mode: str, out: Path, results: Path
+    table: str,
+    tasks: str,
+    paper: bool,
+    backend: str,
+    seeds: str,
+    limit: int,
+    settings: tuple[str, ...],
+    mode: str,
+    out: Path,
+    name: str | None,
+    results: Path,
 ) -> None:
     """Reproduce TABLE on each task and write one table over all of them."""
     reports = {}
     with amplify.open_backend(backend) as opened:
-        for name in PAPER_TASKS if paper else tasks.split(","):
-            reports[name] = amplify.evaluate(
-                amplify.load_task(name),
+        for each in PAPER_TASKS if paper else tasks.split(","):
+            reports[each] = amplify.evaluate(
+                amplify.load_task(each),
                 opened,
-                methods_of(table, opened, mode),
+                methods_of(table, opened, mode, dict(s.split("=", 1) for s in settings)),
                 seeds=[int(seed) for seed in seeds.split(",")],
                 limit=None if paper else limit or None,
-                out=out / f"{table}-{mode}" / name.replace("/", "-"),
+                out=out / f"{table}-{mode}" / each.replace("/", "-"),
             )
-            click.echo(str(reports[name]))
+            click.echo(str(reports[each]))
         about = opened.describe()
-    write(results / f"self_amplify_{table}_{mode}", table, backend, about, reports, title="Self-AMPLIFY")
+    write(results / (name or f"self_amplify_{table}_{mode}"), table, backend, about, reports, title="Self-AMPLIFY")
 
 
 if __name__ == "__main__":

@@ -190,6 +190,23 @@ def explain_words(
     )[method]
 
 
+def foil_of(
+    labels: Sequence[str], gold: str, probabilities: npt.NDArray[np.float64], given: str | None = None
+) -> str | None:
+    """What a gold label is contrasted with: the label wrongly given, else the likeliest wrong one, if there is any.
+
+    Args:
+        labels: all that may be given.
+        gold: the right one.
+        probabilities: over the labels.
+        given: what a model answered; the right answer, or none of the labels, is no foil.
+    """
+    if given in labels and given != gold:
+        return given
+    others = [(p, label) for p, label in zip(probabilities, labels, strict=True) if label != gold]
+    return max(others)[1] if others else None
+
+
 def choose(
     proxy: Proxy,
     task: Task,
@@ -246,7 +263,7 @@ def choose(
         pass
     targets = [example.label for example in examples]
     guesses = proxy.probabilities(examples)
-    rivals = [_rival(proxy.labels_of(e), str(e.label), p) for e, p in zip(examples, guesses, strict=True)]
+    rivals = [foil_of(proxy.labels_of(e), str(e.label), p) for e, p in zip(examples, guesses, strict=True)]
     foils = rivals if contrastive else None
     found = {
         name: explain_words(
@@ -367,11 +384,6 @@ def _merits(table: Faithfulness) -> dict[str, float]:
 def _allowed(example: Example, mask: Mask | None) -> Spans:
     spans = word_spans(input_text(example))
     return spans if mask is None else tuple(s for s, may in zip(spans, mask(example), strict=True) if may)
-
-
-def _rival(labels: Sequence[str], gold: str, probabilities: npt.NDArray[np.float64]) -> str | None:
-    others = [(p, label) for p, label in zip(probabilities, labels, strict=True) if label != gold]
-    return max(others)[1] if others else None
 
 
 def _keep(path: Path, choice: Choice) -> None:

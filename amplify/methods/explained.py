@@ -21,9 +21,6 @@ from amplify.salient_spans import SEARCHES
 from amplify.values import Attribution, Demonstration, Example, Rationale
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from amplify.methods.gating import Explanation
     from amplify.proxies import Proxy
     from amplify.tasks import Task
@@ -167,7 +164,7 @@ def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Pr
 
 
 def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> Explained:
-    from amplify.attribution.gate import choose, plain
+    from amplify.attribution.gate import choose
     from amplify.demonstrations import Selection, require_labels, select
     from amplify.methods.gating import SPARE, gate_shots, judge_for_proxy
 
@@ -202,7 +199,7 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
             pool=pool,
             wrong=wrong if method.misclassified else None,
             proxy=proxy,
-            method=plain(explainer, method.contrastive),
+            explain=lambda examples: [why for _, why in reasons([Demonstration(e) for e in examples])],
             k=method.k,
             balanced=method.balanced,
         )
@@ -258,12 +255,14 @@ def _reasons(
     seed: int,
 ) -> list[Explanation]:
     """Each shot with its foil, and why its gold label is right."""
-    from amplify.attribution.gate import explain_words, plain
+    from amplify.attribution.gate import explain_words, foil_of, plain
     from amplify.attribution.words import key_word_mask
 
     examples = [shot.example for shot in shots]
     guesses = proxy.probabilities(examples)
-    foils = [_foil(task.labels_of(e), wrong.get(e.id), str(e.label), p) for e, p in zip(examples, guesses, strict=True)]
+    foils = [
+        foil_of(task.labels_of(e), str(e.label), p, wrong.get(e.id)) for e, p in zip(examples, guesses, strict=True)
+    ]
     made = explain_words(
         proxy,
         examples,
@@ -314,12 +313,3 @@ def check_room(form: Form, shots: int, task: Task, backend: Generator) -> None:
     longest = max(task.test, key=lambda e: len(form.question(e)))
     prompt = form.prompt(longest, shown)
     check_window(backend, [prompt], form.style, form.method, [len(shown)], lambda _, n: form.prompt(longest, shown[:n]))
-
-
-def _foil(labels: Sequence[str], given: str | None, gold: str, probabilities: npt.NDArray[np.float64]) -> str:
-    """The label wrongly given by the model; where it gave none or the right one, the proxy's likeliest wrong one."""
-    if given in labels and given != gold:
-        return str(given)
-    return max((pair for pair in zip(probabilities, labels, strict=True) if pair[1] != gold), key=lambda pair: pair[0])[
-        1
-    ]

@@ -7,6 +7,7 @@ import pytest
 from method_fakes import BAD, GOOD, by_word
 
 from amplify import demonstrations
+from amplify.attribution.faithfulness import comprehensiveness
 from amplify.attribution.gradients import explain
 from amplify.attribution.words import key_word_mask
 from amplify.backends.scripted import ScriptedBackend, plain_text
@@ -153,6 +154,18 @@ def test_every_ablation_is_an_option(
     if "template" in change:
         assert all("important clues" in s.rationale.text for s in program.shots if s.rationale)
     assert next(iter(change)) in method.label
+
+
+@pytest.mark.parametrize("change", [{}, {"explainer": "occlusion", "contrastive": False}])
+def test_the_most_faithful_are_ranked_by_the_explanations_that_they_show(
+    sentiment: Task, body: str, backend: ScriptedBackend, change: dict[str, object]
+) -> None:
+    given = options(body, selection="most_faithful", k=2, **change)
+    program = Amplify(**given).fit(sentiment, backend, 0)
+    proxy = train_proxy(sentiment, body, epochs=int(given["epochs"]), seed=0)
+    for shot in program.shots:
+        shown = comprehensiveness(proxy, [shot.example], [shot.rationale.attribution], 2)
+        assert shot.score == pytest.approx(shown[0], abs=1e-5)
 
 
 def test_balanced_shots_of_a_model_that_errs_on_one_label(sentiment: Task, quiz: Task, body: str) -> None:
