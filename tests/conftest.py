@@ -116,3 +116,9 @@ def data() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("no data folder: set AMPLIFY_DATA")
     return Path(root)
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder of public data sets."""
+    monkeypatch.delenv("AMPLIFY_DATA", raising=False)
