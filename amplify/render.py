@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from amplify.values import Attribution
 
 # blue speaks for, orange against: told apart by colour-blind readers, readable on light and dark ground
@@ -136,3 +138,26 @@ def _number(score: float) -> str:
 def _interval(attribution: Attribution, i: int) -> str:
     low, high = attribution.low[i], attribution.high[i]
     return "" if low == high else f"  [{_number(low)}, {_number(high)}]"
+
+
+def page_template(package: str, name: str, **filters: Callable[[Any], str]) -> Template:
+    """The template of a self-contained page: all text is escaped and made visible, a missing variable is an error.
+
+    Args:
+        package: that the template ships in.
+        name: of its file.
+        **filters: of the template, by name.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(package, "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(name)

@@ -110,6 +110,17 @@ def test_lists(amplify, what: str) -> None:  # type: ignore[no-untyped-def]
         (("run", "support_tickets", "-m", "zero_shot"), "--backend is missing"),
         (("run", "-b", RUN[3], "-m", "zero_shot"), "TASK is missing"),
         (("report", "."), "run.json"),
+        (
+            ("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "-B", "max_contxt=9"),
+            "Did you mean 'max_context'?",
+        ),
+        (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "--data", "nowhere"), "'nowhere' does not exist"),
+        # told before an engine that takes a minute would start
+        (("run", "support_tickets", "-b", "vllm:nothing", "-m", "zero_shott"), "Did you mean 'zero_shot'?"),
+        (
+            ("run", "support_tickets", "-b", "vllm:nothing", "-m", "zero_shot", "--baseline", "x"),
+            "unknown baseline 'x'",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(amplify, arguments: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]

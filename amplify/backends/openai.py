@@ -198,7 +198,8 @@ class OpenAIBackend:
                 raise CapabilityError(
                     f"{self.spec!r} renders chats itself, so the beginning of an answer cannot be given. Pass "
                     "tokenizer=FOLDER (the model's tokenizer; templates are then rendered here), or "
-                    "continue_final_message=True where the server is vLLM."
+                    "continue_final_message=True where the server is vLLM; or let the model begin by itself, with "
+                    "lead=False for each method (--set zero_shot.lead=false)."
                 )
             messages.append({"role": "assistant", "content": prompt.prefix})
             body |= {"continue_final_message": True, "add_generation_prompt": False}

@@ -103,7 +103,7 @@ def takes_backend(command: Command) -> Command:
 
 def takes_data(command: Command) -> Command:
     """Add --data, the folder of the task's data."""
-    folder = click.Path(path_type=Path, file_okay=False)
+    folder = click.Path(path_type=Path, exists=True, file_okay=False)
     return click.option("--data", type=folder, help="Folder with the task's data. Default: $AMPLIFY_DATA.")(command)
 
 

@@ -33,26 +33,27 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
     The same command resumes a run that was stopped. Records, fitted programs and the report are in --out.
     """
     from amplify.evaluation import evaluate, plan
+    from amplify.evaluation.configuration import declare_family, make_methods
     from amplify.tasks import load_task
 
     suite = _suite(config, {"task": task, **given}, pairs(settings, "--set"))
     loaded = load_task(suite["task"], data=suite.get("data"), text=suite.get("text"), label=suite.get("label"))
-    common = {k: suite[k] for k in ("seeds", "limit", "mode") if suite.get(k) is not None}
-    common["options"] = suite["options"]
-    if dry_run and suite["backend"].startswith("vllm:"):  # its engine takes a minute to start
-        click.echo(str(plan(loaded, None, suite["methods"], **common)))
+    # before an engine starts, which can take a minute
+    methods = make_methods(suite["methods"], suite.get("mode") or "generate", suite["options"])
+    declare_family(methods, suite.get("baseline"))
+    common = {k: suite[k] for k in ("seeds", "limit") if suite.get(k) is not None}
+    if dry_run and suite["backend"].startswith("vllm:"):
+        click.echo(str(plan(loaded, None, methods, **common)))
         return
-    from amplify.methods import METHODS
-
-    steers = any(METHODS[name].steers for name in suite["methods"] if name in METHODS)
+    steers = any(method.steers for method in methods)
     settings = steerable(suite["backend"], tuple(suite.get("backend_option") or ()), steers)
     with backend_of(suite["backend"], settings) as backend:
         if dry_run:
-            click.echo(str(plan(loaded, backend, suite["methods"], **common)))
+            click.echo(str(plan(loaded, backend, methods, **common)))
             return
         extra = {k: suite[k] for k in ("baseline", "batch_size") if suite.get(k) is not None}
         out = suite.get("out") or Path("runs") / Path(str(suite["task"])).with_suffix("").name
-        report = evaluate(loaded, backend, suite["methods"], out=out, **common, **extra)
+        report = evaluate(loaded, backend, methods, out=out, **common, **extra)
     click.echo(str(report))
     click.echo(f"\nreport: {Path(out) / 'report.html'}")
 

@@ -207,6 +207,9 @@ def _lock(descriptor: int) -> bool:
 def open_run(folder: Path, config: Json, resume: bool) -> bool:
     """Claim an empty folder for this configuration, or check that the folder already belongs to it.
 
+    A folder that another configuration claimed is free as long as nothing was computed there (a run that failed at
+    once, to be started again with the mistake mended).
+
     Returns:
         Whether an earlier call began this run.
 
@@ -215,13 +218,14 @@ def open_run(folder: Path, config: Json, resume: bool) -> bool:
             run while `resume` is False.
     """
     path = folder / "run.json"
-    if not path.exists():
-        strangers = sorted(p.name for p in folder.iterdir() if p.name in ("records.jsonl", "programs", "timing.jsonl"))
-        if strangers:
-            raise RunError(f"{folder} holds {', '.join(strangers)} but no run.json; choose another folder")
+    there = [folder / name for name in ("programs", "records.jsonl", "timing.jsonl") if (folder / name).exists()]
+    if there and not path.exists():
+        raise RunError(f"{folder} holds {', '.join(p.name for p in there)} but no run.json; choose another folder")
+    computed = any(any(p.iterdir()) if p.is_dir() else p.stat().st_size for p in there)
+    if not path.exists() or (not computed and differences(read_config(folder), config)):
         try:
             write_whole(path, json.dumps(config, indent=1, ensure_ascii=True) + "\n")
-            (folder / "programs").mkdir()
+            (folder / "programs").mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(folder, error) from error
         return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amplify.errors import DataError
 from amplify.evaluation import tables
 from amplify.evaluation.naming import shortened
-from amplify.render import attribution_marks, marked_html, visible, word_marks
+from amplify.render import attribution_marks, marked_html, page_template, visible, word_marks
 
 if TYPE_CHECKING:
     from amplify.evaluation.report import Report
@@ -24,19 +24,16 @@ _SHOT_LIMIT = 40  # a pool of hundreds of shots would bury the page
 
 def as_html(report: Report) -> str:
     """The report as one HTML page."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("amplify.evaluation", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    template = page_template(
+        "amplify.evaluation",
+        "report.html.jinja",
+        percent=tables.percent,
+        points=tables.points,
+        p_value=tables.p_value,
+        count=tables.count,
     )
-    environment.filters.update(percent=tables.percent, points=tables.points, p_value=tables.p_value, count=tables.count)
-    template = environment.get_template("report.html.jinja")
     report = shortened(report)
     programs = _programs(report, Markup)
     return template.render(

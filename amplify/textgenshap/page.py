@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amplify.render import escape, visible
+from amplify.render import escape, page_template, visible
 
 if TYPE_CHECKING:
     from amplify.textgenshap.result import Level, SourceAttribution
@@ -24,19 +24,10 @@ _DIGITS = 5
 
 def as_html(result: SourceAttribution) -> str:
     """The attribution as one HTML page: the answer, and its documents as a nested heat map."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("amplify.textgenshap", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-    )
     spans = parts_by_document(result)
-    return environment.get_template("page.html.jinja").render(
+    return page_template("amplify.textgenshap", "page.html.jinja").render(
         question=result.question,
         answer=result.answer,
         citations=[(c.sentence, c.documents) for c in result.cite()],

@@ -1,6 +1,7 @@
 """The scripted backend keeps every promise of the contracts, so tests on top of it mean something."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -29,6 +30,22 @@ def test_plain_text_shows_roles_and_ends_with_the_prefix():
     assert plain_text(CHAT).startswith("system: Be brief.\n\nuser: Q: 1+1?")
     assert plain_text(CHAT).endswith("(B) that\n\nassistant: Well,")
     assert plain_text(Prompt(text="raw", prefix=" x")) == "raw x"
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "says"),
+    [
+        ("scripted:echo", {"max_contxt": 8}, "Did you mean 'max_context'"),
+        ("scripted:echo", {"max_context": "8k"}, "max_context is of type int, not '8k'"),
+        ("transformers:nobody/nothing", {"device_map": "auto"}, "unknown backend option 'device_map'"),
+        ("transformers:nobody/nothing", {"max_batch_tokens": 1.5}, "max_batch_tokens is of type int"),
+        ("openai:m@http://127.0.0.1:9/v1", {"retries": True}, "retries is of type int"),
+        ("openai:m@http://127.0.0.1:9/v1", {"timeout": "1m"}, "timeout is of type float"),
+    ],
+)
+def test_options_are_checked_before_anything_is_loaded(spec, options, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        open_backend(spec, **options)
 
 
 @pytest.mark.parametrize(

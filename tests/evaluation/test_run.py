@@ -223,6 +223,15 @@ def test_another_configuration_is_refused(tmp_path):
         run(tmp_path, resume=False)
 
 
+def test_a_folder_in_which_nothing_was_computed_is_free(tmp_path):
+    with pytest.raises(BackendError):
+        run(tmp_path, backend=ScriptedBackend("fake", reply=reply, fail_after=0), seeds=(7,))
+    assert json.loads((tmp_path / "run.json").read_text())["seeds"] == [7]
+    assert run(tmp_path).finished
+    with pytest.raises(RunError, match="another configuration"):
+        run(tmp_path, seeds=(7,))
+
+
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     def inner(text):
         with pytest.raises(RunError, match="another run is writing"):
