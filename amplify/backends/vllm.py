@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from amplify import engine_watch
 from amplify.backends.base import Usage
 from amplify.backends.checks import check_pairs, check_targets, check_window, own_seed
 from amplify.errors import BackendError, CapabilityError, DataError, InputError, MissingExtraError, UnknownNameError
@@ -101,6 +102,7 @@ class VLLMBackend:
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         except (OSError, ValueError) as error:
             raise DataError(f"{model} has no readable tokenizer: {error}") from error
+        engine_watch.own_engines()
         try:
             self.llm = vllm.LLM(str(self.folder), **{"enable_prefix_caching": True, **options})
         except (ValueError, TypeError) as error:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from amplify import engine_watch
 from amplify.errors import CapabilityError, InputError
 from amplify.steering.payload import KEY, Payload, parse
 
@@ -88,13 +89,13 @@ class Bank:
         self.touched = 0  # tokens whose buffers are not zero
         self.head_sets = torch.zeros(requests + 1, layers, heads, dtype=dtype)
         self.gates = torch.zeros(layers, tokens, heads, dtype=dtype)
-        self.biases: dict[float, Any] = {}  # logit scale -> [tokens, GATES]
+        self.biases: dict[tuple[float, int], Any] = {}  # (logit scale, width) -> [tokens, width]
 
-    def bias(self, scale: float) -> Any:
-        """The buffer of log(w)/scale that layers of this scale read."""
-        if scale not in self.biases:
-            self.biases[scale] = self.gates.new_zeros(self.gates.shape[1], GATES)
-        return self.biases[scale]
+    def bias(self, scale: float, width: int = GATES) -> Any:
+        """The buffer of log(w)/scale that layers of this scale read: GATES channels in use, and zeros up to `width`."""
+        if (scale, width) not in self.biases:
+            self.biases[scale, width] = self.gates.new_zeros(self.gates.shape[1], width)
+        return self.biases[scale, width]
 
     def begin(self, requests: Sequence[tuple[str, Payload | None]], counts: Any, computed: Any) -> None:
         """Lay out one forward pass.
@@ -124,7 +125,7 @@ class Bank:
         at = torch.from_numpy(lines).to(device, non_blocking=True)
         self.gates[:, :total] = self.head_sets[at].transpose(0, 1)
         log_w = torch.from_numpy(weights).to(device, non_blocking=True)
-        for scale, buffer in self.biases.items():
+        for (scale, _), buffer in self.biases.items():
             value = log_w / scale
             buffer[:total, 0] = value
             buffer[:total, 1] = value - buffer[:total, 0].float()
@@ -159,6 +160,7 @@ class Bank:
 def register() -> None:
     """Extend vLLM in this process; a second call does nothing."""
     global MISFIT
+    engine_watch.watch()
     from vllm.logger import init_logger
     from vllm.model_executor.layers.attention.attention import Attention
 
@@ -305,22 +307,22 @@ def _extend_attention(attention: Any) -> None:
         self.amplify_bank = bank
         self.amplify_size = size
         self.register_buffer("amplify_gates", bank.gates[layer], persistent=False)
-        self.register_buffer("amplify_bias", bank.bias(float(options["scale"])), persistent=False)
+        extra = options["head_size"] - size
+        self.register_buffer("amplify_bias", bank.bias(float(options["scale"]), extra), persistent=False)
 
     def forward(self: Any, query: Any, key: Any, value: Any, output_shape: Any = None, output_dtype: Any = None) -> Any:
         if self.amplify_bank is None:
             return plain_forward(self, query, key, value, output_shape, output_dtype)
-        size, pad = self.amplify_size, self.head_size - self.amplify_size - GATES
+        size, extra = self.amplify_size, self.head_size - self.amplify_size
         query = query.view(-1, self.num_heads, size)
         tokens = query.shape[0]
-        gate = self.amplify_gates[:tokens, :, None].expand(-1, -1, GATES)
-        query = functional.pad(torch.cat([query, gate], -1), (0, pad))
+        # one copy a tensor: behind GATES the bias is zero, so what the query holds there does not matter
+        query = torch.cat([query, self.amplify_gates[:tokens, :, None].expand(-1, -1, extra)], -1)
         if key is not None:
             key = key.view(-1, self.num_kv_heads, size)
-            bias = self.amplify_bias[:tokens, None].expand(-1, self.num_kv_heads, GATES)
-            key = functional.pad(torch.cat([key, bias], -1), (0, pad))
+            key = torch.cat([key, self.amplify_bias[:tokens, None].expand(-1, self.num_kv_heads, -1)], -1)
         if value is not None:
-            value = functional.pad(value.view(-1, self.num_kv_heads, size), (0, GATES + pad))
+            value = functional.pad(value.view(-1, self.num_kv_heads, size), (0, extra))
         out = plain_forward(self, query, key, value, None, output_dtype)
         out = out.view(-1, self.num_heads, self.head_size)[..., :size]
         return out.reshape(-1, self.num_heads * size) if output_shape is None else out.reshape(output_shape)
