@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "bench_explain.json")
     parser.add_argument("--items", type=int, default=3, help="texts for MiniLM")
     parser.add_argument("--budget", type=int, default=128, help="evaluations an input on MiniLM")
-    parser.add_argument("--lm-budget", type=int, default=44, help="evaluations an input on SmolLM2")
+    parser.add_argument("--lm-budget", type=int, default=96, help="evaluations an input on SmolLM2, two a word or more")
     parser.add_argument("--batch", type=int, default=16, help="perturbations a pass of captum's second turn")
     args = parser.parse_args()
     torch.set_num_threads(1)
