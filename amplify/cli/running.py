@@ -19,7 +19,13 @@ from amplify.errors import InputError
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate this many test items only.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/TASK]")
 @click.option("--mode", type=click.Choice(["generate", "score"]), help="Parse what is written, or score the labels.")
-@click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE", help="Option of a method. Repeatable.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="METHOD.OPTION=VALUE",
+    help="Option of a method; *.OPTION: of all that have it. Repeatable.",
+)
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Suite: these options as YAML."
 )

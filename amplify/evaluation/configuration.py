@@ -127,10 +127,18 @@ def make_methods(methods: Sequence[str | Method], mode: Mode, options: Mapping[s
     for name in names:
         if name not in METHODS:
             raise UnknownNameError("method", name, METHODS)
-    for key, value in options.items():
+    # what is set for one method wins over what is set for all
+    for key, value in sorted(options.items(), key=lambda pair: not pair[0].startswith("*.")):
         name, dot, option = key.partition(".")
         if not dot:
-            raise InputError(f"an option is written METHOD.OPTION, e.g. amplify.k, not {key!r}")
+            raise InputError(f"an option is written METHOD.OPTION, e.g. amplify.k, or *.k for all, not {key!r}")
+        if name == "*":
+            having = {n: {f.name for f in fields(METHODS[n])} - {"mode"} for n in names}
+            if not any(option in known for known in having.values()):
+                raise UnknownNameError("option", option, set().union(*having.values()))
+            for each in (n for n, known in having.items() if option in known):
+                own[each][option] = value
+            continue
         if name not in own:
             running = f"{key!r} sets an option of a method that does not run."
             raise UnknownNameError("method", name, names, running)

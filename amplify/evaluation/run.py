@@ -51,7 +51,8 @@ def evaluate(
         limit: evaluate the first `limit` items of a fixed permutation of the test split; None for all.
         out: the run folder. The same call on the same folder goes on where it stopped. None keeps nothing on disk.
         mode: for methods given by name: parse what is written, or score the labels. A table has one mode.
-        options: for methods given by name: "METHOD.OPTION" -> value, e.g. {"amplify.k": 3}.
+        options: for methods given by name: "METHOD.OPTION" -> value, e.g. {"amplify.k": 3}, or "*.OPTION" for
+            every method that has it.
         batch_size: items answered between two writes. Part of the configuration: it fixes the batch plan.
         progress: show progress bars where the output is a terminal.
         baseline: label(s) of the methods that the others are compared with. None: every baseline and control with

@@ -19,7 +19,7 @@ from evaluation_fakes import Fake, Plain, make_task, methods, reply
 from amplify.backends.scripted import ScriptedBackend
 from amplify.errors import BackendError, ContextLengthError, InputError, RunError, UnknownNameError
 from amplify.evaluation import evaluate, load_report, plan
-from amplify.evaluation.configuration import chosen_items, declare_family
+from amplify.evaluation.configuration import chosen_items, declare_family, make_methods
 from amplify.methods.base import Program
 from amplify.values import Demonstration
 
@@ -377,6 +377,19 @@ def test_methods_by_name_with_options(tmp_path):
     )
     assert [row.method for row in report.rows] == ["zero_shot", "few_shot[shots=3]"]
     assert report.row("zero_shot").score == 0.5
+
+
+def test_an_option_of_all_methods_that_have_it():
+    made = make_methods(
+        ["zero_shot", "few_shot", "few_shot_balanced"], "generate", {"few_shot.shots": 5, "*.shots": 3, "*.lead": False}
+    )
+    assert [m.label for m in made] == [
+        "zero_shot[lead=false]",
+        "few_shot[lead=false,shots=5]",
+        "few_shot_balanced[lead=false,shots=3]",
+    ]
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'shots'\?"):
+        make_methods(["zero_shot", "few_shot"], "generate", {"*.shot": 3})
 
 
 def test_a_plan_asks_nothing_and_equals_the_run():
