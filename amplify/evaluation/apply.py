@@ -53,7 +53,7 @@ def apply_program(
     from tqdm import tqdm
 
     examples = read_rows(source, text=text)
-    taken = sorted(set(COLUMNS) & {text, *examples[0].fields})
+    taken = sorted(set(COLUMNS).intersection(_columns(text, examples)))
     if taken:
         raise InputError(f"{source} already has the column(s) {', '.join(taken)}; rename them, the answers go there")
     partial = out.with_name(out.name + ".partial.jsonl")
@@ -126,9 +126,14 @@ def _resume(partial: Path, header: Mapping[str, str], batch_size: int) -> list[d
     return [json.loads(line) for line in kept[1:]]
 
 
+def _columns(text: str, examples: list[Example]) -> list[str]:
+    """The input's column, then the others in the order in which they turn up: rows of a JSONL file may differ."""
+    return list(dict.fromkeys([text, *(name for example in examples for name in example.fields)]))
+
+
 def _write_csv(out: Path, text: str, examples: list[Example], rows: list[dict[str, Any]]) -> None:
     """Write the CSV beside its place and move it there, so that it is whole or absent."""
-    columns = [text, *examples[0].fields]
+    columns = _columns(text, examples)
     draft = out.with_name(out.name + ".tmp")
     with draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*columns, *COLUMNS], extrasaction="ignore")

@@ -90,6 +90,15 @@ def test_columns_of_ours_are_not_overwritten(tmp_path: Path) -> None:
         apply_program(program(), tmp_path / "new.csv", "message", backend(), tmp_path / "out.csv")
 
 
+def test_columns_that_only_some_rows_have_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "new.jsonl").write_text('{"message": "my app"}\n{"message": "my money", "customer": "7"}\n')
+    apply_program(program(), tmp_path / "new.jsonl", "message", backend(), tmp_path / "out.csv")
+    assert [row["customer"] for row in read(tmp_path / "out.csv")] == ["", "7"]
+    (tmp_path / "late.jsonl").write_text('{"message": "my app"}\n{"message": "my money", "score": "7"}\n')
+    with pytest.raises(InputError, match=r"already has the column\(s\) score"):
+        apply_program(program(), tmp_path / "late.jsonl", "message", backend(), tmp_path / "out.csv")
+
+
 def test_a_missing_column_names_those_there_are(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="customer"):
         apply_program(program(), source, "text", backend(), tmp_path / "out.csv")
