@@ -58,6 +58,11 @@ def _table(path: Path, file: TextIO, delimiter: str, columns: Sequence[str]) -> 
         twice = [name for name, n in Counter(reader.fieldnames or ()).items() if n > 1]
         if twice:
             raise InputError(f"{path}: the header has {', '.join(twice)} twice")
+        if len(only := reader.fieldnames or ()) == 1 and (other := set(only[0]) & (set(";\t|,") - {delimiter})):
+            raise InputError(
+                f"{path}: one column called {only[0]!r}? It seems to be separated by {min(other)!r}: save it with "
+                "commas as .csv, or with tabs as .tsv"
+            )
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(

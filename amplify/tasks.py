@@ -303,8 +303,10 @@ def _enough(name: str, examples: Sequence[Example], labels: Sequence[str]) -> No
     count = Counter(e.label for e in examples)
     rare = [f"{label} ({count[label]})" for label in labels if count[label] < MIN_ROWS_PER_LABEL]
     if rare:
+        more = f" and {len(rare) - 5} more labels" if len(rare) > 5 else ""
         raise InputError(
-            f"{name}: {', '.join(rare)} has too few rows; a label needs {MIN_ROWS_PER_LABEL}: merge or leave it out"
+            f"{name}: {', '.join(rare[:5])}{more} has too few rows; a label needs {MIN_ROWS_PER_LABEL}: "
+            "merge or leave it out"
         )
 
 

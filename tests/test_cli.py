@@ -110,6 +110,11 @@ def test_lists(amplify, what: str) -> None:  # type: ignore[no-untyped-def]
         (("run", "support_tickets", "-m", "zero_shot"), "--backend is missing"),
         (("run", "-b", RUN[3], "-m", "zero_shot"), "TASK is missing"),
         (("report", "."), "run.json"),
+        (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "--set", "zero_shot.mode=score"), "or --mode"),
+        (
+            ("apply", __file__, "--input", __file__, "--text", "x", "-b", RUN[3], "--out", "nowhere/a.csv"),
+            "cannot write nowhere/a.csv",
+        ),
         (
             ("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "-B", "max_contxt=9"),
             "Did you mean 'max_context'?",

@@ -99,6 +99,13 @@ def test_copies_are_kept_once_and_contradictions_left_out(tmp_path: Path) -> Non
         (["review", "stars"], [[f"r{i}", f"free text {i}"] for i in range(99)], {}, "99 different values"),
         (["review", "stars"], [[f"r{i}", str(i % 2)] for i in range(50)], {"labels": ["0", "2"]}, "is none of 0, 2"),
         (["review", "stars"], [[f"r{i}", "12"[i > 48]] for i in range(50)], {}, r"2 \(1\) has too few rows"),
+        (
+            ["review", "stars"],
+            [[f"r{i}", f"r{i}"] for i in range(20)],
+            {},
+            "r12 .1. and 15 more labels has too few rows",
+        ),
+        (["review;stars"], [[f"r{i};{i % 2}"] for i in range(20)], {}, "separated by ';': save it with commas"),
         (["review", "stars"], [["", "1"]], {}, "row 1: the text is empty"),
         (["review", "stars"], [["r", ""]], {}, "row 1: the label is empty"),
         (["review", "stars"], [["r", "1", "x"]], {}, "line 2: the row has another number of cells"),

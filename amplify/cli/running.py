@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import backend_of, names, numbers, pairs, required, steerable, takes_backend, takes_task
+from amplify.cli.common import (
+    NewFile,
+    backend_of,
+    names,
+    numbers,
+    pairs,
+    required,
+    steerable,
+    takes_backend,
+    takes_task,
+)
 from amplify.errors import InputError
 
 
@@ -108,7 +118,7 @@ def _suite(config: Path | None, given: dict[str, Any], options: dict[str, Any]) 
 )
 @click.option("--text", required=True, help="Column that holds the input.")
 @takes_backend
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="CSV to write.")
+@click.option("--out", required=True, type=NewFile(), help="CSV to write.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows between two writes."
 )

@@ -156,6 +156,8 @@ def make_methods(methods: Sequence[str | Method], mode: Mode, options: Mapping[s
 def _make(name: str, mode: Mode, options: Mapping[str, Any]) -> Method:
     from amplify.methods import make
 
+    if "mode" in options:
+        raise InputError(f"{name}.mode: the answer mode is one for the whole table: mode={options['mode']}, or --mode")
     return make(name, mode=mode, **options)
 
 
