@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 import amplify
 from amplify.attribution.explaining import Given, explain_many
-from amplify.attribution.faithfulness import DEFAULT, KEPT, OCCLUSION, RANDOM, Faithfulness, Mean, faithfulness, pooled
-from amplify.attribution.gate import POOL
+from amplify.attribution.faithfulness import KEPT, OCCLUSION, RANDOM, Faithfulness, Mean, faithfulness, pooled
+from amplify.attribution.gate import POOL, merits
 from amplify.attribution.registry import METHODS
 from amplify.attribution.words import Spans, word_spans
 from amplify.backends.base import Scorer
@@ -177,6 +177,7 @@ def summed(records: Sequence[dict[str, Any]], settings: dict[str, Any]) -> tuple
         "words": float(np.mean([r["words"] for r in records])),
         "evaluations_per_input": {n: float(np.mean([r["calls"][n] for r in records])) for n in table.methods},
         "seconds_per_input": {n: float(np.mean([r["seconds"][n] for r in records])) for n in table.methods},
+        "merits": merits(table),
         "beats_random": beats,
         "pool_beats_random_everywhere": all(len(beats[n]) == len(KEPT) for n in POOL if n in beats),
     }
@@ -192,15 +193,19 @@ def markdown(table: Faithfulness, about: dict[str, Any]) -> str:
     first = table.methods[0]
     arrows = {"higher": "↑", "lower": "↓"}
     head = [f"{metric} {arrows[table.row(first, metric).better]}" for metric in KEPT]
-    lines = ["| | " + " | ".join(head) + " | evaluations |", "|---" * (len(KEPT) + 2) + "|"]
+    lines = ["| | " + " | ".join(head) + " | merit | evaluations |", "|---" * (len(KEPT) + 3) + "|"]
     for label, part in ((RANDOM, "random"), (OCCLUSION, "occlusion")):
         cells = [shown(getattr(table.row(first, metric), part)) for metric in KEPT]
-        lines.append(f"| *{label}* | " + " | ".join(cells) + " | |")
-    order = sorted(table.methods, key=lambda n: -np.mean([table.row(n, m).gain.mean for m in DEFAULT]))
-    for name in order:
+        lines.append(f"| *{label}* | " + " | ".join(cells) + " | | |")
+    worth = about["merits"]
+    for name in sorted(worth, key=lambda n: -worth[n]):
         rows = [table.row(name, metric) for metric in KEPT]
         cells = [f"**{shown(r.value)}**" if r.beats_random else shown(r.value) for r in rows]
-        lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {about['evaluations_per_input'][name]:.0f} |")
+        lines.append(
+            f"| `{name}` | "
+            + " | ".join(cells)
+            + f" | {worth[name]:+.2f} | {about['evaluations_per_input'][name]:.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -272,7 +277,8 @@ def main(
     stem.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     about_all = (
         f"# Explainers by faithfulness\n\n{data['date']}, {data['machine']}. Mean over inputs with its 95 % interval; "
-        "bold where it lies wholly beyond that of random scores. The explainers with the largest gain come first.\n\n"
+        "bold where it lies wholly beyond that of random scores. Merit: the gain over random scores in units of its "
+        "spread, averaged over metrics.\n\n"
     )
     stem.with_suffix(".md").write_text(about_all + "\n".join(bodies))
     click.echo(f"written: {stem}.json, {stem}.md")

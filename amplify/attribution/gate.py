@@ -336,10 +336,10 @@ def _best(
 ) -> Choice:
     # masks and draws of the measure have a stream of their own: no explainer has seen them
     table = faithfulness(found, model, metrics, examples=examples, k=k, seed=seed + 1)
-    merits = _merits(table)
-    best = max(found, key=lambda name: merits[name])
+    worth = merits(table)
+    best = max(found, key=lambda name: worth[name])
     beats = {name: [row.metric for row in table.rows if row.method == name and row.beats_random] for name in found}
-    return Choice(best, merits, beats, table.to_dict(), len(examples))
+    return Choice(best, worth, beats, table.to_dict(), len(examples))
 
 
 def plain(method: str, contrastive: bool) -> str:
@@ -369,8 +369,10 @@ def chosen_for(proxy: Proxy, *, contrastive: bool = False) -> Choice:
     return choose(proxy, task, contrastive=contrastive)
 
 
-def _merits(table: Faithfulness) -> dict[str, float]:
-    """Gain over random, in units of its spread over all items and explainers, averaged over metrics."""
+def merits(table: Faithfulness) -> dict[str, float]:
+    """Explainer -> its gain over random scores, in units of the spread over all items and explainers, averaged over
+    the metrics of a table that `faithfulness` or `pooled` made.
+    """
     metrics = list(dict.fromkeys(row.metric for row in table.rows))
     parts: dict[str, list[float]] = {name: [] for name in table.methods}
     for metric in metrics:
