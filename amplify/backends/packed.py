@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,6 +93,30 @@ class GrowingLayer(DynamicLayer):
     def _show(self, used: int) -> None:
         self.used = used
         self.keys, self.values = (buffer[:, :, :used] for buffer in self.buffers)
+
+
+class PathLayer(DynamicLayer):
+    """Keys and values of one layer, of which a pass leaves only those that the next one sees.
+
+    Which those are is known before the pass, so the others go as soon as this layer's attention is through.
+
+    Args:
+        after: its one element is changed before each pass: (k,) ascending indices into what the layer holds followed by
+            the pass's new tokens.
+    """
+
+    def __init__(self, after: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.after = after
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and all values of this pass."""
+        keys, values = super().update(key_states, value_states)
+        if len(self.after[0]) < keys.shape[2]:
+            self.keys, self.values = (x.index_select(2, self.after[0]) for x in (keys, values))
+        return keys, values
 
 
 class PackedModel:
@@ -187,7 +212,7 @@ class PackedModel:
         self.forwarded = 0
 
     def cache(self) -> Cache:
-        """An empty cache."""
+        """An empty cache that grows."""
         return Cache(layer_class_to_replicate=GrowingLayer)
 
     def forward(
@@ -286,15 +311,17 @@ class PackedModel:
         by_row = np.argsort(plan.read_at, kind="stable")
         sorted_rows = plan.read_at[by_row]
         targets = torch.from_numpy(plan.targets[by_row]).to(self.device)
-        cache, kept = self.cache(), np.zeros(0, np.int64)
+        after: list[torch.Tensor] = [torch.zeros(0)]
+        cache, kept = Cache(layer_class_to_replicate=partial(PathLayer, after)), np.zeros(0, np.int64)
         for begin, end in self.chunks(plan, chunk):
             keys = np.concatenate([kept, np.arange(begin, end)])
+            kept = plan.path(end)
+            after[0] = torch.from_numpy(np.searchsorted(keys, kept)).to(self.device)
             low, high = np.searchsorted(sorted_rows, [begin, end])
             rows, which = np.unique(sorted_rows[low:high] - begin, return_inverse=True)
             logits = stream.forward(self, begin, end, keys, cache, rows, around)
             if high > low:
                 out[low:high] = take(logits, torch.from_numpy(which).to(self.device), targets[low:high])
-            kept = shrink(cache, keys, plan.path(end), self.device)
         read = out.cpu().numpy()
         result = np.empty_like(read)
         result[by_row] = read
@@ -349,12 +376,3 @@ class OnDevice:
             return model.forward(
                 self.ids[new], self.positions[new], self.sees(new, at), self.positions[at], cache, wanted
             )
-
-
-def shrink(cache: Cache, keys: Ints, kept: Ints, device: torch.device) -> Ints:
-    """Drop all cache entries but `kept`, a subset of `keys`; both are ascending. Returns `kept`."""
-    if len(kept) < len(keys):
-        where = torch.from_numpy(np.searchsorted(keys, kept)).to(device)
-        for layer in cache.layers:
-            layer.keep(where)
-    return kept
