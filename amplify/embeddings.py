@@ -27,10 +27,8 @@ class Embedder:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        from amplify.proxies import quiet
-
         folder = models.resolve(model)
-        with quiet():
+        with models.quiet():
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
         self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

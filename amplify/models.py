@@ -336,6 +336,26 @@ def _hash(path: str, size: int, mtime_ns: int) -> str:
 
 
 @contextmanager
+def quiet(*, warnings: bool = False) -> Iterator[None]:
+    """Silence transformers' loading bars, and unless `warnings` its reports on what it loads.
+
+    For bars too fast to be read, and reports of which all that matters is checked by the caller.
+    """
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    if not warnings:
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+@contextmanager
 def _disk_errors(root: Path) -> Iterator[None]:
     """Turn a full or read-only disk into one clear error."""
     advice = "make room, or point AMPLIFY_HOME (aliases) or HF_HOME (hub) elsewhere"

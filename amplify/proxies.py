@@ -14,8 +14,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -267,7 +266,7 @@ def train_proxy(
     from amplify.proxy_training import fit, seeded
 
     started = time.perf_counter()
-    with seeded(seed), quiet():
+    with seeded(seed), models.quiet():
         model, tokenizer, columns = _body(source, kind, task.labels)
         recipe["columns"] = columns or list(range(len(task.labels) or 1))
         proxy = Proxy(source, kind, task.labels, columns is not None, identity, model, tokenizer, recipe)
@@ -318,7 +317,7 @@ def load_proxy(folder: str | Path) -> Proxy:
         raise DataError(f"{folder} holds a proxy of another format; train it again with this version of amplify")
     labels = tuple(card["labels"])
     try:
-        with quiet():
+        with models.quiet():
             model, tokenizer, _ = _body(folder, card["kind"], labels)
     except AmplifyError:
         raise
@@ -394,22 +393,6 @@ def _body(
     return model.to(device).eval().requires_grad_(False), tokenizer, columns
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' loading reports and bars: what matters of them is in the card or raised."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-
-
 def versions() -> dict[str, str]:
     """Versions of what computes a proxy's numbers."""
     import torch
@@ -438,7 +421,7 @@ def _write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
             if proxy.labels and proxy.kind == "encoder":
                 proxy.model.config.id2label = dict(enumerate(proxy.labels))
                 proxy.model.config.label2id = {label: i for i, label in enumerate(proxy.labels)}
-            with quiet():
+            with models.quiet():
                 proxy.model.save_pretrained(work)
             proxy.tokenizer.save_pretrained(work)
             (work / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -80,9 +80,10 @@ class TransformersBackend:
         chosen = "float32" if dtype == "auto" and cpu else dtype
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
-            self.model = transformers.AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=DTYPES.get(chosen, "auto"), attn_implementation=attn_implementation
-            )
+            with models.quiet(warnings=True):
+                self.model = transformers.AutoModelForCausalLM.from_pretrained(
+                    self.folder, dtype=DTYPES.get(chosen, "auto"), attn_implementation=attn_implementation
+                )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise DataError(f"{model} cannot be opened as a causal language model: {error}") from error
         self.model = self.model.to(self.device).eval().requires_grad_(False)

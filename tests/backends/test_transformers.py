@@ -243,6 +243,11 @@ def test_out_of_memory_keeps_what_was_answered(backend: Any, monkeypatch: pytest
     assert all(expected[i] == c for i, c in caught.value.completed.items())
 
 
+def test_opening_a_model_draws_no_bar(tiny_lm: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with open_backend(f"transformers:{tiny_lm}"):
+        assert capfd.readouterr() == ("", "")
+
+
 def test_describe_and_close(tiny_lm: Path) -> None:
     backend: Any = open_backend(f"transformers:{tiny_lm}", dtype="bfloat16")
     described = backend.describe()
