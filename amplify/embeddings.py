@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify import models
+from amplify.batching import batches
 from amplify.errors import InputError
-from amplify.proxy_rows import batches
 
 
 class Embedder:

@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify import models, resources
+from amplify.batching import batches
 from amplify.errors import AmplifyError, DataError, InputError
-from amplify.proxy_rows import Row, batches, causal_rows, encoder_rows
+from amplify.proxy_rows import Row, causal_rows, encoder_rows
 from amplify.tasks import Task
 from amplify.values import Example
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,18 +36,6 @@ class Row:
     answers: tuple[int, ...]
     targets: tuple[tuple[tuple[int, int], ...], ...] = ()
     unread: int = 0
-
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices grouped by similar length, at most `batch_tokens` padded tokens a group (one sequence at least)."""
-    group: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if group and (len(group) + 1) * lengths[i] > batch_tokens:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
 
 
 def encoder_rows(proxy: Proxy, example: Example) -> list[Row]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from amplify.batching import batches
 from amplify.errors import ContextLengthError, DataError, InputError
 from amplify.proxies import CARD, list_proxies, load_proxy, train_proxy
-from amplify.proxy_rows import batches
 from amplify.tasks import Task, load_task
 from amplify.values import Example
 

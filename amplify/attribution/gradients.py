@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify.attribution.words import Mask, Spans, aggregate, word_spans
+from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
 from amplify.layout import input_text
 from amplify.proxies import Proxy, softmax, versions
-from amplify.proxy_rows import Row, batches
+from amplify.proxy_rows import Row
 from amplify.values import Attribution, Example
 
 if TYPE_CHECKING:
