@@ -272,15 +272,19 @@ def main(
             head = f"{len(records)} inputs of {about['words']:.0f} words on average; accuracy {about['accuracy']:.0%}"
             bodies.append(f"## {what}, {name}\n\n{head}\n\n{markdown(table, about)}\n")
             click.echo(f"{what}, {name}\n{table}")
-    results.mkdir(parents=True, exist_ok=True)
-    stem = results / "compare_explainers"
+            write(results / "compare_explainers", data, bodies)
+
+
+def write(stem: Path, data: dict[str, Any], bodies: Sequence[str]) -> None:
+    """What there is so far, as JSON and Markdown."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    about_all = (
+    head = (
         f"# Explainers by faithfulness\n\n{data['date']}, {data['machine']}. Mean over inputs with its 95 % interval; "
         "bold where it lies wholly beyond that of random scores. Merit: the gain over random scores in units of its "
         "spread, averaged over metrics.\n\n"
     )
-    stem.with_suffix(".md").write_text(about_all + "\n".join(bodies))
+    stem.with_suffix(".md").write_text(head + "\n".join(bodies))
     click.echo(f"written: {stem}.json, {stem}.md")
 
 

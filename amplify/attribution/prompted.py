@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 STRATEGIES = ("perturbation", "prediction", "instruction", "explanation", "self")
 NEIGHBOURS = 16
+PHRASE = 3  # words that one thing named may hold
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,8 @@ def read_words(reply: str, text: str, spans: Spans, k: int, *, head: bool = Fals
 
     Read is what stands behind "Words:" (without such a head all of it) up to an empty line: quoted strings where there
     are some, else what commas and line ends part. An item must be a word of the input that may be named (case ignored),
-    or a phrase of the input that holds some. Where inventions outnumber words, nothing is read.
+    or a phrase of the input that holds some, but few: a model that copies the input names nothing. Where inventions
+    outnumber words, nothing is read.
 
     Args:
         reply: what a model wrote.
@@ -262,7 +264,7 @@ def read_words(reply: str, text: str, spans: Spans, k: int, *, head: bool = Fals
         parts = _words(_LISTED.sub("", item))
         held = [allowed[part] for part in parts if part in allowed]
         only = all(part in allowed or part in stop_words() for part in parts)
-        if held and only and f" {' '.join(parts)} " in source:
+        if 0 < len(held) <= PHRASE and only and f" {' '.join(parts)} " in source:
             words += [word for word in held if word not in words]
         elif parts:
             invented += 1

@@ -126,6 +126,8 @@ def test_self_continues_the_models_own_answer() -> None:
         ("- superb\n- lovely\n\nThe film is brilliant", ("superb", "lovely"), 0),
         ("lovely music", ("lovely", "music"), 0),
         ("superb music", (), 1),  # not a phrase of the input
+        ("lovely music saved", ("lovely", "music", "saved"), 0),
+        ("The superb end and the lovely music saved a dull", (), 1),  # a copy names nothing
         ("sup, lovely", ("lovely",), 1),  # no part of a word
         ("film, superbly", ("film",), 1),
         ("the, superb", ("superb",), 1),  # a stop word may not be named
