@@ -13,6 +13,8 @@ from amplify.evaluation.naming import shortened
 from amplify.render import attribution_marks, marked_html, page_template, visible, word_marks
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from amplify.evaluation.report import Report
     from amplify.values import Demonstration
 
@@ -33,6 +35,8 @@ def as_html(report: Report) -> str:
         points=tables.points,
         p_value=tables.p_value,
         count=tables.count,
+        short_hashes=tables.short_hashes,
+        breakable=_breakable,
     )
     report = shortened(report)
     programs = _programs(report, Markup)
@@ -55,6 +59,13 @@ def as_html(report: Report) -> str:
         data=_browsing(report),
         outcomes=("right", "partly", "wrong", "unparsed"),
     )
+
+
+def _breakable(name: str) -> Markup:
+    """A method's name that breaks behind an underscore or a comma where a column is too narrow for it."""
+    from markupsafe import Markup, escape
+
+    return Markup(escape(visible(name)).replace("_", Markup("_<wbr>")).replace(",", Markup(",<wbr>")))
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,13 @@ def _details(described: Mapping[str, Any]) -> list[str]:
         if isinstance(value, Mapping):
             parts += _details(value)
         elif value not in (None, "", [], {}):
-            text = str(value)
-            parts.append(f"{key} {text[:12] if re.fullmatch('[0-9a-f]{40,}', text) else text}")
+            parts.append(f"{key} {short_hashes(str(value))}")
     return parts
+
+
+def short_hashes(text: str) -> str:
+    """The text with the hashes in it cut to twelve digits; run.json has them whole."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", text)
 
 
 def progress(report: Report) -> str:

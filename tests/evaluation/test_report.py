@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import asdict, dataclass, replace
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import ClassVar
 
 import evaluation_fakes as fakes
@@ -17,6 +16,8 @@ from evaluation_fakes import Fake, Plain, make_task, methods, reply
 from amplify.backends.scripted import ScriptedBackend
 from amplify.errors import UnknownNameError
 from amplify.evaluation import evaluate, load_report, statistics
+from amplify.evaluation.page import _breakable
+from amplify.evaluation.tables import short_hashes
 from amplify.values import Answer, Attribution, Demonstration, Rationale
 
 EVIL = (
@@ -101,6 +102,12 @@ def test_options_in_common_stand_once_in_the_header(tmp_path):
         assert "asks=3 in every method that has them" in shown
         assert shown.count("asks=3") == 1
         assert "fake[skill=0.9]" in shown
+
+
+def test_names_break_where_words_end_and_hashes_are_cut():
+    assert _breakable("few_shot[k=3,a=<b>]") == "few_<wbr>shot[k=3,<wbr>a=&lt;b&gt;]"
+    digest = "0123456789ab" * 5
+    assert short_hashes(f"file @ sha256:{digest} 123") == "file @ sha256:0123456789ab 123"
 
 
 def test_numbers_as_json(run):
@@ -247,20 +254,6 @@ def test_shots_have_their_words_marked(evil):
     assert "grad&lt;i&gt; · m&amp;m" in text
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("no /usr/bin/chromium: apt install chromium")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium",
-            args=["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"],
-        )
-        yield chromium
-        chromium.close()
-
-
 def opened(browser, folder, **options):
     page = browser.new_page(**options)
     page.errors = []
@@ -336,3 +329,10 @@ def test_hostile_data_in_a_real_browser(browser, evil):
     page.locator("article .chip").first.click()
     assert "</script><script>" in page.locator("article pre").first.text_content()
     assert page.errors == []
+
+
+@pytest.mark.browser
+def test_a_narrow_screen_scrolls_plots_and_tables_inside_themselves(browser, run):
+    page = opened(browser, run[0], viewport={"width": 390, "height": 800})
+    assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    assert page.evaluate("document.querySelector('svg text').getBoundingClientRect().height") >= 9  # pixels: readable

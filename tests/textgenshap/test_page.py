@@ -137,20 +137,6 @@ def test_terminal(result) -> None:
     assert re.search(r"\x1b\[[\d;]*m", coloured)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("no /usr/bin/chromium: apt install chromium")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium",
-            args=["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"],
-        )
-        yield chromium
-        chromium.close()
-
-
 def opened(browser, path: Path, **options):
     page = browser.new_page(**options)
     page.errors, page.requests = [], []
