@@ -15,7 +15,7 @@ import time
 OWNER = "AMPLIFY_ENGINE_OWNER"
 """Environment variable: the process whose engines end with it."""
 _LOOKS = 1.0  # seconds between two looks
-_PATIENCE = 15.0  # seconds for an orderly end
+_PATIENCE = 5.0  # seconds for an orderly end
 
 
 def own_engines() -> None:

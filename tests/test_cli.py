@@ -9,6 +9,7 @@ import click
 import pytest
 
 from amplify.cli import cli, main
+from amplify.cli.keeping import _about
 
 
 @pytest.fixture
@@ -159,3 +160,10 @@ def test_attribute_names_the_file_that_is_wrong(amplify, arguments: tuple[str, .
     assert not out
     assert says in err
     assert "Traceback" not in err
+
+
+def test_a_proxy_is_told_by_its_training_and_accuracy() -> None:
+    training = {"epochs": 4, "seed": 1, "lora": True}
+    card = {"task": "reviews", "training": training, "validation": {"accuracy": 0.9289340101522843}}
+    assert _about(card) == "reviews, 4 epochs, seed 1, LoRA, accuracy 92.9 %"
+    assert _about({**card, "validation": {}}) == "reviews, 4 epochs, seed 1, LoRA"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,7 +43,19 @@ def _listing(what: str) -> list[tuple[str, str]]:
         ]
     from amplify.proxies import list_proxies
 
-    return [(card["folder"], f"{card['task']}, accuracy {card['validation']['accuracy']}") for card in list_proxies()]
+    return [(card["folder"], _about(card)) for card in list_proxies()]
+
+
+def _about(card: Mapping[str, Any]) -> str:
+    """A proxy in a line: for what, how trained, how good."""
+    how, right = card["training"], card["validation"].get("accuracy")
+    parts = [
+        card["task"],
+        f"{how['epochs']} epoch{'s' * (how['epochs'] != 1)}",
+        f"seed {how['seed']}",
+        *(["LoRA"] if how["lora"] else []),
+    ]
+    return ", ".join([*parts, *([f"accuracy {100 * right:.1f} %"] if right is not None else [])])
 
 
 @click.group(cls=Group)
