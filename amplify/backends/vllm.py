@@ -70,7 +70,8 @@ class VLLMBackend:
             InputError: a value that the engine refuses.
             BackendError: the engine did not start.
         """
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        # at WARNING it writes a line per weight that is stored in another dtype than it is used in
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
             import vllm
             from vllm.platforms import current_platform
