@@ -61,6 +61,9 @@ def methods_of(
         rows = [one("zero_shot"), one("marked_prompt"), one("few_shot", shots=shots), one("pasta_random_heads", **own)]
         rows.append(one("pasta", **own))
         rows += [one("pasta", profile=name) for name in (multi, agnostic) if name]
+        if backend.spec.startswith("vllm:"):
+            click.echo(f"{task.name}: without spotlight, whose second attention pass vLLM does not offer")
+            return [*rows, one("instaboost")]
         return [*rows, one("spotlight"), one("instaboost")]
     if table == "heads":
         steering = find_profile(profile, backend, task.name)
@@ -100,6 +103,7 @@ def methods_of(
 @click.option("--shots", type=int, default=4, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce_pasta"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True)
+@click.option("--name", default="", help="Name of the two result files.  [default: pasta_TABLE]")
 def main(
     table: str,
     tasks: str,
@@ -114,27 +118,28 @@ def main(
     shots: int,
     out: Path,
     results: Path,
+    name: str,
 ) -> None:
     """Reproduce TABLE on each task and write one table over all of them."""
     options = {"steering": True} if backend.startswith("vllm:") else {}
     reports = {}
     with amplify.open_backend(backend, **options) as opened:
-        for name in (PAPER_TASKS if paper else tasks).split(","):
-            for wording, instruction in wordings(table, name):
-                task = amplify.load_task(name, data, instruction=instruction)
+        for task_name in (PAPER_TASKS if paper else tasks).split(","):
+            for wording, instruction in wordings(table, task_name):
+                task = amplify.load_task(task_name, data, instruction=instruction)
                 mode = "score" if task.labels_of(task.test[0]) else "generate"
-                label = f"{name} ({wording})" if wording else name
+                label = f"{task_name} ({wording})" if wording else task_name
                 reports[label] = amplify.evaluate(
                     task,
                     opened,
                     methods_of(table, task, opened, mode, shots, profile, multi, agnostic),
                     seeds=[int(seed) for seed in seeds.split(",")],
                     limit=None if paper else limit or None,
-                    out=out / table / "-".join([*name.split("/"), *([wording] if wording else [])]),
+                    out=out / table / "-".join([*task_name.split("/"), *([wording] if wording else [])]),
                 )
                 click.echo(str(reports[label]))
         about = opened.describe()
-    write(results / f"pasta_{table}", table, backend, about, reports, title="PASTA")
+    write(results / (name or f"pasta_{table}"), table, backend, about, reports, title="PASTA")
 
 
 def wordings(table: str, task: str) -> Sequence[tuple[str, str | None]]:
