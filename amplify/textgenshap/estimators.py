@@ -157,7 +157,6 @@ def gaussian_process(game: CachedValue, index: Index, budget: int, seed: int, he
     n = game.n
     game(ends(n))
     pool = _candidates(n, budget, seed)
-    batch = max(8, budget // 8)
     rounds = [game.calls]
     while True:
         seen = game.coalitions
@@ -167,8 +166,8 @@ def gaussian_process(game: CachedValue, index: Index, budget: int, seed: int, he
         if len(seen) > 2:
             kernels = [gp.fit(seen, y, u) for y, u in zip(scaled.T, controls, strict=True)]
         shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
-        count = min(budget - game.calls, batch if game.calls > 2 else max(batch, n))
-        picked = gp.Design(shared, seen, pool, index).pick(count)
+        # each round doubles what is known: few large rounds share more prompt prefixes, at no cost in error
+        picked = gp.Design(shared, seen, pool, index).pick(min(budget - game.calls, max(n, game.calls)))
         if not len(picked):
             return _conditioned(seen, game.values, rounds, index, controls, helper)
         game(picked)
