@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from amplify.attribution.explaining import Given, Model, explain_many, opened
+from amplify.attribution.explaining import Given, Model, chosen, explain_many, opened
 from amplify.attribution.registry import METHODS
-from amplify.errors import CapabilityError, InputError
+from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.render import attribution_html, escape
 from amplify.values import Attribution
 
@@ -37,9 +37,11 @@ class Comparison:
 
     Attributes:
         found: method -> one attribution per input, or why there is none.
+        note: what "auto" stood for, and why; "" where it was not asked for.
     """
 
     found: dict[str, list[Attribution | str]]
+    note: str = ""
 
     def agreement(self) -> dict[tuple[str, str], float]:
         """Spearman's rank correlation of the word scores of two methods, averaged over the inputs that both explain.
@@ -106,7 +108,7 @@ class Comparison:
             f"<title>explanations · amplify</title><style>{_STYLE}</style></head><body>"
             f"<h1>Explanations: {len(names)} methods, {len(items)} inputs</h1>"
             '<p class="soft">Blue words speak for the target, orange ones against it; strengths are relative to the '
-            "strongest word of each line. Hover for numbers and intervals.</p>"
+            f"strongest word of each line. Hover for numbers and intervals. {escape(self.note)}</p>"
             '<h2>Methods</h2><div class="scroll"><table><thead><tr><th>method</th><th class="about">what it is</th>'
             f"<th>evaluations per input</th></tr></thead><tbody>{about}</tbody></table></div>"
             '<h2>How far they agree</h2><p class="soft">Spearman\'s rank correlation of word scores, mean over inputs '
@@ -135,12 +137,16 @@ def compare(
 ) -> Comparison:
     """Explain inputs by several methods; where a method cannot explain an input, the reason stands in its place.
 
-    Arguments are those of `explain_many`; `methods=None` takes all of `METHODS`.
+    Arguments are those of `explain_many`; `methods=None` takes all of `METHODS`, "auto" stands for the one it chooses.
 
     Raises:
+        UnknownNameError: no such method.
         InputError: an input that cannot be explained at all, or no method that can explain any.
     """
     names = list(dict.fromkeys(methods or METHODS))
+    for name in names:
+        if name not in METHODS and name != "auto":
+            raise UnknownNameError("explainer", name, (*METHODS, "auto"))
     cases = list(zip(texts, targets, foils or [None] * len(texts), strict=True))
 
     with opened(model) as one:
@@ -163,6 +169,11 @@ def compare(
         corpus: Sequence[str] = ()
         corpus = [a.text for a in run("random", cases, False)]  # which costs nothing, and checks every input
         found: dict[str, list[Attribution | str]] = {}
+        note = ""
+        if "auto" in names:
+            choice = chosen(one, *map(list, zip(*cases, strict=True)), budget=budget, seed=seed)
+            names = list(dict.fromkeys(choice.method if name == "auto" else name for name in names))
+            note = choice.note
         for name in names:
             try:
                 found[name] = list(run(name, cases, progress))
@@ -173,7 +184,7 @@ def compare(
     problems = {a for items in found.values() for a in items if isinstance(a, str)}
     if not any(isinstance(a, Attribution) for items in found.values() for a in items):
         raise InputError("; ".join(sorted(problems)))
-    return Comparison(found)
+    return Comparison(found, note)
 
 
 def _or_why_not(attempt: Callable[[], list[Attribution]]) -> Attribution | str:

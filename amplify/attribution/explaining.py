@@ -125,7 +125,7 @@ def explain_many(
         subjects = [subject(one, *given, truncate=truncate) for given in zip(*cases, strict=True)]
         meta: dict[str, Any] = {}
         if "auto" in methods:
-            choice = _chosen(one, cases, foils is not None and any(foil is not None for foil in foils), budget, seed)
+            choice = chosen(one, *cases, budget=budget, seed=seed)
             methods = list(dict.fromkeys(choice.method if name == "auto" else name for name in methods))
             meta["auto"] = choice.note
         _check_inside(one, methods)
@@ -210,15 +210,21 @@ def _check_inside(model: Proxy | Generator, methods: Sequence[str]) -> None:
             )
 
 
-def _chosen(
-    model: Proxy | Generator, cases: Sequence[Sequence[Any]], contrastive: bool, budget: int, seed: int
+def chosen(
+    model: Proxy | Generator,
+    texts: Sequence[Any],
+    targets: Sequence[str | None],
+    foils: Sequence[str | None],
+    players: Sequence[Spans | None] | None = None,
+    *,
+    budget: int = 128,
+    seed: int = 0,
 ) -> Choice:
-    """What "auto" stands for: see `explain`."""
+    """What "auto" stands for with an open model and these inputs: see `explain`."""
     from amplify.attribution.gate import choose_on, chosen_for
 
     if isinstance(model, Proxy):
-        return chosen_for(model, contrastive=contrastive)
-    texts, targets, foils, players = cases
+        return chosen_for(model, contrastive=any(foil is not None for foil in foils))
     return choose_on(model, texts, targets, foils, players, budget=budget, seed=seed)
 
 

@@ -78,7 +78,7 @@ class Choice:
         weak = "" if self.trusted else "; but it beats random scores on less than half of the metrics"
         if self.items < FEW:
             weak = "; too few examples to tell whether it beats random scores"
-        return f"explainer by the gate on {self.items} examples: {self.method} ({merits}){weak}"
+        return f"explainer by the gate on {self.items} example{'s' * (self.items != 1)}: {self.method} ({merits}){weak}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from amplify.errors import InputError
 @click.option("--model", "-M", required=True, help="Proxy folder, or KIND:MODEL, e.g. transformers:smollm2-135m.")
 @click.option("--target", help="Label, or what a language model is to write. Default: the label that a proxy gives.")
 @click.option("--foil", help="Another one: explain why the target and not this.")
-@click.option("--method", help="See `amplify list explainers`.  [default: grad_x_input]")
+@click.option("--method", help="See `amplify list explainers`; or auto.  [default: grad_x_input]")
 @click.option("--methods", help="Several, separated by commas, or all: compare them in one HTML page (--out).")
 @click.option("--budget", type=click.IntRange(min=1), default=128, show_default=True, help="Model evaluations at most.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is sampled.")
@@ -93,6 +93,8 @@ def explain(
             f"{n}: {a}" if isinstance(a, str) else attribution_text(a, **bound) for n, (a,) in result.found.items()
         ]
         click.echo("\n\n".join(shown))
+    if result.note:
+        click.echo(result.note)
     if out is not None:
         click.echo(f"{len(texts)} inputs, {len(result.found)} methods: {result.write(out)}")
 

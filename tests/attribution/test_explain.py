@@ -11,6 +11,7 @@ import amplify
 from amplify.attribution import METHODS
 from amplify.attribution.comparison import compare
 from amplify.backends import open_backend
+from amplify.backends.scripted import ScriptedBackend
 from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
@@ -245,6 +246,17 @@ def test_the_page_compares_and_says_what_could_not_be_explained(encoder, tmp_pat
     assert (
         agree["grad_norm", "vanilla_gradients" if ("grad_norm", "vanilla_gradients") in agree else "grad_x_input"] <= 1
     )
+
+
+def test_auto_is_compared_under_the_name_it_stands_for():
+    backend = ScriptedBackend(logprob=lambda text, _: -0.1 if "great" in text.lower() else -2.0)
+    result = compare([TEXT], [" good"], model=backend, methods=["tfidf", "auto"])
+    [name] = set(result.found) - {"tfidf"}
+    assert name in ("occlusion", "kernel_shap")
+    assert f"on 1 example: {name}" in result.note
+    assert result.note in result.to_html()
+    with pytest.raises(UnknownNameError, match="kernel_shap"):
+        compare([TEXT], [" good"], model=backend, methods=["tfidf", "KernelSHAP"])
 
 
 def test_the_command(encoder, tmp_path):
