@@ -35,6 +35,7 @@ from amplify.textgenshap.sources import (
     select,
     special_tokens,
 )
+from amplify.textgenshap.value import Coalitions, Floats
 from amplify.textgenshap.votes import exact_shubik, sampled_orders, walked_shubik
 from amplify.values import Prompt, Sampling
 
@@ -89,7 +90,8 @@ def attribute_sources(
         template: NAME of `prompts/sources_NAME.jinja`, a path to a .jinja file, or a `Template`.
         layout: one user message, or "text" for models without a chat template.
         control: use block encoding (engine "blocks") as a control variate; needs a `WhiteBox`, fixed order, "logprob".
-            Its correlation, slope and calls are in `meta`.
+            It is asked for up to 1,024 coalitions beside the budget: its calls, tokens, correlation and slope are in
+            `meta["control"]`. Worth it where documents are long beside the answer, which it forwards each time.
         cache: file that keeps every value as soon as it is known; the same call goes on where a stopped one was.
 
     Raises:
@@ -144,8 +146,10 @@ def attribute_sources(
     if value == "logprob":
         assert answer is not None
         game = LogProbGame(context, backend, answer, chosen, memory)
-        cheap = fixed_order(LogProbGame(context, backend, answer, "blocks")) if control else None
-        explained = explain(Play(game.of, memory.__contains__), context, control=cheap, **options)
+        helper = _Counted(LogProbGame(context, backend, answer, "blocks")) if control else None
+        explained = explain(Play(game.of, memory.__contains__), context, control=helper, **options)
+        if helper and "control" in explained.meta:
+            explained.meta["control"]["tokens"] = helper.tokens
         columns: tuple[str, ...] = game.columns
     else:
         ballot = VoteGame(context, backend, sampling, chosen, memory)
@@ -183,6 +187,19 @@ def attribute_sources(
             "amplify": amplify.__version__,
         },
     )
+
+
+class _Counted:
+    """A control as a `Value`, with the tokens that it made the model forward."""
+
+    def __init__(self, game: LogProbGame) -> None:
+        self.backend, self.value, self.tokens = game.backend, fixed_order(game), 0
+
+    def __call__(self, held: Coalitions) -> Floats:
+        before = self.backend.usage.snapshot()
+        values = self.value(held)
+        self.tokens += self.backend.usage.since(before).forwarded_tokens
+        return values
 
 
 def _votes(game: VoteGame, answer: str | None, options: dict[str, Any]) -> tuple[Explained, tuple[str, ...]]:

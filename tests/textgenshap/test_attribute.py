@@ -145,7 +145,10 @@ def test_block_encoding_says_how_well_it_follows(tiny_lm) -> None:  # type: igno
     documents = [f"{d} Number {i}." for i, d in enumerate(DOCUMENTS * 2)]
     with amplify.open_backend(f"transformers:{tiny_lm}") as backend:
         r = amplify.attribute_sources(QUESTION, documents, backend, "Paris", refine="documents", control=True)
-    assert -1.0 <= r.meta["control"]["correlation"][0] <= 1.0
+    told = r.meta["control"]
+    assert -1.0 <= told["correlation"][0] <= 1.0
+    assert told["calls"] == 2 ** len(documents)
+    assert 0 < told["tokens"] < r.cost.tokens
 
 
 def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
