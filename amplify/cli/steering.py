@@ -67,6 +67,13 @@ def generate(
 )
 @click.option("--exhaustive", is_flag=True, help="Every head on every sample, instead of coarse to fine.")
 @click.option("--most", type=click.IntRange(min=1), default=48, show_default=True, help="Heads to try together.")
+@click.option(
+    "--target-tokens",
+    type=click.IntRange(min=1),
+    default=24,
+    show_default=True,
+    help="First tokens of the wanted answer that count.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
 @takes_data
 def profile(
@@ -79,6 +86,7 @@ def profile(
     combine: Any,
     exhaustive: bool,
     most: int,
+    target_tokens: int,
     seed: int,
     data: Path | None,
 ) -> None:
@@ -103,6 +111,7 @@ def profile(
             search="exhaustive" if exhaustive else "coarse_to_fine",
             seed=seed,
             most=most,
+            target_tokens=target_tokens,
             record=out.with_suffix(".runs.jsonl"),
             progress=bar.update,
         )
