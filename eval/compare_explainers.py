@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -278,7 +279,8 @@ def main(
 def write(stem: Path, data: dict[str, Any], bodies: Sequence[str]) -> None:
     """What there is so far, as JSON and Markdown."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(data, indent=1))
+    stem.with_suffix(".json").write_text(text + "\n")
     head = (
         f"# Explainers by faithfulness\n\n{data['date']}, {data['machine']}. Mean over inputs with its 95 % interval; "
         "bold where it lies wholly beyond that of random scores. Merit: the gain over random scores in units of its "

@@ -17,7 +17,7 @@ from amplify.errors import InputError
 @click.option("--model", "-M", required=True, help="Proxy folder, or KIND:MODEL, e.g. transformers:smollm2-135m.")
 @click.option("--target", help="Label, or what a language model is to write. Default: the label that a proxy gives.")
 @click.option("--foil", help="Another one: explain why the target and not this.")
-@click.option("--method", help="See `amplify list explainers`; or auto.  [default: grad_x_input]")
+@click.option("--method", help="See `amplify list explainers`; or auto.  [default: integrated_gradients]")
 @click.option("--methods", help="Several, separated by commas, or all: compare them in one HTML page (--out).")
 @click.option("--budget", type=click.IntRange(min=1), default=128, show_default=True, help="Model evaluations at most.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is sampled.")
@@ -72,7 +72,7 @@ def explain(
         rows = read_rows(source, text=required(column, "--text"), label=label)[:limit]
         texts, targets = [row.text for row in rows], [row.label if label else target for row in rows]
         out = out or Path("runs") / "explain"
-    chosen = None if methods == "all" else names(methods or method or "grad_x_input")
+    chosen = None if methods == "all" else names(methods or method or "integrated_gradients")
     result = compare(
         texts,
         targets,
