@@ -127,7 +127,7 @@ def _picture(match: re.Match[str]) -> str:
 def _headline(attribution: Attribution) -> str:
     against = f" against {attribution.foil!r}" if attribution.foil is not None else ""
     how = " · ".join(part for part in (attribution.method, attribution.model) if part)
-    cost = f" · {attribution.budget:,} evaluations" if attribution.budget else ""
+    cost = f" · {attribution.budget:,} evaluation{'s' * (attribution.budget != 1)}" if attribution.budget else ""
     return f"why {attribution.target!r}{against}" + (f" ({how}{cost})" if how else "")
 
 
