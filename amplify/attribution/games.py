@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from amplify.attribution.first_token import first_token_alone
 from amplify.attribution.perturbation import Coalitions, Floats, Value
 from amplify.attribution.words import Spans, without_words
 from amplify.backends.base import Scorer, WhiteBox, need_white_box
 from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
-from amplify.first_token import first_token_alone
 from amplify.proxies import Proxy
 from amplify.proxy_rows import Row
 from amplify.values import Example, Message, Prompt, Span
