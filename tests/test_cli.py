@@ -167,3 +167,12 @@ def test_a_proxy_is_told_by_its_training_and_accuracy() -> None:
     card = {"task": "reviews", "training": training, "validation": {"accuracy": 0.9289340101522843}}
     assert _about(card) == "reviews, 4 epochs, seed 1, LoRA, accuracy 92.9 %"
     assert _about({**card, "validation": {}}) == "reviews, 4 epochs, seed 1, LoRA"
+
+
+def test_attribute_offers_what_the_library_has() -> None:
+    from amplify.cli import explaining
+    from amplify.textgenshap.engines import ENGINES
+    from amplify.textgenshap.estimators import ESTIMATORS
+
+    assert explaining.ENGINES == ENGINES
+    assert tuple(ESTIMATORS) == explaining.ESTIMATORS

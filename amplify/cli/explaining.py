@@ -99,6 +99,19 @@ def explain(
         click.echo(f"{len(texts)} inputs, {len(result.found)} methods: {result.write(out)}")
 
 
+# of `amplify.textgenshap`, which is not imported for a help text; a test holds them equal
+ENGINES = ("naive", "trie", "packed", "blocks")
+ESTIMATORS = (
+    "exact",
+    "permutation",
+    "kernel_shap",
+    "leverage_shap",
+    "lasso",
+    "regression_msr",
+    "gaussian_process",
+)
+
+
 @click.command()
 @click.option("--question", "-q", required=True, help="The question that the documents are to answer.")
 @click.option(
@@ -141,6 +154,25 @@ def explain(
     help="Of the documents: as given, or drawn anew for each prompt.",
 )
 @click.option("--budget", type=click.IntRange(min=2), default=64, show_default=True, help="Distinct prompts to ask.")
+@click.option(
+    "--estimator",
+    type=click.Choice(["auto", *ESTIMATORS]),
+    default="auto",
+    show_default=True,
+    help="How scores are made of the values asked; auto is exact where all coalitions fit the budget.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", *ENGINES]),
+    default="auto",
+    show_default=True,
+    help="How values are had: auto is the cheapest exact way; blocks, documents encoded once, approximates.",
+)
+@click.option(
+    "--control",
+    is_flag=True,
+    help="Let the blocks' approximate values, which are not counted, narrow the intervals. transformers: only.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is sampled.")
 @click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="Keep values here; resumes from them.")
 @click.option("--json", "json_", type=NewFile(), help="Write the result as JSON.")
