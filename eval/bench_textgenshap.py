@@ -338,6 +338,9 @@ def main() -> None:
     parser.add_argument("--parts", default="fixed,blocks,random,captum,many,votes")
     parser.add_argument("--out", type=Path, default=Path("eval/results/bench_textgenshap.json"))
     args = parser.parse_args()
+    parts = args.parts.split(",")
+    if late := [part for part in ("blocks", "captum") if part in parts and "fixed" not in parts[: parts.index(part)]]:
+        parser.error(f"{' and '.join(late)}: on the coalitions of fixed, which must stand before in --parts")
     rows = json.loads((args.data / "dev_distractor_50.json").read_text())
     backend: Any = amplify.open_backend(args.backend)
     bench = Bench(backend, rows, args.item, args.sentences, args.tokens, args.peer)
@@ -351,7 +354,7 @@ def main() -> None:
         "votes": lambda: bench.votes(args.coalitions // 2),
     }
     bench.backend.packed  # the one-off trial pass is no part of any time  # noqa: B018
-    for part in args.parts.split(","):
+    for part in parts:
         done = json.loads(args.out.read_text()) if args.out.exists() else {"parts": {}}
         result, seconds = timed(work[part])
         done["parts"][part] = result | {"item": args.item, "sentences": args.sentences, "bench_seconds": seconds}
