@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import sys
@@ -359,7 +360,9 @@ def main() -> None:
         result, seconds = timed(work[part])
         done["parts"][part] = result | {"item": args.item, "sentences": args.sentences, "bench_seconds": seconds}
         done |= {
-            "command": shlex.join(["python", "eval/bench_textgenshap.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "eval/bench_textgenshap.py", *sys.argv[1:]]).replace(
+                os.environ.get("AMPLIFY_DATA") or "\0", "$AMPLIFY_DATA"
+            ),
             "what": (__doc__ or "").split("\n", 1)[0],
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "setting": backend.describe(),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import sys
@@ -101,7 +102,9 @@ def main() -> None:
         game = play(backend, rows[item], args.sentences, args.work / name)
         done["games"][name] = game
         done = {
-            "command": shlex.join(["python", "eval/hotpotqa_games.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "eval/hotpotqa_games.py", *sys.argv[1:]]).replace(
+                os.environ.get("AMPLIFY_DATA") or "\0", "$AMPLIFY_DATA"
+            ),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "backend": backend.describe(),
             "machine": platform.platform(),
