@@ -25,6 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from amplify.errors import InputError
+from amplify.grouped_attention import grouped_sdpa
 from amplify.steering.formula import TokenSpan, dynamic_weights, generated_log_weight, key_log_weights
 from amplify.steering.spec import Steering
 
@@ -265,6 +266,8 @@ def _attention(
         [rows, queries, heads, value head], and the weights where the stock function gives them.
     """
     stock = _stock(base, module)
+    if base == "sdpa" and attention_mask is not None and query.device.type == "cpu":
+        stock = grouped_sdpa
     inner = _Unsteered(module, base) if base.startswith("flash") else module
     what = _ACTIVE.get(id(module.config))
     if scaling is None:
