@@ -27,8 +27,10 @@ def grouped_sdpa(
     """The stock function, but that heads which share keys and values share them in memory too.
 
     With a mask the stock one copies them for each head, since the fused kernels of a GPU want that; the CPU's does not.
+    Everything else is left to it.
     """
-    if kwargs.get("position_bias") is not None or kwargs.get("cache") is not None:
+    other = any(kwargs.get(name) is not None for name in ("position_bias", "cache"))
+    if other or attention_mask is None or query.device.type != "cpu":
         stock = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return stock(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     out = functional.scaled_dot_product_attention(

@@ -1,10 +1,10 @@
 """The gate before a rationale: which explainer this model is faithfully explained by, and whether these words matter.
 
 `choose` measures a pool of explainers on held-out items and takes the best (`method="auto"`); `choose_on` does so on
-inputs in hand. `judge` asks of one
-rationale whether the model needs its words more than as many random words of the same input. That gradients explain one
-model well and another not at all, and on texts often no better than chance, is why neither is taken on trust
-("Which Explanation Should I Choose?", Han et al. 2022; "Post Hoc Explanations", Krishna et al. 2023).
+inputs in hand. `judge` asks of one rationale whether the model needs its words more than as many random words of the
+same input. That gradients explain one model well and another not at all, and on texts often no better than chance, is
+why neither is taken on trust ("Which Explanation Should I Choose?", Han et al. 2022; "Post Hoc Explanations", Krishna
+et al. 2023).
 """
 
 from __future__ import annotations

@@ -139,9 +139,9 @@ class PackedModel:
 
     @contextmanager
     def _grouped(self) -> Iterator[None]:
-        """The model with `grouped_sdpa`, where that is its attention's cheaper form."""
+        """The model with `grouped_sdpa` in place of the stock function."""
         config = self.model.get_decoder().config
-        if self.device.type != "cpu" or config._attn_implementation != "sdpa":
+        if config._attn_implementation != "sdpa":
             yield
             return
         config._attn_implementation_internal = GROUPED

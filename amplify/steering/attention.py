@@ -237,7 +237,7 @@ class _Named:
 def _stock(base: str, module: torch.nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
     if base == "eager":  # each architecture has its own
         return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[base]
+    return grouped_sdpa if base == "sdpa" else ALL_ATTENTION_FUNCTIONS[base]
 
 
 def _attention(
@@ -266,8 +266,6 @@ def _attention(
         [rows, queries, heads, value head], and the weights where the stock function gives them.
     """
     stock = _stock(base, module)
-    if base == "sdpa" and attention_mask is not None and query.device.type == "cpu":
-        stock = grouped_sdpa
     inner = _Unsteered(module, base) if base.startswith("flash") else module
     what = _ACTIVE.get(id(module.config))
     if scaling is None:
@@ -281,7 +279,8 @@ def _attention(
         base == "sdpa" and not what.dynamic and not any(kwargs.get(k) is not None for k in ("position_bias", "cache"))
     )
     if fused and (attention_mask is not None or query.shape[2] == 1) and _mask_is_smaller(query, key):
-        return _masked(what, gate, query, key, value, attention_mask, scaling, kwargs.get("dropout", 0.0)), None
+        bias = _bias(what, gate, query, key, attention_mask)
+        return stock(inner, query, key, value, bias, scaling=scaling, **kwargs)
     keys, on = _key_side(what, query, key, scaling), _gate(what, gate, query)
     width = value.shape[-1]
     wide_key = torch.cat([key, keys.expand(*key.shape[:-1], WIDER)], -1)
@@ -312,32 +311,15 @@ def _mask_is_smaller(query: Tensor, key: Tensor) -> bool:
     return query.dtype == torch.float32 and query.shape[1] * query.shape[2] <= key.shape[1] * key.shape[3]
 
 
-def _masked(
-    what: Plan,
-    gate: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float,
-) -> Tensor:
-    """The formula as an additive mask, [rows, queries, heads, value head]."""
+def _bias(what: Plan, gate: Tensor, query: Tensor, key: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The formula as an additive mask, [rows, heads, queries, keys]."""
     on, weights = _gate(what, gate, query), _columns(what, query, key)[0]
     bias = (on[..., None] * weights[:, None, None, :]).to(query.dtype)
-    if attention_mask is not None:
-        mask = attention_mask[..., : key.shape[2]]
-        # not minus infinity: rows of padding see nothing at all
-        hidden = torch.finfo(bias.dtype).min
-        bias = bias.masked_fill(~mask, hidden) if mask.dtype == torch.bool else bias + mask
-    groups = query.shape[1] // key.shape[1]
-    shared = groups > 1 and query.device.type == "cpu"  # elsewhere a mask and shared keys rule the fused kernels out
-    if groups > 1 and not shared:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    out = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling, enable_gqa=shared
-    )
-    return out.transpose(1, 2).contiguous()
+    if attention_mask is None:
+        return bias
+    mask = attention_mask[..., : key.shape[2]]
+    # not minus infinity: rows of padding see nothing at all
+    return bias.masked_fill(~mask, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
 
 
 def _behind_the_cap(
