@@ -27,6 +27,7 @@ from amplify.steering import Steering
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
+    from amplify.values import Demonstration
 
 Floats = npt.NDArray[np.float64]
 Score = Callable[[Sequence[HeadSet], Sequence[int]], Floats]  # head sets, sample numbers -> margins [sets, samples]
@@ -281,7 +282,9 @@ def _name(heads: HeadSet) -> str:
     return " ".join(f"{layer}.{head}" for layer, head in sorted(heads))
 
 
-def items_of(task: Task, backend: Scorer, samples: int, *, seed: int = 0, split: str = "train") -> list[Item]:
+def items_of(
+    task: Task, backend: Scorer, samples: int, *, seed: int = 0, split: str = "train", shots: int = 0
+) -> list[Item]:
     """Samples of a task, with what their wanted answers must beat.
 
     For a choice the foil is the other object (the plain model's favourite, where there are several others); for free
@@ -293,11 +296,13 @@ def items_of(task: Task, backend: Scorer, samples: int, *, seed: int = 0, split:
         samples: how many; all there are where there are fewer.
         seed: of the draw.
         split: "train", "validation" or "test".
+        shots: labelled examples before each sample, drawn anew for each from the others of the training split.
 
     Raises:
         InputError: the task emphasises nothing, or has no such samples.
     """
     from amplify.methods import make
+    from amplify.methods.prompting import answer_shots
 
     if not task.emphasis:
         raise InputError(f"task {task.name} says not what is to be emphasised: its YAML needs emphasis:")
@@ -305,9 +310,16 @@ def items_of(task: Task, backend: Scorer, samples: int, *, seed: int = 0, split:
     if not pool:
         raise InputError(f"task {task.name} has no {split} examples to profile on")
     chosen = [pool[i] for i in np.random.default_rng(seed).permutation(len(pool))[:samples]]
-    program = make("zero_shot", mode="score" if task.labels_of(chosen[0]) else "generate").fit(task, backend, 0)
-    prompts = [program.prompt(e) for e in chosen]  # type: ignore[attr-defined]
-    answers = program.answer(chosen, backend)
+    mode: Literal["score", "generate"] = "score" if task.labels_of(chosen[0]) else "generate"
+    form = make("zero_shot", mode=mode).fit(task, backend, 0).form  # type: ignore[attr-defined]
+    drawn: list[tuple[Demonstration, ...]] = [()] * len(chosen)
+    if shots:
+        # one draw a sample, never the sample itself
+        few = make("few_shot", mode=mode, shots=shots)
+        pools = [replace(task, train=tuple(x for x in task.train if x.id != e.id)) for e in chosen]
+        drawn = [few.fit(rest, backend, seed + i).shots for i, rest in enumerate(pools)]  # type: ignore[attr-defined]
+    prompts = [form.prompt(e, s) for e, s in zip(chosen, drawn, strict=True)]
+    answers = answer_shots(form, chosen, drawn, backend)
     items = []
     for example, prompt, answer in zip(chosen, prompts, answers, strict=True):
         gap = " " if prompt.prefix or prompt.text is not None else ""
@@ -352,6 +364,7 @@ def profile(
     block: int = 4,
     most: int = 48,
     target_tokens: int = 24,
+    shots: int = 0,
     record: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Profile:
@@ -369,6 +382,7 @@ def profile(
         joint_samples: samples a task for the joint selection.
         block, most: see `joint`.
         target_tokens: first tokens of gold and foil that count.
+        shots: see `items_of`; for heads that will be steered behind as many examples.
         record: JSONL file of every run; the same call on the same file goes on where it stopped.
         progress: called with the number of runs after each batch.
 
@@ -393,10 +407,11 @@ def profile(
     rankings: dict[str, Ranking] = {}
     sizes = []
     for task in tasks:
-        items = items_of(task, scorer, samples, seed=seed)
+        items = items_of(task, scorer, samples, seed=seed, shots=shots)
         measure = Margins(scorer, items, base, target_tokens=target_tokens)
         what = [about.get("model"), about.get("dtype"), options, target_tokens, task.fingerprint, seed]
         what.append([[i.id, i.gold, i.foil] for i in items])
+        what += [shots] if shots else []
         key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
         scores[task.name] = Recorded(measure, task.name, Path(record) if record else None, key, progress)
         find = exhaustive if search == "exhaustive" else coarse_to_fine
@@ -408,10 +423,13 @@ def profile(
     runs = sum(r.runs for r in rankings.values()) + chosen.runs - sum(sizes)
     named = about.get("model")
     provenance = {
-        "tasks": {t.name: {"fingerprint": t.fingerprint, "samples": len(s.margins.items), "split": "train"}
-                  for t, s in zip(tasks, scores.values(), strict=True)},
+        "tasks": {
+            t.name: {"fingerprint": t.fingerprint, "emphasis": t.emphasis, "split": "train",
+                     "samples": len(s.margins.items)} for t, s in zip(tasks, scores.values(), strict=True)
+        },
         "search": search,
         **({"combine": how} if len(tasks) > 1 else {}),
+        **({"shots": shots} if shots else {}),
         "seed": seed,
         "target_tokens": target_tokens,
         "runs": runs,

@@ -210,6 +210,20 @@ def test_items_of_tasks(tiny_lm, facts):
         items_of(load_task("support_tickets"), backend, 2)
 
 
+def test_items_behind_shots_that_are_not_the_sample(tiny_lm):
+    task = replace(load_task("json_formatting"), emphasis="text", max_tokens=2)
+    backend = open_backend(f"transformers:{tiny_lm}")
+    items = items_of(task, backend, 6, shots=2)
+    texts = {e.id: e.text for e in task.train}
+    for item in items:
+        [span] = item.prompt.emphasis
+        *before, last = item.prompt.messages
+        assert last.content[span.start : span.end] == texts[item.id]
+        assert sum(m.role == "assistant" for m in before) == 2
+        assert not any(texts[item.id] in m.content for m in before)
+    assert len({item.prompt.messages[0] for item in items}) > 1  # each has shots of its own
+
+
 def test_profiles_are_found_saved_and_loaded(tiny_lm, facts, tmp_path):
     backend = open_backend(f"transformers:{tiny_lm}")
     found = profile([facts], backend, samples=6, joint_samples=3, most=4, block=2, record=tmp_path / "r.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,6 @@ def generate(
     max_tokens: int,
 ) -> None:
     """Answer PROMPT; with --steering, its **marked** words are emphasised (the marks are never sent)."""
-    from dataclasses import replace
-
     from amplify.steering import Steering, parse_emphasis
     from amplify.values import Sampling
 
@@ -74,6 +73,14 @@ def generate(
     show_default=True,
     help="First tokens of the wanted answer that count.",
 )
+@click.option("--emphasis", default="", help="What prompts emphasise, e.g. text.  [default: what each task says]")
+@click.option(
+    "--shots",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Labelled examples before each sample: for heads that few_shot_pasta will steer.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
 @takes_data
 def profile(
@@ -87,6 +94,8 @@ def profile(
     exhaustive: bool,
     most: int,
     target_tokens: int,
+    emphasis: str,
+    shots: int,
     seed: int,
     data: Path | None,
 ) -> None:
@@ -100,6 +109,7 @@ def profile(
     if out.suffix not in (".yaml", ".yml"):
         raise InputError(f"--out names a .yaml file, not {str(out)!r}")
     loaded = [load_task(name, data) for name in tasks]
+    loaded = [replace(task, emphasis=emphasis or task.emphasis) for task in loaded]
     steering = Steering(heads={0: (0,)}, alpha=alpha)
     with backend_of(required(backend, "--backend"), backend_option) as opened, tqdm(unit="run", disable=None) as bar:
         found = head_search.profile(
@@ -112,6 +122,7 @@ def profile(
             seed=seed,
             most=most,
             target_tokens=target_tokens,
+            shots=shots,
             record=out.with_suffix(".runs.jsonl"),
             progress=bar.update,
         )

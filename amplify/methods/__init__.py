@@ -20,7 +20,8 @@ from amplify.methods.controls import (
 )
 from amplify.methods.neighbours import FewShotNearest
 from amplify.methods.pasta import AutoPasta, InstaBoost, Pasta, Spotlight
-from amplify.methods.pasta_controls import MarkedPrompt, PastaRandomHeads
+from amplify.methods.pasta_controls import FewShotMarked, FewShotPastaRandomHeads, MarkedPrompt, PastaRandomHeads
+from amplify.methods.pasta_shots import FewShotPasta
 from amplify.methods.prompting import Form, PromptMethod, ShotProgram
 from amplify.methods.rag import RagDistilShapley, RagHighlightPasta, RagPruneShapley, RagRerankShapley
 from amplify.methods.rag_baselines import Rag, RagLeaveOneOut, RagRerankRandom
@@ -77,6 +78,9 @@ _CLASSES: tuple[type[Method], ...] = (
     Spotlight,
     InstaBoost,
     AutoPasta,
+    FewShotMarked,
+    FewShotPastaRandomHeads,
+    FewShotPasta,
     IgnoreWord,
     Rephrase,
     NegativeEmphasis,

@@ -65,7 +65,7 @@ class Pasta(PromptMethod):
 
     def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
         """Heads and strength."""
-        found = find_profile(self.profile, backend, task.name)
+        found = self.chosen_profile(task, backend)
         if self.heads < 0 or not 0 <= self.alpha <= 1:
             raise InputError(f"{self.name}: heads is 0 or more and alpha in [0, 1], got {self.heads} and {self.alpha}")
         chosen = first_heads(found, self.heads) if self.heads else found
@@ -76,6 +76,10 @@ class Pasta(PromptMethod):
             exempt_generated=self.exempt_generated or found.exempt_generated,
             spare_sink=self.spare_sink or found.spare_sink,
         )
+
+    def chosen_profile(self, task: Task, backend: Generator) -> Steering:
+        """The profile that the option names, or the one for this model and task."""
+        return find_profile(self.profile, backend, task.name)
 
 
 @dataclass(frozen=True)

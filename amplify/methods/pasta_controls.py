@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from amplify.backends.base import Generator
-from amplify.methods.baselines import ZeroShot
+from amplify.methods.baselines import FewShot, ZeroShot
 from amplify.methods.pasta import Pasta
+from amplify.methods.pasta_shots import FewShotPasta
 from amplify.methods.prompting import ShotProgram
 from amplify.methods.steered import need_emphasis, random_heads
 from amplify.steering import Steering
@@ -22,6 +23,17 @@ class PastaRandomHeads(Pasta):
 
     name: ClassVar[str] = "pasta_random_heads"
     seeded: ClassVar[bool] = True
+
+    def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
+        """The profile's strength on other heads."""
+        return random_heads(super().steering(task, backend, seed), seed)
+
+
+@dataclass(frozen=True)
+class FewShotPastaRandomHeads(FewShotPasta):
+    """The control of few_shot_pasta: the same shots, as many heads, drawn at random with the seed."""
+
+    name: ClassVar[str] = "few_shot_pasta_random_heads"
 
     def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
         """The profile's strength on other heads."""
@@ -48,4 +60,26 @@ class MarkedPrompt(ZeroShot):
         """
         need_emphasis(task)
         program = super().fit(task, backend, seed)
+        return replace(program, form=replace(program.form, marks=self.mark))
+
+
+@dataclass(frozen=True)
+class FewShotMarked(FewShot):
+    """Few-shot with marks around what few_shot_pasta would steer to.
+
+    Attributes:
+        emphasis: see `FewShotPasta`.
+        mark: written before and after it.
+    """
+
+    name: ClassVar[str] = "few_shot_marked"
+
+    emphasis: str = "text"
+    mark: str = "*"
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+        """Draw the shots with the seed."""
+        asked = replace(task, emphasis=self.emphasis or task.emphasis)
+        need_emphasis(asked)
+        program = super().fit(asked, backend, seed)
         return replace(program, form=replace(program.form, marks=self.mark))

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from amplify.backends.base import Generator
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.answering import answer_prompts, check_window
 from amplify.methods.base import PromptProgram
-from amplify.methods.prompting import Form, as_example
+from amplify.methods.prompting import Form, as_example, demonstration
 from amplify.steering import Steering, profiles
-from amplify.values import Answer, Example, Prompt
+from amplify.values import Answer, Demonstration, Example, Prompt
 
 
 @dataclass(frozen=True)
 class SteeredProgram(PromptProgram):
-    """The zero-shot prompt, answered with steered attention.
+    """A prompt, answered with steered attention.
 
     Attributes:
-        form: how prompts look, and what they emphasise.
+        form: how prompts look, and what they emphasise in the last question.
         steering: heads and strength.
         notes, meta: see `ShotProgram`.
+        shots: demonstrations, first to last; none of their words is emphasised.
     """
 
     kind: ClassVar[str] = "steered"
@@ -32,10 +33,11 @@ class SteeredProgram(PromptProgram):
     steering: Steering
     notes: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    shots: tuple[Demonstration, ...] = ()
 
     def prompt(self, example: Example | str) -> Prompt:
         """The prompt for an example or a plain text, its emphasis included."""
-        return self.form.prompt(as_example(example))
+        return self.form.prompt(as_example(example), self.shots)
 
     def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
         """Answer a batch.
@@ -44,7 +46,8 @@ class SteeredProgram(PromptProgram):
             CapabilityError: a backend that cannot steer.
             InputError: heads measured on another model.
         """
-        return answer_steered(self.form, examples, [self.prompt(e) for e in examples], backend, self.steering)
+        prompts = [self.prompt(e) for e in examples]
+        return answer_steered(self.form, examples, prompts, backend, self.steering, self.shots)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -53,13 +56,15 @@ class SteeredProgram(PromptProgram):
             "steering": self.steering.to_dict(),
             "notes": list(self.notes),
             "meta": dict(self.meta),
+            "shots": [asdict(shot) for shot in self.shots],
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
         steering = Steering.from_dict(data["steering"])
-        return cls(Form.from_dict(data["form"]), steering, tuple(data["notes"]), data["meta"])
+        shots = tuple(demonstration(shot) for shot in data["shots"])
+        return cls(Form.from_dict(data["form"]), steering, tuple(data["notes"]), data["meta"], shots)
 
 
 def answer_steered(
@@ -68,9 +73,14 @@ def answer_steered(
     prompts: Sequence[Prompt],
     backend: Generator,
     steering: Steering | None,
+    shots: Sequence[Demonstration] = (),
 ) -> list[Answer]:
-    """Answer prompts that are made already; what emphasises nothing is answered plainly."""
-    check_window(backend, prompts, form.style, form.method, [0] * len(prompts), lambda i, _: prompts[i])
+    """Answer prompts that are made already, with these shots; what emphasises nothing is answered plainly."""
+
+    def with_shots(i: int, n: int) -> Prompt:
+        return form.prompt(examples[i], shots[:n]) if shots else prompts[i]
+
+    check_window(backend, prompts, form.style, form.method, [len(shots)] * len(prompts), with_shots)
     return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form.style, backend, steering)
 
 
@@ -79,8 +89,14 @@ def model_name(backend: Generator) -> str:
     return backend.spec.partition(":")[2].partition("@")[0].rstrip("/").rpartition("/")[2]
 
 
-def find_profile(name: str, backend: Generator, task: str) -> Steering:
+def find_profile(name: str, backend: Generator, task: str, variant: str = "") -> Steering:
     """The head profile of a name; of no name, the one that was measured for this model and task, else this model.
+
+    Args:
+        name: of a profile, or its file.
+        backend: whose model it must be.
+        task: name of the task.
+        variant: an ending of the profile's name that is tried first.
 
     Raises:
         UnknownNameError: no such profile.
@@ -89,7 +105,8 @@ def find_profile(name: str, backend: Generator, task: str) -> Steering:
     if name:
         return Steering.load(name)
     model, known = model_name(backend), profiles()
-    for guess in (f"{model}-{task.replace('/', '-')}", model):
+    own = f"{model}-{task.replace('/', '-')}"
+    for guess in (own + variant, own, model):
         if guess in known:
             return Steering.load(guess)
     raise InputError(

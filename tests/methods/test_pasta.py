@@ -68,6 +68,36 @@ def test_the_prompt_is_the_plain_one_and_the_answer_the_steered_one(name, backen
     assert program.to_dict()["steering"]["mode"] == name if name in ("spotlight", "instaboost") else True
 
 
+def test_behind_shots_only_the_last_question_is_emphasised(backend, jobs, profile, tmp_path):
+    program = saved(make("few_shot_pasta", profile=profile, shots=2).fit(jobs, backend, 5), tmp_path)
+    shots = make("few_shot", shots=2).fit(jobs, backend, 5)
+    for example in jobs.test:
+        prompt, plain = program.prompt(example), shots.prompt(example)
+        assert prompt.messages == plain.messages
+        [span] = prompt.emphasis
+        assert span.message == len(prompt.messages) - 1
+        assert prompt.messages[span.message].content[span.start : span.end] == example.text
+    wanted = backend.generate([program.prompt(e) for e in jobs.test], Sampling(max_tokens=4), steering=program.steering)
+    assert [a.text for a in program.answer(jobs.test, backend)] == [w.text for w in wanted]
+    asked = make("few_shot_pasta", profile=profile, shots=2, emphasis="").fit(jobs, backend, 5).prompt(jobs.test[0])
+    [span] = asked.emphasis
+    assert asked.messages[-1].content[span.start : span.end] == jobs.instruction
+    with pytest.raises(InputError, match="emphasis is instruction"):
+        make("few_shot_pasta", profile=profile, shots=2, emphasis="nothing").fit(jobs, backend, 5)
+
+
+def test_controls_behind_shots(backend, jobs, profile):
+    drawn = make("few_shot_pasta_random_heads", profile=profile, shots=2).fit(jobs, backend, 5)
+    steered = make("few_shot_pasta", profile=profile, shots=2).fit(jobs, backend, 5)
+    assert drawn.prompt(jobs.test[0]) == steered.prompt(jobs.test[0])
+    assert drawn.steering.alpha == steered.steering.alpha
+    assert sum(map(len, drawn.steering.heads.values())) == sum(map(len, steered.steering.heads.values()))
+    marked = make("few_shot_marked", shots=2).fit(jobs, backend, 5).prompt(jobs.test[0])
+    plain = make("few_shot", shots=2).fit(jobs, backend, 5).prompt(jobs.test[0])
+    assert marked.messages[:-1] == plain.messages[:-1]
+    assert f"*{jobs.test[0].text}*" in marked.messages[-1].content
+
+
 def test_steering_changes_scores_and_reaches_score_mode(backend, jobs, profile):
     labelled = replace(
         jobs, labels=("good", "bad"), metric="accuracy", test=tuple(replace(e, answers=()) for e in jobs.test),
