@@ -6,10 +6,11 @@
         --profile mine.yaml --agnostic others.yaml        # full size; profiles are made by `amplify profile`
 
 Tables: `main` (baselines, task-specific, multi-task and task-agnostic heads, relatives), `shots` (steering behind
-examples, which the paper does not have, against the same examples without it), `heads` (which head set: the
-profile, random heads, every head, one layer's), `alpha` and `number` (curves), `sensitivity` (the same request in other
-words). Each task is one run folder under --out (killed and started again, it goes on); the table over all of them is
-written to --results as JSON and Markdown, with the date, the machine and the versions.
+examples, which the paper does not have, against the same examples without it), `heads` (which head set: the profile,
+random heads, every head, one layer's), `alpha` and `number` (curves), `sensitivity` (the same request in other words),
+`auto` (AutoPASTA: the key sentence is named by the model or by an attribution), `refusals` (for --tasks over_refusal).
+Each task is one run folder under --out (killed and started again, it goes on); the table over all of them is written to
+--results as JSON and Markdown, with the date, the machine and the versions.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from amplify.methods import make
 from amplify.methods.base import Method
 from amplify.methods.steered import find_profile, first_heads
 
-TABLES = ("main", "shots", "heads", "alpha", "number", "sensitivity")
+TABLES = ("main", "shots", "heads", "alpha", "number", "sensitivity", "auto", "refusals")
 REDUCED = "json_formatting,pronouns,counterfact_known/efficacy,counterfact_known/paraphrase"
 PAPER_TASKS = "json_formatting,pronouns,bias_bios,counterfact/efficacy,counterfact/paraphrase"
 ALPHAS = (0.001, 0.01, 0.03, 0.1, 0.3)
@@ -70,6 +71,11 @@ def methods_of(
         names = ("few_shot", "few_shot_marked", "few_shot_pasta_random_heads", "few_shot_pasta")
         given = [one(name, shots=shots, **(own if "pasta" in name else {})) for name in names]
         return [one("zero_shot"), one("marked_prompt"), *given]
+    if table == "auto":
+        sources = ("model", "attribution")
+        return [one("zero_shot"), one("pasta", **own), *(one("auto_pasta", **own, source=s) for s in sources)]
+    if table == "refusals":
+        return [one(name) for name in ("zero_shot", "ignore_word", "rephrase", "negative_emphasis")]
     if table == "heads":
         steering = find_profile(profile, backend, task.name)
         best = max(steering.heads or {0: ()}, key=lambda layer: len((steering.heads or {})[layer]))
