@@ -51,10 +51,11 @@ WORDINGS = {
 
 
 def methods_of(
-    table: str, task: amplify.tasks.Task, backend: Any, mode: str, shots: int, profile: str, multi: str, agnostic: str
-) -> list[Method]:
+    table: str, task: amplify.tasks.Task, backend: Any, mode: str, shots: int, profile: str, alpha: float, multi: str,
+    agnostic: str,
+) -> list[Method]:  # fmt: skip
     """The rows of a table. Empty profile names mean the profile that is shipped for this model and task."""
-    own = {"profile": profile} if profile else {}
+    own: dict[str, Any] = ({"profile": profile} if profile else {}) | ({"alpha": alpha} if alpha else {})
 
     def one(name: str, **options: Any) -> Method:
         return make(name, mode=mode, **options)  # type: ignore[arg-type]
@@ -91,7 +92,7 @@ def methods_of(
         named = [one("pasta", profile=str(folder / f"{name}.yaml")) for name in sets]
         return [one("zero_shot"), one("pasta_random_heads", **own), one("pasta", **own), *named]
     if table == "alpha":
-        return [one("zero_shot"), *(one("pasta", **own, alpha=a) for a in ALPHAS)]
+        return [one("zero_shot"), *(one("pasta", **{**own, "alpha": a}) for a in ALPHAS)]
     if table == "number":
         ranked = find_profile(profile, backend, task.name)
         known = len(ranked.provenance.get("order", ()))
@@ -107,6 +108,7 @@ def methods_of(
 @click.option("--backend", default="transformers:smollm2-135m", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Default: $AMPLIFY_DATA.")
 @click.option("--profile", default="", help="Head profile instead of the one shipped for model and task.")
+@click.option("--alpha", type=float, default=0.0, help="Instead of the profile's own.")
 @click.option("--multi", default="", help="Head profile of several tasks together, as one more row of `main`.")
 @click.option("--agnostic", default="", help="Head profile of other tasks, as one more row of `main`.")
 @click.option("--seeds", default="0,1,2", show_default=True)
@@ -122,6 +124,7 @@ def main(
     backend: str,
     data: Path | None,
     profile: str,
+    alpha: float,
     multi: str,
     agnostic: str,
     seeds: str,
@@ -143,7 +146,7 @@ def main(
                 reports[label] = amplify.evaluate(
                     task,
                     opened,
-                    methods_of(table, task, opened, mode, shots, profile, multi, agnostic),
+                    methods_of(table, task, opened, mode, shots, profile, alpha, multi, agnostic),
                     seeds=[int(seed) for seed in seeds.split(",")],
                     limit=None if paper else limit or None,
                     out=out / table / "-".join([*task_name.split("/"), *([wording] if wording else [])]),
