@@ -155,16 +155,17 @@ def gaussian_process(game: CachedValue, index: Index, budget: int, seed: int, he
         helper: a control variate.
     """
     n = game.n
-    game(ends(n))
     pool = _candidates(n, budget, seed)
+    begin = ends(n)
+    if not game.calls:  # the first design needs no value: asked together, it shares prompt prefixes with the ends
+        begin = np.concatenate([begin, gp.Design(gp.prior(n), begin, pool, index).pick(min(budget - 2, n))])
+    game(begin)
     rounds = [game.calls]
     while True:
         seen = game.coalitions
         scaled, _, _ = _standardised(game.values)
         controls = helper.at(seen) if helper else [None] * scaled.shape[1]
-        kernels = [gp.prior(n)]
-        if len(seen) > 2:
-            kernels = [gp.fit(seen, y, u) for y, u in zip(scaled.T, controls, strict=True)]
+        kernels = [gp.fit(seen, y, u) for y, u in zip(scaled.T, controls, strict=True)]
         shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
         # each round doubles what is known: few large rounds share more prompt prefixes, at no cost in error
         picked = gp.Design(shared, seen, pool, index).pick(min(budget - game.calls, max(n, game.calls)))
