@@ -195,9 +195,10 @@ def _conditioned(
                 early, late = control and control.first(known), control and control.first(then)
                 kernel = gp.fit(coalitions[:known], y[:known], early)
                 moved.append(gp.surprise(kernel, coalitions[:then], y[:then], known, index, late))
-        surprises.append(max(float(np.mean(moved)), 1.0) if moved else 1.0)
-        # the scale of the errors is known from these few rounds, hence their few degrees of freedom
-        halves.append(half_width(found[-1].deviation * np.sqrt(surprises[-1]), max(2 * len(moved), 1)))
+        surprises.append(max(float(np.mean([m.ratio for m in moved])), 1.0) if moved else 1.0)
+        # the scale of the errors is known from these few moves, hence their few degrees of freedom
+        freedom = sum(m.freedom for m in moved) if moved else 1.0
+        halves.append(half_width(found[-1].deviation * np.sqrt(surprises[-1]), freedom))
     scores, half = np.stack([f.scores for f in found], axis=1) * spread, np.stack(halves, axis=1) * spread
     meta: dict[str, Any] = {"surprise": surprises, "rounds": rounds}
     if helper is not None:

@@ -200,19 +200,37 @@ def posterior(
     return Posterior(cross @ alpha, np.sqrt(np.maximum(variance, 0.0)), slope)
 
 
+@dataclass(frozen=True)
+class Surprise:
+    """How much further scores moved than a model thought they would, squared (`ratio`; 1 if the model is right).
+
+    `freedom`: of how many equal and independent squared moves that is the mean, in effect.
+    """
+
+    ratio: float
+    freedom: float
+
+
 def surprise(
     kernel: Kernel, coalitions: Coalitions, values: Floats, known: int, index: Index, control: Control | None = None
-) -> float:
-    """How much further the scores moved than the model thought they would, squared, when new values came in.
+) -> Surprise:
+    """What new values did to the scores, against what the model expected of them.
 
-    The first `known` values predict the scores; the rest moves them. Under the model each move is Gaussian with the
-    variance that the new values take away, so the mean squared standardised move is 1; above 1 the model is too sure.
+    The first `known` values predict the scores; the rest moves them. Under the model the moves are Gaussian with mean 0
+    and a known covariance M, so their summed squares are trace(M) on average, and near a multiple of a chi-squared
+    variable with trace(M)^2 / trace(M M) degrees of freedom (Satterthwaite 1946).
     """
-    early = control and control.first(known)
-    before = posterior(kernel, coalitions[:known], values[:known], index, early)
-    after = posterior(kernel, coalitions, values, index, control)
-    expected = before.deviation**2 - after.deviation**2
-    return float(np.mean((after.scores - before.scores) ** 2) / max(float(np.mean(expected)), 1e-12))
+    gram = kernel.gram(coalitions, coalitions) + JITTER * np.eye(len(values))
+    cross = kernel.cross(coalitions, index)
+    if control is not None:
+        gram += kernel.follows * np.outer(control.values, control.values)
+        cross = cross + kernel.follows * np.outer(control.scores, control.values)
+    move = cho_solve(cho_factor(gram, lower=True), cross.T).T  # of the scores, by all values
+    move[:, :known] -= cho_solve(cho_factor(gram[:known, :known], lower=True), cross[:, :known].T).T
+    expected = move @ gram @ move.T
+    total = max(float(np.trace(expected)), 1e-12)
+    freedom = total**2 / max(float((expected**2).sum()), 1e-24)
+    return Surprise(float(((move @ values) ** 2).sum()) / total, max(freedom, 1.0))
 
 
 class Design:

@@ -123,3 +123,27 @@ def test_fewer_evaluations_than_kernel_shap_on_redundant_evidence() -> None:
             scores = estimate(lambda s, t=table: t[s @ bits], 10, estimator=name, budget=48, seed=seed).scores
             list_.append(float(((scores - truth) ** 2).sum() / (truth**2).sum()))
     assert np.median(errors["auto"]) < 0.7 * np.median(errors["kernel_shap"])
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_moves_of_a_right_model_are_as_large_as_it_expects(followed: bool) -> None:
+    rng = np.random.default_rng(0)
+    n, known, m, draws = 6, 14, 24, 4000
+    held = rng.permutation(all_coalitions(n))[:m]
+    kernel = gp.Kernel(rng.uniform(0.05, 1, n), 0.8, rng.uniform(0.1, 1, n), 0.05, 0.7)
+    control = gp.Control(rng.normal(size=m), rng.normal(size=n)) if followed else None
+    gram = kernel.gram(held, held) + 1e-9 * np.eye(m)
+    if control:
+        gram += kernel.follows * np.outer(control.values, control.values)
+    values = rng.normal(size=(draws, m)) @ np.linalg.cholesky(gram).T
+    found = [gp.surprise(kernel, held, v, known, "shapley", control) for v in values]
+    ratios, freedom = np.array([f.ratio for f in found]), found[0].freedom
+    # mean 1 and variance 2 / freedom, as of a chi-squared variable over its degrees of freedom
+    assert ratios.mean() == pytest.approx(1, abs=4 * np.sqrt(2 / freedom / draws))
+    assert ratios.var() == pytest.approx(2 / freedom, rel=0.15)
+    assert 1 < freedom < n
+    # what is expected is the posterior variance that the new values take away
+    first = gp.posterior(kernel, held[:known], values[0, :known], "shapley", control and control.first(known))
+    then = gp.posterior(kernel, held, values[0], "shapley", control)
+    expected = (first.deviation**2 - then.deviation**2).sum()
+    assert ratios[0] == pytest.approx(((then.scores - first.scores) ** 2).sum() / expected, rel=1e-4)
