@@ -6,8 +6,9 @@ Parts: `fixed`, ten HotpotQA paragraphs in their order, prefix trie against cont
 `blocks`, documents encoded once, on the same coalitions; `random`, orders drawn anew, packed permutations against
 context-cite's pass; `captum`, `LLMAttribution`'s own forward function on coalitions of `fixed`, one pass per target
 token and one per sequence; `exact`, all 2^n coalitions; `many`, 20 and 50 documents in random order, tokens forwarded
-against naive ones; `votes`, answers decoded against answers recognised (for half the coalitions). Where a rival is
-timed on some of the coalitions only, its time is scaled by tokens and says so.
+against naive ones; `votes`, answers decoded against answers recognised, and `hierarchy`, down to words against
+documents alone (both for half the coalitions). Where a rival is timed on some of the coalitions only, its time is
+scaled by tokens and says so.
 Results are added to the JSON file part by part.
 """
 
@@ -273,18 +274,51 @@ class Bench:
         selections = sorted({select(row, self.context.sources) for row in in_place(masks).tolist()})
         prompts = [self.context.prompt(s) for s in selections]
         sampling = Sampling(max_tokens=16)
-        known = KnownAnswers()
+        known, usage = KnownAnswers(), self.backend.usage
+        start = usage.snapshot()
         found, seconds = timed(lambda: generate_known(self.backend, prompts, sampling, known))
+        forwarded, start = usage.since(start).forwarded_tokens, usage.snapshot()
         plain, plain_seconds = timed(lambda: self.backend.generate(prompts, sampling))
         return {
             "coalitions": len(prompts),
-            "answers": len(known.counts),
-            "decoding_steps": known.decoded,
+            "answers": len(set(known.answers.values())),
+            "a_step": "a pass from which an answer's tokens are taken, the one that reads the prompt's end included",
+            "decoding_steps": known.steps,
             "plain_decoding_steps": known.plain,
-            "share_of_steps": known.decoded / known.plain,
+            "share_of_steps": known.steps / known.plain,
+            "share_of_steps_behind_the_prompts": (known.steps - len(prompts)) / (known.plain - len(prompts)),
+            "forwarded_tokens": forwarded,
+            "plain_forwarded_tokens": usage.since(start).forwarded_tokens,
             "seconds": seconds,
             "plain_seconds": plain_seconds,
             "equal": sum(a.text == b.text for a, b in zip(found, plain, strict=True)),
+        }
+
+    def hierarchy(self, budget: int) -> dict[str, Any]:
+        """Documents alone, and down to words with a budget that leaves the documents as many evaluations.
+
+        Two `attribute_sources` calls that share nothing but the answer, which is given.
+        """
+        documents = list(self.context.documents)
+        result: dict[str, Any] = {}
+        for refine, asked in (("documents", budget), ("words", 2 * budget)):
+            found, seconds = timed(
+                lambda refine=refine, asked=asked: amplify.attribute_sources(
+                    self.context.question, documents, self.backend, self.answer, refine=refine, budget=asked
+                )
+            )
+            result[refine] = {
+                "budget": asked,
+                "evaluations": found.cost.calls,
+                "forwarded_tokens": found.cost.tokens,
+                "sentences_scored": len(found.sentences.sources) if found.sentences else 0,
+                "words_scored": len(found.words.sources) if found.words else 0,
+                "seconds": seconds,
+            }
+        words, alone = result["words"], result["documents"]
+        return result | {
+            "times_the_tokens": words["forwarded_tokens"] / alone["forwarded_tokens"],
+            "times_the_seconds": words["seconds"] / alone["seconds"],
         }
 
 
@@ -305,6 +339,7 @@ GOALS = {
     "exact": ("times_context_cite_default", "times the time of 64 ablations (at most)", 4.0),
     "many": ("50.fewer_tokens", "times fewer tokens at 50 documents", 15.0),
     "votes": ("share_of_steps", "of plain decoding's steps (at most)", 0.2),
+    "hierarchy": ("times_the_tokens", "times the tokens of documents alone, down to words (at most)", 3.0),
     "blocks": ("correlation", "correlation with the exact game", 0.9),
 }
 
@@ -353,6 +388,7 @@ def main() -> None:
         "exact": bench.exact,
         "many": lambda: bench.many([int(s) for s in args.documents.split(",")]),
         "votes": lambda: bench.votes(args.coalitions // 2),
+        "hierarchy": lambda: bench.hierarchy(args.coalitions // 2),
     }
     bench.backend.packed  # the one-off trial pass is no part of any time  # noqa: B018
     for part in parts:

@@ -1,44 +1,82 @@
-"""Greedy answers to many related prompts: those seen before are recognised in one pass, only new ones are decoded.
+"""Greedy answers to many related prompts: what was answered before is recognised in one pass, not written anew.
 
-TextGenSHAP's growing speculation tree (arXiv 2312.01279, section 3.3): a trie of all answers so far hangs behind every
-prompt of a batch; one forward pass says which of them each prompt's greedy decoding would write.
+TextGenSHAP's growing speculation tree (arXiv 2312.01279, section 3.3): answers to similar prompts hang behind every
+prompt as it is read, and the pass shows whether greedy decoding would write them. Where an answer leaves the known
+ones, drafts are copied from where its last words stand already, in answers and in the prompt (prompt lookup).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from amplify.backends import text
 from amplify.backends.checks import check_window
-from amplify.backends.decoding import decode
-from amplify.backends.tree import TokenTree, plan, trie
+from amplify.backends.speculation import Tokens, speculate
+from amplify.backends.tree import common_prefix
 from amplify.errors import InputError
 from amplify.values import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
     from amplify.backends.transformers import TransformersBackend
 
-MOST = 64  # answers in the trie: the most frequent ones
-FIRST = 2  # prompts of the first round; later rounds double up to LARGEST
-LARGEST = 64
+MOST = 64  # answered prompts that drafts are taken from: the last ones
+ALTERNATIVES = 2  # drafts behind a prompt
+LONGEST = 16  # tokens of a draft
+CONTEXT = 3  # last tokens that are looked up, at most
 
 
 @dataclass
 class KnownAnswers:
-    """Answers so far, and what recognising them has saved. Belongs to one model and one `Sampling`.
+    """Answers so far, and what knowing them has saved. Belongs to one model and one `Sampling`.
+
+    A step is a forward pass from which tokens of an answer are taken: the one that reads the prompt's end, and each
+    one behind it in which the prompt takes part. Plain decoding takes one token from each, so its steps are its tokens.
 
     Attributes:
-        counts: token ids of each answer (its end token included) -> how often it was given.
-        decoded: tokens that were decoded one step at a time.
-        plain: tokens that plain decoding would have decoded.
+        answers: token ids of each prompt -> those of its answer (its end token included), in order of appearance.
+        steps: taken, over all prompts.
+        plain: those that plain decoding would have taken.
     """
 
-    counts: Counter[tuple[int, ...]] = field(default_factory=Counter)
-    decoded: int = 0
+    answers: dict[Tokens, Tokens] = field(default_factory=dict)
+    steps: int = 0
     plain: int = 0
+
+    def propose(self, prompt: Tokens, new: Tokens) -> list[Tokens]:
+        """Drafts of what follows a prompt and its new tokens, the likeliest first; may be none."""
+        known = list(islice(reversed(self.answers.items()), MOST))
+        # similar prompts have similar answers; of those that begin alike, the prompt itself is the shortest
+        known.sort(key=lambda pair: (-common_prefix(pair[0], prompt), len(pair[0])))
+        ranked = dict.fromkeys(answer for _, answer in known)
+        going_on = [a[len(new) : len(new) + LONGEST] for a in ranked if len(a) > len(new) and a[: len(new)] == new]
+        if going_on or not new:
+            return list(dict.fromkeys(going_on))[:ALTERNATIVES]
+        return copied((*prompt, *new), list(ranked))
+
+
+def copied(written: Tokens, answers: Sequence[Tokens]) -> list[Tokens]:
+    """What followed the last tokens where they stood before: at most one draft.
+
+    Args:
+        written: the prompt and what has been written behind it.
+        answers: where to look first, in this order; then `written` itself, from its end.
+    """
+    gap = -1  # no token
+    places = np.array([*written, *(t for a in reversed(answers) for t in (gap, *a)), gap])
+    for n in range(min(CONTEXT, len(written)), 0, -1):
+        same = places[n:] != gap
+        for k, token in enumerate(written[len(written) - n :]):
+            same &= places[k : len(places) - n + k] == token
+        if same.any():
+            begin = int(np.flatnonzero(same)[-1]) + n
+            draft = places[begin : begin + LONGEST].tolist()
+            return [tuple(draft[: draft.index(gap)] if gap in draft else draft)]
+    return []
 
 
 def generate_known(
@@ -48,7 +86,7 @@ def generate_known(
 
     Args:
         backend: the model.
-        prompts: in any order; prompts with a common beginning are best neighbours.
+        prompts: in any order.
         sampling: greedy (temperature 0).
         known: grows with every answer.
 
@@ -59,82 +97,34 @@ def generate_known(
     """
     if sampling.temperature:
         raise InputError("only greedy answers can be recognised: temperature=0")
+    if not prompts:
+        return []
     encoded = [e.ids for e in text.tokenise(backend.tokenizer, [text.render(p, backend.tokenizer) for p in prompts])]
     for i, ids in enumerate(encoded):
         if not ids:
             raise InputError(f"prompt {i} holds no token: there is nothing to continue")
     check_window([len(ids) for ids in encoded], sampling.max_tokens, backend.max_context)
     result: dict[int, Completion] = {}
-    at, size = 0, FIRST
+
+    def propose(i: int, new: Tokens) -> list[Tokens]:
+        return [draft[: sampling.max_tokens - len(new)] for draft in known.propose(encoded[i], new)]
+
+    def done(i: int, new: Tokens, steps: int) -> None:
+        known.answers[encoded[i]] = new
+        known.steps += steps
+        known.plain += len(new)
+        result[i] = backend.completion(encoded[i], new, sampling)
+
     with backend.counted(result):
-        while at < len(encoded):
-            batch = range(at, min(at + size, len(encoded)))
-            answers = _round(backend, [encoded[i] for i in batch], sampling, known)
-            for i, answer in zip(batch, answers, strict=True):
-                known.counts[answer] += 1
-                known.plain += len(answer)
-                result[i] = backend.completion(encoded[i], answer, sampling)
-            at, size = at + size, min(2 * size, LARGEST)
-    return [result[i] for i in range(len(prompts))]
-
-
-def _round(
-    backend: TransformersBackend, prompts: Sequence[tuple[int, ...]], sampling: Sampling, known: KnownAnswers
-) -> list[tuple[int, ...]]:
-    """The answer's tokens to each prompt."""
-    starts = _recognised(backend, prompts, known)
-    missing = [i for i, start in enumerate(starts) if not backend.complete(prompts[i], start, sampling)]
-    answers = list(starts)
-
-    def finished(k: int, new: list[int]) -> bool:
-        return backend.complete(prompts[missing[k]], (*starts[missing[k]], *new), sampling)
-
-    def done(k: int, new: list[int]) -> None:
-        answers[missing[k]] = (*starts[missing[k]], *new)
-        known.decoded += len(new)
-
-    if missing:
-        decode(
+        speculate(
             backend.packed,
-            [(*prompts[i], *starts[i]) for i in missing],
-            sampling,
-            end_ids=frozenset(),  # `finished` knows them
-            finished=finished,
+            encoded,
+            propose=propose,
+            complete=lambda i, new: backend.complete(encoded[i], new, sampling),
             done=done,
+            room=sampling.max_tokens + ALTERNATIVES * min(LONGEST, sampling.max_tokens),
+            first=MOST if known.answers else 1,
             budget=backend.max_cache_tokens,
             chunk=backend.max_batch_tokens,
         )
-    return answers
-
-
-def _recognised(
-    backend: TransformersBackend, prompts: Sequence[tuple[int, ...]], known: KnownAnswers
-) -> list[tuple[int, ...]]:
-    """For each prompt, the longest beginning of its greedy answer that one pass over the known answers shows."""
-    if not known.counts:
-        return [()] * len(prompts)
-    answers = [answer for answer, _ in known.counts.most_common(MOST)]
-    branch, routes = trie(answers)
-    tree, paths = trie(prompts)
-    segments, parents = list(tree.segments), list(tree.parents)
-    offset: dict[int, int] = {}  # end of a prompt -> first node of the answers behind it
-    for path in paths:
-        if path[-1] not in offset:
-            base = offset[path[-1]] = len(segments)
-            segments += branch.segments
-            parents += [path[-1] if p < 0 else base + p for p in branch.parents]
-    wanted = range(len(tree.segments), len(segments))
-    laid = plan(TokenTree(tuple(segments), tuple(parents)), wanted)
-    flat = iter(backend.packed.likeliest(laid, backend.max_batch_tokens).tolist())
-    written = {node: [next(flat) for _ in range(n)] for node, n in zip(wanted, laid.lengths, strict=True)}
-    result = []
-    for path in paths:
-        best: tuple[int, ...] = ()
-        for answer, route in zip(answers, routes, strict=True):
-            greedy = [t for node in route for t in written[offset[path[-1]] + node]]
-            same = next((k for k, (a, g) in enumerate(zip(answer, greedy, strict=True)) if a != g), len(answer))
-            # where the two part, the greedy token is known as well
-            found = (*answer[:same], *greedy[same : same + 1])
-            best = max(best, found, key=len)
-        result.append(best)
-    return result
+    return [result[i] for i in range(len(prompts))]
