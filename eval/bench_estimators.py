@@ -7,9 +7,9 @@ the game's block-encoded values beside them, which the count leaves out; what th
 those that engine "trie" would forward for what was asked, a trie for each round of questions, and engine "blocks" for
 the control. "told the kernel" is no rival but a yardstick: the Gaussian process with hyperparameters fitted to the
 complete game, to see what is left when nothing has to be learned about the game's shape. "auto, banzhaf" is judged by
-the exact Banzhaf values: they, and not Shapley values, are the best linear fit to coalitions drawn evenly, which is what
-LDS asks for; the LDS of the exact values of both stands beside the table. Per game the median over seeds
-is taken, then the median over games with its 95 % bootstrap interval.
+the exact Banzhaf values: they, and not Shapley values, are the best linear fit to coalitions drawn evenly, which is
+what LDS asks for; the LDS of the exact values of both stands beside the table. Per game the median over seeds is taken,
+then the median over games with its 95 % bootstrap interval.
 """
 
 from __future__ import annotations
