@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from amplify.values import Attribution
 
 # blue speaks for, orange against: told apart by colour-blind readers, readable on light and dark ground
-_FOR, _AGAINST = "59, 130, 246", "234, 118, 32"
+_FOR, _AGAINST, _NEITHER = "59, 130, 246", "234, 118, 32", "128, 128, 128"
 _STRONGEST = 0.55  # opacity at the highest score; the text above stays readable
 _BAR = 12
 _SHOWN = 25
@@ -27,6 +27,7 @@ class Mark(NamedTuple):
         strength: in [−1, 1]; the sign says for or against.
         title: shown on hover.
         cited: underlined, whatever its strength.
+        signed: False: the strength speaks for no side.
     """
 
     start: int
@@ -34,10 +35,11 @@ class Mark(NamedTuple):
     strength: float
     title: str
     cited: bool = False
+    signed: bool = True
 
 
 def attribution_text(attribution: Attribution, *, limit: int = _SHOWN) -> str:
-    """The words with their signed scores, strongest for the target first, as plain text.
+    """The words with their scores, strongest for the target first, as plain text.
 
     Args:
         attribution: what to show.
@@ -46,13 +48,13 @@ def attribution_text(attribution: Attribution, *, limit: int = _SHOWN) -> str:
     top = max((abs(score) for score in attribution.scores), default=0.0) or 1.0
     order = sorted(range(len(attribution.words)), key=lambda i: (-abs(attribution.scores[i]), i))
     shown = sorted(order[:limit], key=lambda i: (-attribution.scores[i], i))
-    lines = [_headline(attribution)]
+    lines = [_headline(attribution) + ("" if attribution.signed else ", unsigned: how much, not for which side")]
     for i in shown:
         score = attribution.scores[i]
-        bar = ("+" if score > 0 else "-") * round(_BAR * abs(score) / top)
-        lines.append(
-            f"  {_number(score):>9}  {bar:<{_BAR}}  {visible(attribution.words[i])}{_interval(attribution, i)}"
-        )
+        sign = "#" if not attribution.signed else "+" if score > 0 else "-"
+        bar = sign * round(_BAR * abs(score) / top)
+        word = visible(attribution.words[i]) + _interval(attribution, i)
+        lines.append(f"  {_score(attribution, score):>9}  {bar:<{_BAR}}  {word}")
     if hidden := len(order) - len(shown):
         lines.append(f"  … and {hidden} more words, weaker than these")
     return "\n".join(lines)
@@ -60,9 +62,10 @@ def attribution_text(attribution: Attribution, *, limit: int = _SHOWN) -> str:
 
 def attribution_html(attribution: Attribution) -> str:
     """The text with each word on a ground as strong as its score, the number on hover. Needs no style sheet."""
-    legend = (
-        f'<small><span style="background:rgba({_FOR},{_STRONGEST})">&nbsp;for&nbsp;</span> '
-        f'<span style="background:rgba({_AGAINST},{_STRONGEST})">&nbsp;against&nbsp;</span></small>'
+    sides = {"for": _FOR, "against": _AGAINST} if attribution.signed else {"unsigned: how much": _NEITHER}
+    legend = " ".join(
+        f'<small><span style="background:rgba({colour},{_STRONGEST})">&nbsp;{side}&nbsp;</span></small>'
+        for side, colour in sides.items()
     )
     body = marked_html(attribution.text, attribution_marks(attribution))
     return (
@@ -75,7 +78,13 @@ def attribution_marks(attribution: Attribution) -> list[Mark]:
     """One mark per word, strengths relative to the highest absolute score."""
     top = max((abs(score) for score in attribution.scores), default=0.0) or 1.0
     return [
-        Mark(start, end, score / top, f"{_number(score)}{_interval(attribution, i)}")
+        Mark(
+            start,
+            end,
+            score / top,
+            f"{_score(attribution, score)}{_interval(attribution, i)}",
+            signed=attribution.signed,
+        )
         for i, ((start, end), score) in enumerate(zip(attribution.spans, attribution.scores, strict=True))
     ]
 
@@ -94,10 +103,10 @@ def word_marks(text: str, words: Iterable[str]) -> list[Mark]:
 def marked_html(text: str, marks: Sequence[Mark]) -> str:
     """The escaped text with its marks as coloured `<mark>` elements; marks that overlap an earlier one are left out."""
     parts, at = [], 0
-    for start, end, strength, title, cited in sorted(marks):
+    for start, end, strength, title, cited, signed in sorted(marks):
         if start < at or end > len(text) or not (strength or cited):
             continue
-        colour = _FOR if strength > 0 else _AGAINST
+        colour = _NEITHER if not signed else _FOR if strength > 0 else _AGAINST
         line = ";text-decoration:underline" if cited else ""
         parts.append(escape(text[at:start]))
         parts.append(
@@ -131,13 +140,18 @@ def _headline(attribution: Attribution) -> str:
     return f"why {attribution.target!r}{against}" + (f" ({how}{cost})" if how else "")
 
 
+def _score(attribution: Attribution, score: float) -> str:
+    """A score, with its sign where that says something."""
+    return _number(score) if attribution.signed else _number(score).removeprefix("+")
+
+
 def _number(score: float) -> str:
     return f"{score:+.3f}" if score == 0 or 0.001 <= abs(score) < 1000 else f"{score:+.1e}"
 
 
 def _interval(attribution: Attribution, i: int) -> str:
     low, high = attribution.low[i], attribution.high[i]
-    return "" if low == high else f"  [{_number(low)}, {_number(high)}]"
+    return "" if low == high else f"  [{_score(attribution, low)}, {_score(attribution, high)}]"
 
 
 def page_template(package: str, name: str, **filters: Callable[[Any], str]) -> Template:

@@ -179,12 +179,13 @@ class Attribution:
         text: the input explained.
         words: the words scored, in order of appearance.
         spans: character offsets [start, end) of each word in `text`.
-        scores: one per word; the sign says for or against.
+        scores: one per word; the sign says for or against where they are signed.
         low, high: 95 % interval of each score; equal to `scores` for exact and gradient methods.
         target: what was explained, e.g. the gold label.
         foil: what it was contrasted with, or None.
         method, model, budget, seed: how, on what, at what cost (model evaluations).
         meta: versions and anything else that a reader of the result must know.
+        signed: False where scores say how much a word mattered, and not for which side.
     """
 
     text: str
@@ -200,6 +201,7 @@ class Attribution:
     budget: int = 0
     seed: int | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    signed: bool = True
 
     def __post_init__(self) -> None:
         if not len(self.words) == len(self.spans) == len(self.scores):

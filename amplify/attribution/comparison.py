@@ -52,7 +52,7 @@ class Comparison:
 
         result = {}
         for one, other in combinations(self.found, 2):
-            unsigned = any("unsigned" in METHODS[name].description for name in (one, other))
+            unsigned = not all(METHODS[name].signed for name in (one, other))
             ranks = []
             for a, b in zip(self.found[one], self.found[other], strict=True):
                 if isinstance(a, str) or isinstance(b, str) or len(a.scores) < 2:
@@ -88,7 +88,7 @@ class Comparison:
             cells = [self._cell(agree, name, other) for other in names]
             rows.append(f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
         about = "".join(
-            f'<tr><td>{escape(name)}</td><td class="about">{escape(METHODS[name].description)}</td>'
+            f'<tr><td>{escape(name)}</td><td class="about">{escape(METHODS[name].summary)}</td>'
             f"<td>{_mean_cost(self.found[name])}</td></tr>"
             for name in names
         )
@@ -107,8 +107,9 @@ class Comparison:
             'img-src data:"><link rel="icon" href="data:,">'
             f"<title>explanations · amplify</title><style>{_STYLE}</style></head><body>"
             f"<h1>Explanations: {len(names)} methods, {len(items)} inputs</h1>"
-            '<p class="soft">Blue words speak for the target, orange ones against it; strengths are relative to the '
-            f"strongest word of each line. Hover for numbers and intervals. {escape(self.note)}</p>"
+            '<p class="soft">Blue words speak for the target, orange ones against it; grey ones matter to an unsigned '
+            "method, which does not say for which side. Strengths are relative to the strongest word of each line. "
+            f"Hover for numbers and intervals. {escape(self.note)}</p>"
             '<h2>Methods</h2><div class="scroll"><table><thead><tr><th>method</th><th class="about">what it is</th>'
             f"<th>evaluations per input</th></tr></thead><tbody>{about}</tbody></table></div>"
             '<h2>How far they agree</h2><p class="soft">Spearman\'s rank correlation of word scores, mean over inputs '

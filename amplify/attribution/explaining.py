@@ -303,4 +303,5 @@ def attribution(case: Subject, method: str, found: Estimate, *, seed: int | None
         budget=found.calls,
         seed=seed,
         meta=meta,
+        signed=METHODS[method].signed,
     )

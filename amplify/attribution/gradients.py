@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from amplify.attribution.registry import METHODS as EXPLAINERS
 from amplify.attribution.words import Mask, Spans, aggregate, word_spans
 from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
@@ -285,4 +286,5 @@ def _attribution(proxy: Proxy, item: _Work, method: str, values: npt.NDArray[np.
         model=proxy.name,
         budget=1,
         meta=meta,
+        signed=EXPLAINERS[method.removesuffix("_plain")].signed,
     )

@@ -18,12 +18,19 @@ class Explainer:
         description: one line.
         contrastive: whether a foil changes it.
         sampled: whether it draws at random, so that its scores have intervals.
+        signed: whether a score's sign says for or against the target; else it says how much alone.
     """
 
     kind: Kind
     description: str
     contrastive: bool = True
     sampled: bool = False
+    signed: bool = True
+
+    @property
+    def summary(self) -> str:
+        """The description, and whether its scores are unsigned."""
+        return self.description + ("" if self.signed else "; unsigned")
 
     @property
     def inside(self) -> bool:
@@ -45,23 +52,26 @@ METHODS: dict[str, Explainer] = {
     "c_lime": Explainer(
         "embedding", "linear fit to the model with words stretched at random (Agarwal et al. 2021)", sampled=True
     ),
-    "vanilla_gradients": Explainer("embedding", "L2 norm of the gradient by a word's embeddings (unsigned)"),
-    "grad_norm": Explainer("embedding", "L1 norm of the gradient (Simonyan et al. 2014; unsigned)"),
+    "vanilla_gradients": Explainer("embedding", "L2 norm of the gradient by a word's embeddings", signed=False),
+    "grad_norm": Explainer("embedding", "L1 norm of the gradient (Simonyan et al. 2014)", signed=False),
     "grad_x_input": Explainer("embedding", "gradient times input, summed over the embedding (Shrikumar et al. 2016)"),
     "smooth_grad": Explainer(
-        "embedding", "L2 norm of the mean gradient under noise (Smilkov et al. 2017; unsigned)", sampled=True
+        "embedding", "L2 norm of the mean gradient under noise (Smilkov et al. 2017)", sampled=True, signed=False
     ),
     "integrated_gradients": Explainer(
         "embedding", "gradients along the way from padding to the input (Sundararajan et al. 2017)"
     ),
     "deep_lift": Explainer("embedding", "differences to padding, layer by layer (Shrikumar et al. 2017)"),
-    "raw_attention": Explainer("attention", "the last layer's attention; a baseline (unsigned)", contrastive=False),
+    "raw_attention": Explainer("attention", "the last layer's attention; a baseline", contrastive=False, signed=False),
     "attention_rollout": Explainer(
-        "attention", "attention multiplied through the layers (Abnar & Zuidema 2020; unsigned)", contrastive=False
+        "attention", "attention multiplied through the layers (Abnar & Zuidema 2020)", contrastive=False, signed=False
     ),
     "attention_flow": Explainer(
-        "attention", "maximum flow through the layers' attention (Abnar & Zuidema 2020; unsigned)", contrastive=False
+        "attention",
+        "maximum flow through the layers' attention (Abnar & Zuidema 2020)",
+        contrastive=False,
+        signed=False,
     ),
     "random": Explainer("baseline", "random scores", contrastive=False),
-    "tfidf": Explainer("baseline", "frequent here and rare in the corpus; no model", contrastive=False),
+    "tfidf": Explainer("baseline", "frequent here and rare in the corpus; no model", contrastive=False, signed=False),
 }

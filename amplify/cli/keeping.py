@@ -33,7 +33,7 @@ def _listing(what: str) -> list[tuple[str, str]]:
     if what == "explainers":
         from amplify.attribution import METHODS as EXPLAINERS
 
-        return [(name, explainer.description) for name, explainer in EXPLAINERS.items()]
+        return [(name, explainer.summary) for name, explainer in EXPLAINERS.items()]
     if what == "models":
         from amplify.models import ALIASES, describe
 
