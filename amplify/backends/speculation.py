@@ -238,6 +238,5 @@ def _greedy(
         keys = torch.cat([places, positions[:e]])
         outputs = model.forward(stream.ids[b:e], positions[b:e], sees, keys, cache, at)
         if len(wanted):
-            logits = getattr(model, "logits", lambda x: x)(outputs)
-            greedy[wanted] = logits.argmax(-1).cpu().numpy()
+            greedy[wanted] = model.logits(outputs).argmax(-1).cpu().numpy()
     return greedy

@@ -157,6 +157,11 @@ class Plan:
             return np.zeros(0, np.int64)
         return np.flatnonzero(self.last[:upto] >= self.node[upto])
 
+    def path_lengths(self) -> Ints:
+        """(n + 1,) lengths of `path(0)`, `path(1)` and so on."""
+        passed = np.searchsorted(np.sort(self.last), self.node)  # tokens whose subtree ends before this node
+        return np.append(np.arange(len(self.ids)) - passed, 0)
+
 
 def plan(tree: TokenTree, wanted: Sequence[int]) -> Plan:
     """What to forward so that the wanted nodes' tokens can be scored.

@@ -223,17 +223,16 @@ def test_out_of_memory_keeps_what_was_answered(backend: Any, monkeypatch: pytest
     import torch
 
     backend.max_cache_tokens = 1  # one prompt a batch
-    forward, calls = backend.model.forward, 0
+    body, calls = backend.packed.body, 0
 
     def failing(**arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(**arguments)
+        return body(**arguments)
 
-    monkeypatch.setattr(backend.model, "forward", failing)
-    expected = None
+    monkeypatch.setattr(backend.packed, "body", failing)
     with pytest.raises(BackendError, match="lower max_batch_tokens") as caught:
         backend.generate(PROMPTS, Sampling(max_tokens=2))
     monkeypatch.undo()

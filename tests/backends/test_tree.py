@@ -187,13 +187,12 @@ def test_a_model_that_ignores_the_mask_is_found_out() -> None:
     from amplify.backends.packed import PackedModel
 
     model = build("llama")
-    forward = model.forward
+    forward = model.model.forward
 
     def deaf(*args: Any, attention_mask: Any = None, position_ids: Any = None, **more: Any) -> Any:
         return forward(*args, position_ids=position_ids, **more)
 
-    deaf.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
-    model.forward = deaf
+    model.model.forward = deaf
     with pytest.raises(CapabilityError, match="does not obey"):
         PackedModel(model)
 
@@ -208,28 +207,82 @@ def test_longrope_has_its_limit() -> None:
 
 def test_memory_bound_is_one_path_and_one_chunk() -> None:
     """A comb of many long branches: the cache never holds more than the path and the chunk."""
-    from amplify.backends.packed import GrowingLayer, PackedModel
+    from amplify.backends.packed import PackedModel, PathLayer
 
     packed = PackedModel(build("llama"))
     branches = 40
     segments = [(3,) * 10, *(tuple(4 + (b + i) % 50 for i in range(20)) for b in range(branches))]
     tree = TokenTree(tuple(segments), (-1, *([0] * branches)))
     most = 0
-    update = GrowingLayer.update
+    update = PathLayer.update
 
     def watch(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal most
         result = update(self, *args, **kwargs)
-        most = max(most, self.used)
+        most = max(most, result[0].shape[2])
         return result
 
-    GrowingLayer.update = watch  # type: ignore[method-assign]
+    PathLayer.update = watch  # type: ignore[method-assign]
     try:
         packed.log_probs(plan(tree, range(1, branches + 1)), chunk=16)
     finally:
-        GrowingLayer.update = update  # type: ignore[method-assign]
-    assert most <= 10 + 20 + 16
+        PathLayer.update = update  # type: ignore[method-assign]
+    assert 16 < most <= 10 + 20 + 16
     assert sum(map(len, segments)) > 10 * most
+
+
+def test_path_lengths_and_passes() -> None:
+    """Lengths are those of the paths; keys held around a pass count, at no more than a quarter of its tokens."""
+    from amplify.backends.packed import PackedModel
+
+    rng = random.Random(5)
+    tree = random_tree(rng, 60)
+    laid = plan(tree, [n for n in range(1, len(tree.segments)) if tree.segments[n]])
+    lengths = laid.path_lengths()
+    assert lengths.tolist() == [len(laid.path(i)) for i in range(len(laid.ids) + 1)]
+    packed = PackedModel(build("llama"))
+    chunk = 24
+    cuts = list(packed.chunks(laid, chunk, kept=lengths))
+    assert [b for b, _ in cuts] == [0, *(e for _, e in cuts[:-1])]
+    assert cuts[-1][1] == len(laid.ids)
+    assert all(3 * chunk // 4 <= e - b <= chunk for b, e in cuts[:-1])
+    assert len(cuts) > 3
+    held = sum(int(lengths[e]) for _, e in cuts)
+    assert held < sum(int(lengths[e]) for _, e in packed.chunks(laid, chunk))
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_head_in_pieces(scale: float | None) -> None:
+    """Few rows of logits at once; a model that does more to its logits than its head is run whole."""
+    from amplify.backends.packed import PackedModel
+
+    model = build("llama")
+    if scale is not None:
+        forward = model.forward
+
+        def scaled(**more: Any) -> Any:
+            found = forward(**more)
+            found.logits = found.logits * scale
+            return found
+
+        scaled.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
+        model.forward = scaled
+    packed = PackedModel(model)
+    assert (packed.head is None) == (scale is not None)
+    tree = random_tree(random.Random(11), 20)
+    laid = plan(tree, [n for n in range(1, len(tree.segments)) if tree.segments[n]])
+    whole = packed.log_probs(laid, 1000)
+    rows: list[int] = []
+    logits = packed.logits
+
+    def watch(outputs: Any) -> Any:
+        rows.append(len(outputs))
+        return logits(outputs)
+
+    packed.logits = watch  # type: ignore[method-assign]
+    packed.inner = VOCAB  # a row's logits as large as a token of the pass: chunk // 2 rows at once
+    np.testing.assert_allclose(packed.log_probs(laid, 8), whole, atol=1e-5)
+    assert max(rows) == 4
 
 
 def test_wanted_logits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,13 +292,13 @@ def test_wanted_logits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llama")
     seen: list[int] = []
     packed = module.PackedModel(model)
-    forward = model.forward
+    forward = packed.forward
 
-    def watch(**more: Any) -> Any:
-        seen.append(len(more["logits_to_keep"]))
-        return forward(**more)
+    def watch(*args: Any) -> Any:
+        seen.append(len(args[-1]))
+        return forward(*args)
 
-    model.forward = watch
+    packed.forward = watch  # type: ignore[method-assign]
     tree = TokenTree(((3, 4), tuple(range(5, 25))), (-1, 0))
     packed.log_probs(plan(tree, [1]), 1000)
     assert max(seen) == 3
