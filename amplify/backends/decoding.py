@@ -86,7 +86,7 @@ def decode(
         for b, e in model.chunks(whole, chunk, begin, int(ends[-1]) + 1):
             keys = np.concatenate([keys, np.arange(b, e)])
             rows = ends[(ends >= b) & (ends < e)] - b
-            outputs = stream.forward(model, b, e, keys, cache, rows, around)
+            outputs = stream.forward(model, e - b, keys, cache, rows, around)
             parts += [model.logits(outputs)] if len(rows) else []
         new: list[list[int]] = [[] for _ in batch]
         # what the next batch shares with this one stays in the cache; where two batches hold the same prompt, the

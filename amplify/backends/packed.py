@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
+from amplify.backends.caches import GrowingLayer, PathLayer, PrefixMemory, Turn
 from amplify.backends.tree import Ints, Plan, TokenTree, plan
 from amplify.errors import CapabilityError
 from amplify.grouped_attention import GROUPED
@@ -29,64 +30,6 @@ Around = Callable[[torch.Tensor], AbstractContextManager[None]]
 
 LOGIT_BYTES = 512 * 2**20  # float32 logits of one forward pass stay below this
 INNER_WIDTHS = 12  # numbers that a pass holds at once per token, in hidden widths: 11.8 measured on SmolLM2, no cache
-
-
-class GrowingLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer with room to spare: `torch.cat` would copy all of them at each token."""
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append new entries; returns all keys and all values."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.used = 0
-            self.buffers = [x.new_empty((*x.shape[:2], 0, x.shape[3])) for x in (key_states, value_states)]
-        total = self.used + key_states.shape[2]
-        for i, new in enumerate((key_states, value_states)):
-            if total > self.buffers[i].shape[2]:
-                size = max(total, 2 * self.buffers[i].shape[2])
-                wider = new.new_empty((*new.shape[:2], size, new.shape[3]))
-                wider[:, :, : self.used] = self.buffers[i][:, :, : self.used]
-                self.buffers[i] = wider
-            self.buffers[i][:, :, self.used : total] = new
-        self._show(total)
-        return self.keys, self.values
-
-    def keep(self, kept: torch.Tensor) -> None:
-        """Drop all entries but these (ascending indices)."""
-        if self.is_initialized:
-            for buffer in self.buffers:
-                buffer[:, :, : len(kept)] = buffer.index_select(2, kept)
-            self._show(len(kept))
-
-    def _show(self, used: int) -> None:
-        self.used = used
-        self.keys, self.values = (buffer[:, :, :used] for buffer in self.buffers)
-
-
-class PathLayer(DynamicLayer):
-    """Keys and values of one layer, of which a pass leaves only those that the next one sees.
-
-    Which those are is known before the pass, so the others go as soon as this layer's attention is through.
-
-    Args:
-        after: its one element is changed before each pass: (k,) ascending indices into what the layer holds followed by
-            the pass's new tokens.
-    """
-
-    def __init__(self, after: list[torch.Tensor]) -> None:
-        super().__init__()
-        self.after = after
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and all values of this pass."""
-        keys, values = super().update(key_states, value_states)
-        if len(self.after[0]) < keys.shape[2]:
-            self.keys, self.values = (x.index_select(2, self.after[0]) for x in (keys, values))
-        return keys, values
 
 
 class PackedModel:
@@ -139,6 +82,7 @@ class PackedModel:
         heads = int(config.num_attention_heads)
         wide = getattr(config, "head_dim", None) or config.hidden_size // heads
         kept = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * wide
+        self.kept = kept * torch.finfo(model.dtype).bits // 8  # bytes of a token's keys and values
         self.kept_cost = kept / self.inner  # memory of a kept token's keys and values, in tokens of a pass
         self.keeps_logits = "logits_to_keep" in takes
         self.body, self.head = self._split()
@@ -275,40 +219,56 @@ class PackedModel:
         ]
 
     @torch.inference_mode()
-    def log_probs(self, plan: Plan, chunk: int, around: Around | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def log_probs(
+        self, plan: Plan, chunk: int, around: Around | None = None, memory: PrefixMemory | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Log-probability of each wanted token of a plan.
 
         Args:
             plan: from `tree.plan`.
             chunk: tokens per forward pass, at most.
             around: see `Around`.
+            memory: beginnings that earlier calls left, which are not forwarded again; it learns this call's.
 
         Returns:
             (m,) natural log.
         """
-
         stream = OnDevice(plan, self.device)
         out = torch.empty(len(plan.targets), device=self.device)
         by_row = np.argsort(plan.read_at, kind="stable")
         sorted_rows = plan.read_at[by_row]
         targets = torch.from_numpy(plan.targets[by_row]).to(self.device)
-        after: list[torch.Tensor] = [torch.zeros(0)]
-        cache, kept = Cache(layer_class_to_replicate=partial(PathLayer, after)), np.zeros(0, np.int64)
         most = max(1, chunk * self.inner // (2 * self.vocab))  # rows whose logits take half of what the pass took
-        for begin, end in self.chunks(plan, chunk, kept=plan.path_lengths()):
-            keys = np.concatenate([kept, np.arange(begin, end)])
-            kept = plan.path(end)
-            after[0] = torch.from_numpy(np.searchsorted(keys, kept)).to(self.device)
-            low, high = np.searchsorted(sorted_rows, [begin, end])
-            rows, which = np.unique(sorted_rows[low:high] - begin, return_inverse=True)
-            outputs = stream.forward(self, begin, end, keys, cache, rows, around)
-            for first in range(0, len(rows), most):
-                a, b = np.searchsorted(which, [first, first + most])
-                row = torch.from_numpy(which[a:b] - first).to(self.device)
-                # passed on without a name: the next pass begins with no logits of this one held
-                out[low + a : low + b] = _log_probs(
-                    self.logits(outputs[first : first + most]), row, targets[low + a : low + b]
-                )
+        known = memory.find(plan) if memory else np.zeros(0, np.int64)
+        todo = np.setdiff1d(np.arange(len(plan.ids)), known, assume_unique=True)
+        ahead = plan.only(todo)
+        turn, numbers = Turn(self.device), count()
+        cache = Cache(layer_class_to_replicate=lambda: PathLayer(turn, memory.store(next(numbers)) if memory else None))
+        kept = np.zeros(0, np.int64)
+        try:
+            for begin, end in self.chunks(ahead, chunk, kept=ahead.path_lengths()):
+                new = todo[begin:end]
+                recalled = known[plan.seen(known, new)]
+                held = np.concatenate([kept, np.arange(begin, end)])
+                kept = ahead.path(end)
+                turn.keep(np.searchsorted(held, kept))
+                if memory:
+                    memory.serve(turn, recalled, new)
+                low, high = np.searchsorted(sorted_rows, [new[0], new[-1] + 1])
+                rows, which = np.unique(np.searchsorted(new, sorted_rows[low:high]), return_inverse=True)
+                keys = np.concatenate([recalled, todo[held]])
+                outputs = stream.forward(self, len(new), keys, cache, rows, around)
+                for first in range(0, len(rows), most):
+                    a, b = np.searchsorted(which, [first, first + most])
+                    row = torch.from_numpy(which[a:b] - first).to(self.device)
+                    # passed on without a name: the next pass begins with no logits of this one held
+                    out[low + a : low + b] = _log_probs(
+                        self.logits(outputs[first : first + most]), row, targets[low + a : low + b]
+                    )
+        except BaseException:
+            if memory:
+                memory.clear()  # it has promised entries that no pass has filled
+            raise
         read = out.cpu().numpy().astype(np.float64)
         result = np.empty_like(read)
         result[by_row] = read
@@ -385,11 +345,11 @@ class OnDevice:
         return mask
 
     def forward(
-        self, model: PackedModel, begin: int, end: int, keys: Ints, cache: Cache, rows: Ints, around: Around | None
+        self, model: PackedModel, count: int, keys: Ints, cache: Cache, rows: Ints, around: Around | None
     ) -> torch.Tensor:
-        """Forward stream tokens [begin, end) behind the cached `keys[: begin - end]`; outputs at `rows` of them."""
+        """Forward the last `count` of the stream tokens `keys`, the others being cached; outputs at `rows` of them."""
         at = torch.from_numpy(keys).to(self.ids.device)
-        new = at[len(keys) - (end - begin) :]
+        new = at[len(keys) - count :]
         wanted = torch.from_numpy(rows if len(rows) else np.zeros(1, np.int64)).to(at.device)
         with around(at) if around else nullcontext():
             return model.forward(

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from amplify.backends.caches import GrowingLayer
 from amplify.backends.decoding import batches, prompt_plan
-from amplify.backends.packed import LOGIT_BYTES, GrowingLayer, OnDevice, PackedModel
+from amplify.backends.packed import LOGIT_BYTES, OnDevice, PackedModel
 from amplify.backends.tree import Ints, Plan, TokenTree, common_prefix, plan, trie
 
 Tokens = tuple[int, ...]

@@ -15,6 +15,7 @@ import transformers
 from amplify import models
 from amplify.backends import text
 from amplify.backends.base import Usage
+from amplify.backends.caches import PrefixMemory
 from amplify.backends.checks import check_targets, check_window
 from amplify.backends.decoding import decode
 from amplify.backends.packed import PackedModel
@@ -27,6 +28,7 @@ from amplify.steering.packed import Marked, Stream
 from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PREFIX_BYTES = 2 * 2**30  # of keys and values that a game keeps between its calls, unless said otherwise
 
 
 class TransformersBackend:
@@ -39,6 +41,7 @@ class TransformersBackend:
         max_batch_tokens: tokens per forward pass; None: 256 on a CPU, 4096 elsewhere.
         max_cache_tokens: cache entries while generating (all prompts of a batch and their new tokens; more where a
             single prompt needs more); None: 4096 on a CPU, 32768 elsewhere.
+        max_prefix_tokens: tokens whose keys and values `remembering` keeps between calls; None: as many as 2 GiB hold.
         attn_implementation: "sdpa" or "eager"; None: sdpa where the architecture has it.
 
     Attributes:
@@ -58,6 +61,7 @@ class TransformersBackend:
         device: str | None = None,
         max_batch_tokens: int | None = None,
         max_cache_tokens: int | None = None,
+        max_prefix_tokens: int | None = None,
         attn_implementation: str | None = None,
     ) -> None:
         if dtype not in ("auto", *DTYPES):
@@ -65,6 +69,8 @@ class TransformersBackend:
         for name, value in (("max_batch_tokens", max_batch_tokens), ("max_cache_tokens", max_cache_tokens)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is 1 or more, not {value}")
+        if max_prefix_tokens is not None and max_prefix_tokens < 0:
+            raise InputError(f"max_prefix_tokens is 0 (keep nothing) or more, not {max_prefix_tokens}")
         if attn_implementation not in (None, "sdpa", "eager"):
             raise InputError(
                 f"attn_implementation is sdpa or eager (both take a tree's mask), not {attn_implementation!r}"
@@ -93,6 +99,7 @@ class TransformersBackend:
         self.max_context: int | None = getattr(config, "max_position_embeddings", None)
         self.max_batch_tokens = max_batch_tokens or (256 if cpu else 4096)
         self.max_cache_tokens = max_cache_tokens or (4096 if cpu else 32768)
+        self.max_prefix_tokens = max_prefix_tokens
         self._tokens: dict[int, str] = {}
         self._closed = False
 
@@ -148,14 +155,32 @@ class TransformersBackend:
             )
         return [result[i] for i in range(len(prompts))]
 
+    def remembering(self) -> PrefixMemory | None:
+        """A memory of prompts' beginnings for several calls of `score`; None where `max_prefix_tokens` is 0.
+
+        It holds keys and values of at most `max_prefix_tokens` tokens, and frees them when it is dropped.
+        """
+        most = PREFIX_BYTES // self.packed.kept if self.max_prefix_tokens is None else self.max_prefix_tokens
+        return PrefixMemory(most) if most else None
+
     def score(
-        self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
+        self,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[str],
+        *,
+        steering: Steering | None = None,
+        memory: PrefixMemory | None = None,
     ) -> list[TokenLogProbs]:
         """Log-probabilities of `continuations[i]` after `prompts[i]` (see `Scorer`).
 
         All pairs become one token trie: a prefix shared by many (few-shot examples, an item under several labels) is
-        computed once.
+        computed once; with `memory` (see `remembering`) also once over several calls.
+
+        Raises:
+            CapabilityError: memory and steering together: emphasis changes keys and values.
         """
+        if memory is not None and steering is not None:
+            raise CapabilityError("a memory of prompts' beginnings holds unsteered keys and values: leave one of both")
         rendered = [text.render(p, self.tokenizer) for p in prompts]
         pairs = text.encode_with_targets(self.tokenizer, rendered, continuations)
         if not pairs:
@@ -170,7 +195,7 @@ class TransformersBackend:
             ends[node] = len(segment) + (ends[tree.parents[node]] if tree.parents[node] >= 0 else 0)
         own = [[n for n in path if ends[n] > start] for path, start in zip(paths, starts, strict=True)]
         wanted = sorted({n for nodes in own for n in nodes})
-        by_node = dict(zip(wanted, self._tree(plan(tree, wanted), steered), strict=True))
+        by_node = dict(zip(wanted, self._tree(plan(tree, wanted), steered, memory), strict=True))
         self.usage.calls += len(pairs)
         self.usage.prompt_tokens += sum(starts)
         self.usage.completion_tokens += sum(map(len, sequences)) - sum(starts)
@@ -288,13 +313,13 @@ class TransformersBackend:
         ]
         return Stream(self.model, steering, marked) if any(m.spans for m in marked) else None
 
-    def _tree(self, laid: Plan, steered: Stream | None = None) -> list[list[float]]:
+    def _tree(self, laid: Plan, steered: Stream | None = None, memory: PrefixMemory | None = None) -> list[list[float]]:
         """Log-probabilities of a plan's wanted tokens, node by node."""
         around = None
         if steered is not None:
             laid, around = steered.lay(laid), steered.around
         with self.counted({}):
-            flat = iter(self.packed.log_probs(laid, self.max_batch_tokens, around).tolist())
+            flat = iter(self.packed.log_probs(laid, self.max_batch_tokens, around, memory).tolist())
         return [[next(flat) for _ in range(n)] for n in laid.lengths]
 
     def _log_probs(self, ids: Sequence[int], values: Sequence[float]) -> TokenLogProbs:
@@ -336,8 +361,8 @@ class TransformersBackend:
             yield
         except torch.OutOfMemoryError as shortage:
             raise BackendError(
-                f"out of memory on {self.device}: lower max_batch_tokens (now {self.max_batch_tokens}) or "
-                f"max_cache_tokens (now {self.max_cache_tokens})",
+                f"out of memory on {self.device}: lower max_batch_tokens (now {self.max_batch_tokens}), "
+                f"max_cache_tokens (now {self.max_cache_tokens}) or max_prefix_tokens",
                 completed,
             ) from shortage
         finally:

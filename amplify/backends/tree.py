@@ -7,7 +7,7 @@ them sees, and where each wanted log-probability is read. `packed.py` runs it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -156,6 +156,22 @@ class Plan:
         if upto >= len(self.ids):
             return np.zeros(0, np.int64)
         return np.flatnonzero(self.last[:upto] >= self.node[upto])
+
+    def seen(self, keys: Ints, queries: Ints) -> npt.NDArray[np.bool_]:
+        """Which of the stream tokens `keys` any of `queries` (ascending) sees, what is hidden left aside."""
+        after = np.searchsorted(queries, keys, side="right")  # the first that stands behind; what sees a key is a run
+        return self.last[keys] >= np.append(self.node[queries], self.last.max(initial=0) + 1)[after]
+
+    def only(self, kept: Ints) -> Plan:
+        """The plan of some of its tokens (ascending stream indices), among which all that are read from are."""
+        return replace(
+            self,
+            ids=self.ids[kept],
+            positions=self.positions[kept],
+            node=self.node[kept],
+            last=self.last[kept],
+            read_at=np.searchsorted(kept, self.read_at),
+        )
 
     def path_lengths(self) -> Ints:
         """(n + 1,) lengths of `path(0)`, `path(1)` and so on."""

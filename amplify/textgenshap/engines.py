@@ -26,6 +26,7 @@ from amplify.textgenshap.sources import Context, Selection
 from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
+    from amplify.backends.caches import PrefixMemory
     from amplify.backends.known import KnownAnswers
 
 Engine = Literal["naive", "trie", "packed", "blocks"]
@@ -55,7 +56,24 @@ def waves(selections: Sequence[Selection], backend: Generator) -> list[list[int]
     return found
 
 
-def score(engine: Engine, context: Context, backend: Generator, selections: Sequence[Selection], answer: str) -> Scored:
+def remembering(engine: Engine, backend: Generator) -> PrefixMemory | None:
+    """What a game can keep of its prompts' beginnings from one call of `score` to the next; freed with it."""
+    if engine in ("trie", "packed") and isinstance(backend, WhiteBox):
+        from amplify.backends.transformers import TransformersBackend
+
+        if isinstance(backend, TransformersBackend):
+            return backend.remembering()
+    return None
+
+
+def score(
+    engine: Engine,
+    context: Context,
+    backend: Generator,
+    selections: Sequence[Selection],
+    answer: str,
+    memory: PrefixMemory | None = None,
+) -> Scored:
     """Log-probabilities of one answer under many selections, in the order in which they become known.
 
     Args:
@@ -64,6 +82,7 @@ def score(engine: Engine, context: Context, backend: Generator, selections: Sequ
         backend: a `Scorer`; for "blocks" a `WhiteBox`.
         selections: what stands in each prompt.
         answer: the text scored behind each.
+        memory: from `remembering`.
 
     Raises:
         CapabilityError: the backend cannot do this.
@@ -77,9 +96,12 @@ def score(engine: Engine, context: Context, backend: Generator, selections: Sequ
         for i, selection in enumerate(selections):
             yield i, scorer.score([context.prompt(selection)], [answer])[0]
         return
+    ask: Callable[..., list[TokenLogProbs]] = scorer.score
+    if memory is not None:
+        ask = partial(ask, memory=memory)
     for wave in waves(selections, backend):
         prompts = [context.prompt(selections[i]) for i in wave]
-        yield from _rescued(wave, partial(scorer.score, prompts, [answer] * len(prompts)))
+        yield from _rescued(wave, partial(ask, prompts, [answer] * len(prompts)))
 
 
 def generate(

@@ -109,6 +109,7 @@ class LogProbGame:
         context, backend, engine: what is asked, whom, and how.
         answer: the text whose log-probability is the value (natural log, summed over its tokens).
         memory: what is known.
+        beginnings: keys and values that rounds of questions share, where the model is in this process.
         parts: characters [start, end) of the answer's sentences.
         columns: names of the value columns: "answer", and one for each sentence where there are several.
     """
@@ -122,6 +123,7 @@ class LogProbGame:
     def __post_init__(self) -> None:
         if not self.answer.strip():
             raise InputError("the answer is empty, so it has no probability to explain: give answer=, or ask otherwise")
+        self.beginnings = engines.remembering(self.engine, self.backend)
         self.parts = sentences(self.answer)
         self.columns: tuple[str, ...] = ("answer",)
         if len(self.parts) > 1:
@@ -141,7 +143,7 @@ class LogProbGame:
         """Values of selections, [m, columns]."""
 
         def ask(new: Sequence[Selection]) -> Iterator[tuple[int, list[float]]]:
-            for i, found in engines.score(self.engine, self.context, self.backend, new, self.answer):
+            for i, found in engines.score(self.engine, self.context, self.backend, new, self.answer, self.beginnings):
                 yield i, self._columns(found)
 
         self.memory.fill(selections, ask)

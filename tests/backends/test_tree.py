@@ -207,7 +207,8 @@ def test_longrope_has_its_limit() -> None:
 
 def test_memory_bound_is_one_path_and_one_chunk() -> None:
     """A comb of many long branches: the cache never holds more than the path and the chunk."""
-    from amplify.backends.packed import PackedModel, PathLayer
+    from amplify.backends.caches import PathLayer
+    from amplify.backends.packed import PackedModel
 
     packed = PackedModel(build("llama"))
     branches = 40
