@@ -56,6 +56,7 @@ evaluated = [
     click.option("--seeds", default="0", show_default=True),
     click.option("--search", default="none", show_default=True, help="Order documents by minilm or bm25 first."),
     click.option("--documents", type=int, default=0, show_default=True, help="Read this many of them; 0 for all."),
+    click.option("--template", default="default", show_default=True, help="NAME of prompts/sources_NAME.jinja."),
     click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce_textgenshap")),
 ]
 
@@ -125,7 +126,7 @@ def speed(
 @with_options(shared, evaluated)
 def recall(**given: Any) -> None:
     """Gold documents among the first k: as they come, by retrievers, by chance, by leaving out, by Shapley values."""
-    common = {"documents": given["documents"], "search": given["search"]}
+    common = {name: given[name] for name in ("documents", "search", "template")}
     explained = {**common, "budget": given["budget"], "value": given["value"]}
     methods = [
         make("rag", **common),
@@ -142,7 +143,7 @@ def recall(**given: Any) -> None:
 @click.option("--keep", default="1,3", show_default=True, help="Documents that stay.")
 def accuracy(keep: str, **given: Any) -> None:
     """Answers from the k best documents: by Shapley values, by chance, by a retriever; and from all of them."""
-    common = {"documents": given["documents"], "search": given["search"]}
+    common = {name: given[name] for name in ("documents", "search", "template")}
     explained = {**common, "budget": given["budget"], "value": given["value"]}
     methods = [make("rag", **common)]
     for k in numbers(keep):
@@ -159,7 +160,7 @@ def accuracy(keep: str, **given: Any) -> None:
 @click.option("--keep", type=int, default=3, show_default=True, help="Documents that distillation keeps.")
 def uses(keep: int, **given: Any) -> None:
     """What re-ranking, pruning, distilling and highlighting do to answers, against chance and leaving one out."""
-    common = {"documents": given["documents"], "search": given["search"]}
+    common = {name: given[name] for name in ("documents", "search", "template")}
     explained = {**common, "budget": given["budget"], "value": given["value"]}
     methods = [
         make("rag", **common),
