@@ -169,10 +169,10 @@ def test_a_proxy_is_told_by_its_training_and_accuracy() -> None:
     assert _about({**card, "validation": {}}) == "reviews, 4 epochs, seed 1, LoRA"
 
 
-def test_attribute_offers_what_the_library_has() -> None:
-    from amplify.cli import explaining
+def test_attribute_offers_what_the_library_has(amplify) -> None:  # type: ignore[no-untyped-def]
     from amplify.textgenshap.engines import ENGINES
     from amplify.textgenshap.estimators import ESTIMATORS
 
-    assert explaining.ENGINES == ENGINES
-    assert tuple(ESTIMATORS) == explaining.ESTIMATORS
+    told = "".join(amplify("attribute", "--help")[1].split())
+    for names in (ENGINES, tuple(ESTIMATORS)):
+        assert f"[auto|{'|'.join(names)}]" in told

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +31,25 @@ class Group(click.Group):
 
             ctx.fail(str(UnknownNameError("command", args[0], self.list_commands(ctx))))
         return super().resolve_command(ctx, args)
+
+
+class Listed(click.Choice[str]):
+    """Names that a module lists. It is imported when they are needed, and not at the start.
+
+    Args:
+        place: module and list, as MODULE:NAME.
+        before: further names, which stand first.
+    """
+
+    def __init__(self, place: str, *before: str) -> None:
+        self.place, self.before = place, before
+        self.case_sensitive = True
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:
+        """All of them."""
+        module, _, name = self.place.partition(":")
+        return (*self.before, *getattr(import_module(module), name))
 
 
 class NewFile(click.Path):

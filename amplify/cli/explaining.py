@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import NewFile, backend_of, names, required, takes_backend
+from amplify.cli.common import Listed, NewFile, backend_of, names, required, takes_backend
 from amplify.errors import InputError
 
 
@@ -99,19 +99,6 @@ def explain(
         click.echo(f"{len(texts)} inputs, {len(result.found)} methods: {result.write(out)}")
 
 
-# of `amplify.textgenshap`, which is not imported for a help text; a test holds them equal
-ENGINES = ("naive", "trie", "packed", "blocks")
-ESTIMATORS = (
-    "exact",
-    "permutation",
-    "kernel_shap",
-    "leverage_shap",
-    "lasso",
-    "regression_msr",
-    "gaussian_process",
-)
-
-
 @click.command()
 @click.option("--question", "-q", required=True, help="The question that the documents are to answer.")
 @click.option(
@@ -127,28 +114,28 @@ ESTIMATORS = (
 @click.option("--answer", help="The answer to explain.  [default: the model's own]")
 @click.option(
     "--value",
-    type=click.Choice(["logprob", "votes"]),
+    type=Listed("amplify.textgenshap.attribute:VALUES"),
     default="logprob",
     show_default=True,
     help="What a source adds to: the answer's log-probability, or votes over decoded answers.",
 )
 @click.option(
     "--index",
-    type=click.Choice(["shapley", "banzhaf", "shapley_shubik", "append"]),
+    type=Listed("amplify.textgenshap.attribute:INDICES"),
     default="shapley",
     show_default=True,
     help="How a source's part in it is counted.",
 )
 @click.option(
     "--refine",
-    type=click.Choice(["documents", "sentences", "words"]),
+    type=Listed("amplify.textgenshap.hierarchy:REFINEMENTS"),
     default="words",
     show_default=True,
     help="Look into what matters down to this level.",
 )
 @click.option(
     "--order",
-    type=click.Choice(["fixed", "random"]),
+    type=Listed("amplify.textgenshap.attribute:ORDERS"),
     default="fixed",
     show_default=True,
     help="Of the documents: as given, or drawn anew for each prompt.",
@@ -156,14 +143,14 @@ ESTIMATORS = (
 @click.option("--budget", type=click.IntRange(min=2), default=64, show_default=True, help="Distinct prompts to ask.")
 @click.option(
     "--estimator",
-    type=click.Choice(["auto", *ESTIMATORS]),
+    type=Listed("amplify.textgenshap.estimators:ESTIMATORS", "auto"),
     default="auto",
     show_default=True,
     help="How scores are made of the values asked; auto is exact where all coalitions fit the budget.",
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", *ENGINES]),
+    type=Listed("amplify.textgenshap.engines:ENGINES", "auto"),
     default="auto",
     show_default=True,
     help="How values are had: auto is the cheapest exact way; blocks, documents encoded once, approximates.",
