@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import peak
 
 from amplify import Prompt, Sampling, Span, Steering, open_backend
 
@@ -130,14 +131,6 @@ def bench_vllm(args: argparse.Namespace) -> dict[str, Any]:
     for backend in backends.values():
         backend.close()
     return result
-
-
-def peak(run: Callable[[], object]) -> int:
-    """Bytes of resident memory that `run` takes at most (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    run()
-    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def bench_transformers(args: argparse.Namespace) -> dict[str, Any]:

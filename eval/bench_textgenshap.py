@@ -15,12 +15,12 @@ Results are added to the JSON file part by part.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,91 +28,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import peak, resident, timed
+from source_game import SourceGame, after, paragraphs
 
 import amplify
-from amplify import templates
 from amplify.backends.known import KnownAnswers, generate_known
-from amplify.backends.text import encode_with_target, render
 from amplify.backends.tree import plan, trie
 from amplify.textgenshap import all_coalitions
-from amplify.textgenshap.games import LogProbGame
-from amplify.textgenshap.sampling import prefixes
-from amplify.textgenshap.sources import Context, Selection, harmless, in_place, select
+from amplify.textgenshap.sources import Selection, in_place, select
 from amplify.values import Sampling
 
 
-def paragraphs(row: dict[str, Any], sentences: int) -> list[str]:
-    """The item's paragraphs, title first, cut to so many sentences (0: whole)."""
-    pairs = zip(row["context"]["title"], row["context"]["sentences"], strict=True)
-    return [f"{title}\n{''.join(s[: sentences or None]).strip()}" for title, s in pairs]
+class Bench(SourceGame):
+    """The parts. Later ones use what earlier ones found.
 
+    Args:
+        peer: coalitions that context-cite is timed on; its seconds are scaled to all of them by tokens.
+        others: see `SourceGame`.
+    """
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it gives, and its seconds."""
-    begun = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - begun
-
-
-class Bench:
-    """One item, one model."""
-
-    def __init__(
-        self, backend: Any, rows: Sequence[dict[str, Any]], item: int, sentences: int, tokens: int, peer: int
-    ) -> None:
-        self.backend, self.rows, self.sentences, self.peer = backend, rows, sentences, peer
+    def __init__(self, backend: Any, rows: Sequence[dict[str, Any]], peer: int, **others: int) -> None:
+        super().__init__(backend, rows, **others)
+        self.rows, self.sentences, self.peer = rows, others["sentences"], peer
         self.seconds: dict[str, float] = {}
         self.values: dict[str, np.ndarray] = {}
-        row = rows[item]
-        self.context = self.of(row["question"], paragraphs(row, sentences))
-        own = backend.generate([self.context.prompt(self.context.everything())], Sampling(max_tokens=tokens))[0].text
-        # the answer is padded out with its own words, so that every item scores as many tokens
-        words = own
-        while len(backend.tokenizer(words).input_ids) < tokens:
-            words = f"{words} {own.strip()}"
-        self.answer = backend.tokenizer.decode(backend.tokenizer(words).input_ids[:tokens])
-
-    def of(self, question: str, documents: Sequence[str]) -> Context:
-        """A context like `attribute_sources` makes it."""
-        return Context(harmless(question), tuple(harmless(d) for d in documents), templates.load("sources", "default"))
-
-    def sequences(self, context: Context, selections: Sequence[Selection]) -> tuple[list[list[int]], list[int]]:
-        """Token ids of prompt and answer, and where the answer starts."""
-        tokenizer = self.backend.tokenizer
-        pairs = [encode_with_target(tokenizer, render(context.prompt(s), tokenizer), self.answer) for s in selections]
-        return [ids for ids, _ in pairs], [start for _, start in pairs]
-
-    def ours(self, context: Context, selections: Sequence[Selection], engine: Any) -> tuple[np.ndarray, float, int]:
-        """Values, seconds, tokens forwarded."""
-        before = self.backend.usage.snapshot()
-        game = LogProbGame(context, self.backend, self.answer, engine)
-        values, seconds = timed(lambda: game.of(selections)[:, 0])
-        return values, seconds, self.backend.usage.since(before).forwarded_tokens
-
-    def cited(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[np.ndarray, float]:
-        """context-cite's own evaluation of these prompts with its default batch size."""
-        from context_cite import utils
-        from datasets import Dataset
-
-        data = Dataset.from_dict(
-            {
-                "input_ids": list(map(list, sequences)),
-                "attention_mask": [[1] * len(s) for s in sequences],
-                "labels": [[-100] * start + list(s[start:]) for s, start in zip(sequences, starts, strict=True)],
-            }
-        )
-        length = len(sequences[0]) - starts[0]
-        model, tokenizer = self.backend.model, self.backend.tokenizer
-        found, seconds = timed(lambda: utils._get_response_logit_probs(data, model, tokenizer, length, 1))
-        return utils.aggregate_logit_probs(found, "log_prob"), seconds
-
-    def flops(self, positions: np.ndarray, logits: int) -> float:
-        """Of the tokens at these positions: matrix products, attention to all before, and so many rows of logits."""
-        c = self.backend.model.config
-        head = c.head_dim if getattr(c, "head_dim", None) else c.hidden_size // c.num_attention_heads
-        body = sum(p.numel() for p in self.backend.model.model.layers.parameters())
-        attention = 4 * c.num_hidden_layers * c.num_attention_heads * head * (positions + 1.0).sum()
-        return float(2 * body * len(positions) + attention + 2 * c.vocab_size * c.hidden_size * logits)
 
     def against(self, selections: Sequence[Selection], engine: str) -> dict[str, Any]:
         """An engine against context-cite on the same selections."""
@@ -123,7 +62,7 @@ class Bench:
         tokens = sum(map(len, sequences))
         peer_seconds *= tokens / sum(len(sequences[i]) for i in some)
         tree, paths = trie(sequences, starts)
-        wanted = sorted({n for path, start in zip(paths, starts, strict=True) for n in _after(tree, path, start)})
+        wanted = sorted({n for path, start in zip(paths, starts, strict=True) for n in after(tree, path, start)})
         laid = plan(tree, wanted)
         mine = self.flops(laid.positions, len(np.unique(laid.read_at)))
         theirs = sum(self.flops(np.arange(len(s)), len(s)) for s in sequences)
@@ -162,13 +101,6 @@ class Bench:
             "forwarded_tokens": forwarded,
             "faster_than_trie": self.seconds["trie"] / seconds,
         }
-
-    def walks(self, context: Context, orders: int) -> list[Selection]:
-        """Prefixes of random orders."""
-        rng, n = np.random.default_rng(0), len(context.documents)
-        drawn = [rng.permutation(n) for _ in range(orders)]
-        rows = np.concatenate([np.where(prefixes(o), np.argsort(o), -1) for o in drawn])
-        return [select(row, context.sources) for row in rows.tolist()]
 
     def random(self, orders: int) -> dict[str, Any]:
         """Packed permutations. The empty coalition is asked once an order by both."""
@@ -295,41 +227,55 @@ class Bench:
         }
 
     def hierarchy(self, budget: int) -> dict[str, Any]:
-        """Documents alone, and down to words with a budget that leaves the documents as many evaluations.
+        """Documents alone, and down to sentences and words with a budget that leaves the documents as many evaluations.
 
-        Two `attribute_sources` calls that share nothing but the answer, which is given.
+        `attribute_sources` calls that share nothing but the answer, which is given: with the backend's own bound of
+        what is kept between rounds, and down to words also with none kept and with little. Memory is resident memory
+        beyond what the process held before, model included.
         """
         documents = list(self.context.documents)
-        result: dict[str, Any] = {}
-        for refine, asked in (("documents", budget), ("words", 2 * budget)):
-            found, seconds = timed(
-                lambda refine=refine, asked=asked: amplify.attribute_sources(
-                    self.context.question, documents, self.backend, self.answer, refine=refine, budget=asked
+
+        def run(refine: str, asked: int, kept: int | None = None) -> dict[str, Any]:
+            self.backend.max_prefix_tokens = kept
+            gc.collect()
+            before = resident()
+            found: list[Any] = []
+            most, seconds = timed(
+                lambda: peak(
+                    lambda: found.append(
+                        amplify.attribute_sources(
+                            self.context.question, documents, self.backend, self.answer, refine=refine, budget=asked
+                        )
+                    )
                 )
             )
-            result[refine] = {
+            self.backend.max_prefix_tokens = None
+            result = found[0]
+            return {
                 "budget": asked,
-                "evaluations": found.cost.calls,
-                "forwarded_tokens": found.cost.tokens,
-                "sentences_scored": len(found.sentences.sources) if found.sentences else 0,
-                "words_scored": len(found.words.sources) if found.words else 0,
+                "evaluations": result.cost.calls,
+                "forwarded_tokens": result.cost.tokens,
+                "sentences_scored": len(result.sentences.sources) if result.sentences else 0,
+                "words_scored": len(result.words.sources) if result.words else 0,
                 "seconds": seconds,
+                "memory_bytes": most - before,
             }
+
+        own = self.backend.remembering().most
+        result: dict[str, Any] = {
+            "max_prefix_tokens": own,
+            "bytes_a_kept_token": self.backend.packed.kept,
+            "documents": run("documents", budget),
+            "sentences": run("sentences", 2 * budget),
+            "words": run("words", 2 * budget),
+            "words_keeping_4096": run("words", 2 * budget, 4096),
+            "words_keeping_nothing": run("words", 2 * budget, 0),
+        }
         words, alone = result["words"], result["documents"]
         return result | {
             "times_the_tokens": words["forwarded_tokens"] / alone["forwarded_tokens"],
             "times_the_seconds": words["seconds"] / alone["seconds"],
         }
-
-
-def _after(tree: Any, path: Sequence[int], start: int) -> list[int]:
-    """The nodes of a path that begin at or behind token `start`."""
-    depth, found = 0, []
-    for node in path:
-        if depth >= start:
-            found.append(node)
-        depth += len(tree.segments[node])
-    return found
 
 
 GOALS = {
@@ -346,7 +292,7 @@ GOALS = {
 
 def table(done: dict[str, Any]) -> str:
     """The main figure of each part, measured and wanted, as Markdown."""
-    lines = [f"`{done['command']}`", "", "| part | measured | wanted | what |", "|---|---|---|---|"]
+    lines = ["| part | measured | wanted | what | when |", "|---|---|---|---|---|"]
     for part, result in done["parts"].items():
         path, what, goal = GOALS[part]
         found: Any = result
@@ -354,7 +300,9 @@ def table(done: dict[str, Any]) -> str:
             found = found.get(key) if isinstance(found, dict) else None
         if found is None:
             continue
-        lines.append(f"| {part} | {found:.3g} | {goal:g} | {what} |")
+        lines.append(f"| {part} | {found:.3g} | {goal:g} | {what} | {result['date'][:10]} |")
+    commands = dict.fromkeys(result["command"] for result in done["parts"].values())
+    lines += ["", *(f"`{command}`  " for command in commands)]
     return "\n".join(lines) + "\n"
 
 
@@ -379,7 +327,7 @@ def main() -> None:
         parser.error(f"{' and '.join(late)}: on the coalitions of fixed, which must stand before in --parts")
     rows = json.loads((args.data / "dev_distractor_50.json").read_text())
     backend: Any = amplify.open_backend(args.backend)
-    bench = Bench(backend, rows, args.item, args.sentences, args.tokens, args.peer)
+    bench = Bench(backend, rows, args.peer, item=args.item, sentences=args.sentences, tokens=args.tokens)
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "fixed": lambda: bench.fixed(args.coalitions),
         "random": lambda: bench.random(args.orders),
@@ -394,16 +342,18 @@ def main() -> None:
     for part in parts:
         done = json.loads(args.out.read_text()) if args.out.exists() else {"parts": {}}
         result, seconds = timed(work[part])
-        done["parts"][part] = result | {"item": args.item, "sentences": args.sentences, "bench_seconds": seconds}
-        done |= {
+        done["parts"][part] = result | {
+            "item": args.item,
+            "sentences": args.sentences,
+            "bench_seconds": seconds,
             "command": shlex.join(["python", "eval/bench_textgenshap.py", *sys.argv[1:]]).replace(
                 os.environ.get("AMPLIFY_DATA") or "\0", "$AMPLIFY_DATA"
             ),
-            "what": (__doc__ or "").split("\n", 1)[0],
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "setting": backend.describe(),
             "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
         }
+        done["what"] = (__doc__ or "").split("\n", 1)[0]
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(done, indent=1) + "\n")
         args.out.with_suffix(".md").write_text(table(done))

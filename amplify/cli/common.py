@@ -46,7 +46,7 @@ class Listed(click.Choice[str]):
         self.case_sensitive = True
 
     @cached_property
-    def choices(self) -> tuple[str, ...]:
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
         """All of them."""
         module, _, name = self.place.partition(":")
         return (*self.before, *getattr(import_module(module), name))

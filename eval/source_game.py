@@ -1,0 +1,104 @@
+"""A game over the documents of one question, as the benches play it with amplify and with context-cite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from measuring import timed
+
+from amplify import templates
+from amplify.backends.text import encode_with_target, render
+from amplify.textgenshap.games import LogProbGame
+from amplify.textgenshap.sampling import prefixes
+from amplify.textgenshap.sources import Context, Selection, harmless, select
+from amplify.values import Sampling
+
+
+def paragraphs(row: dict[str, Any], sentences: int) -> list[str]:
+    """The item's paragraphs, title first, cut to so many sentences (0: whole)."""
+    pairs = zip(row["context"]["title"], row["context"]["sentences"], strict=True)
+    return [f"{title}\n{''.join(s[: sentences or None]).strip()}" for title, s in pairs]
+
+
+class SourceGame:
+    """One HotpotQA item as a log-probability game on one model, for amplify and for its rivals.
+
+    Args:
+        backend: `transformers:`.
+        rows: of the published file.
+        item: which of them.
+        sentences: of each paragraph, at most; 0: all.
+        tokens: of the answer.
+    """
+
+    def __init__(self, backend: Any, rows: Sequence[dict[str, Any]], item: int, sentences: int, tokens: int) -> None:
+        self.backend = backend
+        row = rows[item]
+        self.context = self.of(row["question"], paragraphs(row, sentences))
+        own = backend.generate([self.context.prompt(self.context.everything())], Sampling(max_tokens=tokens))[0].text
+        # the answer is padded out with its own words, so that every item scores as many tokens
+        words = own
+        while len(backend.tokenizer(words).input_ids) < tokens:
+            words = f"{words} {own.strip()}"
+        self.answer = backend.tokenizer.decode(backend.tokenizer(words).input_ids[:tokens])
+
+    def of(self, question: str, documents: Sequence[str]) -> Context:
+        """A context like `attribute_sources` makes it."""
+        return Context(harmless(question), tuple(harmless(d) for d in documents), templates.load("sources", "default"))
+
+    def sequences(self, context: Context, selections: Sequence[Selection]) -> tuple[list[list[int]], list[int]]:
+        """Token ids of prompt and answer, and where the answer starts."""
+        tokenizer = self.backend.tokenizer
+        pairs = [encode_with_target(tokenizer, render(context.prompt(s), tokenizer), self.answer) for s in selections]
+        return [ids for ids, _ in pairs], [start for _, start in pairs]
+
+    def ours(self, context: Context, selections: Sequence[Selection], engine: Any) -> tuple[np.ndarray, float, int]:
+        """Values, seconds, tokens forwarded."""
+        before = self.backend.usage.snapshot()
+        game = LogProbGame(context, self.backend, self.answer, engine)
+        values, seconds = timed(lambda: game.of(selections)[:, 0])
+        return values, seconds, self.backend.usage.since(before).forwarded_tokens
+
+    def cited(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[np.ndarray, float]:
+        """context-cite's own evaluation of these prompts with its default batch size."""
+        from context_cite import utils
+        from datasets import Dataset
+
+        data = Dataset.from_dict(
+            {
+                "input_ids": list(map(list, sequences)),
+                "attention_mask": [[1] * len(s) for s in sequences],
+                "labels": [[-100] * start + list(s[start:]) for s, start in zip(sequences, starts, strict=True)],
+            }
+        )
+        length = len(sequences[0]) - starts[0]
+        model, tokenizer = self.backend.model, self.backend.tokenizer
+        found, seconds = timed(lambda: utils._get_response_logit_probs(data, model, tokenizer, length, 1))
+        return utils.aggregate_logit_probs(found, "log_prob"), seconds
+
+    def flops(self, positions: np.ndarray, logits: int) -> float:
+        """Of the tokens at these positions: matrix products, attention to all before, and so many rows of logits."""
+        c = self.backend.model.config
+        head = c.head_dim if getattr(c, "head_dim", None) else c.hidden_size // c.num_attention_heads
+        body = sum(p.numel() for p in self.backend.model.model.layers.parameters())
+        attention = 4 * c.num_hidden_layers * c.num_attention_heads * head * (positions + 1.0).sum()
+        return float(2 * body * len(positions) + attention + 2 * c.vocab_size * c.hidden_size * logits)
+
+    def walks(self, context: Context, orders: int) -> list[Selection]:
+        """Prefixes of random orders."""
+        rng, n = np.random.default_rng(0), len(context.documents)
+        drawn = [rng.permutation(n) for _ in range(orders)]
+        rows = np.concatenate([np.where(prefixes(o), np.argsort(o), -1) for o in drawn])
+        return [select(row, context.sources) for row in rows.tolist()]
+
+
+def after(tree: Any, path: Sequence[int], start: int) -> list[int]:
+    """The nodes of a path that begin at or behind token `start`."""
+    depth, found = 0, []
+    for node in path:
+        if depth >= start:
+            found.append(node)
+        depth += len(tree.segments[node])
+    return found
