@@ -86,6 +86,7 @@ class PackedModel:
         self.kept_cost = kept / self.inner  # memory of a kept token's keys and values, in tokens of a pass
         self.keeps_logits = "logits_to_keep" in takes
         self.body, self.head = self._split()
+        self.last = self._feed_forward()
         self._prove()
 
     @contextmanager
@@ -117,6 +118,37 @@ class PackedModel:
         # the same operations on the same numbers: anything done beside them shows in some bit
         same = torch.equal(head(states), self.model(input_ids=ids, use_cache=False).logits)
         return (body, head) if same else (self.model, None)
+
+    @torch.inference_mode()
+    def _feed_forward(self) -> torch.nn.Module | None:
+        """The last layer's feed-forward block, where the model has one that takes and gives one row a token."""
+        layers = getattr(self.model.get_decoder(), "layers", None)
+        block = getattr(layers[-1], "mlp", None) if layers else None
+        row = torch.zeros(1, 1, self.model.config.get_text_config(decoder=True).hidden_size, device=self.device)
+        try:
+            out = block(row.to(self.model.dtype)) if block is not None else None
+        except (RuntimeError, TypeError, ValueError):
+            return None
+        return block if isinstance(out, torch.Tensor) and out.shape == row.shape else None
+
+    @contextmanager
+    def _sparing(self, rows: torch.Tensor) -> Iterator[None]:
+        """The last layer's feed-forward block for these rows alone: nothing reads what it makes of the others."""
+        if self.last is None:
+            yield
+            return
+        whole = self.last.forward
+
+        def few(states: torch.Tensor) -> torch.Tensor:
+            out = torch.zeros_like(states)
+            out[:, rows] = whole(states[:, rows])
+            return out
+
+        self.last.forward = few
+        try:
+            yield
+        finally:
+            del self.last.forward
 
     def _prove(self) -> None:
         """Refuse a model whose attention does not obey the mask and the positions: try both on a few tokens.
@@ -179,7 +211,7 @@ class PackedModel:
             masks = {"full_attention": masks, "sliding_attention": sliding} if self.kinds else sliding
         whole = self.head is None
         extra = {"logits_to_keep": rows} if whole and self.keeps_logits else {}
-        with self._grouped():
+        with self._grouped(), self._sparing(rows):
             outputs: torch.Tensor = self.body(
                 input_ids=ids[None],
                 position_ids=positions[None],

@@ -363,3 +363,28 @@ def test_cuda_agrees_with_cpu() -> None:
     here = PackedModel(model).log_probs(plan(tree, wanted), 8)
     there = PackedModel(model.cuda()).log_probs(plan(tree, wanted), 8)
     np.testing.assert_allclose(here, there, atol=1e-3)  # TF32 off; other kernels, other order of sums
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_last_block_works_for_what_is_read_alone(kind: str) -> None:
+    """Where the model has such a block. What is read stays the same (see `compare`); the model is left as it was."""
+    from amplify.backends.packed import PackedModel
+
+    model = build(kind)
+    packed = PackedModel(model)
+    tree = random_tree(random.Random(2), 12)
+    wanted = [n for n in range(1, len(tree.segments)) if tree.segments[n]][-3:]
+    laid = plan(tree, wanted)
+    block = packed.last if packed.last is not None else model.get_decoder().h[-1].mlp
+    rows = 0
+
+    def watch(module: Any, given: Any, out: Any) -> None:
+        nonlocal rows
+        rows += given[0].shape[1]
+
+    linear = next(m for m in block.modules() if not list(m.children()))
+    handle = linear.register_forward_hook(watch)
+    packed.log_probs(laid, chunk=len(laid.ids))
+    handle.remove()
+    assert rows == (len(np.unique(laid.read_at)) if kind == "llama" else len(laid.ids))
+    assert "forward" not in vars(block)
