@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amplify.backends.base import Generator, WhiteBox
-from amplify.errors import InputError, RunError
+from amplify.errors import BackendError, InputError, RunError
 from amplify.metrics import normalise
 from amplify.textgenshap import engines
 from amplify.textgenshap.engines import Engine
@@ -81,9 +81,23 @@ class Memory:
     def fill(
         self, selections: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]
     ) -> None:
-        """Ask for those that are not known, and keep each as soon as it is."""
+        """Ask for those that are not known, and keep each as soon as it is.
+
+        Raises:
+            BackendError: it failed; says where the values so far are.
+        """
         self.used |= dict.fromkeys(selections)
         new = sorted({s for s in selections if s not in self._known})
+        try:
+            self._ask(new, ask)
+        except BackendError as failure:
+            where = "give cache=FILE to keep them" if self.path is None else f"{self.path} keeps them"
+            raise BackendError(
+                f"{failure}. Values of {len(self)} prompts were known: {where}, and the same call goes on from there",
+                failure.completed,
+            ) from failure
+
+    def _ask(self, new: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]) -> None:
         for at in range(0, len(new), PART):
             part = new[at : at + PART]
             if self.path is None:

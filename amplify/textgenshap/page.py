@@ -19,7 +19,7 @@ Part = tuple[int, int, int]  # characters [start, end) of a document, and the nu
 CLASSES = {"documents": "d", "sentences": "s", "words": "w"}
 INDICES = {"shapley": "Shapley", "banzhaf": "Banzhaf", "shapley_shubik": "Shapley–Shubik"}
 _TITLE = 120  # a first line up to this long, with text below it, is shown as a title
-_DIGITS = 5
+_DIGITS = 8  # significant ones of the numbers in the page, which rounds them to three decimals itself
 
 
 def as_html(result: SourceAttribution) -> str:

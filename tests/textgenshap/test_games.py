@@ -228,7 +228,7 @@ def test_a_dead_server_keeps_what_was_known_and_resumes(tmp_path) -> None:  # ty
     file = tmp_path / "values.jsonl"
     rows = in_place(all_coalitions(3))
     dying = ScriptedBackend(logprob=additive, fail_after=5)
-    with pytest.raises(BackendError):
+    with pytest.raises(BackendError, match=r"Values of 5 prompts were known: .*values\.jsonl keeps them"):
         LogProbGame(context(), dying, "France", memory=Memory({"a": 1}, file))(rows)
     with file.open("a") as half_written:
         half_written.write("[[[0, [[0,")
