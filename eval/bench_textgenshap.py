@@ -21,6 +21,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,11 +30,11 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import peak, resident, timed
-from source_game import SourceGame, after, paragraphs
+from source_game import SourceGame, paragraphs
 
 import amplify
 from amplify.backends.known import KnownAnswers, generate_known
-from amplify.backends.tree import plan, trie
+from amplify.backends.tree import plan
 from amplify.textgenshap import all_coalitions
 from amplify.textgenshap.sources import Selection, in_place, select
 from amplify.values import Sampling
@@ -47,7 +48,7 @@ class Bench(SourceGame):
         others: see `SourceGame`.
     """
 
-    def __init__(self, backend: Any, rows: Sequence[dict[str, Any]], peer: int, **others: int) -> None:
+    def __init__(self, backend: Any, rows: Sequence[dict[str, Any]], peer: int, **others: Any) -> None:
         super().__init__(backend, rows, **others)
         self.rows, self.sentences, self.peer = rows, others["sentences"], peer
         self.seconds: dict[str, float] = {}
@@ -61,10 +62,7 @@ class Bench(SourceGame):
         peer, peer_seconds = self.cited([sequences[i] for i in some], [starts[i] for i in some])
         tokens = sum(map(len, sequences))
         peer_seconds *= tokens / sum(len(sequences[i]) for i in some)
-        tree, paths = trie(sequences, starts)
-        wanted = sorted({n for path, start in zip(paths, starts, strict=True) for n in after(tree, path, start)})
-        laid = plan(tree, wanted)
-        mine = self.flops(laid.positions, len(np.unique(laid.read_at)))
+        mine, _ = self.operations(selections)
         theirs = sum(self.flops(np.arange(len(s)), len(s)) for s in sequences)
         self.seconds[engine], self.values[engine] = seconds, values
         return {
@@ -131,7 +129,7 @@ class Bench(SourceGame):
 
         def run(count: int, in_tokens: bool) -> tuple[list[float], float]:
             with torch.no_grad():
-                found, seconds = timed(
+                found, seconds = self.timed(
                     lambda: [
                         float(attribution._forward_func(m[None], inputs, target, False, None, in_tokens).ravel()[0])
                         for m in masks[:count]
@@ -158,21 +156,37 @@ class Bench(SourceGame):
             "largest_difference": float(np.abs(values - np.array(whole)).max()),
         }
 
-    def exact(self, default: int = 64) -> dict[str, Any]:
-        """All coalitions, against the time that context-cite's default number takes (timed on a quarter of them)."""
+    def exact(self, timed_on: int, default: int = 64) -> dict[str, Any]:
+        """All coalitions, against the time that context-cite's default number takes (timed on a quarter of them).
+
+        Args:
+            timed_on: the middle ones of all in the order in which they are asked; scaled by floating-point operations.
+            default: context-cite's.
+        """
         n = len(self.context.documents)
-        every = [select(row, self.context.sources) for row in in_place(all_coalitions(n)).tolist()]
-        _, seconds, forwarded = self.ours(self.context, every, "trie")
+        every = sorted(select(row, self.context.sources) for row in in_place(all_coalitions(n)).tolist())
+        begin = (len(every) - timed_on) // 2
+        middle = every[begin : begin + timed_on]
+        _, seconds, forwarded = self.ours(self.context, middle, "trie")
+        whole = self.operations(every)
+        scale = whole[0] / self.operations(middle)[0]
         rng = np.random.default_rng(0)
         some = [every[i] for i in rng.choice(len(every), default // 4, replace=False)]
         _, peer = self.cited(*self.sequences(self.context, some))
         return {
             "coalitions": len(every),
-            "seconds": seconds,
-            "forwarded_tokens": forwarded,
+            "tokens": whole[1],
+            "timed_on": timed_on,
+            "timed_tokens": forwarded,
+            "seconds": seconds * scale,
             "context_cite_default_seconds": peer * 4,
-            "times_context_cite_default": seconds / (peer * 4),
+            "times_context_cite_default": seconds * scale / (peer * 4),
         }
+
+    def operations(self, selections: Sequence[Selection]) -> tuple[float, int]:
+        """Floating-point operations and tokens of one trie of these."""
+        laid = plan(*self.laid(*self.sequences(self.context, selections)))
+        return self.flops(laid.positions, len(np.unique(laid.read_at))), len(laid.ids)
 
     def many(self, sizes: Sequence[int]) -> dict[str, Any]:
         """One random order of many documents; naive is timed on one prompt of middle length and scaled by tokens."""
@@ -208,9 +222,9 @@ class Bench(SourceGame):
         sampling = Sampling(max_tokens=16)
         known, usage = KnownAnswers(), self.backend.usage
         start = usage.snapshot()
-        found, seconds = timed(lambda: generate_known(self.backend, prompts, sampling, known))
+        found, seconds = self.timed(lambda: generate_known(self.backend, prompts, sampling, known))
         forwarded, start = usage.since(start).forwarded_tokens, usage.snapshot()
-        plain, plain_seconds = timed(lambda: self.backend.generate(prompts, sampling))
+        plain, plain_seconds = self.timed(lambda: self.backend.generate(prompts, sampling))
         return {
             "coalitions": len(prompts),
             "answers": len(set(known.answers.values())),
@@ -230,17 +244,16 @@ class Bench(SourceGame):
         """Documents alone, and down to sentences and words with a budget that leaves the documents as many evaluations.
 
         `attribute_sources` calls that share nothing but the answer, which is given: with the backend's own bound of
-        what is kept between rounds, and down to words also with none kept and with little. Memory is resident memory
-        beyond what the process held before, model included.
+        what is kept between rounds, and down to words also with a low one. Memory is resident memory at its peak
+        beyond what the process, model included, held before all of them.
         """
         documents = list(self.context.documents)
 
         def run(refine: str, asked: int, kept: int | None = None) -> dict[str, Any]:
             self.backend.max_prefix_tokens = kept
             gc.collect()
-            before = resident()
             found: list[Any] = []
-            most, seconds = timed(
+            most, seconds = self.timed(
                 lambda: peak(
                     lambda: found.append(
                         amplify.attribute_sources(
@@ -261,15 +274,14 @@ class Bench(SourceGame):
                 "memory_bytes": most - before,
             }
 
-        own = self.backend.remembering().most
+        before = resident()
         result: dict[str, Any] = {
-            "max_prefix_tokens": own,
+            "max_prefix_tokens": self.backend.remembering().most,
             "bytes_a_kept_token": self.backend.packed.kept,
+            "words_keeping_1024": run("words", 2 * budget, 1024),  # first: an allocator does not give back all it had
             "documents": run("documents", budget),
             "sentences": run("sentences", 2 * budget),
             "words": run("words", 2 * budget),
-            "words_keeping_4096": run("words", 2 * budget, 4096),
-            "words_keeping_nothing": run("words", 2 * budget, 0),
         }
         words, alone = result["words"], result["documents"]
         return result | {
@@ -278,6 +290,7 @@ class Bench(SourceGame):
         }
 
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 GOALS = {
     "fixed": ("faster", "times faster than context-cite", 2.0),
     "random": ("faster", "times faster than context-cite", 3.5),
@@ -316,6 +329,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="of the answer")
     parser.add_argument("--coalitions", type=int, default=64)
     parser.add_argument("--peer", type=int, default=16, help="of these, how many context-cite is timed on")
+    parser.add_argument("--exact", type=int, default=0, help="of all coalitions, how many `exact` is timed on; 0: all")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: other jobs run too")
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--captum", type=int, nargs=2, default=(3, 1), metavar=("SEQUENCE", "TOKENS"))
     parser.add_argument("--documents", default="20,50", help="numbers of documents for `many`")
@@ -327,13 +342,15 @@ def main() -> None:
         parser.error(f"{' and '.join(late)}: on the coalitions of fixed, which must stand before in --parts")
     rows = json.loads((args.data / "dev_distractor_50.json").read_text())
     backend: Any = amplify.open_backend(args.backend)
-    bench = Bench(backend, rows, args.peer, item=args.item, sentences=args.sentences, tokens=args.tokens)
+    bench = Bench(
+        backend, rows, args.peer, item=args.item, sentences=args.sentences, tokens=args.tokens, clock=CLOCKS[args.clock]
+    )
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "fixed": lambda: bench.fixed(args.coalitions),
         "random": lambda: bench.random(args.orders),
         "captum": lambda: bench.captum(*args.captum),
         "blocks": bench.blocks,
-        "exact": bench.exact,
+        "exact": lambda: bench.exact(args.exact or 2 ** len(bench.context.documents)),
         "many": lambda: bench.many([int(s) for s in args.documents.split(",")]),
         "votes": lambda: bench.votes(args.coalitions // 2),
         "hierarchy": lambda: bench.hierarchy(args.coalitions // 2),
@@ -346,6 +363,7 @@ def main() -> None:
             "item": args.item,
             "sentences": args.sentences,
             "bench_seconds": seconds,
+            "clock": args.clock,
             "command": shlex.join(["python", "eval/bench_textgenshap.py", *sys.argv[1:]]).replace(
                 os.environ.get("AMPLIFY_DATA") or "\0", "$AMPLIFY_DATA"
             ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ from measuring import timed
 
 from amplify import templates
 from amplify.backends.text import encode_with_target, render
+from amplify.backends.tree import TokenTree, trie
 from amplify.textgenshap.games import LogProbGame
 from amplify.textgenshap.sampling import prefixes
 from amplify.textgenshap.sources import Context, Selection, harmless, select
 from amplify.values import Sampling
+
+Clock = Callable[[], float]
 
 
 def paragraphs(row: dict[str, Any], sentences: int) -> list[str]:
@@ -31,10 +35,13 @@ class SourceGame:
         item: which of them.
         sentences: of each paragraph, at most; 0: all.
         tokens: of the answer.
+        clock: that times everything.
     """
 
-    def __init__(self, backend: Any, rows: Sequence[dict[str, Any]], item: int, sentences: int, tokens: int) -> None:
-        self.backend = backend
+    def __init__(
+        self, backend: Any, rows: Sequence[dict[str, Any]], item: int, sentences: int, tokens: int, clock: Clock
+    ) -> None:
+        self.backend, self.timed = backend, partial(timed, clock=clock)
         row = rows[item]
         self.context = self.of(row["question"], paragraphs(row, sentences))
         own = backend.generate([self.context.prompt(self.context.everything())], Sampling(max_tokens=tokens))[0].text
@@ -58,7 +65,7 @@ class SourceGame:
         """Values, seconds, tokens forwarded."""
         before = self.backend.usage.snapshot()
         game = LogProbGame(context, self.backend, self.answer, engine)
-        values, seconds = timed(lambda: game.of(selections)[:, 0])
+        values, seconds = self.timed(lambda: game.of(selections)[:, 0])
         return values, seconds, self.backend.usage.since(before).forwarded_tokens
 
     def cited(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[np.ndarray, float]:
@@ -75,7 +82,7 @@ class SourceGame:
         )
         length = len(sequences[0]) - starts[0]
         model, tokenizer = self.backend.model, self.backend.tokenizer
-        found, seconds = timed(lambda: utils._get_response_logit_probs(data, model, tokenizer, length, 1))
+        found, seconds = self.timed(lambda: utils._get_response_logit_probs(data, model, tokenizer, length, 1))
         return utils.aggregate_logit_probs(found, "log_prob"), seconds
 
     def flops(self, positions: np.ndarray, logits: int) -> float:
@@ -86,19 +93,20 @@ class SourceGame:
         attention = 4 * c.num_hidden_layers * c.num_attention_heads * head * (positions + 1.0).sum()
         return float(2 * body * len(positions) + attention + 2 * c.vocab_size * c.hidden_size * logits)
 
+    def laid(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[TokenTree, list[int]]:
+        """Their trie, and its nodes that hold the answer."""
+        tree, paths = trie(sequences, starts)
+        wanted: set[int] = set()
+        for path, start in zip(paths, starts, strict=True):
+            depth = 0
+            for node in path:
+                wanted |= {node} if depth >= start else set()
+                depth += len(tree.segments[node])
+        return tree, sorted(wanted)
+
     def walks(self, context: Context, orders: int) -> list[Selection]:
         """Prefixes of random orders."""
         rng, n = np.random.default_rng(0), len(context.documents)
         drawn = [rng.permutation(n) for _ in range(orders)]
         rows = np.concatenate([np.where(prefixes(o), np.argsort(o), -1) for o in drawn])
         return [select(row, context.sources) for row in rows.tolist()]
-
-
-def after(tree: Any, path: Sequence[int], start: int) -> list[int]:
-    """The nodes of a path that begin at or behind token `start`."""
-    depth, found = 0, []
-    for node in path:
-        if depth >= start:
-            found.append(node)
-        depth += len(tree.segments[node])
-    return found
