@@ -68,9 +68,10 @@ class Turn:
 
 
 class Store:
-    """Keys and values of one layer by slot."""
+    """Keys and values of one layer by slot, of which there are `most`."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.buffers: list[torch.Tensor] = []
 
     def read(self, slots: torch.Tensor) -> list[torch.Tensor]:
@@ -81,7 +82,8 @@ class Store:
         """Fill some slots."""
         room, wanted = self.buffers[0].shape[2] if self.buffers else 0, int(slots.max()) + 1
         if wanted > room:
-            wider = [x.new_empty((*x.shape[:2], max(wanted, 2 * room), x.shape[3])) for x in new]
+            size = min(max(wanted, 2 * room), self.most)
+            wider = [x.new_empty((*x.shape[:2], size, x.shape[3])) for x in new]
             for buffer, grown in zip(self.buffers, wider, strict=False):
                 grown[:, :, :room] = buffer
             self.buffers = wider
@@ -162,7 +164,7 @@ class PrefixMemory:
     def store(self, layer: int) -> Store:
         """A layer's keys and values."""
         while len(self.stores) <= layer:
-            self.stores.append(Store())
+            self.stores.append(Store(self.most))
         return self.stores[layer]
 
     def find(self, plan: Plan) -> Ints:

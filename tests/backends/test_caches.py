@@ -81,7 +81,7 @@ def test_the_same_numbers(backend: Any, most: int) -> None:
     assert spent[0] - spent[1] == memory.recalled > 0
     held = [x.shape[2] for store in memory.stores for x in store.buffers]
     assert len(held) == 6  # keys and values of three layers
-    assert max(held) <= 2 * most
+    assert max(held) <= most
 
 
 def test_no_more_than_one_trie_of_everything(backend: Any) -> None:
