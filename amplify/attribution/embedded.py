@@ -1,4 +1,4 @@
-"""Explanations by a model's word embeddings, as one thing: points around the input, and the gradients there.
+"""Explanations by what a model's layers read, as one thing: points around the input, and the gradients there.
 
 The same frame as `perturbation` (Han, Srinivas & Lakkaraju 2022), with a loss that matches gradients instead of values:
 the linear g that is nearest to f on a neighbourhood, by the mean squared difference of their gradients, has the mean
@@ -12,7 +12,8 @@ gradient as its weights. The methods differ in where they look and what they mul
 | `smooth_grad`          | x + N(0, s^2), s = 15 % of its range | 1                       | L2 norm                |
 | `integrated_gradients` | b + a (x - b), a uniform on [0, 1]   | x - b                   | sum                    |
 
-b is x with the padding token for each token of a word. `c_lime` fits values instead, at x times 1 + N(0, s^2) drawn
+x are the word embeddings, of an encoder the output of its embeddings module (`entrance`), and b is what they are with
+the padding token for each token of a word, its positions kept. `c_lime` fits values instead, at x times 1 + N(0, s^2) drawn
 once a word; `deep_lift` (Shrikumar et al. 2017, rescale rule) spreads f(x) - f(b) layer by layer. Gradients and
 DeepLIFT are captum's. Norms say how much a word matters, not for which side.
 """

@@ -1,6 +1,7 @@
 """Gradient norm and gradient x input of a proxy's label score, plain and contrastive, from one shared pass.
 
-With x the word embedding of a token, z_gold and z_foil the scores of the label explained and of its foil:
+With x what the model's layers read of a token (`entrance`: of an encoder the output of its embeddings module, of
+others the word embedding), z_gold and z_foil the scores of the label explained and of its foil:
 
 - `grad_norm`: the L1 norm of dz/dx (saliency; Simonyan et al. 2014);
 - `grad_x_input`: the signed sum of x * dz/dx over the embedding axis (Shrikumar et al. 2016).
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from amplify.attribution.entrance import inputs_of, score
 from amplify.attribution.registry import METHODS as EXPLAINERS
 from amplify.attribution.words import Mask, Spans, aggregate, word_spans
 from amplify.batching import batches
@@ -76,7 +78,7 @@ class _Work:
     scores: npt.NDArray[np.float64]
     waiting: int  # rows with gradients not yet computed
     unread: int
-    parts: list[tuple[Row, Array, Mapping[int, Array]]] = field(default_factory=list)  # embeddings, gradient by answer
+    parts: list[tuple[Row, Array, Mapping[int, Array]]] = field(default_factory=list)  # inputs, gradient by answer
 
 
 def explain(
@@ -169,12 +171,12 @@ def _run(
     rows = [row for _, row, _ in jobs]
     graded = bool(jobs[0][2])
     with torch.set_grad_enabled(graded):
-        embeddings, mask, types = proxy.embed(rows)
-        embeddings = embeddings.detach().requires_grad_(graded)
-        scores = proxy.scores(rows, embeddings, mask, types)
+        words, mask, types = proxy.embed(rows)
+        inputs = inputs_of(proxy, rows, words, mask, types).requires_grad_(graded)
+        scores = score(proxy, rows, inputs, words, mask, types)
     passes.forward += len(rows)
     passes.forward_calls += 1
-    passes.tokens += embeddings.shape[0] * embeddings.shape[1]
+    passes.tokens += inputs.shape[0] * inputs.shape[1]
     for (number, row, wanted), values in zip(jobs, scores.detach().cpu().numpy(), strict=True):
         work[number].scores[list(row.answers)] = values[: len(row.answers)]
         work[number].waiting -= bool(wanted)
@@ -198,10 +200,10 @@ def _run(
     for column, entries in enumerate(columns):
         for i, place, sign in entries:
             seeds[column, i, place] = sign
-    gradients, calls = _gradients(scores, embeddings, seeds)
+    gradients, calls = _gradients(scores, inputs, seeds)
     passes.backward_calls += calls
 
-    x, g = embeddings.detach().cpu().numpy(), gradients.cpu().numpy()
+    x, g = inputs.detach().cpu().numpy(), gradients.cpu().numpy()
     for i, (number, row, wanted) in enumerate(jobs):
         item = work[number]
         last = x.shape[1] - len(row.ids) if proxy.kind == "causal" else 0
@@ -211,17 +213,17 @@ def _run(
         item.parts.append((row, x[i, inside], by_answer))
 
 
-def _gradients(scores: Tensor, embeddings: Tensor, seeds: Tensor) -> tuple[Tensor, int]:
+def _gradients(scores: Tensor, inputs: Tensor, seeds: Tensor) -> tuple[Tensor, int]:
     """Gradients of each column, shape (columns, rows, tokens, width), and the backward calls made.
 
     Several columns go back in one batched pass on a CPU; attention kernels of GPUs have no batched backward.
     """
     import torch
 
-    if len(seeds) > 1 and embeddings.device.type == "cpu":
-        return torch.autograd.grad(scores, embeddings, seeds, is_grads_batched=True)[0], 1
+    if len(seeds) > 1 and inputs.device.type == "cpu":
+        return torch.autograd.grad(scores, inputs, seeds, is_grads_batched=True)[0], 1
     last = len(seeds) - 1
-    found = [torch.autograd.grad(scores, embeddings, s, retain_graph=i < last)[0] for i, s in enumerate(seeds)]
+    found = [torch.autograd.grad(scores, inputs, s, retain_graph=i < last)[0] for i, s in enumerate(seeds)]
     return torch.stack(found), len(found)
 
 

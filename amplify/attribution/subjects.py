@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from amplify.attribution import entrance
 from amplify.attribution.games import located, owner_words, prompt_value, proxy_value
 from amplify.attribution.perturbation import Value
 from amplify.attribution.words import Spans, content_words, word_spans
@@ -33,13 +34,13 @@ class Part:
     """One sequence that scores the target or the foil; a subject's score is the sum over its parts.
 
     Attributes:
-        inputs: word embeddings, (1, tokens, width).
-        baseline: the same with the padding token's embedding in place of each token of a word.
+        inputs: what the model's layers read, (1, tokens, width): word embeddings, or of an encoder the output of its
+            embeddings module (`entrance`).
+        baseline: the same with the padding token in place of each token of a word.
         offsets: characters of each token; those of `spans` and these count in the same text.
         spans: characters of each word.
-        score: (points, tokens, width) embeddings -> (points,) signed scores.
-        attend: embeddings -> attention of each layer, (layers, heads, tokens, tokens), and the positions whose output
-            is read.
+        score: (points, tokens, width) inputs -> (points,) signed scores.
+        attend: () -> attention of each layer, (layers, heads, tokens, tokens), and the positions whose output is read.
         model: what computes the score.
     """
 
@@ -90,7 +91,7 @@ class Subject(Protocol):
         ...
 
     def parts(self) -> list[Part]:
-        """Its sequences, with embeddings to differentiate by."""
+        """Its sequences, with inputs to differentiate by."""
         ...
 
 
@@ -131,23 +132,25 @@ class ProxySubject:
         ]
 
     def _part(self, row: Row, columns: dict[int, float]) -> Part:
-        inputs, mask, types = self.proxy.embed([row])
+        words, mask, types = self.proxy.embed([row])
+        blank = padded(self.proxy.model, self.proxy.tokenizer, words, owner_words(row.offsets, self.spans) >= 0)
+        inputs, baseline = (entrance.inputs_of(self.proxy, [row], x, mask, types) for x in (words, blank))
 
         def score(points: Tensor) -> Tensor:
             n = len(points)
-            scores = self.proxy.scores([row] * n, points, mask.expand(n, -1), types.expand(n, -1))
+            same = (x.expand(n, *x.shape[1:]) for x in (words, mask, types))
+            scores = entrance.score(self.proxy, [row] * n, points, *same)
             total: Tensor = sum(sign * scores[:, column] for column, sign in columns.items())
             return total
 
         def attend() -> tuple[Tensor, Sequence[int]]:
             extra = {"token_type_ids": types} if row.types else {}
             read = sorted({at for c in columns for at, _ in row.targets[c]}) if row.targets else [0]
-            return attentions(self.proxy.model, inputs, attention_mask=mask, **extra), read
+            return attentions(self.proxy.model, words, attention_mask=mask, **extra), read
 
-        inputs = inputs.detach()
         return Part(
             inputs=inputs,
-            baseline=padded(self.proxy.model, self.proxy.tokenizer, inputs, owner_words(row.offsets, self.spans) >= 0),
+            baseline=baseline,
             offsets=row.offsets,
             spans=self.spans,
             score=score,
@@ -228,7 +231,7 @@ class PromptSubject:
 
 
 def padded(model: PreTrainedModel, tokenizer: Any, inputs: Tensor, words: Any) -> Tensor:
-    """The embeddings with the padding token's (else the end token's, else zero) in place of some tokens'."""
+    """Word embeddings with the padding token's (else the end token's, else zero) in place of some tokens'."""
     import torch
 
     token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -100,6 +100,36 @@ def test_integrated_gradients_are_complete(encoder, causal):
             assert abs(meta["completeness_gap"]) < 0.01 * abs(whole)
 
 
+@pytest.mark.parametrize("method", ["grad_x_input", "integrated_gradients"])
+def test_encoders_are_entered_behind_their_embeddings_module_as_captums_layer_methods_do(encoder, method):
+    from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
+
+    model, tokenizer = encoder.model, encoder.tokenizer
+    case = subject(encoder, TEXT, "negative", "positive")
+    [part] = case.parts()
+    [row] = encoder.rows(Example(id="x", text=TEXT))
+    ids, types = torch.tensor([row.ids]), torch.tensor([row.types])
+    word = torch.tensor([any(a < end and b > start for start, end in case.spans) for a, b in row.offsets])
+
+    def contrast(tokens):
+        logits = model(input_ids=tokens, token_type_ids=types.expand(len(tokens), -1)).logits
+        return logits[:, encoder.card["columns"]] @ torch.tensor([1.0, -1.0])
+
+    if method == "grad_x_input":
+        found = LayerGradientXActivation(contrast, model.bert.embeddings).attribute(ids)
+    else:
+        found = LayerIntegratedGradients(contrast, model.bert.embeddings).attribute(
+            ids, baselines=torch.where(word, tokenizer.pad_token_id, ids), n_steps=SAMPLES, method="gausslegendre"
+        )
+    got, _ = embedded([part], method, budget=SAMPLES)
+    want = reduce([part], [found[0].detach().numpy()], "sum")
+    np.testing.assert_allclose(got.scores, want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
+    assert np.abs(want).max() > 1e-4  # the gradient times the sum that the norm reads would be 0
+    words = encoder.embed([row])[0]
+    hidden = model(inputs_embeds=words, token_type_ids=types, output_hidden_states=True).hidden_states[0]
+    torch.testing.assert_close(part.inputs, hidden, rtol=0, atol=0)
+
+
 def test_smooth_grad_is_the_mean_gradient_under_noise(encoder):
     case = subject(encoder, TEXT, "negative", None)
     [part] = case.parts()
