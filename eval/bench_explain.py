@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from amplify.attribution.embedded import embedded, gradients_at
-from amplify.attribution.explaining import subject
 from amplify.attribution.games import batch_tokens, without_spans
+from amplify.attribution.opening import subject
 from amplify.attribution.perturbation import NEIGHBOURHOODS, attribute
 from amplify.attribution.subjects import PromptSubject, ProxySubject
 from amplify.attribution.words import without_words

@@ -23,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from amplify import planted
-from amplify.attribution.explaining import explain_many, subject
-from amplify.attribution.faithfulness import METRICS, RANDOM, Faithfulness, Mean, faithfulness, interval
+from amplify.attribution.explaining import explain_many
+from amplify.attribution.faithfulness import faithfulness
+from amplify.attribution.faithfulness_metrics import METRICS
+from amplify.attribution.faithfulness_table import RANDOM, Faithfulness, Mean, interval
 from amplify.attribution.gate import POOL
+from amplify.attribution.opening import subject
 from amplify.attribution.words import word_spans
 from amplify.backends.scripted import ScriptedBackend
 from amplify.proxies import Proxy, train_proxy, versions

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from amplify import planted
-from amplify.attribution.explaining import explain_many, subject
-from amplify.attribution.faithfulness import DEFAULT, KEPT, METRICS, RANDOM, faithfulness, interval
+from amplify.attribution.explaining import explain_many
+from amplify.attribution.faithfulness import faithfulness
+from amplify.attribution.faithfulness_metrics import DEFAULT, KEPT, METRICS
+from amplify.attribution.faithfulness_table import RANDOM, interval
+from amplify.attribution.opening import subject
 from amplify.attribution.words import word_spans
 from amplify.backends.scripted import ScriptedBackend
 from amplify.proxies import train_proxy

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from amplify.attribution.explaining import Given, Model, chosen, explain_many, opened
+from amplify.attribution.explaining import chosen, explain_many
+from amplify.attribution.opening import Given, Model, opened
 from amplify.attribution.registry import METHODS
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.render import attribution_html, escape

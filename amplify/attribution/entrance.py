@@ -2,8 +2,8 @@
 
 That is what transformers calls `hidden_states[0]`: the sum of word, position and type embedding of each token,
 *normalised*. The word embeddings before it would not do: a layer norm is blind to the length of what it normalises, so
-the gradient at that sum, times the sum, is 0 whatever the token. Models without such a module (Llama, GPT-2) are entered
-at their word embeddings.
+the gradient at that sum, times the sum, is 0 whatever the token. Models without such a module (Llama, GPT-2) are
+entered at their word embeddings.
 """
 
 from __future__ import annotations

@@ -24,7 +24,11 @@ import numpy.typing as npt
 
 from amplify import resources
 from amplify.attribution.deletion import Deletion
-from amplify.attribution.faithfulness import DEFAULT, Faithfulness, faithfulness
+from amplify.attribution.faithfulness import faithfulness
+from amplify.attribution.faithfulness_metrics import DEFAULT
+from amplify.attribution.faithfulness_table import Faithfulness
+from amplify.attribution.opening import able, subject
+from amplify.attribution.running import run
 from amplify.attribution.words import Mask, Spans, word_spans
 from amplify.errors import CapabilityError, InputError
 from amplify.layout import input_text
@@ -44,7 +48,7 @@ SETS = 40
 SHARE = 0.9
 """A rationale passes when it beats this share of random ones: of random rationales one in ten gets through."""
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -171,23 +175,16 @@ def explain_words(
 
     if method in gradients.METHODS:
         return gradients.explain(proxy, examples, targets, foils, (method,), mask=mask)[method]
-    from amplify.attribution.explaining import explain_many
-
     players = [_allowed(example, mask) for example in examples]
     for example, spans in zip(examples, players, strict=True):
         if not spans:
             raise InputError(f"no word of example {example.id!r} may be scored: {input_text(example)[:60]!r}")
-    return explain_many(
-        examples,
-        targets,
-        foils=foils,
-        model=proxy,
-        methods=[method],
-        budget=max([budget, *(len(spans) + 2 for spans in players)]),
-        seed=seed,
-        players=players,
-        truncate=True,
-    )[method]
+    subjects = [
+        subject(proxy, *case, truncate=True)
+        for case in zip(examples, targets, foils or [None] * len(examples), players, strict=True)
+    ]
+    enough = max([budget, *(len(spans) + 2 for spans in players)])
+    return run(proxy, subjects, [method], budget=enough, seed=seed)[method]
 
 
 def foil_of(
@@ -228,7 +225,7 @@ def choose(
         proxy: the model explained.
         task: whose validation split is looked at; its test split never is.
         pool: names of explainers.
-        metrics: of `amplify.attribution.faithfulness.METRICS`.
+        metrics: of `amplify.attribution.faithfulness_metrics.METRICS`.
         contrastive: explain against another label.
         k: words on top.
         items: examples, drawn with the seed.
@@ -304,24 +301,15 @@ def choose_on(
         InputError: nothing to explain, or see `explain_many`.
         CapabilityError: a backend with which nothing of the pool works.
     """
-    from amplify.attribution.explaining import able, explain_many
-
     if not given:
         raise InputError("there is no input to choose an explainer on")
     names = [name for name in pool if name in able(backend)]
     if not names:
         raise CapabilityError(f"{backend.spec} gives no log-probabilities, which every explainer of the pool needs")
     count = min(items, len(given))
-    found = explain_many(
-        given[:count],
-        targets[:count],
-        foils=None if foils is None else foils[:count],
-        players=None if players is None else players[:count],
-        model=backend,
-        methods=names,
-        budget=budget,
-        seed=seed,
-    )
+    nothing: list[None] = [None] * len(given)
+    cases = list(zip(given, targets, foils or nothing, players or nothing, strict=True))[:count]
+    found = run(backend, [subject(backend, *case) for case in cases], names, budget=budget, seed=seed)
     prompts = [Prompt(text=one) if isinstance(one, str) else one for one in given[:count]]
     return _best(found, backend, metrics, prompts, k, seed)
 

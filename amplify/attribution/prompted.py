@@ -188,7 +188,7 @@ def cases_of(
         InputError: a text without words, or a target that is no label of the proxy.
         CapabilityError: a backend without log-probabilities (at the first evaluation).
     """
-    from amplify.attribution.explaining import subject
+    from amplify.attribution.opening import subject
 
     nothing = [None] * len(texts)
     found = []

@@ -8,7 +8,7 @@ import torch
 
 from amplify.attribution import explain
 from amplify.attribution.embedded import NOISE, SAMPLES, embedded, reduce
-from amplify.attribution.explaining import subject
+from amplify.attribution.opening import subject
 from amplify.backends import open_backend
 from amplify.errors import InputError
 from amplify.proxies import train_proxy

@@ -1,4 +1,4 @@
-"""Gradient explainers against autograd on hidden states and captum, on fixed labels, on pairs with options, and on causal proxies."""
+"""Gradient explainers against autograd and captum, on fixed labels, on pairs with options, and on causal proxies."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def causal(tiny_lm) -> Proxy:
     return train_proxy(reviews(), tiny_lm, epochs=0)
 
 
-def reference_scores(proxy: Proxy, example: Example, target: str, foil: str | None, method: str) -> np.ndarray:
+def reference(proxy: Proxy, example: Example, target: str, foil: str | None, method: str) -> np.ndarray:
     """The same from `hidden_states[0]`, one example at a time, each row of it a forward of its own, no padding.
 
     Language models, whose word embeddings can be given, go by captum; encoders by plain autograd.
@@ -139,7 +139,7 @@ def test_equal_to_plain_autograd_and_captum(kind, request):
         for example, target, foil, a in zip(task.train, targets, foils, got[method], strict=True):
             assert a.text == input_text(example)
             assert a.words == tuple(a.text[s:e] for s, e in word_spans(a.text))
-            want = reference_scores(proxy, example, target, foil, method)
+            want = reference(proxy, example, target, foil, method)
             scale = max(np.abs(want).max(), 1.0)
             np.testing.assert_allclose(a.scores, want, atol=1e-5 * scale, err_msg=f"{method} {example.id}")
     for p, q in zip(got.probabilities, proxy.probabilities(task.train), strict=True):
@@ -154,7 +154,7 @@ def test_long_causal_prompts_equal_captum(causal):
     assert got.passes.backward_calls == 1  # the short one is padded to the long one
     for method in METHODS:
         for example, a in zip([long, reviews().train[1]], got[method], strict=True):
-            want = reference_scores(causal, example, "positive", "negative", method)
+            want = reference(causal, example, "positive", "negative", method)
             np.testing.assert_allclose(a.scores, want, atol=1e-5 * max(np.abs(want).max(), 1.0))
 
 
@@ -168,7 +168,7 @@ def test_two_causal_labels_share_a_row_or_not(tiny_lm, labels):
     got = explain(proxy, [item], [labels[0]], [labels[1]], METHODS)
     assert got.passes.backward == 2
     for method in METHODS:
-        want = reference_scores(proxy, item, labels[0], labels[1], method)
+        want = reference(proxy, item, labels[0], labels[1], method)
         np.testing.assert_allclose(got[method][0].scores, want, atol=1e-5 * max(np.abs(want).max(), 1.0))
 
 
@@ -181,7 +181,7 @@ def test_minilm_equals_captum(minilm, tmp_path):
     got = explain(proxy, task.train, [e.label for e in task.train], foils, METHODS)
     for method in METHODS:
         for example, foil, a in zip(task.train, foils, got[method], strict=True):
-            want = reference_scores(proxy, example, example.label, foil, method)
+            want = reference(proxy, example, example.label, foil, method)
             np.testing.assert_allclose(a.scores, want, atol=1e-5 * max(np.abs(want).max(), 1.0))
 
 
@@ -226,7 +226,7 @@ def test_target_is_the_callers_not_the_prediction(encoder):
     for target in LABELS:
         (a,) = explain(encoder, [example], [target])["grad_x_input"]
         assert a.target == target
-        np.testing.assert_allclose(a.scores, reference_scores(encoder, example, target, None, "grad_x_input"), atol=1e-5)
+        np.testing.assert_allclose(a.scores, reference(encoder, example, target, None, "grad_x_input"), atol=1e-5)
 
 
 def test_mask_leaves_words_out(encoder):

@@ -1,0 +1,84 @@
+"""What can be explained: a model, opened where it is only named, and one input of it, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from amplify.attribution.registry import METHODS
+from amplify.attribution.subjects import PromptSubject, ProxySubject, prompt_subject, proxy_subject
+from amplify.attribution.words import Spans
+from amplify.backends.base import Generator, Scorer, WhiteBox
+from amplify.errors import CapabilityError, InputError
+from amplify.proxies import CARD, Proxy, load_proxy
+from amplify.values import Example, Prompt
+
+Model = str | Path | Proxy | Generator
+Given = str | Example | Prompt
+
+
+@contextmanager
+def opened(model: Model) -> Iterator[Proxy | Generator]:
+    """A proxy or backend, loaded if it is only named (and closed again)."""
+    if isinstance(model, Proxy):
+        yield model
+    elif isinstance(model, (str, Path)):
+        from amplify.backends import KINDS, open_backend
+
+        name = str(model)
+        if (Path(model) / CARD).is_file() or name.partition(":")[0] not in KINDS:
+            if not Path(model).is_dir():
+                raise InputError(
+                    f"{name!r} is neither a proxy folder nor a backend: give a folder that `amplify proxy` wrote, or "
+                    "KIND:MODEL, e.g. transformers:smollm2-135m"
+                )
+            yield load_proxy(model)
+        else:
+            with open_backend(name) as backend:
+                yield backend
+    else:
+        yield model
+
+
+def subject(
+    model: Proxy | Generator,
+    given: Given,
+    target: str | None,
+    foil: str | None,
+    players: Spans | None = None,
+    *,
+    truncate: bool = False,
+) -> ProxySubject | PromptSubject:
+    """One input of an open model, checked."""
+    if isinstance(model, Proxy):
+        if isinstance(given, Prompt):
+            raise InputError("a proxy explains a text or an Example; a Prompt needs a language model (model=backend)")
+        return proxy_subject(model, given, target, foil, players=players, truncate=truncate)
+    if isinstance(given, Example):
+        raise InputError("a language model explains a text or a Prompt; render the example first, or use a proxy")
+    return prompt_subject(model, given, target, foil, players=players)
+
+
+def able(model: Proxy | Generator) -> list[str]:
+    """The methods that work with a model."""
+    if isinstance(model, (Proxy, WhiteBox)):
+        return list(METHODS)
+    scores = isinstance(model, Scorer)
+    return [name for name, m in METHODS.items() if not m.inside and (scores or m.kind == "baseline")]
+
+
+def check_able(model: Proxy | Generator, methods: Sequence[str]) -> None:
+    """Refuse methods that do not work with a model.
+
+    Raises:
+        CapabilityError: names those that do.
+    """
+    names = able(model)
+    for name in methods:
+        if name not in names and not isinstance(model, Proxy):
+            raise CapabilityError(
+                f"{name} {'looks inside the model' if METHODS[name].inside else 'needs log-probabilities'}, which "
+                f"{model.spec!r} does not give. What works with it: {', '.join(names)}. For the others use a "
+                "transformers: backend or a proxy."
+            )
