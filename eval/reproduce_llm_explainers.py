@@ -7,7 +7,8 @@
 A proxy is trained on each task, and the label that it gives each test input is explained: by the four strategies of
 prompting and by asking for top-k words without any evidence, beside LIME and KernelSHAP on as many evaluations,
 occlusion and gradient x input. All score the same words; what a language model fails to say is scored at random.
-The paper scores the change in the prediction without the top words (PGI): that is `comprehensiveness`.
+The paper scores the change in the prediction without the top words (PGI): that is `comprehensiveness`. Killed and
+started again, it goes on with the next inputs.
 """
 
 from __future__ import annotations
@@ -16,26 +17,29 @@ import datetime
 import json
 import os
 import platform
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from tqdm import tqdm
 
 import amplify
 from amplify.attribution.explaining import explain_many
 from amplify.attribution.faithfulness import faithfulness
 from amplify.attribution.gate import explain_words
-from amplify.attribution.prompted import NEIGHBOURS, STRATEGIES, Case, Prompted, cases_of, explain_prompted
+from amplify.attribution.prompted import NEIGHBOURS, STRATEGIES, Case, cases_of, explain_prompted
 from amplify.attribution.words import content_words, word_spans
 from amplify.backends.base import Generator
-from amplify.errors import AmplifyError
+from amplify.errors import AmplifyError, InputError
 from amplify.proxies import Proxy
 from amplify.tasks import Task
 from amplify.values import Attribution, Example
 
 SOLVED = 4
+CHUNK = 6  # inputs asked about in one batch, which is what is lost where a run is stopped
 EXACT = ("occlusion", "grad_x_input")
 
 
@@ -45,22 +49,70 @@ def citable(example: Example) -> tuple[tuple[int, int], ...]:
     return tuple(span for span, may in zip(spans, content_words(example.text), strict=True) if may)
 
 
-def by_strategy(
-    cases: list[Case], explainer: Generator, strategy: str, solved: list[Attribution], k: int, n: int, seed: int
-) -> tuple[list[Attribution], Prompted]:
+def said(
+    cases: list[Case],
+    explainer: Generator,
+    strategies: tuple[str, ...],
+    how: dict[str, Any],
+    header: dict[str, Any],
+    kept: Path,
+) -> list[dict[str, Any]]:
+    """One record a strategy and chunk of inputs: those in the file read from it, the others asked for and added.
+
+    Raises:
+        InputError: the file holds records of another configuration.
+    """
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    if lines and lines[0] != header:
+        raise InputError(f"{kept} was made with {lines[0]}, not with {header}: delete it or give another --out")
+    records = {(line["strategy"], line["start"]): line for line in lines[1:]}
+    plan = [(strategy, start) for start in range(0, len(cases), CHUNK) for strategy in strategies]
+    with kept.open("a") as file:
+        if not lines:
+            file.write(json.dumps(header) + "\n")
+        for strategy, start in tqdm(plan, desc=kept.stem):
+            if (strategy, start) in records:
+                continue
+            before, began = explainer.usage.snapshot(), time.perf_counter()
+            found = explain_prompted(cases[start : start + CHUNK], explainer, strategy, **how)
+            records[strategy, start] = {
+                "strategy": strategy,
+                "start": start,
+                "scores": [None if one is None else list(one.scores) for one in found.attributions],
+                "calls": found.calls,
+                "failed": found.failed,
+                "invented": found.invented,
+                "usage": asdict(explainer.usage.since(before)),
+                "seconds": round(time.perf_counter() - began, 1),
+            }
+            file.write(json.dumps(records[strategy, start]) + "\n")
+            file.flush()
+    return [records[key] for key in plan]
+
+
+def by_strategy(cases: list[Case], records: list[dict[str, Any]], strategy: str, seed: int) -> list[Attribution]:
     """A strategy's attributions, random scores in place of those that could not be read."""
-    found = explain_prompted(cases, explainer, strategy, k=k, neighbours=n, solved=solved, seed=seed)
     rng = np.random.default_rng(seed)
+    scores = [one for record in records if record["strategy"] == strategy for one in record["scores"]]
     made = []
-    for case, one in zip(cases, found.attributions, strict=True):
+    for case, own in zip(cases, scores, strict=True):
         words = tuple(case.text[a:b] for a, b in case.words)
-        blind = Attribution(case.text, words, case.words, tuple(rng.random(len(words))), case.target, case.foil)
-        made.append(one or blind)
-    return made, found
+        blind = rng.random(len(words)).tolist()
+        made.append(Attribution(case.text, words, case.words, tuple(own or blind), case.target, case.foil))
+    return made
+
+
+def replies(records: list[dict[str, Any]], strategy: str) -> dict[str, float]:
+    """What was asked and could not be read, all inputs together."""
+    own = [record for record in records if record["strategy"] == strategy]
+    tokens = {name: sum(r["usage"][name] for r in own) for name in ("prompt_tokens", "completion_tokens")}
+    counts = {name: sum(r[name] for r in own) for name in ("calls", "failed", "invented", "seconds")}
+    return {"inputs": sum(len(r["scores"]) for r in own), **counts, **tokens}
 
 
 def measured(
-    task: Task, proxy: Proxy, explainer: Generator, items: int, k: int, neighbours: int, seed: int
+    task: Task, proxy: Proxy, explainer: Generator, items: int, k: int, neighbours: int, seed: int, out: Path
 ) -> dict[str, Any]:
     """The table of one task, as JSON values and as text."""
     usable = [e for e in task.test if len(citable(e)) > k and max(r.unread for r in proxy.rows(e)) == 0]
@@ -75,12 +127,11 @@ def measured(
     gold = [str(e.label) for e in shown]
     solved = explain_words(proxy, shown, gold, None, "occlusion", mask=lambda e: content_words(e.text))
     cases = cases_of(texts, targets, proxy, foils=foils, players=players)
-    explanations: dict[str, list[Attribution]] = {}
-    counts = {}
-    for strategy in STRATEGIES:
-        made, found = by_strategy(cases, explainer, strategy, solved, k, neighbours, seed)
-        explanations[f"prompted_{strategy}"] = made
-        counts[strategy] = {"calls": found.calls, "failed": found.failed, "invented": found.invented}
+    asking = {"k": k, "neighbours": neighbours, "seed": seed}
+    header = {"explainer": explainer.spec, "proxy": proxy.identity, "items": [e.id for e in examples], **asking}
+    records = said(cases, explainer, STRATEGIES, {**asking, "solved": solved}, header, out / f"{task.name}.jsonl")
+    explanations = {f"prompted_{strategy}": by_strategy(cases, records, strategy, seed) for strategy in STRATEGIES}
+    counts = {strategy: replies(records, strategy) for strategy in STRATEGIES}
     most = max(len(spans) for spans in players) + 2
     how = {"foils": foils, "players": players, "seed": seed, "model": proxy}
     # LIME and KernelSHAP on as many evaluations as a language model is shown, where they can work with so few
@@ -99,18 +150,21 @@ def measured(
 @click.option("--neighbours", type=int, default=NEIGHBOURS, show_default=True)
 @click.option("--k", type=int, default=5, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/llm_explainers"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True)
-def main(tasks: str, explainer: str, proxy: str, items: int, neighbours: int, k: int, seed: int, results: Path) -> None:
+def main(
+    tasks: str, explainer: str, proxy: str, items: int, neighbours: int, k: int, seed: int, out: Path, results: Path
+) -> None:
     """Explain a proxy's labels by prompting, and measure how faithful that is."""
     found = {}
     with amplify.open_backend(explainer) as opened:
         for name in tasks.split(","):
             task = amplify.load_task(name)
             trained = amplify.train_proxy(task, proxy, seed=seed)
-            found[name] = measured(task, trained, opened, items, k, neighbours, seed)
+            found[name] = measured(task, trained, opened, items, k, neighbours, seed, out)
             found[name]["proxy"] = {"name": trained.name, "identity": trained.identity}
         data = {
-            "explainer": {"spec": explainer, **opened.describe(), "usage": asdict(opened.usage)},
+            "explainer": {"spec": explainer, **opened.describe()},
             "date": datetime.date.today().isoformat(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
             "amplify": amplify.__version__,
