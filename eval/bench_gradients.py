@@ -64,22 +64,23 @@ def with_captum(proxy: Proxy, examples: Sequence[Example], foils: Sequence[str],
     count = {"forward": 0, "backward": 0}
     result: dict[str, Any] = {name: [] for name in ("mcs", *METHODS)}
 
-    def logits(x: Any, mask: Any, types: Any) -> Any:
+    def logits(x: Any) -> Any:
         count["forward"] += 1
-        return model(inputs_embeds=x, attention_mask=mask, token_type_ids=types).logits
+        hidden = model.bert.encoder(x).last_hidden_state  # one review without padding: no mask
+        return model.classifier(model.bert.pooler(hidden))[:, proxy.card["columns"]]
 
-    def contrast(x: Any, mask: Any, types: Any, gold: int, foil: int) -> Any:
-        z = logits(x, mask, types)
+    def contrast(x: Any, gold: int, foil: int) -> Any:
+        z = logits(x)
         return z[:, gold] - z[:, foil]
 
     for example, foil_label in zip(examples, foils, strict=True):
         labels = proxy.labels_of(example)
         gold, foil = labels.index(example.label), labels.index(foil_label)
         (row,) = proxy.rows(example)
-        x, mask, types = proxy.embed([row])
-        x = x.detach().requires_grad_()
+        ids, types = torch.tensor([row.ids]), torch.tensor([row.types])
+        x = model.bert.embeddings(input_ids=ids, token_type_ids=types).detach().requires_grad_()
         if lean:
-            z = logits(x, mask, types)
+            z = logits(x)
             # what captum's gradient function calls, on a graph that is kept for the second score
             (g,) = torch.autograd.grad(z[0, gold], x, retain_graph=True)
             (f,) = torch.autograd.grad(z[0, foil], x)
@@ -89,11 +90,11 @@ def with_captum(proxy: Proxy, examples: Sequence[Example], foils: Sequence[str],
             tokens = {**norm, "grad_x_input": (x * (g - f)).sum(-1), "grad_x_input_plain": (x * g).sum(-1)}
         else:
             with torch.no_grad():
-                z = logits(x, mask, types)
-            saliency, product, against = Saliency(logits), InputXGradient(logits), (mask, types, gold, foil)
+                z = logits(x)
+            saliency, product, against = Saliency(logits), InputXGradient(logits), (gold, foil)
             tokens = {
-                "grad_norm_plain": saliency.attribute(x, gold, additional_forward_args=(mask, types)).sum(-1),
-                "grad_x_input_plain": product.attribute(x, gold, additional_forward_args=(mask, types)).sum(-1),
+                "grad_norm_plain": saliency.attribute(x, gold).sum(-1),
+                "grad_x_input_plain": product.attribute(x, gold).sum(-1),
                 "grad_norm": Saliency(contrast).attribute(x, additional_forward_args=against).sum(-1),
                 "grad_x_input": InputXGradient(contrast).attribute(x, additional_forward_args=against).sum(-1),
             }
