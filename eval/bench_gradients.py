@@ -77,8 +77,8 @@ def with_captum(proxy: Proxy, examples: Sequence[Example], foils: Sequence[str],
         labels = proxy.labels_of(example)
         gold, foil = labels.index(example.label), labels.index(foil_label)
         (row,) = proxy.rows(example)
-        ids, types = torch.tensor([row.ids]), torch.tensor([row.types])
-        x = model.bert.embeddings(input_ids=ids, token_type_ids=types).detach().requires_grad_()
+        words, _, types = proxy.embed([row])
+        x = model.bert.embeddings(inputs_embeds=words, token_type_ids=types).detach().requires_grad_()
         if lean:
             z = logits(x)
             # what captum's gradient function calls, on a graph that is kept for the second score

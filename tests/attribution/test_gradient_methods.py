@@ -108,7 +108,7 @@ def test_encoders_are_entered_behind_their_embeddings_module_as_captums_layer_me
     case = subject(encoder, TEXT, "negative", "positive")
     [part] = case.parts()
     [row] = encoder.rows(Example(id="x", text=TEXT))
-    ids, types = torch.tensor([row.ids]), torch.tensor([row.types])
+    ids, (words, _, types) = torch.tensor([row.ids]), encoder.embed([row])
     word = torch.tensor([any(a < end and b > start for start, end in case.spans) for a, b in row.offsets])
 
     def contrast(tokens):
@@ -125,7 +125,6 @@ def test_encoders_are_entered_behind_their_embeddings_module_as_captums_layer_me
     want = reduce([part], [found[0].detach().numpy()], "sum")
     np.testing.assert_allclose(got.scores, want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
     assert np.abs(want).max() > 1e-4  # the gradient times the sum that the norm reads would be 0
-    words = encoder.embed([row])[0]
     hidden = model(inputs_embeds=words, token_type_ids=types, output_hidden_states=True).hidden_states[0]
     torch.testing.assert_close(part.inputs, hidden, rtol=0, atol=0)
 

@@ -89,12 +89,8 @@ def reference(proxy: Proxy, example: Example, target: str, foil: str | None, met
 
     if proxy.kind == "encoder":
         outs = [
-            proxy.model(
-                inputs_embeds=proxy.embed([row])[0].requires_grad_(),
-                token_type_ids=torch.tensor([row.types]),
-                output_hidden_states=True,
-            )
-            for row in rows
+            proxy.model(inputs_embeds=words.requires_grad_(), token_type_ids=types, output_hidden_states=True)
+            for words, _, types in (proxy.embed([row]) for row in rows)
         ]
         inputs = [out.hidden_states[0] for out in outs]
         scores = [out.logits[:, proxy.card["columns"]] for out in outs]
