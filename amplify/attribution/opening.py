@@ -10,7 +10,7 @@ from amplify.attribution.registry import METHODS
 from amplify.attribution.subjects import PromptSubject, ProxySubject, prompt_subject, proxy_subject
 from amplify.attribution.words import Spans
 from amplify.backends.base import Generator, Scorer, WhiteBox
-from amplify.errors import CapabilityError, InputError
+from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.proxies import CARD, Proxy, load_proxy
 from amplify.values import Example, Prompt
 
@@ -72,10 +72,13 @@ def check_able(model: Proxy | Generator, methods: Sequence[str]) -> None:
     """Refuse methods that do not work with a model.
 
     Raises:
+        UnknownNameError: no such method.
         CapabilityError: names those that do.
     """
     names = able(model)
     for name in methods:
+        if name not in METHODS:
+            raise UnknownNameError("explainer", name, METHODS)
         if name not in names and not isinstance(model, Proxy):
             raise CapabilityError(
                 f"{name} {'looks inside the model' if METHODS[name].inside else 'needs log-probabilities'}, which "
