@@ -4,12 +4,12 @@
 
 Every estimator asks the same table of values, and every distinct coalition it asks is counted. "auto, control" may ask
 the game's block-encoded values beside them, which the count leaves out; what they cost is in the tokens. Tokens are
-those that engine "trie" would forward for what was asked, a trie for each round of questions, and engine "blocks" for
-the control. "told the kernel" is no rival but a yardstick: the Gaussian process with hyperparameters fitted to the
-complete game, to see what is left when nothing has to be learned about the game's shape. "auto, banzhaf" is judged by
-the exact Banzhaf values: they, and not Shapley values, are the best linear fit to coalitions drawn evenly, which is
-what LDS asks for; the LDS of the exact values of both stands beside the table. Per game the median over seeds is taken,
-then the median over games with its 95 % bootstrap interval.
+those that engine "trie" forwards for what was asked, common beginnings once over all rounds of questions, and engine
+"blocks" for the control. "told the kernel" is no rival but a yardstick: the Gaussian process with hyperparameters
+fitted to the complete game, to see what is left when nothing has to be learned about the game's shape. "auto, banzhaf"
+is judged by the exact Banzhaf values: they, and not Shapley values, are the best linear fit to coalitions drawn evenly,
+which is what LDS asks for; the LDS of the exact values of both stands beside the table. Per game the median over seeds
+is taken, then the median over games with its 95 % bootstrap interval.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import amplify
-from amplify.textgenshap import ESTIMATORS, CachedValue, all_coalitions, estimate, exact_scores, gp
+from amplify.textgenshap import ESTIMATORS, CachedValue, PrefixCost, all_coalitions, estimate, exact_scores, gp
 from amplify.textgenshap.exact import Index
 from amplify.textgenshap.sampling import ends
 from amplify.textgenshap.value import Coalitions, Floats
@@ -74,16 +74,17 @@ class Game:
 
     def forwarded(self) -> int:
         """Tokens that a model would have forwarded for all this."""
+        total = self.prices().of(np.concatenate(self.asked))
+        if self.control_calls:
+            t = self.tokens
+            total += t["head"] + sum(t["documents"]) + self.control_calls * self.prices().each
+        return int(total)
+
+    def prices(self, limit: float = float("inf")) -> PrefixCost:
+        """Tokens of each document and question."""
         t = self.tokens
         each = t["tail"] + t["answer"] - 1  # nothing is predicted from the last token
-        total = 0
-        for held in self.asked:
-            total += t["head"] + len(held) * each
-            for j, length in enumerate(t["documents"]):
-                total += length * len(np.unique(held[held[:, j], :j], axis=0)) if held[:, j].any() else 0
-        if self.control_calls:
-            total += t["head"] + sum(t["documents"]) + self.control_calls * each
-        return int(total)
+        return PrefixCost(t["documents"], each, limit, t["head"])
 
 
 Found = tuple[Floats, Floats, Floats]  # scores, and the two ends of their intervals

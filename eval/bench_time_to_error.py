@@ -5,11 +5,13 @@
 
 Complete games in fixed order: any estimator's error after any number of evaluations is known exactly. For each game,
 the smallest budget of a grid from which on the NMSE (median over seeds) stays at or below the figure, and the tokens
-that a model would have forwarded by then. amplify's `auto` stands behind engine "trie", a trie for each round of
-questions; from 2^n evaluations on it asks all coalitions. The others ask a plain value function, as their users would:
-each coalition a prompt and an answer of its own. Coalitions that they ask again count as evaluations and cost no
-tokens, which is why the grid goes beyond the number of coalitions. Seconds are proportional to tokens but for the
-attention (`bench_textgenshap.py` measures both on one game), so tokens are what is compared.
+that a model would have forwarded by then. amplify's `auto` stands behind engine "trie", which forwards what prompts
+share once; from 2^n evaluations on it asks all coalitions. "auto, tokens" has a budget of tokens instead of evaluations
+(`tokens=` of `attribute_sources`) and chooses what it asks by what it tells for its tokens. The others ask a plain
+value function, as their users would: each coalition a prompt and an answer of its own. Coalitions that they ask again
+count as evaluations and cost no tokens, which is why the grid goes beyond the number of coalitions. Seconds are
+proportional to tokens but for the attention (`bench_textgenshap.py` measures both on one game), so tokens are what is
+compared.
 
 shapiq: its approximators of Shapley values, paired where they can be. captum: `KernelShap` and `ShapleyValueSampling`.
 context-cite: its masks and its LASSO of its logit-probabilities, which estimate another thing than Shapley values and
@@ -81,8 +83,15 @@ def context_cite(game: Game, budget: int, seed: int) -> Floats:
     return np.asarray(LassoRegression().fit(masks, outputs, game.tokens["answer"])[0])
 
 
+def by_tokens(game: Game, budget: int, seed: int) -> Floats:
+    """amplify with a budget of tokens."""
+    cost = game.prices(limit=budget)
+    return amplify.textgenshap.estimate(game.value, game.n, budget=2**game.n, seed=seed, cost=cost).scores
+
+
+TOKENS = "auto, tokens"
 METHODS: dict[str, dict[str, Scores]] = {
-    "amplify": {"auto": lambda game, budget, seed: ours("auto")(game, budget, seed)[0]},
+    "amplify": {"auto": lambda game, budget, seed: ours("auto")(game, budget, seed)[0], TOKENS: by_tokens},
     "shapiq": {
         "KernelSHAP": shapiq("KernelSHAP", pairing_trick=True),
         "UnbiasedKernelSHAP": shapiq("UnbiasedKernelSHAP", pairing_trick=True),
@@ -104,18 +113,20 @@ def plain_tokens(game: Game) -> int:
 
 
 def curve(group: str, scores: Scores, stored: Mapping[str, Any], budgets: list[int], seeds: int) -> dict[str, Any]:
-    """NMSE and tokens at each budget, medians over seeds."""
+    """NMSE, evaluations and tokens at each budget, medians over seeds."""
     truth = exact_scores(np.array(stored["values"]))
-    errors, tokens = np.zeros((2, len(budgets), seeds))
+    errors, calls, tokens = np.zeros((3, len(budgets), seeds))
     for b, budget in enumerate(budgets):
         for seed in range(seeds):
             game = Game(np.array(stored["values"]), np.array(stored["blocks"]), stored["tokens"])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = scores(game, budget, seed)
+            calls[b, seed] = sum(map(len, game.asked)) if group == "amplify" else budget
             errors[b, seed] = ((found - truth) ** 2).sum() / (truth**2).sum()
             tokens[b, seed] = game.forwarded() if group == "amplify" else plain_tokens(game)
-    return {"nmse": np.median(errors, 1).tolist(), "tokens": np.median(tokens, 1).tolist()}
+    middle = {"nmse": errors, "evaluations": calls, "tokens": tokens}
+    return {name: np.median(each, 1).tolist() for name, each in middle.items()}
 
 
 def reached(found: Mapping[str, Any], figure: float) -> int | None:
@@ -125,8 +136,8 @@ def reached(found: Mapping[str, Any], figure: float) -> int | None:
     return first if first < len(found["nmse"]) else None
 
 
-def summary(curves: Mapping[str, Any], budgets: list[int], figures: list[float]) -> list[dict[str, Any]]:
-    """Of each figure and game: budget and tokens of each method, and the tokens of each group's best by amplify's.
+def summary(curves: Mapping[str, Any], figures: list[float]) -> list[dict[str, Any]]:
+    """Of each figure and game: evaluations and tokens of each method, and each group's best by amplify's own two.
 
     A group's best is the method with the fewest tokens on that game.
     """
@@ -135,7 +146,6 @@ def summary(curves: Mapping[str, Any], budgets: list[int], figures: list[float])
         for name, game in curves.items():
             at = {(g, m): reached(found, figure) for g, methods in game.items() for m, found in methods.items()}
             tokens = {key: game[key[0]][key[1]]["tokens"][k] for key, k in at.items() if k is not None}
-            mine = tokens.get(("amplify", "auto"))
             best = {
                 group: min((t for (g, _), t in tokens.items() if g == group), default=None)
                 for group in game
@@ -145,9 +155,17 @@ def summary(curves: Mapping[str, Any], budgets: list[int], figures: list[float])
                 {
                     "figure": figure,
                     "game": name,
-                    "budget": {f"{g} {m}": None if k is None else budgets[k] for (g, m), k in at.items()},
+                    "evaluations": {
+                        f"{g} {m}": None if k is None else game[g][m]["evaluations"][k] for (g, m), k in at.items()
+                    },
                     "tokens": {f"{g} {m}": tokens.get((g, m)) for g, m in at},
-                    "times": {g: t / mine if t and mine else None for g, t in best.items()},
+                    "times": {
+                        own: {
+                            g: t / tokens["amplify", own] if t and ("amplify", own) in tokens else None
+                            for g, t in best.items()
+                        }
+                        for own in game["amplify"]
+                    },
                 }
             )
     return rows
@@ -167,7 +185,7 @@ def table(report: Mapping[str, Any]) -> str:
         "",
         f"{len(report['curves'])} games, {report['seeds']} seeds, budgets {', '.join(map(str, report['budgets']))}. "
         f"Medians over games; a game on which a method never gets there within {most:,} evaluations counts as more "
-        "than any number. Times: tokens by amplify's, game by game, of the group's best method on that game.",
+        "than any number. Times: tokens of the group's best method on each game by those of amplify's.",
         "",
         "| error | method | games that get there | evaluations | tokens |",
         "|---|---|---|---|---|",
@@ -177,17 +195,19 @@ def table(report: Mapping[str, Any]) -> str:
         rows = [row for row in report["rows"] if row["figure"] == figure]
         for method in rows[0]["tokens"]:
             there = sum(row["tokens"][method] is not None for row in rows)
-            calls, tokens = (median([row[k][method] for row in rows]) for k in ("budget", "tokens"))
+            calls, tokens = (median([row[k][method] for row in rows]) for k in ("evaluations", "tokens"))
             shown = "never | never" if calls is None or tokens is None else f"{calls:,.0f} | {tokens:,.0f}"
             lines.append(f"| {figure:.0%} | {method} | {there} of {len(rows)} | {shown} |")
-    lines += ["", "| error | against | times the tokens of amplify | each game |", "|---|---|---|---|"]
+    lines += ["", "| error | against | times the tokens of | median | each game |", "|---|---|---|---|---|"]
     for figure in figures:
         rows = [row for row in report["rows"] if row["figure"] == figure]
-        for group in rows[0]["times"]:
-            each = [row["times"][group] for row in rows]
-            middle = median(each)
-            shown = ", ".join("never" if t is None else f"{t:.1f}" for t in each)
-            lines.append(f"| {figure:.0%} | {group} | {'never' if middle is None else f'{middle:.1f}'} | {shown} |")
+        for own, groups in rows[0]["times"].items():
+            for group in groups:
+                each = [row["times"][own][group] for row in rows]
+                middle = median(each)
+                shown = ", ".join("never" if t is None else f"{t:.1f}" for t in each)
+                times = "never" if middle is None else f"{middle:.1f}"
+                lines.append(f"| {figure:.0%} | {group} | amplify {own} | {times} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
@@ -198,16 +218,22 @@ def main() -> None:
     parser.add_argument("--names", help="only these games, separated by commas")
     parser.add_argument("--figures", default="0.05,0.01", help="errors to be reached")
     parser.add_argument("--budgets", default="16,23,32,45,64,91,128,181,256,362,512,724,1024,1448,2048,2896,4096")
+    parser.add_argument(
+        "--limits", default=",".join(str(round(2000 * 2 ** (k / 2))) for k in range(13)), help="of tokens"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file; a Markdown file is written beside it")
     args = parser.parse_args()
     games = json.loads(args.games.read_text())["games"]
     games = {name: games[name] for name in (args.names.split(",") if args.names else games)}
-    budgets = sorted(map(int, args.budgets.split(",")))
+    budgets, limits = (sorted(map(int, text.split(","))) for text in (args.budgets, args.limits))
     curves: dict[str, Any] = {}
     for name, stored in games.items():
         curves[name] = {
-            group: {m: curve(group, scores, stored, budgets, args.seeds) for m, scores in methods.items()}
+            group: {
+                m: curve(group, scores, stored, limits if m == TOKENS else budgets, args.seeds)
+                for m, scores in methods.items()
+            }
             for group, methods in METHODS.items()
         }
         print(f"game {name} is through", file=sys.stderr, flush=True)
@@ -218,8 +244,9 @@ def main() -> None:
         "versions": {"amplify": amplify.__version__}
         | {name: version(name) for name in ("shapiq", "captum", "context-cite")},
         "budgets": budgets,
+        "limits": limits,
         "seeds": args.seeds,
-        "rows": summary(curves, budgets, [float(f) for f in args.figures.split(",")]),
+        "rows": summary(curves, [float(f) for f in args.figures.split(",")]),
         "curves": curves,
     }
     print(table(report))

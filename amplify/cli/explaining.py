@@ -142,6 +142,11 @@ def explain(
 )
 @click.option("--budget", type=click.IntRange(min=2), default=64, show_default=True, help="Distinct prompts to ask.")
 @click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    help="Forward about so many tokens instead of asking --budget prompts. transformers: and --refine documents only.",
+)
+@click.option(
     "--estimator",
     type=Listed("amplify.textgenshap.estimators:ESTIMATORS", "auto"),
     default="auto",

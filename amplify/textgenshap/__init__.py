@@ -1,5 +1,6 @@
 """Which sources made the answer: games over coalitions of sources, and their Shapley and Banzhaf values."""
 
+from amplify.textgenshap.costs import PrefixCost
 from amplify.textgenshap.estimate import Estimate, estimate
 from amplify.textgenshap.estimators import ESTIMATORS
 from amplify.textgenshap.exact import all_coalitions, exact_scores
@@ -10,6 +11,7 @@ __all__ = [
     "CachedValue",
     "Coalitions",
     "Estimate",
+    "PrefixCost",
     "Value",
     "all_coalitions",
     "estimate",

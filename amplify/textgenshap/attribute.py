@@ -12,11 +12,12 @@ import numpy as np
 
 import amplify
 from amplify import templates
-from amplify.backends.base import Generator, need_scorer, need_white_box
+from amplify.backends.base import Generator, WhiteBox, need_scorer, need_white_box
 from amplify.errors import InputError, UnknownNameError
 from amplify.metrics import normalise
 from amplify.templates import Template
-from amplify.textgenshap.engines import ENGINES, Engine
+from amplify.textgenshap.costs import PrefixCost
+from amplify.textgenshap.engines import ENGINES, Engine, blocks_tree
 from amplify.textgenshap.estimators import ESTIMATORS
 from amplify.textgenshap.exact import MAX_SOURCES, all_coalitions
 from amplify.textgenshap.games import LogProbGame, Memory, VoteGame, fixed_order
@@ -42,6 +43,7 @@ from amplify.values import Prompt, Sampling
 VALUES = ("logprob", "votes")
 ORDERS = ("fixed", "random")
 OTHERS = 8  # answers scored beside the one in question: those that most coalitions gave
+MOST_PROMPTS = 12  # doublings: with a budget of tokens so many prompts are enough
 INDICES = ("shapley", "banzhaf", "shapley_shubik", "append")
 
 
@@ -64,6 +66,7 @@ def attribute_sources(
     template: str | Template = "default",
     layout: Layout = "chat",
     control: bool = False,
+    tokens: int | None = None,
     cache: str | Path | None = None,
 ) -> SourceAttribution:
     """Score documents, and the sentences and words of those that matter, by what they did to an answer.
@@ -92,6 +95,9 @@ def attribute_sources(
         control: use block encoding (engine "blocks") as a control variate; needs a `WhiteBox`, fixed order, "logprob".
             It is asked for up to 1,024 coalitions beside the budget: its calls, tokens, correlation and slope are in
             `meta["control"]`. Worth it where documents are long beside the answer, which it forwards each time.
+        tokens: forward about so many tokens instead of asking `budget` prompts. What is asked is then chosen by what it
+            tells for the tokens that it adds to those that earlier prompts share with it; the same error takes more
+            prompts and fewer tokens. Needs a `WhiteBox`, fixed order, "logprob" and refine="documents".
         cache: file that keeps every value as soon as it is known; the same call goes on where a stopped one was.
 
     Raises:
@@ -112,6 +118,13 @@ def attribute_sources(
         if value != "logprob" or order != "fixed":
             raise InputError("control=True encodes documents once, in fixed order, for value='logprob'")
         need_white_box(backend, "control=True")
+    if tokens is not None:
+        if value != "logprob" or order != "fixed" or refine != "documents" or chosen not in ("trie", "naive"):
+            raise InputError(
+                "tokens= is for documents in fixed order whose prompts share their beginnings: use value='logprob', "
+                "order='fixed', refine='documents' and engine='trie'"
+            )
+        need_white_box(backend, "tokens=")
     structure = special_tokens(backend)
     context = Context(
         harmless(question, structure),
@@ -147,7 +160,11 @@ def attribute_sources(
         assert answer is not None
         game = LogProbGame(context, backend, answer, chosen, memory)
         helper = _Counted(LogProbGame(context, backend, answer, "blocks")) if control else None
-        explained = explain(Play(game.of, memory.__contains__), context, control=helper, **options)
+        cost = None
+        if tokens is not None:
+            cost = _prices(context, need_white_box(backend, "tokens="), answer, tokens)
+            options["budget"] = max(budget, 2 ** min(len(documents), MOST_PROMPTS))
+        explained = explain(Play(game.of, memory.__contains__), context, control=helper, cost=cost, **options)
         if helper and "control" in explained.meta:
             explained.meta["control"]["tokens"] = helper.tokens
         columns: tuple[str, ...] = game.columns
@@ -187,6 +204,13 @@ def attribute_sources(
             "amplify": amplify.__version__,
         },
     )
+
+
+def _prices(context: Context, backend: WhiteBox, answer: str, tokens: int) -> PrefixCost:
+    """Tokens of the prompt's head, of each document, and of what follows them."""
+    head, *documents, rest, said = blocks_tree(context, backend.tokenizer, [context.everything()], answer)[0].segments
+    each = len(rest) + len(said) - 1  # nothing is predicted from the last token
+    return PrefixCost(tuple(map(len, documents)), each, tokens, len(head))
 
 
 class _Counted:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from amplify.errors import InputError, UnknownNameError
+from amplify.textgenshap.costs import PrefixCost
 from amplify.textgenshap.estimators import ESTIMATORS, Helper, gaussian_process
-from amplify.textgenshap.exact import MAX_SOURCES, Index
+from amplify.textgenshap.exact import MAX_SOURCES, Index, all_coalitions
 from amplify.textgenshap.sampling import ends
 from amplify.textgenshap.value import CachedValue, Floats, Value
 
@@ -69,6 +70,7 @@ def estimate(
     seed: int = 0,
     width: float | None = None,
     control: Value | None = None,
+    cost: PrefixCost | None = None,
 ) -> Estimate:
     """Estimate the Shapley or Banzhaf values of a game.
 
@@ -83,22 +85,32 @@ def estimate(
         control: a cheap game that correlates with `value`, same shapes (e.g. one that reuses encoded documents). It is
             asked 16 times as often, or for all of at most 1,024 coalitions; its calls do not count, and are in
             `meta`. How far the game follows it is inferred from the values asked. For the Gaussian process only.
+        cost: what coalitions cost where common beginnings are paid once, and a limit, which then holds beside `budget`:
+            most is asked of what tells most for its price. What was spent is in `meta`. For the Gaussian process only.
 
     Raises:
         InputError: n < 1, budget < 2, exact values that do not fit the budget, a value that is not a finite number, a
-            control for an estimator that takes none.
+            control or a cost for an estimator that takes none.
         UnknownNameError: no such estimator or index.
     """
     _check(n, index, estimator, budget)
+    if cost is not None and len(cost.sources) != n:
+        raise InputError(f"the game has {n} sources, and the cost names {len(cost.sources)} sources")
     game = CachedValue(value, n, budget)
     name = estimator
     if estimator == "auto":
-        name = "exact" if n <= MAX_SOURCES and 2**n <= budget else "gaussian_process"
+        complete = n <= MAX_SOURCES and 2**n <= budget and (cost is None or cost.of(all_coalitions(n)) <= cost.limit)
+        name = "exact" if complete else "gaussian_process"
     run = ESTIMATORS[name]
-    if control is not None and name != "exact":
+    if name == "exact" and cost is not None and cost.of(all_coalitions(n)) > cost.limit:
+        raise InputError(f"exact values cost {cost.of(all_coalitions(n)):,.0f}, more than the limit {cost.limit:,.0f}")
+    if name != "exact" and (control is not None or cost is not None):
         if name != "gaussian_process":
-            raise InputError(f"estimator {name!r} takes no control: use estimator='auto', or leave control out")
-        run = partial(gaussian_process, helper=_helper(control, n, index, budget, seed))
+            raise InputError(
+                f"estimator {name!r} takes no control and no cost: use estimator='auto', or leave them out"
+            )
+        helper = None if control is None else _helper(control, n, index, budget, seed)
+        run = partial(gaussian_process, helper=helper, cost=cost)
     raw = None
     for stage in _stages(n, budget) if width is not None and name != "exact" else [budget]:
         raw = run(game, index, stage, seed)
@@ -111,6 +123,7 @@ def estimate(
         gap = np.subtract(*game(ends(n))[::-1]) - scores.sum(axis=0)
         scores = scores + gap / n
     shape = (n,) if game.flat else scores.shape
+    spent = {} if cost is None else {"limit": cost.limit, "spent": cost.of(game.coalitions)}
     return Estimate(
         scores=scores.reshape(shape),
         low=(scores - half).reshape(shape),
@@ -118,7 +131,7 @@ def estimate(
         calls=game.calls,
         estimator=name,
         index=index,
-        meta={"budget": budget, "seed": seed, **raw.meta},
+        meta={"budget": budget, "seed": seed, **spent, **raw.meta},
     )
 
 

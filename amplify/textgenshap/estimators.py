@@ -12,6 +12,7 @@ import numpy as np
 
 from amplify.errors import InputError
 from amplify.textgenshap import gp
+from amplify.textgenshap.costs import PrefixCost
 from amplify.textgenshap.exact import Index, all_coalitions, exact_scores
 from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation, wild_bootstrap
 from amplify.textgenshap.permutation import permutation_scores
@@ -144,7 +145,14 @@ def _standardised(values: Floats) -> tuple[Floats, Floats, Floats]:
     return (values - center) / spread, center, spread
 
 
-def gaussian_process(game: CachedValue, index: Index, budget: int, seed: int, helper: Helper | None = None) -> Raw:
+def gaussian_process(
+    game: CachedValue,
+    index: Index,
+    budget: int,
+    seed: int,
+    helper: Helper | None = None,
+    cost: PrefixCost | None = None,
+) -> Raw:
     """Ask in rounds what lowers the scores' posterior variance most, hyperparameters fitted anew after each.
 
     Args:
@@ -153,12 +161,15 @@ def gaussian_process(game: CachedValue, index: Index, budget: int, seed: int, he
         budget: distinct coalitions.
         seed: breaks ties of the design.
         helper: a control variate.
+        cost: what asking costs, and how much may be spent; the design then weighs what it learns by what it pays.
     """
     n = game.n
+    limit = np.inf if cost is None else cost.limit
     pool = _candidates(n, budget, seed)
     begin = ends(n)
     if not game.calls:  # the first design needs no value: asked together, it shares prompt prefixes with the ends
-        begin = np.concatenate([begin, gp.Design(gp.prior(n), begin, pool, index).pick(min(budget - 2, n))])
+        first = gp.Design(gp.prior(n), begin, pool, index, cost).pick(min(budget - 2, n), limit)
+        begin = np.concatenate([begin, first])
     game(begin)
     rounds = [game.calls]
     while True:
@@ -168,7 +179,8 @@ def gaussian_process(game: CachedValue, index: Index, budget: int, seed: int, he
         kernels = [gp.fit(seen, y, u) for y, u in zip(scaled.T, controls, strict=True)]
         shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
         # each round doubles what is known: few large rounds share more prompt prefixes, at no cost in error
-        picked = gp.Design(shared, seen, pool, index).pick(min(budget - game.calls, max(n, game.calls)))
+        design = gp.Design(shared, seen, pool, index, cost)
+        picked = design.pick(min(budget - game.calls, max(n, game.calls)), limit)
         if not len(picked):
             return _conditioned(seen, game.values, rounds, index, controls, helper)
         game(picked)

@@ -23,6 +23,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from amplify.textgenshap.costs import Bill, PrefixCost
 from amplify.textgenshap.exact import Index, coalition_weights, log_binomial, marginal_weights
 from amplify.textgenshap.value import Coalitions, Floats
 
@@ -237,12 +238,22 @@ class Design:
     """Chooses the coalitions whose values say most about the scores.
 
     Greedy: each pick is the candidate T of greatest sum_i Cov(score_i, v(T))^2 / Var v(T) given what is known, which is
-    how far v(T) lowers the summed posterior variance. The values themselves do not enter, so a whole batch can be
-    chosen before any is asked.
+    how far v(T) lowers the summed posterior variance; where asking has a price, the greatest such gain for its price.
+    The values themselves do not enter, so a whole batch can be chosen before any is asked.
+
+    Args:
+        kernel: of the game.
+        known: coalitions asked before.
+        candidates: those to choose from.
+        index: which scores.
+        cost: what asking costs; None if every coalition costs the same.
     """
 
-    def __init__(self, kernel: Kernel, known: Coalitions, candidates: Coalitions, index: Index) -> None:
+    def __init__(
+        self, kernel: Kernel, known: Coalitions, candidates: Coalitions, index: Index, cost: PrefixCost | None = None
+    ) -> None:
         self.kernel, self.candidates = kernel, candidates
+        self.bill = None if cost is None else Bill(cost, candidates, known)
         self.cross = kernel.cross(candidates, index)
         self.variance = np.full(len(candidates), kernel.variance())
         self.rows: list[Floats] = []
@@ -257,12 +268,18 @@ class Design:
             seen = {row.tobytes() for row in known}
             self.open = np.array([row.tobytes() not in seen for row in candidates])
 
-    def pick(self, count: int) -> Coalitions:
-        """The next `count` coalitions, [count, n]; fewer where the candidates run out."""
+    def pick(self, count: int, upto: float = np.inf) -> Coalitions:
+        """The next `count` coalitions, [count, n]; fewer where candidates run out, or the bill would exceed `upto`."""
         picked: list[int] = []
         for _ in range(min(count, int(self.open.sum()))):
             gain = (self.cross**2).sum(axis=0) / np.maximum(self.variance, JITTER)
-            best = int(np.where(self.open, gain, -1.0).argmax())
+            within = self.open
+            if self.bill is not None:
+                costs = self.bill.costs
+                gain, within = gain / costs, within & (self.bill.spent + costs <= upto)
+            best = int(np.where(within, gain, -1.0).argmax())
+            if not within[best]:
+                break
             history = np.array(self.rows)
             shared = self.kernel.gram(self.candidates[[best]], self.candidates)[0]
             if len(history):
@@ -273,5 +290,7 @@ class Design:
             self.variance = self.variance - row**2
             self.rows.append(row)
             self.open[best] = False
+            if self.bill is not None:
+                self.bill.pay(best)
             picked.append(best)
         return self.candidates[picked]

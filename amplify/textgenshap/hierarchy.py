@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from amplify.textgenshap.costs import PrefixCost
 from amplify.textgenshap.estimate import estimate
 from amplify.textgenshap.exact import Index, log_binomial, marginal_weights
 from amplify.textgenshap.given import given_each, given_scores
@@ -43,6 +44,7 @@ def explain(
     relative: bool = True,
     seed: int = 0,
     control: Value | None = None,
+    cost: PrefixCost | None = None,
     trace: Trace | None = None,
 ) -> Explained:
     """Score the documents, then the parts of those that matter.
@@ -59,7 +61,7 @@ def explain(
             is always opened.
         relative: thresholds are shares of |v(N) - v(empty)|, not absolute.
         seed: of every sample.
-        control: see `estimate`; documents in fixed order only.
+        control, cost: see `estimate`; documents in fixed order only.
         trace: score another column of the game from the sample of an earlier call, which costs nothing.
 
     Raises:
@@ -73,10 +75,12 @@ def explain(
     meta: dict[str, Any] = {}
     if order == "random":
         top, ends, used = random_order(play, context, index, estimator, first, rng)
-    elif len(context.documents) > max(FEW, first // DIRECT) and estimator == "auto":
+    elif len(context.documents) > max(FEW, first // DIRECT) and estimator == "auto" and cost is None:
         top, ends, used, meta = _grouped(play, context, index, first, seed, rng, trace, replay)
     else:
-        top, ends, used, meta = _fixed_order(play, context, index, estimator, first, seed, rng, control, trace, replay)
+        top, ends, used, meta = _fixed_order(
+            play, context, index, estimator, first, seed, rng, control, cost, trace, replay
+        )
     levels = {"documents": top}
     scale = np.abs(ends[1] - ends[0]) if relative else np.ones(ends.shape[1])
     for name, cut, share, threshold in zip(REFINEMENTS[1:], (sentences, words), shares[1:], thresholds, strict=False):
@@ -103,6 +107,7 @@ def _fixed_order(
     seed: int,
     rng: np.random.Generator,
     control: Value | None,
+    cost: PrefixCost | None,
     trace: Trace,
     replay: bool,
 ) -> tuple[Scored, Floats, str, dict[str, Any]]:
@@ -114,7 +119,7 @@ def _fixed_order(
         return play.of([nothing.with_([p for p, h in zip(parts, row, strict=True) if h]) for row in held])
 
     scores, half, used, sampled = _sampled(
-        value, n, index, estimator, budget, seed, control, trace, ("documents", ROOT), replay
+        value, n, index, estimator, budget, seed, control, trace, ("documents", ROOT), replay, cost=cost
     )
     asked, _ = trace["documents", ROOT]
     held = _seen_twice(asked, index, rng, CONTEXTS)
@@ -140,6 +145,7 @@ def _sampled(
     key: Key,
     replay: bool,
     contexts: int = 1,
+    cost: PrefixCost | None = None,
 ) -> tuple[Floats, Floats, str, Mapping[str, Any]]:
     """Scores and half widths [n, columns] by `estimate`, what it asked written down; or from what was written down."""
     if replay:
@@ -152,7 +158,7 @@ def _sampled(
         asked.append(held)
         return np.asarray(value(held), dtype=np.float64)
 
-    found = estimate(watched, n, index, estimator, budget, seed, control=control)
+    found = estimate(watched, n, index, estimator, budget, seed, control=control, cost=cost)
     trace[key] = (np.concatenate(asked), contexts)
     return found.scores.reshape(n, -1), ((found.high - found.low) / 2).reshape(n, -1), found.estimator, found.meta
 
