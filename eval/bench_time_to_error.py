@@ -222,36 +222,37 @@ def main() -> None:
         "--limits", default=",".join(str(round(2000 * 2 ** (k / 2))) for k in range(13)), help="of tokens"
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="JSON file; a Markdown file is written beside it")
+    parser.add_argument("--out", type=Path, help="JSON file, Markdown beside it; curves in it are kept")
     args = parser.parse_args()
     games = json.loads(args.games.read_text())["games"]
     games = {name: games[name] for name in (args.names.split(",") if args.names else games)}
     budgets, limits = (sorted(map(int, text.split(","))) for text in (args.budgets, args.limits))
-    curves: dict[str, Any] = {}
+    grid = {"budgets": budgets, "limits": limits, "seeds": args.seeds}
+    before = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    same = all(before.get(key) == value for key, value in grid.items())
+    curves: dict[str, Any] = {name: before["curves"].get(name, {}) if same else {} for name in games}
     for name, stored in games.items():
-        curves[name] = {
-            group: {
-                m: curve(group, scores, stored, limits if m == TOKENS else budgets, args.seeds)
-                for m, scores in methods.items()
-            }
-            for group, methods in METHODS.items()
-        }
+        for group, methods in METHODS.items():
+            for m, scores in methods.items():
+                if m not in curves[name].setdefault(group, {}):
+                    steps = limits if m == TOKENS else budgets
+                    curves[name][group][m] = curve(group, scores, stored, steps, args.seeds)
         print(f"game {name} is through", file=sys.stderr, flush=True)
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps({**grid, "curves": curves}) + "\n")
     report = {
         "command": shlex.join(["python", "eval/bench_time_to_error.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.platform(),
         "versions": {"amplify": amplify.__version__}
         | {name: version(name) for name in ("shapiq", "captum", "context-cite")},
-        "budgets": budgets,
-        "limits": limits,
-        "seeds": args.seeds,
+        **grid,
         "rows": summary(curves, [float(f) for f in args.figures.split(",")]),
         "curves": curves,
     }
     print(table(report))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
         args.out.with_suffix(".md").write_text(table(report))
 

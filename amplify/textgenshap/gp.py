@@ -256,22 +256,24 @@ class Design:
         self.bill = None if cost is None else Bill(cost, candidates, known)
         self.cross = kernel.cross(candidates, index)
         self.variance = np.full(len(candidates), kernel.variance())
-        self.rows: list[Floats] = []
+        self.rows = np.zeros((0, len(candidates)))  # of the Cholesky factor: what each coalition known tells of each
         self.open = np.ones(len(candidates), bool)
         if len(known):
             gram = kernel.gram(known, known) + JITTER * np.eye(len(known))
             lower = np.linalg.cholesky(gram)
-            rows = np.linalg.solve(lower, kernel.gram(known, candidates))
-            self.cross = self.cross - np.linalg.solve(lower, kernel.cross(known, index).T).T @ rows
-            self.variance = self.variance - (rows**2).sum(axis=0)
-            self.rows = list(rows)
+            self.rows = np.linalg.solve(lower, kernel.gram(known, candidates))
+            self.cross = self.cross - np.linalg.solve(lower, kernel.cross(known, index).T).T @ self.rows
+            self.variance = self.variance - (self.rows**2).sum(axis=0)
             seen = {row.tobytes() for row in known}
             self.open = np.array([row.tobytes() not in seen for row in candidates])
 
     def pick(self, count: int, upto: float = np.inf) -> Coalitions:
         """The next `count` coalitions, [count, n]; fewer where candidates run out, or the bill would exceed `upto`."""
         picked: list[int] = []
-        for _ in range(min(count, int(self.open.sum()))):
+        count = min(count, int(self.open.sum()))
+        known = len(self.rows)
+        rows = np.concatenate([self.rows, np.empty((count, len(self.candidates)))])
+        for _ in range(count):
             gain = (self.cross**2).sum(axis=0) / np.maximum(self.variance, JITTER)
             within = self.open
             if self.bill is not None:
@@ -280,17 +282,15 @@ class Design:
             best = int(np.where(within, gain, -1.0).argmax())
             if not within[best]:
                 break
-            history = np.array(self.rows)
-            shared = self.kernel.gram(self.candidates[[best]], self.candidates)[0]
-            if len(history):
-                shared = shared - history[:, best] @ history
+            now = known + len(picked)
+            shared = self.kernel.gram(self.candidates[[best]], self.candidates)[0] - rows[:now, best] @ rows[:now]
             root = np.sqrt(max(self.variance[best], JITTER))
-            row = shared / root
+            row = rows[now] = shared / root
             self.cross = self.cross - np.outer(self.cross[:, best] / root, row)
             self.variance = self.variance - row**2
-            self.rows.append(row)
             self.open[best] = False
             if self.bill is not None:
                 self.bill.pay(best)
             picked.append(best)
+        self.rows = rows[: known + len(picked)]
         return self.candidates[picked]
