@@ -56,10 +56,12 @@ def header(result: SourceAttribution) -> list[tuple[str, str]]:
     described = result.meta.get("backend") or {}
     of = "votes" if result.value == "votes" else "the log-probability (nats)"
     cost = result.cost
+    limit = result.meta.get("limit")
+    budget = str(result.budget) if limit is None else f"{limit:,} tokens"
     return [
         ("scores", f"{INDICES.get(result.index, result.index)} values of {of}"),
         ("model", str(described.get("backend", "unknown"))),
-        ("estimator", f"{result.estimator}, budget {result.budget}, seed {result.seed}"),
+        ("estimator", f"{result.estimator}, budget {budget}, seed {result.seed}"),
         ("documents", f"{len(result.documents)} in {result.order} order, engine {result.engine}"),
         ("cost", f"{cost.calls:,} prompts, {cost.tokens:,} tokens forwarded, {cost.seconds:.1f} s"),
         ("versions", f"amplify {result.meta.get('amplify', 'unknown')}"),

@@ -151,6 +151,24 @@ def test_block_encoding_says_how_well_it_follows(tiny_lm) -> None:  # type: igno
     assert 0 < told["tokens"] < r.cost.tokens
 
 
+def test_a_budget_of_tokens_is_kept(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+    documents = [f"{i}. {d}" for i, d in enumerate(DOCUMENTS)]  # different from their first token on
+    found = {}
+    with amplify.open_backend(f"transformers:{tiny_lm}") as backend:
+        for tokens in (300, 1_000_000):
+            found[tokens] = amplify.attribute_sources(
+                QUESTION, documents, backend, "Paris", refine="documents", tokens=tokens
+            )
+        exact = amplify.attribute_sources(QUESTION, documents, backend, "Paris", refine="documents", budget=16)
+    some, all_ = found.values()
+    assert some.meta["spent"] <= 300
+    assert 2 <= some.cost.calls < 16
+    # forwarded is what was reckoned, but for tokens that happen to be the same behind a shared beginning
+    assert 0.8 * some.meta["spent"] <= some.cost.tokens <= some.meta["spent"]
+    assert all_.estimator == exact.estimator == "exact"
+    assert np.abs(all_.documents.table - exact.documents.table).max() < 1e-4
+
+
 def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
     for options in ({}, {"value": "votes"}, {"refine": "documents", "budget": 8}):
         r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), **options)
@@ -182,6 +200,8 @@ def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
         ({"index": "shapley_shubik", "value": "votes"}, InputError, "refine='documents'"),
         ({"control": True}, CapabilityError, "transformers"),
         ({"control": True, "order": "random"}, InputError, "fixed"),
+        ({"tokens": 1000, "refine": "documents"}, CapabilityError, "transformers"),
+        ({"tokens": 1000}, InputError, "refine='documents'"),
         ({"template": "none"}, UnknownNameError, "default"),
     ],
 )
