@@ -8,7 +8,8 @@ layers that have steered heads) stand side by side, each in its own process; a r
 side: `stock`, `plain` (unsteered, in the steering engine), `steered`. transformers: plain and steered on one model, and
 the peak of memory. Sides alternate in their order; no prompt is seen twice, so the prefix cache never helps. Each
 round gives one ratio; the interval of their median runs from the smallest to the largest and holds the true median
-with probability 1 - 2^(1 - rounds).
+with probability 1 - 2^(1 - rounds). Beside the seconds on the wall stand those of processor time that a side took: on a
+machine with other work these are the steadier (with OMP_NUM_THREADS=1, since waiting threads spin).
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,25 +35,64 @@ from amplify import Prompt, Sampling, Span, Steering, open_backend
 Side = Callable[[Sequence[Sequence[int]], int], None]
 
 
-def interleave(sides: dict[str, Side], draw: Callable[[], list[list[int]]], new: int, rounds: int) -> dict[str, Any]:
-    """Seconds of each side in each round, after one round of warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+@dataclass(frozen=True)
+class Spent:
+    """What each side took in each round, in seconds on the wall and of processor time."""
+
+    wall: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+
+
+def interleave(sides: dict[str, Side], draw: Callable[[], list[list[int]]], new: int, rounds: int) -> Spent:
+    """Time each side in each round, after one round of warm-up."""
+    spent = Spent({name: [] for name in sides}, {name: [] for name in sides})
     for i in range(-1, rounds):
         prompts = draw()
         for name in sorted(sides, reverse=bool(i % 2)):
-            start = time.perf_counter()
+            cpu, start = cpu_seconds(), time.perf_counter()
             sides[name](prompts, new)
-            spent = time.perf_counter() - start
-            print(f"round {i}: {name} {spent:.2f} s", file=sys.stderr, flush=True)
+            wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+            print(f"round {i}: {name} {wall:.2f} s, processor {cpu:.2f} s", file=sys.stderr, flush=True)
             if i >= 0:
-                seconds[name].append(spent)
-    return seconds
+                spent.wall[name].append(wall)
+                spent.cpu[name].append(cpu)
+    return spent
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of all below it, engines among them; only the side that runs adds to it."""
+    ticks: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            numbers = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # gone meanwhile
+        pid = int(path.parent.name)
+        ticks[pid] = int(numbers[11]) + int(numbers[12])  # of user and system
+        children.setdefault(int(numbers[1]), []).append(pid)
+    total, todo = 0, [os.getpid()]
+    while todo:
+        pid = todo.pop()
+        total += ticks.get(pid, 0)
+        todo += children.get(pid, [])
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def ratio(seconds: dict[str, list[float]], side: str, of: str) -> dict[str, Any]:
     """Throughput of one side over that of another."""
     each = [b / a for a, b in zip(seconds[side], seconds[of], strict=True)]
     return {"median": statistics.median(each), "interval": [min(each), max(each)]}
+
+
+def throughput(spent: Spent, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Ratios of throughput, and what they are made of."""
+    return {
+        "throughput": {f"{side}/{of}": ratio(spent.wall, side, of) for side, of in pairs},
+        "throughput_by_processor_time": {f"{side}/{of}": ratio(spent.cpu, side, of) for side, of in pairs},
+        "seconds": spent.wall,
+        "processor_seconds": spent.cpu,
+    }
 
 
 def head_set(layers: int, heads: int, count: int, narrow: bool) -> dict[int, list[int]]:
@@ -110,21 +152,19 @@ def bench_vllm(args: argparse.Namespace) -> dict[str, Any]:
     def draw(count: int) -> list[list[int]]:
         return rng.integers(100, config.vocab_size, (count, args.tokens)).tolist()
 
-    seconds = interleave(sides, lambda: draw(args.prompts), args.new, args.rounds)
+    spent = interleave(sides, lambda: draw(args.prompts), args.new, args.rounds)
     one = interleave(sides, lambda: draw(1), args.new, args.rounds)
     prefill = interleave(sides, lambda: draw(1), 1, args.rounds)
     per_token = {
-        name: statistics.median((a - b) / (args.new - 1) for a, b in zip(one[name], prefill[name], strict=True))
+        name: statistics.median(
+            (a - b) / (args.new - 1) for a, b in zip(one.wall[name], prefill.wall[name], strict=True)
+        )
         for name in sides
     }
+    pairs = [("steered", "stock"), ("plain", "stock"), ("steered", "plain"), ("narrow", "stock")]
     result = {
-        "throughput": {
-            f"{name}/{of}": ratio(seconds, name, of)
-            for name, of in (("steered", "stock"), ("plain", "stock"), ("steered", "plain"), ("narrow", "stock"))
-            if name in sides
-        },
+        **throughput(spent, [pair for pair in pairs if pair[0] in sides]),
         "seconds_per_token_at_batch_1": per_token,
-        "seconds": seconds,
         "heads_steered": sum(len(h) for h in (steering.heads or {}).values()),
         "engines": {name: b.describe() for name, b in backends.items()},
     }
@@ -155,13 +195,12 @@ def bench_transformers(args: argparse.Namespace) -> dict[str, Any]:
             return run
 
         sides = {"plain": side(None), "steered": side(steering)}
-        seconds = interleave(sides, draw, args.new, args.rounds)
+        spent = interleave(sides, draw, args.new, args.rounds)
         prompts = draw()
         memory = {name: peak(lambda run=run: run(prompts, args.new)) for name, run in sides.items()}
         return {
-            "throughput": {"steered/plain": ratio(seconds, "steered", "plain")},
+            **throughput(spent, [("steered", "plain")]),
             "peak_memory": {**memory, "steered/plain": memory["steered"] / memory["plain"]},
-            "seconds": seconds,
             "heads_steered": args.heads,
             "backend": backend.describe(),
         }

@@ -74,7 +74,8 @@ def methods_of(
         return [one("zero_shot"), one("marked_prompt"), *given]
     if table == "auto":
         sources = ("model", "attribution")
-        return [one("zero_shot"), one("pasta", **own), *(one("auto_pasta", **own, source=s) for s in sources)]
+        found = [one("auto_pasta", **own, source=s) for s in sources]
+        return [one("zero_shot"), one("pasta", **own), one("auto_pasta_random", **own), *found]
     if table == "refusals":
         return [one(name) for name in ("zero_shot", "ignore_word", "rephrase", "negative_emphasis")]
     if table == "heads":

@@ -20,7 +20,13 @@ from amplify.methods.controls import (
 )
 from amplify.methods.neighbours import FewShotNearest
 from amplify.methods.pasta import AutoPasta, InstaBoost, Pasta, Spotlight
-from amplify.methods.pasta_controls import FewShotMarked, FewShotPastaRandomHeads, MarkedPrompt, PastaRandomHeads
+from amplify.methods.pasta_controls import (
+    AutoPastaRandom,
+    FewShotMarked,
+    FewShotPastaRandomHeads,
+    MarkedPrompt,
+    PastaRandomHeads,
+)
 from amplify.methods.pasta_shots import FewShotPasta
 from amplify.methods.prompting import Form, PromptMethod, ShotProgram
 from amplify.methods.rag import RagDistilShapley, RagHighlightPasta, RagPruneShapley, RagRerankShapley
@@ -78,6 +84,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Spotlight,
     InstaBoost,
     AutoPasta,
+    AutoPastaRandom,
     FewShotMarked,
     FewShotPastaRandomHeads,
     FewShotPasta,

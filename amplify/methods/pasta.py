@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from amplify.values import Answer, Example, Message, Prompt, Sampling
 if TYPE_CHECKING:
     from amplify.tasks import Task
 
-Source = Literal["model", "attribution"]
+Source = Literal["model", "attribution", "random"]  # "random" is the control, auto_pasta_random
 _NAMED_TOKENS = 64  # room for a sentence that the model copies
 
 
@@ -174,6 +175,7 @@ class AutoPastaProgram(Program):
         source: who names the sentence.
         asked: the question to the model.
         notes: what a reader must know.
+        seed: of the draw, where it is drawn.
     """
 
     kind: ClassVar[str] = "auto_pasta"
@@ -183,11 +185,13 @@ class AutoPastaProgram(Program):
     source: Source
     asked: Template
     notes: tuple[str, ...] = ()
+    seed: int = 0
 
     def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
         """Two rounds: key sentences, then steered answers. Costs of both are counted."""
         sentences = [sentences_of(e.text) for e in examples]
-        keys, costs = (self._named if self.source == "model" else self._attributed)(examples, sentences, backend)
+        find = {"model": self._named, "attribution": self._attributed, "random": self._drawn}[self.source]
+        keys, costs = find(examples, sentences, backend)
         prompts = [
             self.form.prompt(replace(e, text=marked(e.text, *spans[key])))
             for e, spans, key in zip(examples, sentences, keys, strict=True)
@@ -243,12 +247,23 @@ class AutoPastaProgram(Program):
             costs.append((calls, prompt, new))
         return keys, costs
 
+    def _drawn(
+        self, examples: Sequence[Example], sentences: Sequence[Sequence[tuple[int, int]]], backend: Generator
+    ) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """Any sentence, the same one whatever else is in the batch."""
+        keys = [
+            random.Random(f"{self.seed} {example.id}").randrange(len(spans))
+            for example, spans in zip(examples, sentences, strict=True)
+        ]
+        return keys, [(0, 0, 0)] * len(keys)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {
             "form": self.form.to_dict(),
             "steering": self.steering.to_dict(),
             "source": self.source,
+            "seed": self.seed,
             "asked": {"name": self.asked.name, "source": self.asked.source, "sha256": self.asked.sha256},
             "notes": list(self.notes),
         }
@@ -258,7 +273,7 @@ class AutoPastaProgram(Program):
         """The inverse of `to_dict`."""
         asked = Template(data["asked"]["name"], data["asked"]["source"])
         steering = Steering.from_dict(data["steering"])
-        return cls(Form.from_dict(data["form"]), steering, data["source"], asked, tuple(data["notes"]))
+        return cls(Form.from_dict(data["form"]), steering, data["source"], asked, tuple(data["notes"]), data["seed"])
 
 
 def sentences_of(text: str) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What PASTA must beat: as many heads at random, and emphasis that is only written into the prompt."""
+"""What PASTA must beat: as many heads or a sentence at random, and emphasis that is only written into the prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from amplify.backends.base import Generator
 from amplify.methods.baselines import FewShot, ZeroShot
-from amplify.methods.pasta import Pasta
+from amplify.methods.pasta import AutoPasta, AutoPastaProgram, Pasta
 from amplify.methods.pasta_shots import FewShotPasta
 from amplify.methods.prompting import ShotProgram
 from amplify.methods.steered import need_emphasis, random_heads
@@ -27,6 +27,18 @@ class PastaRandomHeads(Pasta):
     def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
         """The profile's strength on other heads."""
         return random_heads(super().steering(task, backend, seed), seed)
+
+
+@dataclass(frozen=True)
+class AutoPastaRandom(AutoPasta):
+    """AutoPASTA's control: the sentence that is emphasised is drawn with the seed; `source` does not matter."""
+
+    name: ClassVar[str] = "auto_pasta_random"
+    seeded: ClassVar[bool] = True
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> AutoPastaProgram:
+        """Take the profile (see `Pasta.fit`)."""
+        return replace(super().fit(task, backend, seed), source="random", seed=seed)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). Nothing changes in an engine
 until `additional_config={"amplify_steering": {}}` switches it on, or `{"layers": [3, 10]}` for these layers alone; then
 
-- `Attention` allots each head of the KV cache the next width that its kernel supports; queries get the gate of their
-  request, layer and head, keys get log(w)/scale, values get nothing; the output is cut back;
+- `Attention` allots each head of the KV cache a width more that its kernel supports; queries get the gate of their
+  request, layer and head, keys get log(w)/scale, values nothing that counts; the output is cut back;
 - before each forward pass the model runner (V1 or V2) lays these numbers out by request and position;
 - the prefix cache keys blocks from the first token on whose attention changes;
 - the front end refuses a request that does not fit, so that no bad one reaches a worker.
@@ -227,7 +227,7 @@ def _check_signatures() -> None:
 
 
 def _width(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
-    """The next width that the attention kernel supports."""
+    """The width to widen a head to: the quickest that the attention kernel supports."""
     from vllm.v1.attention.selector import get_attn_backend
 
     backend = kwargs.get("attn_backend") or get_attn_backend(
@@ -239,13 +239,16 @@ def _width(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
         has_sliding_window=kwargs.get("per_layer_sliding_window") is not None,
     )
     sizes = backend.get_supported_head_sizes()
-    wide = min((s for s in sizes if s >= head_size + GATES), default=None) if sizes else head_size + 8
-    if wide is None:
+    fits = [s for s in sizes if s >= head_size + GATES] if sizes else [head_size + 8]
+    if not fits:
         raise ValueError(
             f"steering widens heads, and {backend.get_name()} has no size above {head_size}: start without "
             f"{KEY}, or choose another attention backend"
         )
-    return int(wide)
+    if backend.get_name() == "CPU_ATTN":
+        # multiples of 32 have a quicker kernel: 96 channels take less time than 80
+        fits.sort(key=lambda s: (s % 32 > 0, s))
+    return int(fits[0])
 
 
 def _bank(config: Any, heads: int) -> Bank:
@@ -278,7 +281,6 @@ def _bank(config: Any, heads: int) -> Bank:
 
 def _extend_attention(attention: Any) -> None:
     import torch
-    from torch.nn import functional
     from vllm.config import get_current_vllm_config
     from vllm.model_executor.models.utils import extract_layer_index
     from vllm.v1.attention.backend import AttentionType
@@ -316,13 +318,15 @@ def _extend_attention(attention: Any) -> None:
         size, extra = self.amplify_size, self.head_size - self.amplify_size
         query = query.view(-1, self.num_heads, size)
         tokens = query.shape[0]
-        # one copy a tensor: behind GATES the bias is zero, so what the query holds there does not matter
-        query = torch.cat([query, self.amplify_gates[:tokens, :, None].expand(-1, -1, extra)], -1)
+        # one copy a tensor. Where the bias is zero, what the query holds does not matter; nor does what the value holds
+        # in channels that are cut off again: a copy of the bias costs less than zeros (inductor masks a padding)
+        gates = self.amplify_gates[:tokens, :, None].expand(-1, -1, extra)
+        bias = self.amplify_bias[:tokens, None].expand(-1, self.num_kv_heads, -1)
+        query = torch.cat([query, gates], -1)
         if key is not None:
-            key = key.view(-1, self.num_kv_heads, size)
-            key = torch.cat([key, self.amplify_bias[:tokens, None].expand(-1, self.num_kv_heads, -1)], -1)
+            key = torch.cat([key.view(-1, self.num_kv_heads, size), bias], -1)
         if value is not None:
-            value = functional.pad(value.view(-1, self.num_kv_heads, size), (0, extra))
+            value = torch.cat([value.view(-1, self.num_kv_heads, size), bias], -1)
         out = plain_forward(self, query, key, value, None, output_dtype)
         out = out.view(-1, self.num_heads, self.head_size)[..., :size]
         return out.reshape(-1, self.num_heads * size) if output_shape is None else out.reshape(output_shape)

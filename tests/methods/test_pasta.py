@@ -237,6 +237,18 @@ def test_auto_pasta_by_attribution(jobs, profile):
     assert all(a.calls > 2 for a in answers)
 
 
+def test_auto_pastas_control_emphasises_any_sentence(jobs, profile, tmp_path):
+    backend = Recorder(lambda text: "good", lambda text, continuation: -1.0)
+    chosen = []
+    for seed in range(8):
+        program = saved(make("auto_pasta_random", profile=profile).fit(jobs, backend, seed), tmp_path)
+        answers = program.answer(jobs.test, backend)
+        assert [a.rationale for a in program.answer(jobs.test[1:], backend)] == [a.rationale for a in answers[1:]]
+        assert all(a.rationale in e.text and a.calls == 1 for a, e in zip(answers, jobs.test, strict=True))
+        chosen.append(answers[0].rationale)
+    assert len(set(chosen)) == 2  # of its two sentences
+
+
 def refusing(text):
     request = text.split("\n\n")[-2].removeprefix("user: ")
     if "Rewrite this request" in text:
