@@ -205,7 +205,8 @@ class _Laid:
         """Under each head set, none of which has a head below `layer`."""
         import torch
 
-        from amplify.steering.attention import plan, steered
+        from amplify.steering.attention import steered
+        from amplify.steering.plan import plan
 
         if not any(sets):
             return self.plain * len(sets)

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,94 +25,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from amplify.errors import InputError
 from amplify.grouped_attention import grouped_sdpa
-from amplify.steering.formula import TokenSpan, dynamic_weights, generated_log_weight, key_log_weights
-from amplify.steering.spec import Steering
+from amplify.steering.plan import WIDER, Plan, split
 
-WIDER = 8  # channels added to a head: six are used, and kernels want multiples of eight
 _PREFIX = "amplify_"
 _FLASH_HEAD = 256  # the widest head that FlashAttention takes
-
-
-@dataclass
-class Plan:
-    """What is steered in a batch, in columns of the padded input.
-
-    Attributes:
-        rows: one Steering per row, None for a plain row.
-        heads: layer -> gate [rows, heads], 1 on steered heads.
-        weights: [rows, columns] log w of each key, in the dynamic modes 1 on the spans.
-        tail: [rows] the same for every column behind them.
-        sink: [rows, columns] 1 on the first token where a dynamic mode spares it.
-        decode: [rows, columns] True on generated and scored tokens; columns behind them are that too.
-    """
-
-    rows: Sequence[Steering | None]
-    heads: dict[int, Tensor]
-    weights: Tensor
-    tail: Tensor
-    sink: Tensor
-    decode: Tensor
-    at: Tensor | None = None  # where keys do not stand in columns' order: the column of each key of this pass
-    past: int = 0  # columns that the cache holds before this forward pass
-    queries: int = 0  # columns of this forward pass
-    made: dict[Any, Any] = field(default_factory=dict)  # what the layers of one forward pass share
-
-    @property
-    def dynamic(self) -> bool:
-        """Whether any row needs its attention mass first."""
-        return any(s is not None and s.dynamic for s in self.rows)
-
-
-def plan(
-    model: PreTrainedModel,
-    steering: Steering | Sequence[Steering | None] | None,
-    spans: Sequence[Sequence[TokenSpan]],
-    attention_mask: Tensor,
-    prompt_tokens: Sequence[int] | None = None,
-) -> Plan:
-    """Lay spans and heads out over a padded batch.
-
-    Args:
-        model: whose layers and heads are steered.
-        steering: one for all rows, or one per row.
-        spans: of each row, in tokens of the unpadded row; none leaves the row plain.
-        attention_mask: [rows, columns], 0 on padding.
-        prompt_tokens: of each row; what follows counts as generated. Default: the whole row.
-
-    Raises:
-        InputError: a layer or head the model does not have, a span outside its row, rows that do not match.
-    """
-    n, columns = attention_mask.shape
-    rows = list(steering) if isinstance(steering, Sequence) else [steering] * n
-    if not len(rows) == len(spans) == n:
-        raise InputError(f"{n} rows, {len(spans)} lists of spans and {len(rows)} steerings do not match")
-    device = attention_mask.device
-    start = attention_mask.long().argmax(1).tolist()
-    length = attention_mask.long().sum(1).tolist()
-    weights, sink = torch.zeros(n, columns), torch.zeros(n, columns)
-    tail, decode = torch.zeros(n), torch.zeros(n, columns, dtype=torch.bool)
-    shape = model.config.get_text_config(decoder=True)
-    heads: dict[int, Tensor] = {}
-    for i, (one, own) in enumerate(zip(rows, spans, strict=True)):
-        if one is None or not own:
-            rows[i] = None
-            continue
-        prompt = length[i] if prompt_tokens is None else prompt_tokens[i]
-        if own[-1].end > length[i]:
-            raise InputError(f"a span ends at token {own[-1].end}, outside the prompt of {length[i]} tokens")
-        a, b = start[i], start[i] + length[i]
-        weights[i, a:b] = torch.tensor(key_log_weights(own, prompt, length[i], one))
-        tail[i] = generated_log_weight(own, one)
-        decode[i, a + prompt :] = True
-        if one.dynamic and one.spare_sink and own[0].start > 0:
-            sink[i, a] = 1
-        for layer, chosen in one.check(model.config).items():
-            gate = heads.setdefault(layer, torch.zeros(n, shape.num_attention_heads))
-            gate[i, list(chosen)] = 1
-    to = {"device": device}
-    return Plan(
-        rows, {k: v.to(**to) for k, v in heads.items()}, weights.to(**to), tail.to(**to), sink.to(**to), decode.to(**to)
-    )
 
 
 @contextmanager
@@ -281,18 +196,18 @@ def _attention(
     if fused and (attention_mask is not None or query.shape[2] == 1) and _mask_is_smaller(query, key):
         bias = _bias(what, gate, query, key, attention_mask)
         return stock(inner, query, key, value, bias, scaling=scaling, **kwargs)
-    keys, on = _key_side(what, query, key, scaling), _gate(what, gate, query)
+    keys, on = what.key_side(query, key, scaling), what.gate(gate, query)
     width = value.shape[-1]
     wide_key = torch.cat([key, keys.expand(*key.shape[:-1], WIDER)], -1)
-    static = on * _static_rows(what, query)
+    static = on * what.static_rows(query)
     if what.dynamic:
-        masses = _masses(what, query, key)
+        masses = what.masses(query, key)
         plain = functional.pad(query, (0, WIDER))
         wide_value = torch.cat([value, masses.expand(*value.shape[:-1], WIDER)], -1)
         seen = stock(inner, plain, wide_key, wide_value, attention_mask, scaling=scaling, **kwargs)[0]
         seen = seen.transpose(1, 2).float()
-        w, u = _dynamic_factors(what, on, *seen[..., width : width + 3].unbind(-1))
-        extra = [part.to(on.dtype) for x in (w, u) for part in _split(x.log() / scaling, query.dtype)]
+        w, u = what.dynamic_factors(on, *seen[..., width : width + 3].unbind(-1))
+        extra = [part.to(on.dtype) for x in (w, u) for part in split(x.log() / scaling, query.dtype)]
     else:
         extra = [torch.zeros_like(static)] * 4
     gates = torch.stack([static, static, *extra, *[torch.zeros_like(static)] * 2], -1)
@@ -313,7 +228,7 @@ def _mask_is_smaller(query: Tensor, key: Tensor) -> bool:
 
 def _bias(what: Plan, gate: Tensor, query: Tensor, key: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The formula as an additive mask, [rows, heads, queries, keys]."""
-    on, weights = _gate(what, gate, query), _columns(what, query, key)[0]
+    on, weights = what.gate(gate, query), what.columns(query, key)[0]
     bias = (on[..., None] * weights[:, None, None, :]).to(query.dtype)
     if attention_mask is None:
         return bias
@@ -336,107 +251,14 @@ def _behind_the_cap(
 ) -> tuple[Tensor, Tensor | None]:
     """Soft-capped logits: the factor acts behind the cap, in the additive mask of the eager function, which holds all
     weights in memory anyway."""
-    on = _gate(what, gate, query)
-    weights, sink = (x[:, None, None, :] for x in _columns(what, query, key))
+    on = what.gate(gate, query)
+    weights, sink = (x[:, None, None, :] for x in what.columns(query, key))
     mask = 0.0 if attention_mask is None else attention_mask[..., : key.shape[2]]
-    bias = on[..., None] * _static_rows(what, query)[..., None] * weights
+    bias = on[..., None] * what.static_rows(query)[..., None] * weights
     if what.dynamic:
         probabilities = stock(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[1]
         assert probabilities is not None  # eager functions return them
         masses = [(probabilities.float() * x).sum(-1) for x in (weights, sink, 1 - weights - sink)]
-        w, u = _dynamic_factors(what, on, *masses)
+        w, u = what.dynamic_factors(on, *masses)
         bias = bias + w.log()[..., None] * weights + u.log()[..., None] * sink
     return stock(module, query, key, value, (mask + bias).to(query.dtype), scaling=scaling, **kwargs)
-
-
-def _columns(what: Plan, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """log w and sink marks of the keys at hand, each [rows, keys].
-
-    The cache may hold fewer keys than there were tokens (a sliding window: the last ones) or more (a static one).
-    """
-    if what.at is not None:
-        return what.weights[:, what.at], what.sink[:, what.at]
-    keys, seen = key.shape[2], what.past + what.queries
-    first = max(seen - keys, 0)
-    if (made := what.made.get(("columns", first, keys))) is None:
-        columns = what.weights.shape[1]
-        weights = what.weights[:, first : first + keys]
-        sink = what.sink[:, first : first + keys]
-        if first + keys > columns:
-            behind = first + keys - max(columns, first)
-            weights = torch.cat([weights, what.tail[:, None].expand(-1, behind)], 1)
-            sink = functional.pad(sink, (0, behind))
-        made = what.made["columns", first, keys] = (_spread(weights, query), _spread(sink, query))
-    return made
-
-
-def _spread(x: Tensor, query: Tensor) -> Tensor:
-    """One line per sequence: a row with several beams or samples stands for each of them."""
-    each, left = divmod(query.shape[0], x.shape[0])
-    if left:
-        raise InputError(f"a batch of {query.shape[0]} is steered by a plan of {x.shape[0]} rows")
-    return x.repeat_interleave(each, 0) if each > 1 else x
-
-
-def _key_side(what: Plan, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """The keys' extra channels, [rows, 1, keys, WIDER]."""
-    tag = ("keys", key.shape[2], key.dtype, scaling)
-    if (made := what.made.get(tag)) is None:
-        weights, sink = _columns(what, query, key)
-        fixed = _static_rows(what, query)[:, 0] * weights  # [rows, keys]
-        marked = weights - fixed  # 1 on the spans of dynamic rows
-        high, low = _split(fixed / scaling, key.dtype)
-        none = torch.zeros_like(high)
-        made = torch.stack(
-            [high, low, *[marked.to(key.dtype)] * 2, *[sink.to(key.dtype)] * 2, none, none], -1
-        )[:, None]  # fmt: skip
-        what.made[tag] = made
-    return made
-
-
-def _masses(what: Plan, query: Tensor, key: Tensor) -> Tensor:
-    """Value channels that return a row's attention mass on spans, sink and rest, [rows, 1, keys, WIDER]."""
-    weights, sink = _columns(what, query, key)
-    marked = weights - _static_rows(what, query)[:, 0] * weights
-    return functional.pad(torch.stack([marked, sink, 1 - marked - sink], -1).to(key.dtype), (0, WIDER - 3))[:, None]
-
-
-def _static_rows(what: Plan, query: Tensor) -> Tensor:
-    """1 for rows whose factors are fixed, 0 for those of a dynamic mode, [rows, 1, 1]."""
-    kind = [0.0 if s is not None and s.dynamic else 1.0 for s in what.rows]
-    return _spread(torch.tensor(kind, device=query.device), query)[:, None, None]
-
-
-def _gate(what: Plan, gate: Tensor, query: Tensor) -> Tensor:
-    """1 where a head's query row is steered, [rows, heads, queries]."""
-    columns = what.decode.shape[1]
-    decode = what.decode[:, what.past : what.past + what.queries]
-    if what.at is not None:
-        decode = what.decode[:, what.at[-what.queries :]]
-    elif what.past + what.queries > columns:
-        behind = what.past + what.queries - max(columns, what.past)
-        decode = functional.pad(decode, (0, behind), value=True)
-    on = torch.stack(
-        [
-            torch.ones_like(row) if s is None or s.schedule == "both" else row if s.schedule == "decode" else ~row
-            for s, row in zip(what.rows, decode, strict=True)
-        ]
-    )
-    return _spread(gate, query)[:, :, None] * _spread(on, query)[:, None, :].to(gate.dtype)
-
-
-def _dynamic_factors(what: Plan, on: Tensor, psi: Tensor, sink: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """w and u of every row, 1 where a row is fixed, plain or not steered; each [rows, heads, queries]."""
-    w, u = torch.ones_like(psi), torch.ones_like(psi)
-    each = psi.shape[0] // len(what.rows)
-    for i, one in enumerate(what.rows):
-        if one is not None and one.dynamic:
-            own = slice(i * each, (i + 1) * each)
-            w[own], u[own] = dynamic_weights(psi[own], sink[own], rest[own], one)
-    return torch.where(on > 0, w, 1.0), torch.where(on > 0, u, 1.0)
-
-
-def _split(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x rounded to dtype, and what that left over."""
-    high = x.to(dtype)
-    return high, (x - high.to(x.dtype)).to(dtype)

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from amplify.steering.attention import Plan, steered
+from amplify.steering.attention import steered
 from amplify.steering.formula import TokenSpan, generated_log_weight, key_log_weights
+from amplify.steering.plan import Plan
 from amplify.steering.spec import Steering
 
 

@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from amplify.errors import InputError
 from amplify.steering import Steering
-from amplify.steering.attention import plan, steered
+from amplify.steering.attention import steered
 from amplify.steering.formula import TokenSpan
+from amplify.steering.plan import plan
 
 # float32 attention summed in another order differs by about 1e-6; 1e-4 is the figure promised to users
 TOLERANCE = 1e-4

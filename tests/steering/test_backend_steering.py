@@ -131,8 +131,9 @@ def test_smollm2_is_exact_over_prompt_and_32_decoded_tokens(smollm2):
     """One and three spans, a plain row beside them, left-padded: through `generate` on one's own model."""
     from transformers import AutoTokenizer
 
-    from amplify.steering.attention import plan, steered
+    from amplify.steering.attention import steered
     from amplify.steering.formula import TokenSpan
+    from amplify.steering.plan import plan
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, attn_implementation="sdpa", dtype=torch.float32).eval()
