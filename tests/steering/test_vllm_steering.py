@@ -342,6 +342,10 @@ def test_the_second_model_runner_lays_requests_out():
     config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context=layers))
     model = SimpleNamespace(get_model_state_cls=lambda: Plain)
     state = model_states.resolve_model_state_cls(config, model)()
+    stock = SimpleNamespace(
+        compilation_config=SimpleNamespace(static_forward_context={"model.layers.0.attn": object()})
+    )
+    assert model_states.resolve_model_state_cls(stock, model) is Plain
     asked = {KEY: payload(Steering(heads={1: [2]}, alpha=0.1), [TokenSpan(2, 4, 10.0)], 6)}
     for name, extra in (("a", None), ("b", asked)):
         params = SimpleNamespace(extra_args=extra)
@@ -365,3 +369,26 @@ def test_the_second_model_runner_lays_requests_out():
     factors, gates = forward(["a"], [1], [2])
     assert factors.tolist() == [1] * 16
     assert not gates.any()
+    # preempted: removed, and added again from its first token on; a request that ended leaves its line to another
+    for name in ("b", "c"):
+        state.remove_request(name)
+        state.add_request(1, SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args=asked)))
+    for names in (["b", "c"], ["c", "d"], ["d", "b"]):
+        state.remove_request("d")
+        state.add_request(1, SimpleNamespace(req_id="d", sampling_params=SimpleNamespace(extra_args=asked)))
+        factors, gates = forward(names, [3, 4], [0, 0])
+        assert factors[:7].tolist() == pytest.approx([1, 1, 10, 1, 1, 10, 10])
+        assert gates.tolist() == [1] * 7 + [0] * 9
+
+
+def test_what_the_second_model_runner_is_asked_for_is_there():
+    import dataclasses
+
+    from vllm.v1.core.sched.output import NewRequestData
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    fields = {f.name for f in dataclasses.fields(InputBatch)}
+    assert fields >= {"req_ids", "num_reqs", "query_start_loc_np", "num_computed_tokens_np"}
+    assert {f.name for f in dataclasses.fields(NewRequestData)} >= {"req_id", "sampling_params"}
+    assert {"finish_requests", "add_requests", "prepare_inputs"} <= set(vars(GPUModelRunner))
