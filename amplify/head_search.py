@@ -2,9 +2,8 @@
 
 PASTA (arXiv 2311.02262, section 3.2) steers one head at a time on every sample and ranks heads by task score. Here the
 score is a log-probability margin, which tells more per sample than right or wrong, and the search spends its runs where
-they matter: whole layers first (coarse to fine, as AutoPASTA does), then single heads by successive halving (Jamieson
-and Talwalkar 2016), then heads that help *together*, block by block down the ranking. A run is one head set on one
-sample.
+they matter: single heads by successive halving (Jamieson and Talwalkar 2016), then heads that help *together*, block by
+block down the ranking. A run is one head set on one sample.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ class Ranking:
 
     Attributes:
         heads: all of the model's.
-        gains: mean margin gained over the plain model by steering that head alone (or, where a head was never tried
-            alone, its share of its layer's gain).
+        gains: mean margin gained over the plain model by steering that head alone.
         samples: on how many samples each head was tried alone.
         runs: head sets times samples that it took.
     """
@@ -78,44 +76,34 @@ def exhaustive(score: Score, layers: int, heads: int, samples: int) -> Ranking:
     )
 
 
-def coarse_to_fine(
-    score: Score, layers: int, heads: int, samples: int, *, layer_samples: int = 4, keep: float = 0.25
-) -> Ranking:
-    """Layers first, then successive halving over the heads of the best of them.
+def halving(score: Score, layers: int, heads: int, samples: int, *, alone: int = 4) -> Ranking:
+    """Every head on one sample, the better half on another, the better quarter on two more, and so on.
+
+    To try whole layers first costs less and sees less: a layer's helpful heads hide behind its harmful ones.
 
     Args:
         score, layers, heads, samples: see `exhaustive`.
-        layer_samples: samples on which each whole layer is tried.
-        keep: share of the layers whose heads are tried one by one.
+        alone: samples on which the best heads are tried, each by itself.
     """
-    few = list(range(min(layer_samples, samples)))
+    alive = [(layer, head) for layer in range(layers) for head in range(heads)]
+    last = min(alone, samples)
     base = score([PLAIN], list(range(samples)))[0]
-    blocks = [frozenset((layer, head) for head in range(heads)) for layer in range(layers)]
-    layer_gain = (score(blocks, few) - base[few]).mean(1)
-    runs = samples + layers * len(few)
-    best = np.argsort(-layer_gain, kind="stable")[: max(1, round(keep * layers))]
-    alive = [(int(layer), head) for layer in sorted(best) for head in range(heads)]
-    gains = {(layer, head): float(layer_gain[layer]) / heads for layer in range(layers) for head in range(heads)}
-    tried = dict.fromkeys(gains, 0)
+    runs = samples
     sums = dict.fromkeys(alive, 0.0)
-    seen, reach = 0, min(2, samples)
-    stage = {h: (0, gains[h]) for h in gains}
-    step = 0
-    while True:
+    tried = dict.fromkeys(alive, 0)
+    seen, reach = 0, 1
+    while seen < last:
         fresh = list(range(seen, reach))
         found = (score([frozenset({h}) for h in alive], fresh) - base[fresh]).sum(1)
         runs += len(alive) * len(fresh)
-        step += 1
         for h, total in zip(alive, found, strict=True):
             sums[h] += float(total)
-            gains[h], tried[h] = sums[h] / reach, reach
-            stage[h] = (step, gains[h])
-        if reach == samples or len(alive) <= 2:
-            break
-        # those that fall out keep their rank behind those that stay
-        alive = sorted(alive, key=lambda h: -gains[h])[: max(1, (len(alive) + 1) // 2)]
-        seen, reach = reach, min(2 * reach, samples)
-    order = sorted(stage, key=lambda h: (-stage[h][0], -stage[h][1], h))
+            tried[h] = reach
+        alive = sorted(alive, key=lambda h: -sums[h])[: max(1, (len(alive) + 1) // 2)]
+        seen, reach = reach, min(2 * reach, last)
+    gains = {h: sums[h] / tried[h] for h in sums}
+    # those that fell out keep their rank behind those that stayed
+    order = sorted(gains, key=lambda h: (-tried[h], -gains[h], h))
     return Ranking(tuple(order), gains, tried, runs)
 
 
@@ -358,11 +346,11 @@ def profile(
     samples: int = 32,
     steering: Steering | None = None,
     how: Combine = "intersection",
-    search: Literal["coarse_to_fine", "exhaustive"] = "coarse_to_fine",
+    search: Literal["halving", "exhaustive"] = "halving",
     seed: int = 0,
     joint_samples: int = 16,
     block: int = 4,
-    most: int = 48,
+    most: int = 76,
     target_tokens: int = 24,
     shots: int = 0,
     record: str | Path | None = None,
@@ -377,7 +365,7 @@ def profile(
         samples: of each task's training split.
         steering: mode, alpha and the like that the heads will be used with; its heads do not matter.
         how: see `combine`.
-        search: see `coarse_to_fine` and `exhaustive`.
+        search: see `halving` and `exhaustive`.
         seed: of the samples.
         joint_samples: samples a task for the joint selection.
         block, most: see `joint`.
@@ -414,7 +402,7 @@ def profile(
         what += [shots] if shots else []
         key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
         scores[task.name] = Recorded(measure, task.name, Path(record) if record else None, key, progress)
-        find = exhaustive if search == "exhaustive" else coarse_to_fine
+        find = exhaustive if search == "exhaustive" else halving
         rankings[task.name] = find(scores[task.name], layers, heads, len(items))
         sizes.append(min(joint_samples, len(items)))
     order = combine(list(rankings.values()), how, most) if len(tasks) > 1 else next(iter(rankings.values())).heads

@@ -1,4 +1,4 @@
-"""Coarse-to-fine profiling against the exhaustive pass over the same samples: runs, heads in common, held-out margin.
+"""Successive halving against the exhaustive pass over the same samples: runs, heads in common, held-out margin.
 
     nice -n 10 python eval/profile_heads.py counterfact_known/efficacy --samples 32
 
@@ -25,7 +25,7 @@ from amplify.errors import AmplifyError
 from amplify.head_margins import by_layer, heads_of
 from amplify.head_search import Profile, held_out, profile
 
-SEARCHES: tuple[Literal["coarse_to_fine", "exhaustive"], ...] = ("coarse_to_fine", "exhaustive")
+SEARCHES: tuple[Literal["halving", "exhaustive"], ...] = ("halving", "exhaustive")
 
 
 @click.command()
@@ -79,9 +79,9 @@ def compared(task: amplify.tasks.Task, backend: Any, found: dict[str, Profile], 
     first, second = (found[search].rankings[task.name] for search in SEARCHES)
     for size in (10, 20, 40):
         summary[f"top_{size}_in_common"] = len(first.top(size) & second.top(size))
-    summary["fewer_runs"] = round(summary["exhaustive"]["runs"] / summary["coarse_to_fine"]["runs"], 2)
+    summary["fewer_runs"] = round(summary["exhaustive"]["runs"] / summary["halving"]["runs"], 2)
     # the paper's way: the k best single heads, not selected jointly
-    size = summary["coarse_to_fine"]["heads"]
+    size = summary["halving"]["heads"]
     plain_top = replace(found["exhaustive"].steering, heads=by_layer(second.top(size)))
     summary["exhaustive_top_k_held_out_margin"] = round(held_out(task, backend, plain_top, samples=tested)[1], 4)
     gains = {

@@ -17,9 +17,9 @@ from amplify.head_search import (
     PLAIN,
     Ranking,
     Recorded,
-    coarse_to_fine,
     combine,
     exhaustive,
+    halving,
     items_of,
     joint,
     profile,
@@ -59,9 +59,9 @@ def test_exhaustive_ranks_by_mean_gain():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_coarse_to_fine_finds_the_same_heads_with_a_tenth_of_the_runs(seed):
+def test_halving_finds_the_same_heads_with_a_tenth_of_the_runs(seed):
     score, good, gain, calls = game(seed, noise=0.3)
-    found = coarse_to_fine(score, LAYERS, HEADS, SAMPLES)
+    found = halving(score, LAYERS, HEADS, SAMPLES)
     assert found.runs == calls["runs"]
     chosen = joint([score], found.heads, [16])
     assert calls["runs"] == found.runs + chosen.runs
@@ -72,7 +72,7 @@ def test_coarse_to_fine_finds_the_same_heads_with_a_tenth_of_the_runs(seed):
     best = exhaustive(score, LAYERS, HEADS, SAMPLES).top(len(chosen.heads))
     assert sum(gain[h] for h in chosen.heads) >= 0.7 * sum(gain[h] for h in best)
     assert sorted(found.heads) == [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
-    assert {found.samples[h] for h in found.heads[:4]} == {SAMPLES}
+    assert [list(found.samples.values()).count(n) for n in (1, 2, 4)] == [135, 67, 68]
 
 
 def test_joint_selection_drops_what_hurts_together():

@@ -64,7 +64,7 @@ def generate(
     show_default=True,
     help="How several tasks choose together: heads good for all, for any, or on average.",
 )
-@click.option("--exhaustive", is_flag=True, help="Every head on every sample, instead of coarse to fine.")
+@click.option("--exhaustive", is_flag=True, help="Every head on every sample, instead of successive halving.")
 @click.option("--most", type=click.IntRange(min=1), default=48, show_default=True, help="Heads to try together.")
 @click.option(
     "--target-tokens",
@@ -118,7 +118,7 @@ def profile(
             samples=samples,
             steering=steering,
             how=combine,
-            search="exhaustive" if exhaustive else "coarse_to_fine",
+            search="exhaustive" if exhaustive else "halving",
             seed=seed,
             most=most,
             target_tokens=target_tokens,
