@@ -227,7 +227,7 @@ def _check_signatures() -> None:
 
 
 def _width(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
-    """The width to widen a head to: the quickest that the attention kernel supports."""
+    """The width to widen a head to: the one of those that its kernel supports which decodes fastest."""
     from vllm.v1.attention.selector import get_attn_backend
 
     backend = kwargs.get("attn_backend") or get_attn_backend(
@@ -246,7 +246,7 @@ def _width(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
             f"{KEY}, or choose another attention backend"
         )
     if backend.get_name() == "CPU_ATTN":
-        # multiples of 32 have a quicker kernel: 96 channels take less time than 80
+        # multiples of 32 have another kernel: it decodes 96 channels in less time than the other one 80
         fits.sort(key=lambda s: (s % 32 > 0, s))
     return int(fits[0])
 
