@@ -3,7 +3,7 @@
 vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). Nothing changes in an engine
 until `additional_config={"amplify_steering": {}}` switches it on, or `{"layers": [3, 10]}` for these layers alone; then
 
-- `Attention` allots each head of the KV cache a width more that its kernel supports; queries get the gate of their
+- `Attention` allots each head of the KV cache the next width that its kernel supports; queries get the gate of their
   request, layer and head, keys get log(w)/scale, values nothing that counts; the output is cut back;
 - before each forward pass the model runner (V1 or V2) lays these numbers out by request and position;
 - the prefix cache keys blocks from the first token on whose attention changes;
@@ -227,7 +227,7 @@ def _check_signatures() -> None:
 
 
 def _width(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
-    """The width to widen a head to: the one of those that its kernel supports which decodes fastest."""
+    """The next width that the attention kernel supports."""
     from vllm.v1.attention.selector import get_attn_backend
 
     backend = kwargs.get("attn_backend") or get_attn_backend(
@@ -245,10 +245,7 @@ def _width(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
             f"steering widens heads, and {backend.get_name()} has no size above {head_size}: start without "
             f"{KEY}, or choose another attention backend"
         )
-    if backend.get_name() == "CPU_ATTN":
-        # multiples of 32 have another kernel: it decodes 96 channels in less time than the other one 80
-        fits.sort(key=lambda s: (s % 32 > 0, s))
-    return int(fits[0])
+    return int(min(fits))
 
 
 def _bank(config: Any, heads: int) -> Bank:
