@@ -54,6 +54,8 @@ def flow(layers: Layers, read: Sequence[int]) -> Floats:
     from scipy.sparse.csgraph import maximum_flow
 
     depth, n, _ = layers.shape
+    if not np.isfinite(layers).all():
+        return np.full(n, np.nan)
     capacity = np.floor(with_residual(layers) * _SCALE).astype(np.int32)
     level, above, below = np.nonzero(capacity)
     graph = csr_array(

@@ -164,12 +164,16 @@ def compare(
                 seed=seed,
                 removal=removal,
                 truncate=truncate,
-                corpus=corpus,
+                corpus=tuple(corpus),
                 progress=shown,
             )[name]
 
-        corpus: Sequence[str] = ()
-        corpus = [a.text for a in run("random", cases, False)]  # which costs nothing, and checks every input
+        corpus: list[str] = []
+        for number, case in enumerate(cases, 1):
+            try:
+                corpus.append(run("random", [case], False)[0].text)  # which costs nothing, and checks every input
+            except InputError as error:
+                raise InputError(f"input {number}: {error}" if len(cases) > 1 else str(error)) from error
         found: dict[str, list[Attribution | str]] = {}
         note = ""
         if "auto" in names:

@@ -156,8 +156,13 @@ def rows_of(names: Sequence[str], metrics: Sequence[str], values: Mapping[tuple[
 
 
 def interval(values: Floats, resamples: int = 2000) -> Mean:
-    """The mean with its 95 % percentile bootstrap interval over items; the same values give the same interval."""
+    """The mean with its 95 % percentile bootstrap interval over items; the same values give the same interval.
+
+    One item says nothing of others: its interval is infinite.
+    """
     x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2:
+        return Mean(float(x.mean()), -np.inf, np.inf)
     means = x[np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Mean(float(x.mean()), float(low), float(high))

@@ -75,3 +75,8 @@ def test_attention_of_a_language_model(tiny_lm):
         assert score == pytest.approx(row[tokens].sum(), abs=1e-5)
     after = explain(Prompt(text=text), target, model=backend, method="occlusion")  # sdpa again: trees still work
     assert np.isfinite(after.scores).all()
+
+
+def test_flow_through_weights_that_are_not_finite_is_not_finite():
+    layers = np.full((2, 3, 3), np.nan)
+    assert np.isnan(flow(layers, [2])).all()  # which `explain` refuses, saying where

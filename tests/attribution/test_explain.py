@@ -248,6 +248,11 @@ def test_the_page_compares_and_says_what_could_not_be_explained(encoder, tmp_pat
     )
 
 
+def test_an_input_that_nothing_can_explain_is_named(encoder):
+    with pytest.raises(InputError, match="input 2: 'of the' holds nothing but stop words"):
+        compare([TEXT, "of the", TEXT], [None] * 3, model=encoder, methods=["occlusion"])
+
+
 def test_auto_is_compared_under_the_name_it_stands_for():
     backend = ScriptedBackend(logprob=lambda text, _: -0.1 if "great" in text.lower() else -2.0)
     result = compare([TEXT], [" good"], model=backend, methods=["tfidf", "auto"])

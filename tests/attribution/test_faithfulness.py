@@ -164,6 +164,10 @@ def test_of_a_chat_the_users_words_are_deleted():
     assert any("a great phone" not in call.text for call in backend.calls)
 
 
+def test_one_item_says_nothing_of_others():
+    assert interval(np.array([0.7])) == (0.7, -np.inf, np.inf)
+
+
 def test_interval_covers_the_mean():
     rng = np.random.default_rng(3)
     hits = 0
