@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from amplify.errors import InputError
 from amplify.textgenshap.costs import PrefixCost
 from amplify.textgenshap.estimate import estimate
 from amplify.textgenshap.exact import Index, log_binomial, marginal_weights
@@ -73,9 +74,15 @@ def explain(
     trace = {} if trace is None else dict(trace)
     first = max(2, round(budget * shares[0]))
     meta: dict[str, Any] = {}
+    n = len(context.documents)
+    if estimator == "exact" and first < budget and first < 2**n:
+        raise InputError(
+            f"exact values of {n} documents need 2^{n} = {2**n} evaluations; with refine={refine!r} the documents get "
+            f"{first} of the budget of {budget}. Raise budget=, or use refine='documents' or estimator='auto'"
+        )
     if order == "random":
         top, ends, used = random_order(play, context, index, estimator, first, rng)
-    elif len(context.documents) > max(FEW, first // DIRECT) and estimator == "auto" and cost is None:
+    elif n > max(FEW, first // DIRECT) and estimator == "auto" and cost is None:
         top, ends, used, meta = _grouped(play, context, index, first, seed, rng, trace, replay)
     else:
         top, ends, used, meta = _fixed_order(

@@ -193,6 +193,7 @@ def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
         ({"engine": "tree"}, UnknownNameError, "trie"),
         ({"index": "shapely"}, UnknownNameError, "shapley"),
         ({"estimator": "exact", "budget": 15, "refine": "documents"}, InputError, "2\\^4 = 16"),
+        ({"estimator": "exact", "budget": 24}, InputError, "get 12 of the budget of 24"),
         ({"engine": "packed"}, InputError, "order='random'"),
         ({"engine": "blocks", "order": "random"}, InputError, "order='fixed'"),
         ({"index": "append"}, InputError, "order='random'"),
