@@ -118,13 +118,14 @@ def attribute_sources(
         if value != "logprob" or order != "fixed":
             raise InputError("control=True encodes documents once, in fixed order, for value='logprob'")
         need_white_box(backend, "control=True")
+    priced: WhiteBox | None = None
     if tokens is not None:
         if value != "logprob" or order != "fixed" or refine != "documents" or chosen not in ("trie", "naive"):
             raise InputError(
                 "tokens= is for documents in fixed order whose prompts share their beginnings: use value='logprob', "
                 "order='fixed', refine='documents' and engine='trie'"
             )
-        need_white_box(backend, "tokens=")
+        priced = need_white_box(backend, "tokens=")
     structure = special_tokens(backend)
     context = Context(
         harmless(question, structure),
@@ -161,8 +162,8 @@ def attribute_sources(
         game = LogProbGame(context, backend, answer, chosen, memory)
         helper = _Counted(LogProbGame(context, backend, answer, "blocks")) if control else None
         cost = None
-        if tokens is not None:
-            cost = _prices(context, need_white_box(backend, "tokens="), answer, tokens)
+        if priced is not None and tokens is not None:
+            cost = _prices(context, priced, answer, tokens)
             options["budget"] = max(budget, 2 ** min(len(documents), MOST_PROMPTS))
         explained = explain(Play(game.of, memory.__contains__), context, control=helper, cost=cost, **options)
         if helper and "control" in explained.meta:

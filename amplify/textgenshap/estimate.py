@@ -97,13 +97,15 @@ def estimate(
     if cost is not None and len(cost.sources) != n:
         raise InputError(f"the game has {n} sources, and the cost names {len(cost.sources)} sources")
     game = CachedValue(value, n, budget)
+    complete = n <= MAX_SOURCES and 2**n <= budget
+    whole = cost.of(all_coalitions(n)) if cost is not None and complete else 0.0
+    affordable = complete and (cost is None or whole <= cost.limit)
     name = estimator
     if estimator == "auto":
-        complete = n <= MAX_SOURCES and 2**n <= budget and (cost is None or cost.of(all_coalitions(n)) <= cost.limit)
-        name = "exact" if complete else "gaussian_process"
+        name = "exact" if affordable else "gaussian_process"
     run = ESTIMATORS[name]
-    if name == "exact" and cost is not None and cost.of(all_coalitions(n)) > cost.limit:
-        raise InputError(f"exact values cost {cost.of(all_coalitions(n)):,.0f}, more than the limit {cost.limit:,.0f}")
+    if name == "exact" and cost is not None and not affordable:
+        raise InputError(f"exact values cost {whole:,.0f}, more than the limit {cost.limit:,.0f}")
     if name != "exact" and (control is not None or cost is not None):
         if name != "gaussian_process":
             raise InputError(
