@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,9 @@ from amplify.textgenshap.sources import (
 from amplify.textgenshap.value import Coalitions, Floats
 from amplify.textgenshap.votes import exact_shubik, sampled_orders, walked_shubik
 from amplify.values import Prompt, Sampling
+
+if TYPE_CHECKING:
+    from amplify.backends.caches import PrefixMemory
 
 VALUES = ("logprob", "votes")
 ORDERS = ("fixed", "random")
@@ -97,7 +100,8 @@ def attribute_sources(
             `meta["control"]`. Worth it where documents are long beside the answer, which it forwards each time.
         tokens: forward about so many tokens instead of asking `budget` prompts. What is asked is then chosen by what it
             tells for the tokens that it adds to those that earlier prompts share with it; the same error takes more
-            prompts and fewer tokens. Needs a `WhiteBox`, fixed order, "logprob" and refine="documents".
+            prompts and fewer tokens. The answer's own generation is not counted. Needs a `WhiteBox` that keeps as many
+            tokens (`max_prefix_tokens`), fixed order, "logprob", refine="documents" and engine="trie".
         cache: file that keeps every value as soon as it is known; the same call goes on where a stopped one was.
 
     Raises:
@@ -109,6 +113,8 @@ def attribute_sources(
     begun, before = time.perf_counter(), backend.usage.snapshot()
     check_documents(documents)
     _check_names(value, index, engine, estimator, refine, order, budget)
+    if len(thresholds) != 2 or not np.isfinite(thresholds).all():
+        raise InputError(f"thresholds are two numbers, for documents and for sentences; got {thresholds!r}")
     if not question.strip():
         raise InputError("the question is empty")
     chosen: Engine = ("packed" if order == "random" else "trie") if engine == "auto" else engine  # type: ignore[assignment]
@@ -120,7 +126,7 @@ def attribute_sources(
         need_white_box(backend, "control=True")
     priced: WhiteBox | None = None
     if tokens is not None:
-        if value != "logprob" or order != "fixed" or refine != "documents" or chosen not in ("trie", "naive"):
+        if value != "logprob" or order != "fixed" or refine != "documents" or chosen != "trie":
             raise InputError(
                 "tokens= is for documents in fixed order whose prompts share their beginnings: use value='logprob', "
                 "order='fixed', refine='documents' and engine='trie'"
@@ -164,6 +170,7 @@ def attribute_sources(
         cost = None
         if priced is not None and tokens is not None:
             cost = _prices(context, priced, answer, tokens)
+            _check_room(cost, game.beginnings)
             options["budget"] = max(budget, 2 ** min(len(documents), MOST_PROMPTS))
         explained = explain(Play(game.of, memory.__contains__), context, control=helper, cost=cost, **options)
         if helper and "control" in explained.meta:
@@ -212,6 +219,18 @@ def _prices(context: Context, backend: WhiteBox, answer: str, tokens: int) -> Pr
     head, *documents, rest, said = blocks_tree(context, backend.tokenizer, [context.everything()], answer)[0].segments
     each = len(rest) + len(said) - 1  # nothing is predicted from the last token
     return PrefixCost(tuple(map(len, documents)), each, tokens, len(head))
+
+
+def _check_room(cost: PrefixCost, beginnings: PrefixMemory | None) -> None:
+    """A beginning counts once only if it is still there when it comes again."""
+    room = beginnings.most if beginnings else 0
+    different = cost.head + sum(tokens * 2**place for place, tokens in enumerate(cost.sources))
+    wanted = int(min(cost.limit, different))
+    if room < wanted:
+        raise InputError(
+            f"tokens={cost.limit:,} counts on the backend to keep {wanted:,} tokens of its prompts' beginnings, and it "
+            f"keeps {room:,}: open it with max_prefix_tokens={wanted}, or give budget= instead"
+        )
 
 
 class _Counted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,6 +170,17 @@ def test_a_budget_of_tokens_is_kept(tiny_lm) -> None:  # type: ignore[no-untyped
     assert np.abs(all_.documents.table - exact.documents.table).max() < 1e-4
 
 
+def test_a_budget_of_tokens_needs_an_engine_that_keeps_beginnings(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+    wanted: dict[str, Any] = {"refine": "documents", "tokens": 300}
+    with amplify.open_backend(f"transformers:{tiny_lm}") as backend, pytest.raises(InputError, match="engine='trie'"):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, backend, "Paris", engine="naive", **wanted)
+    for kept in (0, 50):
+        with amplify.open_backend(f"transformers:{tiny_lm}", max_prefix_tokens=kept) as backend:
+            with pytest.raises(InputError, match=f"it keeps {kept}: open it with max_prefix_tokens="):
+                amplify.attribute_sources(QUESTION, DOCUMENTS, backend, "Paris", **wanted)
+            assert amplify.attribute_sources(QUESTION, DOCUMENTS, backend, "Paris", refine="documents").cost.calls
+
+
 def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
     for options in ({}, {"value": "votes"}, {"refine": "documents", "budget": 8}):
         r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), **options)
@@ -204,6 +216,8 @@ def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
         ({"tokens": 1000, "refine": "documents"}, CapabilityError, "transformers"),
         ({"tokens": 1000}, InputError, "refine='documents'"),
         ({"template": "none"}, UnknownNameError, "default"),
+        ({"thresholds": (0.1,)}, InputError, "two numbers"),
+        ({"thresholds": (0.1, float("nan"))}, InputError, "two numbers"),
     ],
 )
 def test_bad_input_is_one_clear_error_before_any_work(options, error, message) -> None:  # type: ignore[no-untyped-def]
