@@ -22,8 +22,8 @@ import numpy as np
 
 import amplify
 from amplify.errors import AmplifyError
-from amplify.head_margins import by_layer, heads_of
-from amplify.head_search import Profile, held_out, profile
+from amplify.profiling.margins import by_layer, heads_of
+from amplify.profiling.profile import Profile, held_out, profile
 
 SEARCHES: tuple[Literal["halving", "exhaustive"], ...] = ("halving", "exhaustive")
 

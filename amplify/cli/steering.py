@@ -102,7 +102,7 @@ def profile(
     """Find the heads that follow emphasis on TASKS, one or several together. The same command resumes."""
     from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
-    from amplify import head_search
+    from amplify.profiling.profile import profile as find_heads
     from amplify.steering import Steering
     from amplify.tasks import load_task
 
@@ -112,7 +112,7 @@ def profile(
     loaded = [replace(task, emphasis=emphasis or task.emphasis) for task in loaded]
     steering = Steering(heads={0: (0,)}, alpha=alpha)
     with backend_of(required(backend, "--backend"), backend_option) as opened, tqdm(unit="run", disable=None) as bar:
-        found = head_search.profile(
+        found = find_heads(
             loaded,
             opened,
             samples=samples,

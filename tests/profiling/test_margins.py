@@ -1,0 +1,67 @@
+"""Margins of head sets against plain steered scoring."""
+
+from dataclasses import replace
+
+import pytest
+from profiling_samples import item
+
+from amplify.backends import open_backend
+from amplify.backends.scripted import ScriptedBackend
+from amplify.errors import InputError
+from amplify.profiling.margins import Item, Margins, by_layer, heads_of
+from amplify.profiling.search import PLAIN
+from amplify.steering import Steering
+from amplify.values import Prompt
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.5])
+@pytest.mark.parametrize(
+    "options", [{}, {"exempt_generated": True}, {"spare_sink": True}, {"mode": "instaboost"}, {"schedule": "decode"}]
+)
+def test_packed_margins_equal_steered_scoring(tiny_lm, alpha, options):
+    """The shortcuts (common prefix, shared trunk, skipped layers, head sets as rows) change round-off only: 1e-4."""
+    backend = open_backend(f"transformers:{tiny_lm}")
+    sets = [PLAIN, *(frozenset({(layer, head)}) for layer in range(3) for head in range(4))]
+    sets += [frozenset({(0, 0), (2, 3)}), frozenset({(1, 1), (1, 2), (2, 0)})]
+    steering = Steering(heads={0: (0,)}, alpha=alpha, **options)
+    for one in (item(), item((0, 15)), item((39, 67), foil=""), item(gold=" good", foil=" good, bad", whole=True)):
+        measure = Margins(backend, [one], steering)
+        fast = measure(0, sets)
+        assert fast == pytest.approx([measure._plainly(one, heads) for heads in sets], abs=1e-4)
+        assert measure._skips is True
+    if steering.schedule == "both":  # and the heads do differ
+        assert len({round(m, 3) for m in Margins(backend, [item()], steering)(0, sets)}) > 8
+    backend.close()
+
+
+def test_margins_of_other_architectures(tmp_path, tiny_lm):
+    """GPT-2 keeps its layers under another name: nothing is skipped, and the numbers are right all the same."""
+    import torch
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.4
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backend = open_backend(f"transformers:{tmp_path}")
+    measure = Margins(backend, [item()], Steering(heads={0: (0,)}))
+    sets = [PLAIN, frozenset({(0, 1)}), frozenset({(1, 3), (0, 0)})]
+    assert measure(0, sets) == pytest.approx([measure._plainly(item(), s) for s in sets], abs=1e-4)
+
+
+def test_only_first_tokens_count(tiny_lm):
+    backend = open_backend(f"transformers:{tiny_lm}")
+    steering = Steering(heads={0: (0,)})
+    long = item(gold=" positive, great phone, great", foil="")
+    one = Margins(backend, [long], steering, target_tokens=1)(0, [frozenset({(1, 1)})])[0]
+    first = backend.score([long.prompt], [long.gold], steering=replace(steering, heads={1: (1,)}))[0].logprobs[0]
+    assert one == pytest.approx(first, abs=1e-4)
+
+
+def test_margins_refuse_items_without_emphasis():
+    with pytest.raises(InputError, match="emphasises nothing"):
+        Margins(ScriptedBackend("echo"), [Item("x", Prompt(text="a"), " b")], Steering(heads={0: (0,)}))
+    assert heads_of(by_layer(frozenset({(1, 2), (0, 3)}))) == {(1, 2), (0, 3)}

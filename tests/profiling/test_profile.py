@@ -1,0 +1,87 @@
+"""The profiler: samples of tasks, a profile saved and loaded, and its command."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from amplify.backends import open_backend
+from amplify.cli import cli
+from amplify.errors import InputError, RunError
+from amplify.profiling.profile import items_of, profile
+from amplify.steering import Steering
+from amplify.tasks import load_task
+from amplify.values import Prompt, Sampling, Span
+
+
+@pytest.fixture
+def facts(tmp_path):
+    rows = [
+        {"known_id": i, "subject": f"City{i}", "attribute": ("Asia", "Europe")[i % 2], "relation_id": "P30",
+         "prompt": f"City{i} is part of"}
+        for i in range(40)
+    ]  # fmt: skip
+    (tmp_path / "known_facts.json").write_text(json.dumps(rows))
+    return load_task("counterfact_known/efficacy", data=tmp_path)
+
+
+def test_items_of_tasks(tiny_lm, facts):
+    backend = open_backend(f"transformers:{tiny_lm}", max_batch_tokens=512)
+    [first, *_] = items_of(facts, backend, 5)
+    assert {first.gold, first.foil} == {" Asia", " Europe"}
+    assert first.whole
+    [free] = items_of(load_task("json_formatting"), backend, 1)
+    assert free.gold.startswith('{"name"')
+    assert free.foil
+    with pytest.raises(InputError, match="emphasis"):
+        items_of(load_task("support_tickets"), backend, 2)
+
+
+def test_items_behind_shots_that_are_not_the_sample(tiny_lm):
+    task = replace(load_task("json_formatting"), emphasis="text", max_tokens=2)
+    backend = open_backend(f"transformers:{tiny_lm}")
+    items = items_of(task, backend, 6, shots=2)
+    texts = {e.id: e.text for e in task.train}
+    for item in items:
+        [span] = item.prompt.emphasis
+        *before, last = item.prompt.messages
+        assert last.content[span.start : span.end] == texts[item.id]
+        assert sum(m.role == "assistant" for m in before) == 2
+        assert not any(texts[item.id] in m.content for m in before)
+    assert len({item.prompt.messages[0] for item in items}) > 1  # each has shots of its own
+
+
+def test_profiles_are_found_saved_and_loaded(tiny_lm, facts, tmp_path):
+    backend = open_backend(f"transformers:{tiny_lm}")
+    found = profile([facts], backend, samples=6, joint_samples=3, most=4, block=2, record=tmp_path / "r.jsonl")
+    found.steering.save(tmp_path / "p.yaml")
+    loaded = Steering.load(tmp_path / "p.yaml")
+    assert loaded == found.steering
+    assert loaded.provenance["runs"] == found.runs
+    assert loaded.provenance["tasks"][facts.name]["samples"] == 6
+    assert loaded.model["layers"] == 3
+    assert "sha256" in loaded.model
+    backend.generate([Prompt(text="a b", emphasis=(Span(0, 1),))], Sampling(max_tokens=2), steering=loaded)
+    with pytest.raises(RunError, match="other settings"):
+        profile([facts], backend, samples=5, record=tmp_path / "r.jsonl")
+    with pytest.raises(InputError, match="at least one task"):
+        profile([], backend)
+
+
+def test_command_line(tiny_lm, tmp_path, facts):
+    data = str(tmp_path)
+    out = tmp_path / "mine.yaml"
+    given = ["profile", "counterfact_known/efficacy", "counterfact_known/efficacy", "-b", f"transformers:{tiny_lm}"]
+    done = CliRunner().invoke(cli, [*given[:2], *given[3:], "--samples", "4", "--out", str(out), "--data", data])
+    assert done.exit_code == 0, done.output
+    assert "heads from" in done.output
+    asked = ["generate", "-b", f"transformers:{tiny_lm}", "--max-tokens", "3", "great **phone** good"]
+    plain = CliRunner().invoke(cli, asked)
+    assert plain.exit_code == 0, plain.output
+    steered = CliRunner().invoke(cli, [*asked, "--steering", str(out), "--alpha", "0.001"])
+    assert steered.exit_code == 0, steered.output
+    bare = CliRunner().invoke(cli, [*asked[:-1], "great phone", "--steering", str(out)])
+    assert isinstance(bare.exception, InputError)
+    assert Path(out).with_suffix(".runs.jsonl").is_file()

@@ -1,0 +1,34 @@
+"""The file of a search: what it holds is not measured again."""
+
+from dataclasses import replace
+
+import pytest
+from profiling_samples import item
+
+from amplify.backends import open_backend
+from amplify.errors import RunError
+from amplify.profiling.margins import Margins
+from amplify.profiling.record import Recorded
+from amplify.profiling.search import exhaustive
+from amplify.steering import Steering
+
+
+def test_a_stopped_search_goes_on_without_making_a_run_twice(tiny_lm, tmp_path):
+    backend = open_backend(f"transformers:{tiny_lm}")
+    items = [replace(item(), id=str(i)) for i in range(4)]
+    path = tmp_path / "runs.jsonl"
+    steering = Steering(heads={0: (0,)})
+
+    def fresh(key="k"):
+        return Recorded(Margins(backend, items, steering), "t", path, key)
+
+    whole = exhaustive(fresh(), 3, 4, 4)
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == whole.runs == 13 * 4
+    path.write_text("".join(lines[:20]) + lines[20][:15])  # killed in the middle of a line
+    again = fresh()
+    assert exhaustive(again, 3, 4, 4).heads == whole.heads
+    assert again.made == 52 - 20
+    assert len(path.read_text().splitlines()) == 52
+    with pytest.raises(RunError, match="other settings"):
+        fresh("another")
