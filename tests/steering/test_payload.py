@@ -17,7 +17,7 @@ from amplify import Prompt, Sampling, Span, Steering, open_backend
 from amplify.errors import CapabilityError, InputError
 from amplify.steering.formula import TokenSpan, key_log_weights
 from amplify.steering.payload import KEY, PROBE, Payload, parse, payload
-from amplify.steering.vllm_plugin import Bank
+from amplify.steering.vllm_plugin.bank import Bank
 
 SPANS = (TokenSpan(2, 4, 100.0), TokenSpan(6, 7, 0.25))
 PASTA = Steering(heads={1: [0, 3]})

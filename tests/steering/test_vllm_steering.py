@@ -300,7 +300,7 @@ def test_over_http_only_some_layers_widened(served, smollm2):
 def test_heads_are_widened_to_the_next_width_of_the_kernel():
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    from amplify.steering.vllm_plugin import _width
+    from amplify.steering.vllm_plugin.widening import _width
 
     def kernel(*sizes):
         return type("Kernel", (), {"get_name": lambda: "GPU", "get_supported_head_sizes": lambda: list(sizes)})
@@ -322,10 +322,11 @@ def test_the_second_model_runner_lays_requests_out():
     import numpy as np
     from vllm.v1.worker.gpu import model_states
 
-    from amplify.steering import vllm_plugin
+    from amplify.steering.vllm_plugin import register
+    from amplify.steering.vllm_plugin.bank import Bank
 
-    vllm_plugin.register()
-    bank = vllm_plugin.Bank(layers=2, heads=3, rank=0, tokens=16, requests=2, dtype=torch.float32)
+    register()
+    bank = Bank(layers=2, heads=3, rank=0, tokens=16, requests=2, dtype=torch.float32)
     biases = bank.bias(0.5)
 
     class Plain:
