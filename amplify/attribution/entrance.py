@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from amplify.proxies import Proxy
-from amplify.proxy_rows import Row
+from amplify.proxies import Proxy, Row
 
 if TYPE_CHECKING:
     from torch import Tensor

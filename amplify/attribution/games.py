@@ -27,8 +27,7 @@ from amplify.attribution.words import Spans, without_words
 from amplify.backends.base import Scorer, WhiteBox, need_white_box
 from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
-from amplify.proxies import Proxy
-from amplify.proxy_rows import Row
+from amplify.proxies import Proxy, Row
 from amplify.values import Example, Message, Prompt, Span
 
 if TYPE_CHECKING:

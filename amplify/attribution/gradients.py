@@ -27,8 +27,7 @@ from amplify.attribution.words import Mask, Spans, aggregate, word_spans
 from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
 from amplify.layout import input_text
-from amplify.proxies import Proxy, softmax, versions
-from amplify.proxy_rows import Row
+from amplify.proxies import Proxy, Row, softmax, versions
 from amplify.values import Attribution, Example
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from amplify.backends.base import Generator, need_scorer, need_white_box
 from amplify.backends.checks import check_window
 from amplify.errors import ContextLengthError, InputError
 from amplify.layout import input_text
-from amplify.proxies import Proxy
-from amplify.proxy_rows import Row
+from amplify.proxies import Proxy, Row
 from amplify.values import Example, Prompt
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from amplify.proxies import Proxy
-from amplify.proxy_rows import Row
+from amplify.proxies.proxy import Proxy
+from amplify.proxies.rows import Row
 from amplify.values import Example
 
 if TYPE_CHECKING:

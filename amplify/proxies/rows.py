@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from amplify.errors import ContextLengthError, InputError
 from amplify.layout import input_text, option_spans
 from amplify.values import Example
 
 if TYPE_CHECKING:
-    from amplify.proxies import Proxy
+    from transformers import PreTrainedTokenizerBase
 
 _SLOT = "\ue000"  # a private-use character: marks where the input goes into a causal prompt
 
@@ -38,7 +38,34 @@ class Row:
     unread: int = 0
 
 
-def encoder_rows(proxy: Proxy, example: Example) -> list[Row]:
+class Reader(Protocol):
+    """What rows are cut for: the parts of a `Proxy` that say how it reads."""
+
+    @property
+    def name(self) -> str:
+        """Told in errors."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The fixed label set; empty where examples bring their own choices."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Gives tokens and their offsets."""
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """With the prompt template of a causal proxy and what it is filled with."""
+
+    @property
+    def window(self) -> int:
+        """Longest sequence in tokens."""
+
+    def labels_of(self, example: Example) -> tuple[str, ...]:
+        """The labels to score, in order."""
+
+
+def encoder_rows(proxy: Reader, example: Example) -> list[Row]:
     """One row for a fixed label set; one (input, option) row per choice otherwise."""
     if proxy.labels and example.choices and example.choices != proxy.labels:
         raise InputError(
@@ -50,7 +77,7 @@ def encoder_rows(proxy: Proxy, example: Example) -> list[Row]:
     return [_encoder_row(proxy, example, i, (i,)) for i in range(len(example.choices))]
 
 
-def _encoder_row(proxy: Proxy, example: Example, option: int | None, answers: tuple[int, ...]) -> Row:
+def _encoder_row(proxy: Reader, example: Example, option: int | None, answers: tuple[int, ...]) -> Row:
     tokenizer, text = proxy.tokenizer, example.text
     shift = (0, 0)
     if option is None:
@@ -85,7 +112,7 @@ def _causal_prompt(card: Mapping[str, Any], text: str) -> tuple[str, int]:
     return rendered.replace(_SLOT, text), rendered.index(_SLOT)
 
 
-def causal_rows(proxy: Proxy, example: Example) -> list[Row]:
+def causal_rows(proxy: Reader, example: Example) -> list[Row]:
     """Labels whose sequences differ in their last token only share a row; that token is never forwarded."""
     text = input_text(example)
     prompt, at = _causal_prompt(proxy.card, text)

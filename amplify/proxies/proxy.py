@@ -1,0 +1,195 @@
+"""A proxy: examples in, scores of their labels out, with or without gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from amplify.batching import batches
+from amplify.errors import InputError
+from amplify.proxies.rows import Row, causal_rows, encoder_rows
+from amplify.values import Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Kind = Literal["encoder", "causal"]
+
+
+@dataclass(frozen=True, eq=False)
+class Proxy:
+    """A small model that scores the labels of a task's examples.
+
+    Attributes:
+        folder: where the model lies (the body's own folder for one taken as it is).
+        kind: "encoder" or "causal".
+        labels: the fixed label set, in the task's order; empty where examples bring their own choices.
+        trained: False for an encoder whose head is freshly initialised: its probabilities are chance and its
+            gradients noise.
+        identity: SHA-256 over everything that made it.
+        model: in evaluation mode, float32, parameters frozen.
+        card: how it was made and how good it is.
+    """
+
+    folder: Path
+    kind: Kind
+    labels: tuple[str, ...]
+    trained: bool
+    identity: str
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    card: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Short name for records: the body and the first digits of the identity."""
+        return f"{self.card['body'].get('name', self.kind)}@{self.identity[:12]}"
+
+    def __str__(self) -> str:
+        found = self.card.get("validation", {})
+        good = (
+            "" if found.get("accuracy") is None else f", accuracy {found['accuracy']:.3f} of {found['examples']} others"
+        )
+        return f"{self.kind} proxy {self.name} for {self.card['task']}{good} ({self.folder})"
+
+    @property
+    def window(self) -> int:
+        """Longest sequence in tokens."""
+        config = self.model.config
+        size = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**30
+        if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # positions start behind the padding index
+            size -= config.pad_token_id + 1
+        return int(min(size, self.tokenizer.model_max_length))
+
+    def require_head(self, purpose: str) -> None:
+        """Refuse an untrained classification head.
+
+        Raises:
+            InputError: the head is freshly initialised.
+        """
+        if self.kind == "encoder" and not self.trained:
+            raise InputError(
+                f"{purpose} needs a trained proxy: the classification head of {self.name} is untrained, so its "
+                "probabilities are chance and its gradients noise. Train it with amplify.train_proxy(task, epochs=4), "
+                "or take a causal language model as it is (body='smollm2-135m', epochs=0)."
+            )
+
+    def labels_of(self, example: Example) -> tuple[str, ...]:
+        """The labels that `probabilities` covers, in order."""
+        return example.choices or self.labels
+
+    def rows(self, example: Example) -> list[Row]:
+        """The sequences that score this example's labels; together their `answers` cover each label once.
+
+        Raises:
+            InputError: the example has no labels, or choices where the head has a fixed label set.
+            ContextLengthError: a causal prompt exceeds the window. (An encoder reads as much of the input as fits.)
+        """
+        if not self.labels_of(example):
+            raise InputError(f"example {example.id!r} has neither choices nor a fixed label set: no proxy can score it")
+        return causal_rows(self, example) if self.kind == "causal" else encoder_rows(self, example)
+
+    def embed(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+        """Word embeddings, attention mask and token types of padded rows: (rows, tokens, width), 2 x (rows, tokens).
+
+        Encoders are padded right, causal models left (their targets then end at the last position).
+        """
+        import torch
+
+        length = max(len(row.ids) for row in rows)
+        ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
+        mask, types = np.zeros((2, len(rows), length), dtype=np.int64)
+        for i, row in enumerate(rows):
+            at = slice(length - len(row.ids), None) if self.kind == "causal" else slice(0, len(row.ids))
+            ids[i, at], mask[i, at] = row.ids, 1
+            if row.types:
+                types[i, at] = row.types
+        device = self.model.device
+        embeddings = self.model.get_input_embeddings()(torch.from_numpy(ids).to(device))
+        return embeddings, torch.from_numpy(mask).to(device), torch.from_numpy(types).to(device)
+
+    def scores(self, rows: Sequence[Row], embeddings: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        """Each row's answers scored: logits (encoder) or log-probabilities (causal), float32.
+
+        Args:
+            rows: R rows.
+            embeddings, mask, types: what `embed(rows)` gave; embeddings may require gradients.
+
+        Returns:
+            Shape (R, most answers of a row); -inf where a row has fewer.
+        """
+        import torch
+
+        if self.kind == "encoder":
+            extra = {"token_type_ids": types} if rows[0].types else {}
+            logits = self.model(inputs_embeds=embeddings, attention_mask=mask, **extra).logits
+            return logits.float()[:, self.card["columns"]]
+        length = embeddings.shape[1]
+        first = min(length - len(row.ids) + at for row in rows for target in row.targets for at, _ in target)
+        out = self.model(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=length - first,
+            use_cache=False,
+        )
+        logprobs = out.logits.float().log_softmax(-1)
+        width = max(len(row.answers) for row in rows)
+        columns = []
+        for i, row in enumerate(rows):
+            shift = length - len(row.ids) - first
+            sums = [
+                logprobs[i, [shift + at for at, _ in target], [token for _, token in target]].sum()
+                for target in row.targets
+            ]
+            sums += [logprobs.new_tensor(-math.inf)] * (width - len(sums))
+            columns.append(torch.stack(sums))
+        return torch.stack(columns)
+
+    def label_scores(self, examples: Sequence[Example], *, batch_tokens: int = 2048) -> list[npt.NDArray[np.float64]]:
+        """Logits or log-probabilities of `labels_of(example)`, one array per example; no gradients."""
+        import torch
+
+        rows = [(i, row) for i, example in enumerate(examples) for row in self.rows(example)]
+        result = [np.full(len(self.labels_of(example)), -np.inf) for example in examples]
+        for batch in batches([len(row.ids) for _, row in rows], batch_tokens):
+            group = [rows[j][1] for j in batch]
+            with torch.inference_mode():
+                scores = self.scores(group, *self.embed(group)).cpu().numpy()
+            for j, values in zip(batch, scores, strict=True):
+                i, row = rows[j]
+                result[i][list(row.answers)] = values[: len(row.answers)]
+        return result
+
+    def probabilities(self, examples: Sequence[Example], *, batch_tokens: int = 2048) -> list[npt.NDArray[np.float64]]:
+        """Softmax of `label_scores`: one row per example over `labels_of(example)`."""
+        return [softmax(scores) for scores in self.label_scores(examples, batch_tokens=batch_tokens)]
+
+    def accuracy(self, examples: Sequence[Example]) -> float:
+        """Share of labelled examples whose most probable label is the gold one."""
+        guesses = self.label_scores(examples)
+        right = [self.labels_of(e)[int(g.argmax())] == e.label for e, g in zip(examples, guesses, strict=True)]
+        return float(np.mean(right))
+
+
+def softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Probabilities of a vector of logits."""
+    odds = np.exp(scores - scores.max())
+    return odds / odds.sum()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes a proxy's numbers."""
+    import torch
+    import transformers
+
+    import amplify
+
+    return {"amplify": amplify.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
