@@ -10,7 +10,8 @@ from amplify import metrics, text_metrics
 from amplify.errors import DataError, InputError
 from amplify.fact_tasks import counterfacts
 from amplify.methods import make
-from amplify.methods.prompting import Form, first_sentence, unmarked
+from amplify.methods.forms import Form
+from amplify.methods.marking import first_sentence, unmarked
 from amplify.tasks import load_task
 from amplify.values import Example
 

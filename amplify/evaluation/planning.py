@@ -163,8 +163,9 @@ def _imitation(method: Method, task: Task) -> Program | None:
     from amplify.methods.baselines import FewShot
     from amplify.methods.controls import NoRationale
     from amplify.methods.explained import ExplainedMethod
-    from amplify.methods.prompting import PromptMethod, ShotProgram, with_rationales
+    from amplify.methods.prompting import PromptMethod
     from amplify.methods.self_amplify import SelfAmplify
+    from amplify.methods.shots import ShotProgram, with_rationales
     from amplify.rationales import variables
 
     if not isinstance(method, PromptMethod):

@@ -18,6 +18,7 @@ from amplify.methods.controls import (
     TestWords,
     TfidfWords,
 )
+from amplify.methods.forms import Form
 from amplify.methods.neighbours import FewShotNearest
 from amplify.methods.pasta import AutoPasta, InstaBoost, Pasta, Spotlight
 from amplify.methods.pasta_controls import (
@@ -28,7 +29,7 @@ from amplify.methods.pasta_controls import (
     PastaRandomHeads,
 )
 from amplify.methods.pasta_shots import FewShotPasta
-from amplify.methods.prompting import Form, PromptMethod, ShotProgram
+from amplify.methods.prompting import PromptMethod
 from amplify.methods.rag import RagDistilShapley, RagHighlightPasta, RagPruneShapley, RagRerankShapley
 from amplify.methods.rag_baselines import Rag, RagLeaveOneOut, RagRerankRandom
 from amplify.methods.refusals import IgnoreWord, NegativeEmphasis, Rephrase
@@ -44,6 +45,7 @@ from amplify.methods.self_amplify import (
     SelfTopK,
 )
 from amplify.methods.self_controls import SelfNoRationale, SelfRandomWords
+from amplify.methods.shots import ShotProgram
 
 _CLASSES: tuple[type[Method], ...] = (
     ZeroShot,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from amplify import templates
 from amplify.backends.base import Generator
 from amplify.methods.explained import RATIONALE_TOKENS, Explained, ExplainedMethod
-from amplify.methods.prompting import Form, ShotProgram, with_rationales
+from amplify.methods.forms import Form
+from amplify.methods.shots import ShotProgram, with_rationales
 from amplify.rationales import opening
 from amplify.values import Rationale
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from amplify import templates
 from amplify.backends.base import Generator
 from amplify.errors import InputError
-from amplify.methods.prompting import PromptMethod, ShotProgram, check_options
+from amplify.methods.prompting import PromptMethod, check_options
+from amplify.methods.shots import ShotProgram
 from amplify.values import Demonstration, Example
 
 if TYPE_CHECKING:

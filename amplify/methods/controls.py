@@ -15,7 +15,8 @@ from amplify.errors import DataError, InputError
 from amplify.methods.amplify import in_words, top_words
 from amplify.methods.base import Method, Program, PromptProgram
 from amplify.methods.explained import Explained, ExplainedMethod, find_proxy
-from amplify.methods.prompting import PromptMethod, ShotProgram, answer_shots, as_example
+from amplify.methods.prompting import PromptMethod
+from amplify.methods.shots import ShotProgram, answer_shots, as_example
 from amplify.rationales import Words, others, random_words, rationalise, tfidf_words, variables, verbalise
 from amplify.templates import Template
 from amplify.values import Answer, Attribution, Demonstration, Example, Prompt, Rationale

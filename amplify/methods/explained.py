@@ -14,8 +14,9 @@ from amplify.backends.base import Generator
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.answering import check_window
 from amplify.methods.baselines import FewShot, ZeroShot
+from amplify.methods.forms import Form
 from amplify.methods.parsing import shown
-from amplify.methods.prompting import Form, PromptMethod, check_options
+from amplify.methods.prompting import PromptMethod, check_options
 from amplify.rationales import kind_of, rationalise
 from amplify.salient_spans import SEARCHES
 from amplify.values import Attribution, Demonstration, Example, Rationale

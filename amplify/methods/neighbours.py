@@ -13,14 +13,9 @@ from amplify.errors import InputError
 from amplify.layout import input_text
 from amplify.methods.base import PromptProgram
 from amplify.methods.baselines import shot_pool
-from amplify.methods.prompting import (
-    Form,
-    PromptMethod,
-    answer_shots,
-    as_example,
-    check_options,
-    demonstration,
-)
+from amplify.methods.forms import Form
+from amplify.methods.prompting import PromptMethod, check_options
+from amplify.methods.shots import answer_shots, as_example, demonstration
 from amplify.values import Answer, Demonstration, Example, Prompt
 
 if TYPE_CHECKING:

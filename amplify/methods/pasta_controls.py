@@ -9,7 +9,7 @@ from amplify.backends.base import Generator
 from amplify.methods.baselines import FewShot, ZeroShot
 from amplify.methods.pasta import AutoPasta, AutoPastaProgram, Pasta
 from amplify.methods.pasta_shots import FewShotPasta
-from amplify.methods.prompting import ShotProgram
+from amplify.methods.shots import ShotProgram
 from amplify.methods.steered import need_emphasis, random_heads
 from amplify.steering import Steering
 

@@ -13,7 +13,8 @@ from amplify import templates
 from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError
 from amplify.methods.base import Program
-from amplify.methods.prompting import Form, PromptMethod
+from amplify.methods.forms import Form
+from amplify.methods.prompting import PromptMethod
 from amplify.methods.steered import answer_steered, find_profile
 from amplify.steering import Steering
 from amplify.templates import Template

@@ -19,11 +19,12 @@ from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError
 from amplify.layout import input_text
 from amplify.methods.explained import RATIONALE_TOKENS
+from amplify.methods.forms import Form, shown_gold
 from amplify.methods.gating import Said, gate_shots, judge_own
 from amplify.methods.parsing import parse_label, split_answer
-from amplify.methods.prompting import Form, ShotProgram, shown_gold, with_rationales
 from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed
 from amplify.methods.self_selection import SelfMethod
+from amplify.methods.shots import ShotProgram, with_rationales
 from amplify.rationales import opening, rationalise, verbalise
 from amplify.values import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
 

@@ -12,7 +12,9 @@ from amplify.backends.base import Generator
 from amplify.errors import InputError
 from amplify.layout import input_text, option_spans
 from amplify.methods.answering import continuation
-from amplify.methods.prompting import Form, PromptMethod, marked_input
+from amplify.methods.forms import Form
+from amplify.methods.marking import marked_input
+from amplify.methods.prompting import PromptMethod
 from amplify.values import Attribution, Demonstration, Example, Prompt
 
 if TYPE_CHECKING:

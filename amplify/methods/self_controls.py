@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from amplify.backends.base import Generator
 from amplify.layout import input_text
-from amplify.methods.prompting import ShotProgram, shown_gold
+from amplify.methods.forms import shown_gold
 from amplify.methods.self_amplify import SelfWords
 from amplify.methods.self_attribution import citable
 from amplify.methods.self_selection import SelfMethod
+from amplify.methods.shots import ShotProgram
 from amplify.rationales import random_words, verbalise
 from amplify.values import Attribution, Demonstration, Rationale
 

@@ -11,7 +11,8 @@ from amplify.backends.base import Generator
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.answering import answer_prompts, check_window
 from amplify.methods.base import PromptProgram
-from amplify.methods.prompting import Form, as_example, demonstration
+from amplify.methods.forms import Form
+from amplify.methods.shots import as_example, demonstration
 from amplify.steering import Steering, profiles
 from amplify.values import Answer, Demonstration, Example, Prompt
 

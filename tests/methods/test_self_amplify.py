@@ -16,9 +16,9 @@ from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
 from amplify.errors import CapabilityError, ContextLengthError, InputError
 from amplify.layout import input_text
 from amplify.methods import METHODS, Program, make
-from amplify.methods.prompting import ShotProgram
 from amplify.methods.self_amplify import usable
 from amplify.methods.self_attribution import citable, explain_shots, placed
+from amplify.methods.shots import ShotProgram
 from amplify.tasks import Task
 from amplify.values import Completion, Demonstration, Example
 
