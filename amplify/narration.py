@@ -15,9 +15,9 @@ from amplify import templates
 from amplify.attribution.words import stop_words, word_spans
 from amplify.backends.base import Generator
 from amplify.errors import InputError
-from amplify.rationales import rationalise
 from amplify.templates import Template
 from amplify.values import Attribution, Completion, Message, Prompt, Rationale, Sampling
+from amplify.wording import cite
 
 _QUOTED = re.compile(r"[\"“„«]([^\"“”„«»]*)[\"”“»]|(?<!\w)['‘]([^'‘’]+)['’](?!\w)|`([^`]+)`|\*\*([^*]+)\*\*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -74,7 +74,7 @@ def narrate(
     shown = list(labels) if labels is not None else [a.target for a in attributions]
     if len(shown) != len(attributions):
         raise InputError(f"{len(attributions)} attributions and {len(shown)} labels: one each is needed")
-    told = [rationalise(a, fallback, k, label=s, positive=True) for a, s in zip(attributions, shown, strict=True)]
+    told = [cite(a, fallback, k, label=s, positive=True) for a, s in zip(attributions, shown, strict=True)]
     form = templates.load("narrate", template)
     prompts = [_prompt(form, a, r, label) for a, r, label in zip(attributions, told, shown, strict=True)]
     made: dict[int, Rationale] = {}

@@ -1,4 +1,4 @@
-"""From scores to sentences: an attribution's best words, verbalised; and the words that controls put in their place."""
+"""From scores to sentences: what an attribution found, as a rationale; and the words that controls put in its place."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from math import log
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
-from amplify import templates
+from amplify.attribution.words import words_in
+from amplify.backends.base import Generator
 from amplify.errors import InputError
-from amplify.salient_spans import SEARCHES
-from amplify.salient_spans import shares as salient_shares
+from amplify.narration import narrate
 from amplify.templates import Template
 from amplify.values import Attribution, Rationale
+from amplify.wording import Words, cite
 
-if TYPE_CHECKING:
-    from amplify.backends.base import Generator
-
-Words = tuple[str, ...]
 T = TypeVar("T")
 
 
@@ -49,74 +46,11 @@ def rationalise(
     Raises:
         InputError: k below 1, no word to cite, or no model to narrate.
     """
-    if k < 1:
-        raise InputError(f"a rationale cites at least one word, got k={k}")
     if template == "narrated":
-        from amplify.narration import narrate
-
         if model is None:
             raise InputError('template="narrated" needs model=: a backend, e.g. amplify.open_backend("vllm:MODEL")')
         return narrate([attribution], model, labels=None if label is None else [label], k=k).rationales[0]
-    form = template if isinstance(template, Template) else templates.load("rationale", template)
-    if search := SEARCHES.get(kind_of(form)):
-        found = search(attribution, k)
-        if positive:
-            found = [phrase for phrase in found if phrase.coverage > 0]
-        words = tuple(phrase.text for phrase in found)
-        return verbalise(words, attribution, form, label=label, shares=[phrase.coverage for phrase in found])
-    best = attribution.top(len(attribution.words))
-    if positive:
-        score = {word.lower(): score for word, score in sorted(_scored(attribution), key=lambda pair: pair[1])}
-        best = [word for word in best if score[word.lower()] > 0]
-    return verbalise(tuple(best[:k]), attribution, form, label=label)
-
-
-def verbalise(
-    words: Words,
-    attribution: Attribution,
-    template: str | Template = "key_words",
-    *,
-    label: str | None = None,
-    shares: Sequence[float] | None = None,
-) -> Rationale:
-    """The sentence that cites the given words as the reason for an attribution's target.
-
-    Args:
-        words: what is cited.
-        attribution: where the target comes from.
-        template: of `prompts/rationale_*.jinja`, or a path of your own.
-        label: how prompts write the target; default: the target itself.
-        shares: of the weight that speaks for the target, what each word holds; default: what all its occurrences have
-            in the attribution.
-
-    Raises:
-        InputError: no words.
-    """
-    if not words:
-        raise InputError(f"there is no word to cite in {attribution.text[:80]!r}: a rationale needs at least one")
-    form = template if isinstance(template, Template) else templates.load("rationale", template)
-    held = tuple(_held(attribution, words) if shares is None else shares)
-    text = form.render(variables(words, held, label or attribution.target, attribution.foil, attribution.text))
-    return Rationale(text, words, kind_of(form), attribution, held)
-
-
-def variables(words: Words, shares: Sequence[float], label: str, foil: str | None, text: str) -> dict[str, Any]:
-    """What a rationale template may use."""
-    given = {"words": list(words), "shares": list(shares), "coverage": float(sum(shares))}
-    return {**given, "label": label, "foil": foil or "", "text": text}
-
-
-def kind_of(template: Template) -> str:
-    """A rationale template's short name, by which the search for what it cites is chosen."""
-    return template.name.removeprefix("rationale_")
-
-
-def opening(template: Template) -> str:
-    """What a rationale begins with, whatever its words and its label: "The key words:"."""
-    given = variables(("word",), (1.0,), "label", None, "")
-    before_words = template.before("words", given)
-    before_label = template.before("label", given)
-    return min(before_words, before_label, key=len).rstrip(" \"'“‘«([*`")
+    return cite(attribution, template, k, label=label, positive=positive)
 
 
 def random_words(attribution: Attribution, n: int, seed: int) -> Words:
@@ -139,8 +73,6 @@ def tfidf_words(attributions: Sequence[Attribution], n: Sequence[int], corpus: S
         n: how many words of each.
         corpus: the texts that document frequencies are counted in, e.g. the training inputs.
     """
-    from amplify.attribution.words import words_in
-
     frequency = Counter(word for text in corpus for word in words_in([text]))
     result = []
     for attribution, count in zip(attributions, n, strict=True):
@@ -166,14 +98,3 @@ def others(words: Sequence[T], seed: int) -> list[T]:
     order = random.Random(seed).sample(range(len(words)), len(words))
     donor = dict(zip(order, [*order[1:], order[0]], strict=True))
     return [words[donor[i]] for i in range(len(words))]
-
-
-def _held(attribution: Attribution, words: Words) -> list[float]:
-    total: dict[str, float] = {}
-    for word, share in zip(attribution.words, salient_shares(attribution).tolist(), strict=True):
-        total[word.casefold()] = total.get(word.casefold(), 0.0) + share
-    return [total.get(word.casefold(), 0.0) for word in words]
-
-
-def _scored(attribution: Attribution) -> list[tuple[str, float]]:
-    return list(zip(attribution.words, attribution.scores, strict=True))

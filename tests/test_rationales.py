@@ -5,8 +5,9 @@ import pytest
 
 from amplify import templates
 from amplify.errors import InputError, UnknownNameError
-from amplify.rationales import opening, others, random_words, rationalise, tfidf_words, verbalise
+from amplify.rationales import others, random_words, rationalise, tfidf_words
 from amplify.values import Attribution
+from amplify.wording import opening, verbalise
 
 
 def made(text: str, scores: dict[str, float], target: str = "positive") -> Attribution:

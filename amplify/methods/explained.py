@@ -15,14 +15,16 @@ from amplify.errors import InputError, UnknownNameError
 from amplify.methods.answering import check_window
 from amplify.methods.baselines import FewShot, ZeroShot
 from amplify.methods.forms import Form
+from amplify.methods.gating import SPARE, Explanation, gate_shots, judge_for_proxy
 from amplify.methods.parsing import shown
 from amplify.methods.prompting import PromptMethod, check_options
-from amplify.rationales import kind_of, rationalise
+from amplify.rationales import rationalise
 from amplify.salient_spans import SEARCHES
 from amplify.values import Attribution, Demonstration, Example, Rationale
+from amplify.wording import kind_of
 
 if TYPE_CHECKING:
-    from amplify.methods.gating import Explanation
+    from amplify.attribution.gate import Verdict
     from amplify.proxies import Proxy
     from amplify.tasks import Task
 
@@ -167,7 +169,6 @@ def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Pr
 def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> Explained:
     from amplify.attribution.gate import choose
     from amplify.demonstrations import Selection, require_labels, select
-    from amplify.methods.gating import SPARE, gate_shots, judge_for_proxy
 
     pool, notes = citable_pool(method.name, method.pool, task, seed)
     if method.balanced:
@@ -218,12 +219,12 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
         taken = {shot.example.id for shot in chosen.shots}
         more = selected(min(SPARE * method.shots, len(pool))).shots[len(chosen.shots) :]
         spare = [s for s in more if s.example.id not in taken and (not method.misclassified or s.example.id in wrong)]
-        gated = gate_shots(
-            found,
-            lambda: reasons(spare),
-            lambda shot, why: judge_for_proxy(method, proxy, shot, why, seed),
-            balanced=method.balanced,
-        )
+
+        def judged(shot: Demonstration, why: Attribution) -> Verdict:
+            said = method.worded(why, shown(why.target, bool(shot.example.options)))
+            return judge_for_proxy(said, proxy, shot, why, seed)
+
+        gated = gate_shots(found, lambda: reasons(spare), judged, balanced=method.balanced)
         found, failed = gated.shots, gated.failed
         notes.append(gated.note)
         meta["gate"] = gated.meta

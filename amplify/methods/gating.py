@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from amplify.methods.parsing import shown
 from amplify.values import Attribution, Demonstration, Rationale
 
 if TYPE_CHECKING:
     from amplify.attribution.gate import Verdict
     from amplify.backends.base import Generator
-    from amplify.methods.explained import ExplainedMethod
     from amplify.methods.prompting import PromptMethod
     from amplify.proxies import Proxy
     from amplify.tasks import Task
@@ -84,12 +82,12 @@ def gate_shots(
 
 
 def judge_for_proxy(
-    method: ExplainedMethod, proxy: Proxy, shot: Demonstration, attribution: Attribution, seed: int
+    said: Rationale | None, proxy: Proxy, shot: Demonstration, attribution: Attribution, seed: int
 ) -> Verdict:
-    """Does the proxy need the words that a method would cite of a shot?
+    """Does the proxy need the words that a rationale cites of a shot?
 
     Args:
-        method: whose words are judged.
+        said: the rationale whose words are judged; None fails.
         proxy: the model explained.
         shot: the example.
         attribution: why its label is right.
@@ -98,10 +96,9 @@ def judge_for_proxy(
     from amplify.attribution.deletion import deletion
     from amplify.attribution.gate import Verdict, judge
 
-    rationale = method.worded(attribution, shown(attribution.target, bool(shot.example.options)))
-    if rationale is None:
+    if said is None:
         return Verdict(False, 0.0, 0.0, 0.0)
-    return judge(rationale.words, deletion(attribution, proxy, shot.example), seed=seed)
+    return judge(said.words, deletion(attribution, proxy, shot.example), seed=seed)
 
 
 def judge_own(

@@ -25,8 +25,9 @@ from amplify.methods.parsing import parse_label, split_answer
 from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed
 from amplify.methods.self_selection import SelfMethod
 from amplify.methods.shots import ShotProgram, with_rationales
-from amplify.rationales import opening, rationalise, verbalise
+from amplify.rationales import rationalise
 from amplify.values import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
+from amplify.wording import opening, verbalise
 
 if TYPE_CHECKING:
     from amplify.tasks import Task

@@ -13,8 +13,9 @@ from amplify.methods.self_amplify import SelfWords
 from amplify.methods.self_attribution import citable
 from amplify.methods.self_selection import SelfMethod
 from amplify.methods.shots import ShotProgram
-from amplify.rationales import random_words, verbalise
+from amplify.rationales import random_words
 from amplify.values import Attribution, Demonstration, Rationale
+from amplify.wording import verbalise
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
