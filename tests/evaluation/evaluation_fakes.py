@@ -7,15 +7,17 @@ or on a model in a folder with `python evaluation_fakes.py FOLDER MODEL`.
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from amplify.backends.base import Generator
 from amplify.backends.scripted import ScriptedBackend
-from amplify.evaluation import evaluate
+from amplify.evaluation import Report, evaluate
 from amplify.methods.base import Method, PromptProgram
 from amplify.tasks import Task
 from amplify.values import Answer, Demonstration, Example, Message, Prompt, Rationale, Sampling
@@ -128,6 +130,22 @@ class Plain(Fake):
 
 def methods() -> list[Method]:
     return [Plain(), Fake(), Fake(skill=0.9)]
+
+
+def fake_backend(**options: Any) -> ScriptedBackend:
+    return ScriptedBackend("fake", reply=reply, **options)
+
+
+def run(out: Path | None, **changes: Any) -> Report:
+    """All methods under three seeds, in batches of four."""
+    given = {"batch_size": 4, "seeds": (0, 1, 2)} | changes
+    return evaluate(
+        make_task(), given.pop("backend", fake_backend()), given.pop("methods", methods()), out=out, **given
+    )
+
+
+def lines(folder: Path, name: str = "records.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def slow(text: str) -> str:

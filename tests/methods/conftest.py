@@ -1,6 +1,11 @@
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from method_fakes import reviews
 
+import amplify
+from amplify.backends.base import Generator
 from amplify.tasks import Task
 from amplify.values import Example
 
@@ -35,3 +40,9 @@ def words() -> Task:
         for s in ("train", "validation", "test")
     }
     return Task(name="words", instruction="Sort the words.", metric="exact_match", **pools)
+
+
+@pytest.fixture(scope="module")
+def white(tiny_lm: Path) -> Iterator[Generator]:
+    with amplify.open_backend(f"transformers:{tiny_lm}") as opened:
+        yield opened

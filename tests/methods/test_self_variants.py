@@ -1,0 +1,128 @@
+"""What every variant of Self-AMPLIFY does, and its controls."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from self_amplify_fakes import SMALL, logprob, reply
+
+import amplify
+from amplify.backends.base import Generator
+from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.errors import CapabilityError, ContextLengthError, InputError
+from amplify.methods import METHODS, Program, make
+from amplify.methods.self_attribution import citable
+from amplify.tasks import Task
+
+WORDS = ("topk", "shap", "lime", "occlusion")
+STEPS = ("phcot", "autocot")
+
+
+@pytest.fixture
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(reply=reply, logprob=logprob)
+
+
+@pytest.mark.parametrize("mode", ["generate", "score"])
+@pytest.mark.parametrize("name", [*WORDS, *STEPS, "no_rationale", "random_words"])
+def test_answers_saves_and_reloads(
+    sentiment: Task, backend: ScriptedBackend, name: str, mode: str, tmp_path: Path
+) -> None:
+    for layout in ("chat", "text"):
+        program = make(f"self_amplify_{name}", mode=mode, layout=layout, **SMALL).fit(sentiment, backend, 0)
+        program.save(tmp_path / "p.json")
+        again = Program.load(tmp_path / "p.json")
+        assert again == program
+        assert json.loads((tmp_path / "p.json").read_text())["meta"]["asked"] == 20
+        assert [a.value for a in again.answer(sentiment.test, backend)] == [e.label for e in sentiment.test]
+
+
+def test_variants_and_controls_share_their_shots(sentiment: Task, backend: ScriptedBackend) -> None:
+    first = make("self_amplify_topk", **SMALL).fit(sentiment, backend, 3)
+    before = sum(re.search("The answer is$", text) is not None for text in backend.texts)
+    for name in ("phcot", "autocot", "shap", "no_rationale", "random_words"):
+        other = make(f"self_amplify_{name}", **SMALL).fit(sentiment, backend, 3)
+        assert [s.example for s in other.shots] == [s.example for s in first.shots]
+    generated = [c for c in backend.calls if c.continuation is None and c.text.endswith("The answer is")]
+    assert len(generated) == before == 20, "the model is asked for its answers once"
+    words = make("self_amplify_random_words", k=2, **SMALL).fit(sentiment, backend, 3)
+    for shot in words.shots:
+        spans = citable(sentiment, shot.example)
+        assert set(shot.rationale.words) <= {shot.example.text[a:b] for a, b in spans}
+    assert words.prompt("x").prefix == first.prompt("x").prefix
+
+
+@pytest.mark.parametrize("name", ["topk", "phcot", "autocot", "shap", "lime"])
+def test_everything_is_seeded(sentiment: Task, white: Generator, name: str) -> None:
+    method = make(f"self_amplify_{name}", shots=2, pool=6, max_tokens=8)
+    task = replace(sentiment, validation=sentiment.validation[:6])
+    first = method.fit(task, white, 5)
+    backend = amplify.open_backend(white.spec)
+    with backend:
+        assert method.fit(task, backend, 5) == first
+
+
+def test_refused_before_any_work(sentiment: Task, words: Task) -> None:
+    backend = ScriptedBackend(reply=reply, max_context=250)
+    with pytest.raises(ContextLengthError, match=r"self_amplify_topk.shots=\d"):
+        make("self_amplify_topk", shots=20).fit(sentiment, backend, 0)
+    with pytest.raises(InputError, match="free-text answers"):
+        make("self_amplify_phcot").fit(words, backend, 0)
+    with pytest.raises(InputError, match="k must be at least 1"):
+        make("self_amplify_topk", k=0).fit(sentiment, backend, 0)
+    with pytest.raises(InputError, match="steps must be at least 1"):
+        make("self_amplify_phcot", steps=0).fit(sentiment, backend, 0)
+    with pytest.raises(InputError, match="30 shots, but only 20"):
+        make("self_amplify_topk", shots=30).fit(sentiment, ScriptedBackend(reply=reply), 0)
+    with pytest.raises(CapabilityError, match="kernel_shap"):
+        make("self_amplify_shap", **SMALL).fit(sentiment, ScriptedGenerator(reply=reply), 0)
+    with pytest.raises(CapabilityError, match="grad_x_input looks inside"):
+        make("self_amplify_gradient", **SMALL).fit(sentiment, ScriptedBackend(reply=reply), 0)
+    assert not backend.calls
+
+
+def test_every_variant_is_a_method() -> None:
+    variants = {"topk", "phcot", "autocot", "shap", "lime", "occlusion", "gradient", "deeplift", "shapley_sampling"}
+    assert {f"self_amplify_{v}" for v in variants} <= set(METHODS)
+    for name in METHODS:
+        if name.startswith("self_amplify"):
+            assert make(name).label == name
+
+
+def test_controls_are_what_variants_are_compared_with() -> None:
+    from amplify.evaluation.configuration import declare_family
+
+    names = ["topk", "no_rationale", "random_words"]
+    family = declare_family([make(f"self_amplify_{n}") for n in names])
+    assert family == [["self_amplify_topk", f"self_amplify_{n}"] for n in names[1:]]
+
+
+def test_a_dry_run_knows_what_it_takes(sentiment: Task, backend: ScriptedBackend) -> None:
+    from amplify.evaluation import plan
+
+    names = ["topk", "phcot", "shap", "gradient", "no_rationale", "random_words"]
+    rows = plan(sentiment, None, [f"self_amplify_{n}" for n in names], seeds=(0,)).rows
+    asked = [row.fit_calls for row in rows]
+    assert asked == [28, 28, 20 + 8 * 128, 20, 20, 20]
+    assert all(row.calls == 6 for row in rows)
+    bare, words = rows[4], rows[5]
+    assert bare.prompt_tokens < words.prompt_tokens == rows[0].prompt_tokens < rows[1].prompt_tokens
+    make("self_amplify_topk").fit(sentiment, backend, 0)
+    assert len(backend.calls) == 28
+
+
+@pytest.mark.real
+def test_on_the_real_model(smollm2: Path) -> None:
+    task = amplify.load_task("support_tickets")
+    with amplify.open_backend(f"transformers:{smollm2}") as backend:
+        for name in ("topk", "phcot", "shap"):
+            few = {"budget": 64} if name == "shap" else {}
+            program = make(f"self_amplify_{name}", shots=2, pool=6, **few).fit(task, backend, 0)
+            answers = program.answer(task.test[:4], backend)
+            assert len(answers) == 4
+            assert all(a.value is None or a.value in task.labels for a in answers)
+            for shot in program.shots:
+                if shot.rationale and name != "phcot":
+                    assert all(re.search(rf"\b{re.escape(w)}\b", shot.example.text) for w in shot.rationale.words)
