@@ -146,7 +146,7 @@ def measured(
 @click.option("--tasks", default="support_tickets", show_default=True)
 @click.option("--explainer", default="transformers:smollm2-135m", show_default=True, help="Backend that explains.")
 @click.option("--proxy", default="minilm", show_default=True, help="Model that is trained and explained.")
-@click.option("--items", type=int, default=30, show_default=True, help="Inputs explained a task; 0 for all of them.")
+@click.option("--items", type=int, default=12, show_default=True, help="Inputs explained a task; 0 for all of them.")
 @click.option("--neighbours", type=int, default=NEIGHBOURS, show_default=True)
 @click.option("--k", type=int, default=5, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)

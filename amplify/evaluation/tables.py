@@ -22,7 +22,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def points(value: float | None) -> str:
     """A signed difference in percentage points, with a true minus sign."""
-    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    return "–" if value is None else f"{100 * value:+z.1f}".replace("-", "−")
 
 
 def p_value(value: float | None) -> str:

@@ -107,7 +107,7 @@ def test_self_continues_the_models_own_answer() -> None:
     own = Prompt(messages=(Message("user", f"Review: {TEXT}"),), prefix="The answer is")
     backend = ScriptedGenerator('say=superb", "lovely"')
     explain_prompted([Case(TEXT, "(A)", prompt=own)], backend, "self", k=4)
-    lead = 'The answer is (A). The 4 words of the input that matter most for it: "'
+    lead = 'The answer is (A). The text is recognised as such by its words "'
     assert backend.texts[0] == f"user: Review: {TEXT}\n\nassistant: {lead}"
     raw = Prompt(text=f"Q: {TEXT}\nA:", prefix=" The answer is")
     explain_prompted([Case(TEXT, "(A)", prompt=raw)], backend, "self", k=4)
@@ -174,7 +174,7 @@ def test_a_language_models_own_outputs_are_the_neighbours_outputs(tiny_lm: Path)
     chat = Prompt(messages=(Message("user", text),), prefix="It is")
     (mute,) = cases_of([chat], [" bad"], explainer)
     assert explain_prompted([mute], explainer, "self", k=1).failed == 0
-    assert explainer.texts[-1].endswith('assistant: It is bad. The 1 words of the input that matter most for it: "')
+    assert explainer.texts[-1].endswith('assistant: It is bad. The text is recognised as such by its words "')
     with pytest.raises(CapabilityError, match="log-probabilities"):
         explain_prompted([mute], explainer, "perturbation")
 

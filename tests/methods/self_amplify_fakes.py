@@ -22,7 +22,7 @@ def mistaken(text: str) -> bool:
 
 
 def reply(text: str) -> str:
-    if 'matter most for it: "' in text:
+    if 'as such by its words "' in text:
         word = next(w for w in (*GOOD, *BAD) if w in asked(text))
         return f'{word}", "banana"'
     if text.endswith("3-step explanation:"):

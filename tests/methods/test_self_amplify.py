@@ -14,7 +14,7 @@ from amplify.methods.self_amplify import usable
 from amplify.tasks import Task
 from amplify.values import Completion, Demonstration
 
-TOP = 'The answer is positive. The 2 words of the input that matter most for it: "'
+TOP = 'The answer is positive. The text is recognised as such by its words "'
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_top_k_words_are_the_models_own(sentiment: Task, backend: ScriptedBacken
         assert word in (*GOOD, *BAD)
         assert shot.rationale.text == f'The key words: "{word}" point to {shot.example.label}.'
         assert shot.rationale.attribution.text == input_text(shot.example)
-    leads = [c.text.rpartition("assistant: ")[2] for c in backend.calls if "matter most" in c.text]
+    leads = [c.text.rpartition("assistant: ")[2] for c in backend.calls if "recognised as such" in c.text]
     assert sorted(leads) == sorted(TOP.replace("positive", str(s.example.label)) for s in program.shots)
     assert "4 words named that are not in the input: left out" in program.notes
     assert "4 of 4 rationales have fewer than 2 words to cite" in program.notes
@@ -39,11 +39,11 @@ def test_top_k_words_are_the_models_own(sentiment: Task, backend: ScriptedBacken
 
 
 def test_nonsense_is_dropped_counted_and_asking_ends(sentiment: Task) -> None:
-    backend = ScriptedBackend(reply=lambda t: "banana" if "matter most" in t or t.endswith(":") else reply(t))
+    backend = ScriptedBackend(reply=lambda t: "banana" if "recognised as such" in t or t.endswith(":") else reply(t))
     program = make("self_amplify_topk", **SMALL).fit(sentiment, backend, 0)
     assert all(shot.rationale is None for shot in program.shots)
     assert "4 of 4 rationales dropped: those shots show their answer alone" in program.notes
-    assert sum("matter most" in text for text in backend.texts) == 12
+    assert sum("recognised as such" in text for text in backend.texts) == 12
     silent = ScriptedBackend(reply=lambda t: " ?" if t.endswith(":") else reply(t))
     made = make("self_amplify_phcot", **SMALL).fit(sentiment, silent, 0)
     assert all(shot.rationale is None for shot in made.shots)
@@ -135,7 +135,9 @@ def test_the_gate_replaces_shots_whose_words_do_not_count(sentiment: Task, name:
 
 
 def test_choices_of_the_example(quiz: Task) -> None:
-    backend = ScriptedBackend(reply=lambda t: ' colour"' if "matter most" in t else " (A).", logprob=lambda t, c: -1.0)
+    backend = ScriptedBackend(
+        reply=lambda t: ' colour"' if "recognised as such" in t else " (A).", logprob=lambda t, c: -1.0
+    )
     program = make("self_amplify_topk", shots=2, k=1).fit(quiz, backend, 0)
     assert all(f"point to ({s.example.label})." in s.rationale.text for s in program.shots)
     assert program.answer(quiz.test, backend)
