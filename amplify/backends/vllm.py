@@ -53,14 +53,14 @@ class VLLMBackend:
         tokenizer: the model's tokenizer.
     """
 
-    def __init__(self, model: str | Path, *, steering: bool | Steering = False, **options: Any) -> None:
+    def __init__(self, model: str | Path, *, steering: bool | str | Steering = False, **options: Any) -> None:
         """Start the engine; this takes from half a minute up.
 
         Args:
             model: alias, hub id or folder (`amplify.models.resolve`).
-            steering: start the engine so that it can steer attention: its cache holds wider heads (on a CPU 96 channels
-                instead of 64), which costs a few per cent of speed, also for plain requests. Given a `Steering`, only
-                in the layers that it names.
+            steering: start the engine so that it can steer attention: its cache holds wider heads (on a CPU 80 channels
+                instead of 64), which costs a few per cent of speed, also for plain requests. Given a `Steering`, or
+                the name or path of a profile, only in the layers that it names.
             **options: engine arguments of vLLM by keyword, e.g. dtype="float32", max_model_len=2048,
                 enforce_eager=True, tensor_parallel_size=2. Prefix caching is on unless switched off here. On a CPU the
                 key/value cache takes 2 GiB unless `kv_cache_memory_bytes` or VLLM_CPU_KVCACHE_SPACE says otherwise.
@@ -213,14 +213,16 @@ class VLLMBackend:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _switch(self, steering: bool | Steering) -> dict[str, Any]:
+    def _switch(self, steering: bool | str | Steering) -> dict[str, Any]:
         """What an engine is told that is to steer."""
         from transformers import AutoConfig
 
         from amplify import models
-        from amplify.steering import vllm_plugin
+        from amplify.steering import Steering, vllm_plugin
 
         vllm_plugin.ready()
+        if isinstance(steering, str):
+            steering = Steering.load(steering)
         if isinstance(steering, bool) or steering.heads is None:
             return {}
         return {"layers": list(steering.check(AutoConfig.from_pretrained(self.folder), models.identity(self.folder)))}

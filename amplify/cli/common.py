@@ -147,7 +147,7 @@ def required(value: str | None, option: str) -> str:
     return value
 
 
-def steerable(backend: str | None, options: tuple[str, ...], steering: object) -> tuple[str, ...]:
-    """Engine options with steering=true where the engine has to know at its start."""
+def steerable(backend: str | None, options: tuple[str, ...], steering: bool | str | None) -> tuple[str, ...]:
+    """Engine options with steering=… where the engine has to know at its start: a profile's layers, or all of them."""
     needs = steering and (backend or "").startswith("vllm:") and not any(o.startswith("steering=") for o in options)
-    return (*options, "steering=true") if needs else options
+    return (*options, f"steering={steering if isinstance(steering, str) else 'true'}") if needs else options

@@ -342,6 +342,7 @@ def test_the_command_line_opens_a_steerable_engine_where_a_method_steers():
     assert {n for n, m in METHODS.items() if m.steers} >= {"pasta", "pasta_random_heads", "auto_pasta", "spotlight"}
     assert not METHODS["marked_prompt"].steers
     assert steerable("vllm:m", ("a=1",), True) == ("a=1", "steering=true")
+    assert steerable("vllm:m", (), "mine.yaml") == ("steering=mine.yaml",)
     assert steerable("vllm:m", ("steering=false",), True) == ("steering=false",)
     assert steerable("vllm:m", (), False) == steerable("transformers:m", (), True) == ()
 
