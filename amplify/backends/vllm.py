@@ -13,6 +13,7 @@ without the cache where it was.
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import platform
 import weakref
@@ -69,8 +70,14 @@ class VLLMBackend:
             MissingExtraError: vLLM is not installed.
             UnknownNameError: no such model or engine argument.
             InputError: a value that the engine refuses.
-            BackendError: the engine did not start.
+            BackendError: the engine did not start; also where a script opens it outside of `if __name__ == "__main__":`,
+                which the engine's own process would run again.
         """
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise BackendError(
+                "the engine's process reads your script again and would start another engine: put the lines that open "
+                'the vLLM backend, and all that use it, under `if __name__ == "__main__":`'
+            )
         # at WARNING it writes a line per weight that is stored in another dtype than it is used in
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:

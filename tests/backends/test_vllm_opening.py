@@ -1,0 +1,17 @@
+"""What can go wrong before a vLLM engine starts."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import pytest
+
+from amplify import open_backend
+from amplify.errors import BackendError
+
+
+def test_a_script_without_a_main_guard_is_told_so_in_the_engines_process(monkeypatch):
+    # as it is while a spawned process runs its parent's script again
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(BackendError, match='under `if __name__ == "__main__":`'):
+        open_backend("vllm:smollm2-135m")
