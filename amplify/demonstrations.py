@@ -14,8 +14,8 @@ from amplify.embeddings import Embedder, nearest
 from amplify.errors import InputError, UnknownNameError
 from amplify.layout import input_text
 from amplify.proxies import Proxy
-from amplify.task_splits import content_hash
 from amplify.tasks import Task
+from amplify.tasks.splits import content_hash
 from amplify.values import Attribution, Demonstration, Example
 
 STRATEGIES = ("random", "balanced", "knn", "mcs_high", "mcs_low", "most_faithful")

@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from amplify import planted
 from amplify.attribution.explaining import explain_many
 from amplify.attribution.faithfulness import faithfulness
 from amplify.attribution.faithfulness_metrics import METRICS
@@ -32,7 +31,7 @@ from amplify.attribution.opening import subject
 from amplify.attribution.words import word_spans
 from amplify.backends.scripted import ScriptedBackend
 from amplify.proxies import Proxy, train_proxy, versions
-from amplify.tasks import Task, load_task
+from amplify.tasks import Task, load_task, planted
 from amplify.textgenshap.estimate import estimate
 from amplify.values import Attribution, Example
 

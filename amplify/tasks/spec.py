@@ -17,7 +17,7 @@ from amplify.errors import DataError, InputError
 
 FIELDS = ("text", "label", "id", "split", "choices", "answers", "keep")
 SPLITS = ("train", "validation", "test")
-RETRIEVAL = ("hotpotqa", "nq", "miracl")  # formats of `amplify.retrieval_tasks`
+RETRIEVAL = ("hotpotqa", "nq", "miracl")  # formats of `amplify.tasks.retrieval`
 HUB_KEYS = ("path", "config", "revision", "splits", "fields", "files")
 
 
@@ -34,13 +34,13 @@ class TaskSpec:
         label_files: split -> file with one label a line, where labels lie beside the rows.
         columns: names of the columns of a file without a header.
         format: "rows" (CSV, TSV, JSON, JSONL by their endings), "bbh" (options inside the text), "counterfact" or
-            "known_facts" (see `amplify.fact_tasks`), or "hotpotqa", "nq", "miracl" (see `amplify.retrieval_tasks`).
+            "known_facts" (see `amplify.tasks.facts`), or "hotpotqa", "nq", "miracl" (see `amplify.tasks.retrieval`).
         fields: text, label, id, split, choices, answers -> column (dots reach into objects; a list of columns is
             joined for text, and is the options for choices); keep -> further columns, or "*".
         hub: path, config, revision, splits (our name -> theirs), fields (where they differ from the file's); or
             files (split -> file of that repository), read as the local files are.
-        documents: total, gold_at, distractors: documents of each example; see `amplify.retrieval_tasks`.
-        generate: rule -> its options; see `amplify.generated_tasks`.
+        documents: total, gold_at, distractors: documents of each example; see `amplify.tasks.retrieval`.
+        generate: rule -> its options; see `amplify.tasks.generated`.
         splits: sizes; whole numbers are counts, fractions are shares.
         seed: of the split by content.
         bad_gold: number of rows in the published data whose gold answer is none of their choices (left out).

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from amplify import planted
 from amplify.attribution.explaining import explain_many
 from amplify.attribution.faithfulness import faithfulness
 from amplify.attribution.faithfulness_metrics import DEFAULT, KEPT, METRICS
@@ -18,11 +17,11 @@ from amplify.attribution.opening import subject
 from amplify.attribution.words import word_spans
 from amplify.backends.scripted import ScriptedBackend
 from amplify.proxies import train_proxy
-from amplify.tasks import Task, load_task
+from amplify.tasks import Task, load_task, planted
 from amplify.textgenshap.estimate import estimate
 from amplify.values import Attribution, Example
 
-RESULT = Path(__file__).parents[1] / "eval" / "results" / "faithfulness_check.json"
+RESULT = Path(__file__).parents[2] / "eval" / "results" / "faithfulness_check.json"
 
 
 def decided(task: Task, n: int) -> list[Example]:

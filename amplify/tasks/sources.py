@@ -11,8 +11,8 @@ from typing import Any
 
 from amplify import resources
 from amplify.errors import DataError, InputError
-from amplify.task_rows import bbh_example, column, example, rows
-from amplify.task_spec import RETRIEVAL, TaskSpec
+from amplify.tasks.rows import bbh_example, column, example, rows
+from amplify.tasks.spec import RETRIEVAL, TaskSpec
 from amplify.values import Demonstration, Example, Rationale
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
@@ -44,7 +44,7 @@ def read(spec: TaskSpec, data: Path | None) -> Found:
         DataError: nowhere to be had; the message says what to put where. InputError: the rows are not as described.
     """
     if spec.generate:
-        from amplify.generated_tasks import generate
+        from amplify.tasks.generated import generate
 
         return Found(generate(spec), source=f"generated: {spec.generate.get('rule')}", revision=f"seed {spec.seed}")
     if data is not None and not data.exists():
@@ -106,13 +106,13 @@ def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) ->
             content = _with_labels(content, path, spec, spec.label_files[split], data)
             fields = {**fields, "label": LABEL_FILE}
         if spec.format in ("counterfact", "known_facts"):
-            from amplify.fact_tasks import fact_examples
+            from amplify.tasks.facts import fact_examples
 
             for item, name in fact_examples(spec, content, path):
                 pools.setdefault(name, []).append(item)
             continue
         if spec.format in RETRIEVAL:
-            from amplify.retrieval_tasks import retrieval_examples
+            from amplify.tasks.retrieval import retrieval_examples
 
             pools[split] = retrieval_examples(spec, content, path)
             continue

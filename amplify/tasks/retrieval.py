@@ -16,8 +16,8 @@ from typing import Any
 
 from amplify.errors import InputError
 from amplify.metrics import normalise
-from amplify.task_rows import column
-from amplify.task_spec import TaskSpec, check_keys
+from amplify.tasks.rows import column
+from amplify.tasks.spec import TaskSpec, check_keys
 from amplify.values import Example
 
 FORMATS = ("hotpotqa", "nq", "miracl")

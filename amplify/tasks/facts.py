@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from amplify.errors import InputError
-from amplify.task_rows import column
-from amplify.task_spec import TaskSpec
+from amplify.tasks.rows import column
+from amplify.tasks.spec import TaskSpec
 from amplify.values import Example
 
 QUESTIONS = ("requested_rewrite.prompt", "paraphrase_prompts")

@@ -8,11 +8,11 @@ import pytest
 
 from amplify import metrics, text_metrics
 from amplify.errors import DataError, InputError
-from amplify.fact_tasks import counterfacts
 from amplify.methods import make
 from amplify.methods.forms import Form
 from amplify.methods.marking import first_sentence, unmarked
 from amplify.tasks import load_task
+from amplify.tasks.facts import counterfacts
 from amplify.values import Example
 
 GENDERED = re.compile(r"\b(he|she|him|her|his|hers|himself|herself)\b", re.IGNORECASE)

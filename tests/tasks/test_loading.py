@@ -13,9 +13,9 @@ from task_files import BBH, write_csv, write_jsonl
 
 from amplify import resources
 from amplify.errors import DataError, InputError, UnknownNameError
-from amplify.task_rows import CANARY, rows
-from amplify.task_spec import shipped_specs
 from amplify.tasks import Task, iter_rows, list_tasks, load_task, read_rows
+from amplify.tasks.rows import CANARY, rows
+from amplify.tasks.spec import shipped_specs
 from amplify.values import Example
 
 

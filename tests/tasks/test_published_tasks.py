@@ -12,9 +12,9 @@ import pytest
 from task_files import BBH, write_jsonl
 
 from amplify.errors import DataError, InputError
-from amplify.task_rows import CANARY, bbh_example
-from amplify.task_splits import content_hash
 from amplify.tasks import Task, list_tasks, load_task
+from amplify.tasks.rows import CANARY, bbh_example
+from amplify.tasks.splits import content_hash
 from amplify.values import Demonstration
 
 

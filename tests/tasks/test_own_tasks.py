@@ -11,10 +11,10 @@ import pytest
 
 from amplify import resources
 from amplify.errors import InputError, UnknownNameError
-from amplify.generated_tasks import FIRST_NAMES, coin_flip, last_letters
-from amplify.task_rows import rows
-from amplify.task_spec import read_specs, shipped_specs
 from amplify.tasks import load_task
+from amplify.tasks.generated import FIRST_NAMES, coin_flip, last_letters
+from amplify.tasks.rows import rows
+from amplify.tasks.spec import read_specs, shipped_specs
 
 
 def test_coin_flip_follows_its_rule() -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from amplify.errors import DataError, InputError
-from amplify.task_spec import TaskSpec
+from amplify.tasks.spec import TaskSpec
 from amplify.values import Example
 
 

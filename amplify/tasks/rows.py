@@ -149,6 +149,35 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
     )
 
 
+def iter_rows(path: str | Path, text: str, *, id: str | None = None, label: str | None = None) -> Iterator[Example]:
+    """Rows of a CSV, TSV, JSON or JSONL file as examples, one after the other, without splits.
+
+    Args:
+        path: the file; CSV, TSV and JSONL are streamed.
+        text: its column with the input.
+        id: a column with unique ids; default: "row-1", "row-2", ….
+        label: a column with gold labels, where there are some.
+
+    Raises:
+        DataError: the file cannot be read. InputError: a missing column, an empty text, an id used twice, no rows.
+    """
+    fields = {name: value for name, value in (("text", text), ("id", id), ("label", label)) if value}
+    seen: set[str] = set()
+    for number, row in enumerate(rows(Path(path)), start=1):
+        found = example(row, {**fields, "keep": "*"}, f"{path}, row {number}", fallback_id=f"row-{number}")
+        if found.id in seen:
+            raise InputError(f"{path}, row {number}: the id {found.id!r} is used twice; ids must be unique")
+        seen.add(found.id)
+        yield found
+    if not seen:
+        raise InputError(f"{path} has no rows")
+
+
+def read_rows(path: str | Path, text: str, *, id: str | None = None, label: str | None = None) -> list[Example]:
+    """`iter_rows` as a list: new rows to answer, unlabelled unless `label` names a column."""
+    return list(iter_rows(path, text, id=id, label=label))
+
+
 def column(row: Mapping[str, Any], name: str, where: str) -> Any:
     """The cell of a column; dots reach into objects where no column has the whole name.
 

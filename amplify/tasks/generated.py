@@ -1,5 +1,5 @@
 """Tasks that are made by rule: coin flip and last letters (Wei et al. 2022, arXiv 2201.11903, section 5), and planted
-words (`amplify.planted`).
+words (`amplify.tasks.planted`).
 
 In distribution, shots and test items have the same number of steps; out of distribution the test items have more
 than any shot. Everything follows from the task's seed.
@@ -14,9 +14,9 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from amplify import planted
 from amplify.errors import InputError, UnknownNameError
-from amplify.task_spec import SPLITS, TaskSpec, check_keys
+from amplify.tasks import planted
+from amplify.tasks.spec import SPLITS, TaskSpec, check_keys
 from amplify.values import Example
 
 FIRST_NAMES = (
