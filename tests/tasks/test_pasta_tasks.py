@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from amplify import metrics, text_metrics
+from amplify import metrics
 from amplify.errors import DataError, InputError
 from amplify.methods import make
 from amplify.methods.forms import Form
 from amplify.methods.marking import first_sentence, unmarked
+from amplify.metrics.text import consistency, fluency, is_refusal
 from amplify.tasks import load_task
 from amplify.tasks.facts import counterfacts
 from amplify.values import Example
@@ -239,11 +240,11 @@ def test_fluency_in_closed_form():
     # eight different 2-grams and seven different 3-grams: uniform entropies
     from math import log2
 
-    assert text_metrics.fluency("a b c d e f g h i") == pytest.approx((2 / 3 * log2(8) + 4 / 3 * log2(7)) / 2)
-    assert text_metrics.fluency("no no no no") == 0
-    assert text_metrics.fluency("") == 0
-    assert text_metrics.consistency("a b", "a b") == pytest.approx(1)
-    assert text_metrics.consistency("", "a") == 0
+    assert fluency("a b c d e f g h i") == pytest.approx((2 / 3 * log2(8) + 4 / 3 * log2(7)) / 2)
+    assert fluency("no no no no") == 0
+    assert fluency("") == 0
+    assert consistency("a b", "a b") == pytest.approx(1)
+    assert consistency("", "a") == 0
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_fluency_in_closed_form():
     ],
 )
 def test_refusals_by_their_words(text, refuses):
-    assert text_metrics.is_refusal(text) is refuses
+    assert is_refusal(text) is refuses
 
 
 def test_both_refusal_rates_are_reported_apart():

@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from amplify.errors import InputError
-from amplify.evidence import auc, citation_scores, evidence_scores, ranks
 from amplify.metrics import KINDS, answer_scores, item_score
+from amplify.metrics.evidence import auc, citation_scores, evidence_scores, ranks
 from amplify.values import Answer, Example, Sources
 
 

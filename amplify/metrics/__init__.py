@@ -1,0 +1,11 @@
+"""Metrics: scores of a single item, and `evaluate.Metric` objects over all of them that need no network.
+
+A prediction is the parsed answer, or None where nothing could be parsed. None and empty answers never score: not
+even against an empty reference.
+"""
+
+from amplify.metrics.answers import contains, normalise, token_f1
+from amplify.metrics.kinds import KINDS, answer_scores, item_score
+from amplify.metrics.loading import Metric, load
+
+__all__ = ["KINDS", "Metric", "answer_scores", "contains", "item_score", "load", "normalise", "token_f1"]

@@ -1,0 +1,62 @@
+"""Scores of one short answer against a reference, and macro F1 over all of them."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+Prediction = str | None
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation, English articles and extra spaces (SQuAD, Rajpurkar et al. 2016)."""
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def same_label(prediction: str, reference: str) -> float:
+    """1.0 where the two are the same label, letter case and outer spaces aside."""
+    return float(prediction.strip().casefold() == reference.strip().casefold())
+
+
+def exact(prediction: str, reference: str) -> float:
+    """1.0 where the two agree up to letter case and runs of spaces; punctuation counts (think of brackets)."""
+    return float(prediction.split() != [] and prediction.casefold().split() == reference.casefold().split())
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """Harmonic mean of precision and recall over the bags of normalised tokens; 0.0 if either bag is empty."""
+    got, want = normalise(prediction).split(), normalise(reference).split()
+    common = sum((Counter(got) & Counter(want)).values())
+    return 2 * common / (len(got) + len(want)) if common else 0.0
+
+
+def answer_match(prediction: str, reference: str) -> float:
+    """1.0 where the two agree after SQuAD's normalisation, the exact match of question answering."""
+    return float(normalise(prediction) == normalise(reference) != "")
+
+
+def contains(prediction: str, reference: str) -> float:
+    """1.0 where the normalised reference stands in the normalised prediction as whole words.
+
+    The accuracy of Lost in the Middle (Liu et al. 2023), made for models that answer in sentences.
+    """
+    want = normalise(reference)
+    return float(bool(want) and f" {want} " in f" {normalise(prediction)} ")
+
+
+def macro_f1(predictions: Sequence[Prediction], references: Sequence[str]) -> float:
+    """Unweighted mean of each label's F1 over the labels among the references.
+
+    A prediction that is no such label (unparsed included) counts against recall, and has no row of its own: what a
+    model makes up must not change the number of classes.
+    """
+    gold = [r.strip().casefold() for r in references]
+    got = ["" if p is None else p.strip().casefold() for p in predictions]
+    scores = []
+    for label in sorted(set(gold)):
+        hit = sum(g == p == label for g, p in zip(gold, got, strict=True))
+        scores.append(2 * hit / (gold.count(label) + got.count(label)))
+    return sum(scores) / len(scores)

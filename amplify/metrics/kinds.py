@@ -1,0 +1,116 @@
+"""What metrics there are, and the scores of a single item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from amplify.errors import InputError
+from amplify.metrics import text
+from amplify.metrics.answers import Prediction, answer_match, contains, exact, macro_f1, same_label, token_f1
+from amplify.metrics.evidence import evidence_scores
+from amplify.values import Answer, Example
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a metric scores one prediction against one reference, and all of them together.
+
+    `further` are scores of the prediction against the reference that it fits best; `beside` are scores that are each
+    the best over the references.
+    """
+
+    description: str
+    item: Callable[[str, str], float]
+    item_name: str
+    whole: Callable[[Sequence[Prediction], Sequence[str]], float] | None = None
+    further: Callable[[str, str], dict[str, float]] | None = None
+    beside: Mapping[str, Callable[[str, str], float]] = field(default_factory=dict)
+
+
+KINDS: Mapping[str, Kind] = {
+    "accuracy": Kind("share of right labels; an unparsed answer is wrong", same_label, "accuracy"),
+    "exact_match": Kind("share of answers equal to an accepted one", exact, "exact_match"),
+    "f1": Kind("token F1 with the best accepted answer, SQuAD normalisation", token_f1, "f1"),
+    "qa": Kind(
+        "share of answers equal to an accepted one after SQuAD normalisation; token F1; share that contain one",
+        answer_match,
+        "exact_match",
+        beside={"f1": token_f1, "contains": contains},
+    ),
+    "evidence": Kind(
+        "documents alone: probability that a gold document is ranked above another one (AUC); needs no gold answer",
+        lambda prediction, reference: 0.0,
+        "evidence_auc",
+    ),
+    "macro_f1": Kind("mean F1 over the labels", same_label, "accuracy", macro_f1),
+    "json": Kind(
+        "share of answers that are JSON as a whole, with exactly the keys and values wanted",
+        text.json_strict,
+        "strict_accuracy",
+        further=text.json_further,
+    ),
+    "pronouns": Kind(
+        "share of answers that change every pronoun and nothing else",
+        text.pronouns_strict,
+        "strict_accuracy",
+        further=text.pronouns_further,
+    ),
+    "refusal": Kind(
+        "share of prompts treated rightly: safe ones answered, unsafe ones refused",
+        text.refusal_strict,
+        "right_treatment",
+        further=text.refusal_further,
+    ),
+    # a choice of the new fact over the old one, by log-probability of the whole targets in score mode
+    "efficacy": Kind("share of items where the new fact beats the old one", same_label, "efficacy"),
+    "paraphrase": Kind("share of paraphrases where the new fact beats the old one", same_label, "paraphrase_score"),
+}
+
+
+def item_score(kind: Kind, prediction: Prediction, references: Sequence[str]) -> dict[str, float]:
+    """The best score over the accepted answers, what else the metric tells of it, and whether nothing was answered."""
+    empty = prediction is None or not prediction.strip()
+    scored = [(0.0 if empty else kind.item(str(prediction), r), r) for r in references]
+    score, best = max(scored, key=lambda pair: pair[0], default=(0.0, ""))
+    further = kind.further("" if empty else str(prediction), best) if kind.further and references else {}
+    for name, beside in kind.beside.items():
+        further[name] = 0.0 if empty else max((beside(str(prediction), r) for r in references), default=0.0)
+    return {kind.item_name: score, **further, "unparsed": float(empty)}
+
+
+def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, float]:
+    """Scores of one answer, the metric's main score first; with those of its documents where it read some.
+
+    Args:
+        name: of the metric, a key of `KINDS`.
+        answer: what a program answered.
+        example: with its gold answer and gold evidence.
+
+    Raises:
+        InputError: the example has no gold answer, or the metric needs documents and the answer has none.
+    """
+    kind = KINDS[name]
+    documents = evidence_scores(answer.sources, example) if answer.sources else {}
+    if name != "evidence":
+        scores = item_score(kind, answer.value, references_of(example))
+        del scores["unparsed"]
+        return {**scores, **documents}
+    if kind.item_name not in documents:
+        raise InputError(
+            f"example {example.id!r}: the metric 'evidence' judges how documents are ranked, so it needs gold evidence "
+            "and a method that reads documents (rag, rag_rerank_shapley, …)"
+        )
+    return {kind.item_name: documents.pop(kind.item_name), **documents}
+
+
+def references_of(example: Example) -> tuple[str, ...]:
+    """Every accepted gold string of an example: its label, or its answers.
+
+    Raises:
+        InputError: the example has neither.
+    """
+    accepted = example.answers or (() if example.label is None else (example.label,))
+    if not accepted:
+        raise InputError(f"example {example.id!r} has no gold label and cannot be scored")
+    return tuple(accepted)
