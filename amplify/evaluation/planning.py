@@ -166,7 +166,7 @@ def _imitation(method: Method, task: Task) -> Program | None:
     from amplify.methods.prompting import PromptMethod
     from amplify.methods.self_amplify import SelfAmplify
     from amplify.methods.shots import ShotProgram, with_rationales
-    from amplify.wording import variables
+    from amplify.rationales.wording import variables
 
     if not isinstance(method, PromptMethod):
         return None

@@ -11,8 +11,8 @@ from amplify.backends.base import Generator
 from amplify.methods.explained import RATIONALE_TOKENS, Explained, ExplainedMethod
 from amplify.methods.forms import Form
 from amplify.methods.shots import ShotProgram, with_rationales
+from amplify.rationales.wording import opening
 from amplify.values import Rationale
-from amplify.wording import opening
 
 if TYPE_CHECKING:
     from amplify.tasks import Task

@@ -18,9 +18,9 @@ from amplify.methods.explained import Explained, ExplainedMethod, find_proxy
 from amplify.methods.prompting import PromptMethod
 from amplify.methods.shots import ShotProgram, answer_shots, as_example
 from amplify.rationales import others, random_words, rationalise, tfidf_words
+from amplify.rationales.wording import Words, variables, verbalise
 from amplify.templates import Template
 from amplify.values import Answer, Attribution, Demonstration, Example, Prompt, Rationale
-from amplify.wording import Words, variables, verbalise
 
 if TYPE_CHECKING:
     from amplify.proxies import Proxy

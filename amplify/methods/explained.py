@@ -19,9 +19,9 @@ from amplify.methods.gating import SPARE, Explanation, gate_shots, judge_for_pro
 from amplify.methods.parsing import shown
 from amplify.methods.prompting import PromptMethod, check_options
 from amplify.rationales import rationalise
-from amplify.salient_spans import SEARCHES
+from amplify.rationales.salience import SEARCHES
+from amplify.rationales.wording import kind_of
 from amplify.values import Attribution, Demonstration, Example, Rationale
-from amplify.wording import kind_of
 
 if TYPE_CHECKING:
     from amplify.attribution.gate import Verdict

@@ -26,8 +26,8 @@ from amplify.methods.self_attribution import BUDGET, citable, explain_shots, pla
 from amplify.methods.self_selection import SelfMethod
 from amplify.methods.shots import ShotProgram, with_rationales
 from amplify.rationales import rationalise
+from amplify.rationales.wording import opening, verbalise
 from amplify.values import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
-from amplify.wording import opening, verbalise
 
 if TYPE_CHECKING:
     from amplify.tasks import Task

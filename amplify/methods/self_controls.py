@@ -14,8 +14,8 @@ from amplify.methods.self_attribution import citable
 from amplify.methods.self_selection import SelfMethod
 from amplify.methods.shots import ShotProgram
 from amplify.rationales import random_words
+from amplify.rationales.wording import verbalise
 from amplify.values import Attribution, Demonstration, Rationale
-from amplify.wording import verbalise
 
 if TYPE_CHECKING:
     from amplify.tasks import Task

@@ -15,9 +15,9 @@ from amplify.methods import make
 from amplify.methods.gating import judge_own
 from amplify.methods.shots import ShotProgram
 from amplify.proxies import train_proxy
+from amplify.rationales.wording import verbalise
 from amplify.tasks import Task
 from amplify.values import Attribution, Demonstration, Example
-from amplify.wording import verbalise
 
 
 @pytest.fixture(scope="module")

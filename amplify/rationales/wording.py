@@ -7,8 +7,8 @@ from typing import Any
 
 from amplify import templates
 from amplify.errors import InputError
-from amplify.salient_spans import SEARCHES
-from amplify.salient_spans import shares as salient_shares
+from amplify.rationales.salience import SEARCHES
+from amplify.rationales.salience import shares as salient_shares
 from amplify.templates import Template
 from amplify.values import Attribution, Rationale
 

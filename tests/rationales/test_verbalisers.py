@@ -12,9 +12,9 @@ import amplify
 from amplify.attribution.words import word_spans
 from amplify.backends.scripted import ScriptedGenerator
 from amplify.errors import InputError
-from amplify.narration import check_narration, narrate
 from amplify.rationales import rationalise
-from amplify.salient_spans import SEARCHES, convolution, maximal_stretches, phrases, shares, span, total_order
+from amplify.rationales.narration import check_narration, narrate
+from amplify.rationales.salience import SEARCHES, convolution, maximal_stretches, phrases, shares, span, total_order
 from amplify.values import Attribution
 
 

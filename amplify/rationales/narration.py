@@ -15,9 +15,9 @@ from amplify import templates
 from amplify.attribution.words import stop_words, word_spans
 from amplify.backends.base import Generator
 from amplify.errors import InputError
+from amplify.rationales.wording import cite
 from amplify.templates import Template
 from amplify.values import Attribution, Completion, Message, Prompt, Rationale, Sampling
-from amplify.wording import cite
 
 _QUOTED = re.compile(r"[\"“„«]([^\"“”„«»]*)[\"”“»]|(?<!\w)['‘]([^'‘’]+)['’](?!\w)|`([^`]+)`|\*\*([^*]+)\*\*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")

@@ -6,8 +6,8 @@ import pytest
 from amplify import templates
 from amplify.errors import InputError, UnknownNameError
 from amplify.rationales import others, random_words, rationalise, tfidf_words
+from amplify.rationales.wording import opening, verbalise
 from amplify.values import Attribution
-from amplify.wording import opening, verbalise
 
 
 def made(text: str, scores: dict[str, float], target: str = "positive") -> Attribution:
