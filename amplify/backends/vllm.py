@@ -70,7 +70,7 @@ class VLLMBackend:
             MissingExtraError: vLLM is not installed.
             UnknownNameError: no such model or engine argument.
             InputError: a value that the engine refuses.
-            BackendError: the engine did not start; also where a script opens it outside of `if __name__ == "__main__":`,
+            BackendError: the engine did not start; also where a script opens it outside `if __name__ == "__main__":`,
                 which the engine's own process would run again.
         """
         if getattr(multiprocessing.current_process(), "_inheriting", False):
