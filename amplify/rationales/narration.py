@@ -15,7 +15,7 @@ from amplify import templates
 from amplify.attribution.words import stop_words, word_spans
 from amplify.backends.base import Generator
 from amplify.errors import InputError
-from amplify.rationales.wording import cite
+from amplify.rationales.wording import cite, variables
 from amplify.templates import Template
 from amplify.values import Attribution, Completion, Message, Prompt, Rationale, Sampling
 
@@ -141,15 +141,8 @@ def cited_words(text: str, told: Rationale) -> tuple[str, ...]:
 
 
 def _prompt(form: Template, attribution: Attribution, told: Rationale, label: str) -> Prompt:
-    variables = {
-        "text": attribution.text,
-        "words": list(told.words),
-        "shares": list(told.shares),
-        "coverage": told.coverage,
-        "label": label,
-        "foil": attribution.foil or "",
-    }
-    return Prompt(messages=(Message("user", form.render(variables)),))
+    given = variables(told.words, told.shares, label, attribution.foil, attribution.text)
+    return Prompt(messages=(Message("user", form.render(given)),))
 
 
 def _fault(written: Completion, attribution: Attribution, told: Rationale, label: str) -> str | None:

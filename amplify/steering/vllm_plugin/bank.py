@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,3 +102,8 @@ class Bank:
         for layer, numbers in (asks.steering.heads or {}).items():
             chosen[layer, [h - first for h in numbers if first <= h < first + heads]] = 1
         self.head_sets[line] = chosen.to(self.head_sets.device)
+
+
+def bank_of(layers: Mapping[str, Any]) -> Bank | None:
+    """The bank that an engine's layers have, by name; None where none of them is steered."""
+    return next((bank for layer in layers.values() if (bank := getattr(layer, "amplify_bank", None)) is not None), None)

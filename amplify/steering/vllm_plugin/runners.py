@@ -7,17 +7,8 @@ from typing import Any
 import numpy as np
 
 from amplify.steering.payload import Payload
-from amplify.steering.vllm_plugin.bank import Bank
+from amplify.steering.vllm_plugin.bank import bank_of
 from amplify.steering.vllm_plugin.options import asked
-
-
-def _layers_bank(context: Any) -> Bank | None:
-    """The bank of the engine with these layers."""
-    for layer in context.values():
-        bank = getattr(layer, "amplify_bank", None)
-        if bank is not None:
-            return bank
-    return None
 
 
 def extend_runners() -> None:
@@ -29,7 +20,7 @@ def extend_runners() -> None:
 
     def model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not hasattr(self, "amplify_bank"):
-            self.amplify_bank = _layers_bank(self.compilation_config.static_forward_context)
+            self.amplify_bank = bank_of(self.compilation_config.static_forward_context)
         if self.amplify_bank is not None:
             batch = self.input_batch
             n = batch.num_reqs
@@ -44,7 +35,7 @@ def extend_runners() -> None:
 
     def resolve(vllm_config: Any, model: Any) -> Any:
         plain = plain_resolve(vllm_config, model)
-        found = _layers_bank(vllm_config.compilation_config.static_forward_context)
+        found = bank_of(vllm_config.compilation_config.static_forward_context)
         if found is None:
             return plain
         bank = found

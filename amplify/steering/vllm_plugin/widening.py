@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from amplify.steering.payload import KEY
-from amplify.steering.vllm_plugin.bank import GATES, Bank
+from amplify.steering.vllm_plugin.bank import GATES, Bank, bank_of
 from amplify.steering.vllm_plugin.options import enabled, layers_of
 
 
@@ -35,13 +35,11 @@ def _width(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
 def _bank(config: Any, heads: int) -> Bank:
     """The engine's bank: the one that its other layers have, or a new one."""
     from vllm.distributed import get_tensor_model_parallel_rank
-    from vllm.model_executor.layers.attention.attention import Attention
 
-    for layer in config.compilation_config.static_forward_context.values():
-        if isinstance(layer, Attention) and layer.amplify_bank is not None:
-            if layer.amplify_bank.heads != heads:
-                raise ValueError("steering needs the same number of query heads in every layer")
-            return layer.amplify_bank
+    if (found := bank_of(config.compilation_config.static_forward_context)) is not None:
+        if found.heads != heads:
+            raise ValueError("steering needs the same number of query heads in every layer")
+        return found
     if config.speculative_config is not None:
         raise ValueError("steering and speculative decoding cannot be combined: the draft model is not steered")
     if config.parallel_config.use_ubatching:
