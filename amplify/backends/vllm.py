@@ -63,8 +63,10 @@ class VLLMBackend:
                 instead of 64), which costs a few per cent of speed, also for plain requests. Given a `Steering`, or
                 the name or path of a profile, only in the layers that it names.
             **options: engine arguments of vLLM by keyword, e.g. dtype="float32", max_model_len=2048,
-                enforce_eager=True, tensor_parallel_size=2. Prefix caching is on unless switched off here. On a CPU the
-                key/value cache takes 2 GiB unless `kv_cache_memory_bytes` or VLLM_CPU_KVCACHE_SPACE says otherwise.
+                enforce_eager=True, tensor_parallel_size=2. Prefix caching is on unless switched off here. On a CPU
+                dtype is float32 unless given, as for `transformers:` (vLLM would take bfloat16, which many CPUs only
+                emulate), and the key/value cache takes 2 GiB unless `kv_cache_memory_bytes` or VLLM_CPU_KVCACHE_SPACE
+                says otherwise.
 
         Raises:
             MissingExtraError: vLLM is not installed.
@@ -98,8 +100,12 @@ class VLLMBackend:
         if options.get("logprobs_mode", "raw_logprobs") != "raw_logprobs":
             raise InputError("scores are log-probabilities of the model itself: leave logprobs_mode at raw_logprobs")
         self._cpu = current_platform.is_cpu()
-        if self._cpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-            options.setdefault("kv_cache_memory_bytes", CPU_KV_CACHE)
+        if self._cpu:
+            # ahead-of-time artefacts cannot be loaded again on a CPU (vLLM 0.32), so each start would compile anew
+            os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+            options.setdefault("dtype", "float32")
+            if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+                options.setdefault("kv_cache_memory_bytes", CPU_KV_CACHE)
         self._steers = bool(steering)
         self.folder = models.resolve(model)
         self.spec = f"vllm:{model}"

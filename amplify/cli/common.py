@@ -147,7 +147,13 @@ def required(value: str | None, option: str) -> str:
     return value
 
 
-def steerable(backend: str | None, options: tuple[str, ...], steering: bool | str | None) -> tuple[str, ...]:
-    """Engine options with steering=… where the engine has to know at its start: a profile's layers, or all of them."""
-    needs = steering and (backend or "").startswith("vllm:") and not any(o.startswith("steering=") for o in options)
-    return (*options, f"steering={steering if isinstance(steering, str) else 'true'}") if needs else options
+def for_vllm(backend: str | None, options: tuple[str, ...], **defaults: str | bool | None) -> tuple[str, ...]:
+    """Engine options (KEY=VALUE) with defaults that the user did not set, where the backend is a vLLM engine.
+
+    A default of None or False is left out.
+    """
+    if not (backend or "").startswith("vllm:"):
+        return options
+    given = {option.partition("=")[0].strip() for option in options}
+    missing = {key: value for key, value in defaults.items() if value and key not in given}
+    return (*options, *(f"{key}={value if isinstance(value, str) else 'true'}" for key, value in missing.items()))

@@ -10,11 +10,11 @@ import click
 from amplify.cli.common import (
     NewFile,
     backend_of,
+    for_vllm,
     names,
     numbers,
     pairs,
     required,
-    steerable,
     takes_backend,
     takes_task,
 )
@@ -62,7 +62,7 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
         click.echo(str(plan(loaded, None, methods, **common)))
         return
     steers = any(method.steers for method in methods)
-    settings = steerable(suite["backend"], tuple(suite.get("backend_option") or ()), steers)
+    settings = for_vllm(suite["backend"], tuple(suite.get("backend_option") or ()), steering=steers)
     with backend_of(suite["backend"], settings) as backend:
         if dry_run:
             click.echo(str(plan(loaded, backend, methods, **common)))

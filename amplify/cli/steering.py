@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import backend_of, required, steerable, takes_backend, takes_data
+from amplify.cli.common import backend_of, for_vllm, required, takes_backend, takes_data
 from amplify.errors import InputError
 
 
@@ -34,7 +34,10 @@ def generate(
     raw: bool,
     max_tokens: int,
 ) -> None:
-    """Answer PROMPT; with --steering, its **marked** words are emphasised (the marks are never sent)."""
+    """Answer PROMPT; with --steering, its **marked** words are emphasised (the marks are never sent).
+
+    A vLLM engine is started for one answer here, so it leaves the model uncompiled (-B enforce_eager=false compiles).
+    """
     from amplify.steering import Steering, parse_emphasis
     from amplify.values import Sampling
 
@@ -44,7 +47,8 @@ def generate(
         chosen = replace(chosen, alpha=alpha)
     if chosen is not None and not parsed.emphasis:
         raise InputError(f"nothing is emphasised: put {mark} around the words to steer towards")
-    with backend_of(required(backend, "--backend"), steerable(backend, backend_option, steering)) as opened:
+    options = for_vllm(backend, backend_option, steering=steering, enforce_eager=True)
+    with backend_of(required(backend, "--backend"), options) as opened:
         [answer] = opened.generate([parsed], Sampling(max_tokens=max_tokens), steering=chosen)
     click.echo(answer.text)
 

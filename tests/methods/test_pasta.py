@@ -336,15 +336,16 @@ def test_shipped_profiles_fit_their_model():
 
 
 def test_the_command_line_opens_a_steerable_engine_where_a_method_steers():
-    from amplify.cli.common import steerable
+    from amplify.cli.common import for_vllm
     from amplify.methods import METHODS
 
     assert {n for n, m in METHODS.items() if m.steers} >= {"pasta", "pasta_random_heads", "auto_pasta", "spotlight"}
     assert not METHODS["marked_prompt"].steers
-    assert steerable("vllm:m", ("a=1",), True) == ("a=1", "steering=true")
-    assert steerable("vllm:m", (), "mine.yaml") == ("steering=mine.yaml",)
-    assert steerable("vllm:m", ("steering=false",), True) == ("steering=false",)
-    assert steerable("vllm:m", (), False) == steerable("transformers:m", (), True) == ()
+    assert for_vllm("vllm:m", ("a=1",), steering=True) == ("a=1", "steering=true")
+    assert for_vllm("vllm:m", (), steering="mine.yaml") == ("steering=mine.yaml",)
+    assert for_vllm("vllm:m", ("steering=false",), steering=True) == ("steering=false",)
+    assert for_vllm("vllm:m", (), steering=None, enforce_eager=True) == ("enforce_eager=true",)
+    assert for_vllm("vllm:m", (), steering=False) == for_vllm("transformers:m", (), steering=True) == ()
 
 
 @pytest.mark.real
