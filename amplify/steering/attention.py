@@ -4,7 +4,7 @@ A query head q becomes [q, g], a key [k, b], a value [v, 0], the scale unchanged
 scale * g * b: with b = log(w)/scale on a span's keys and g = 1 on steered heads that is the formula, in any kernel that
 takes queries, keys and values, and without a mask per head. Under grouped-query attention the gate sits on the query
 side, so heads that share keys may differ. Two channels, the value rounded to the model's dtype and what rounding left,
-keep half precision exact to 16 bits.
+keep half precision exact to 16 bits; more channels only align the heads for fused kernels.
 """
 
 from __future__ import annotations
@@ -198,22 +198,21 @@ def _attention(
         return stock(inner, query, key, value, bias, scaling=scaling, **kwargs)
     keys, on = what.key_side(query, key, scaling), what.gate(gate, query)
     width = value.shape[-1]
-    wide_key = torch.cat([key, keys.expand(*key.shape[:-1], WIDER)], -1)
+    wider = keys.shape[-1]
+    wide_key = torch.cat([key, keys.expand(*key.shape[:-1], wider)], -1)
     static = on * what.static_rows(query)
+    gates = [static, static]
     if what.dynamic:
         masses = what.masses(query, key)
-        plain = functional.pad(query, (0, WIDER))
-        wide_value = torch.cat([value, masses.expand(*value.shape[:-1], WIDER)], -1)
+        plain = functional.pad(query, (0, wider))
+        wide_value = torch.cat([value, masses.expand(*value.shape[:-1], wider)], -1)
         seen = stock(inner, plain, wide_key, wide_value, attention_mask, scaling=scaling, **kwargs)[0]
         seen = seen.transpose(1, 2).float()
         w, u = what.dynamic_factors(on, *seen[..., width : width + 3].unbind(-1))
-        extra = [part.to(on.dtype) for x in (w, u) for part in split(x.log() / scaling, query.dtype)]
-    else:
-        extra = [torch.zeros_like(static)] * 4
-    gates = torch.stack([static, static, *extra, *[torch.zeros_like(static)] * 2], -1)
-    wide_query = torch.cat([query, gates.to(query.dtype)], -1)
+        gates += [part.to(on.dtype) for x in (w, u) for part in split(x.log() / scaling, query.dtype)]
+    wide_query = torch.cat([query, functional.pad(torch.stack(gates, -1), (0, wider - len(gates))).to(query.dtype)], -1)
     # values as wide as keys keep the fused kernels
-    wide_value = functional.pad(value, (0, WIDER))
+    wide_value = functional.pad(value, (0, wider))
     out, weights = stock(inner, wide_query, wide_key, wide_value, attention_mask, scaling=scaling, **kwargs)
     return out[..., :width].contiguous(), weights
 

@@ -166,9 +166,9 @@ def parse(text: str) -> Payload:
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{KEY} is not JSON: {error}") from error
+        raise InputError(f"not JSON: {error}") from error
     if not isinstance(data, Mapping) or not {"heads", "spans", "prompt"} <= data.keys() <= set(_KEYS):
-        raise InputError(f"{KEY} is an object with heads, spans, prompt and perhaps {', '.join(_KEYS[3:])}")
+        raise InputError(f"not an object with heads, spans, prompt and, if wanted, {', '.join(_KEYS[3:])}")
     prompt = data["prompt"]
     if not _whole(prompt) or prompt < 1:
         raise InputError(f"prompt is the number of the prompt's tokens, got {prompt!r}")

@@ -15,7 +15,7 @@ from amplify.errors import InputError
 from amplify.steering.formula import TokenSpan, dynamic_weights, generated_log_weight, key_log_weights
 from amplify.steering.spec import Steering
 
-WIDER = 8  # channels added to a head: six are used, and kernels want multiples of eight
+WIDER = 8  # channels added to a head at most: six are used, and kernels want multiples of eight
 
 
 @dataclass
@@ -47,6 +47,10 @@ class Plan:
         """Whether any row needs its attention mass first."""
         return any(s is not None and s.dynamic for s in self.rows)
 
+    def wider(self, dtype: torch.dtype) -> int:
+        """Channels added to a head: two where factors are fixed, filled up to the 16 bytes that fused kernels want."""
+        return WIDER if self.dynamic else max(2, 16 // dtype.itemsize)
+
     def columns(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """log w and sink marks of the keys at hand, each [rows, keys].
 
@@ -76,17 +80,16 @@ class Plan:
         return x.repeat_interleave(each, 0) if each > 1 else x
 
     def key_side(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-        """The keys' extra channels, [rows, 1, keys, WIDER]."""
+        """The keys' extra channels, [rows, 1, keys, wider]."""
         tag = ("keys", key.shape[2], key.dtype, scaling)
         if (made := self.made.get(tag)) is None:
             weights, sink = self.columns(query, key)
             fixed = self.static_rows(query)[:, 0] * weights  # [rows, keys]
             marked = weights - fixed  # 1 on the spans of dynamic rows
-            high, low = split(fixed / scaling, key.dtype)
-            none = torch.zeros_like(high)
-            made = torch.stack(
-                [high, low, *[marked.to(key.dtype)] * 2, *[sink.to(key.dtype)] * 2, none, none], -1
-            )[:, None]  # fmt: skip
+            channels = [*split(fixed / scaling, key.dtype)]
+            if self.dynamic:
+                channels += [marked.to(key.dtype)] * 2 + [sink.to(key.dtype)] * 2
+            made = functional.pad(torch.stack(channels, -1), (0, self.wider(key.dtype) - len(channels)))[:, None]
             self.made[tag] = made
         return made
 

@@ -39,5 +39,5 @@ def asked(sampling_params: Any) -> Payload | None:
     if given is None:
         return None
     if not isinstance(given, str):
-        raise InputError(f"{KEY} is a string of JSON, got {type(given).__name__}")
+        raise InputError(f"not a string of JSON but {type(given).__name__}")
     return parse(given)
