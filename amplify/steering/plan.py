@@ -85,9 +85,9 @@ class Plan:
         if (made := self.made.get(tag)) is None:
             weights, sink = self.columns(query, key)
             fixed = self.static_rows(query)[:, 0] * weights  # [rows, keys]
-            marked = weights - fixed  # 1 on the spans of dynamic rows
-            channels = [*split(fixed / scaling, key.dtype)]
+            channels = list(split(fixed / scaling, key.dtype))
             if self.dynamic:
+                marked = weights - fixed  # 1 on the spans of dynamic rows
                 channels += [marked.to(key.dtype)] * 2 + [sink.to(key.dtype)] * 2
             made = functional.pad(torch.stack(channels, -1), (0, self.wider(key.dtype) - len(channels)))[:, None]
             self.made[tag] = made
