@@ -107,7 +107,7 @@ def explain(
     required=True,
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Text files, one document each. Repeatable; further files may follow: --documents docs/*.md.",
+    help="Text files, one document each. Repeatable; further files may follow: --documents notes/*.md.",
 )
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @takes_backend
