@@ -3,7 +3,8 @@
     python eval/bench_explain.py [--out eval/results/bench_explain.json]
 
 captum explains a vector of kept words: its forward function deletes the others, tokenises, pads and forwards. It runs
-with its default of one perturbation a pass, and with `--batch` of them in a padded pass. Texts and the continuation
+with its default of one perturbation a pass, and with `--batch` of them in a padded pass. Ways alternate; each round
+gives one ratio, and their median is reported with its interval (`measuring.middle`). Texts and the continuation
 targets are our own; the proxy is MiniLM trained on `support_tickets`, the language model SmolLM2-135M-Instruct.
 """
 
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import measuring
 import numpy as np
 import torch
 
@@ -46,9 +48,7 @@ ANSWER = " The capital of France is Paris, which lies on the river Seine and has
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     """What it returns, and seconds of one processor: on one thread, what others do meanwhile does not count."""
-    start = time.process_time()
-    result = work()
-    return result, time.process_time() - start
+    return measuring.timed(work, time.process_time)
 
 
 def captum_scores(forward: Callable[[Any], Any], n: int, method: str, budget: int, batch: int) -> np.ndarray:
@@ -123,33 +123,50 @@ def prompt_forward(case: PromptSubject) -> Callable[[Any], Any]:
 
 
 def perturbations(
-    name: str, cases: Sequence[Any], forward: Callable[[Any], Any], methods: Sequence[str], budget: int, batch: int
+    name: str,
+    cases: Sequence[Any],
+    forward: Callable[[Any], Any],
+    methods: Sequence[str],
+    budget: int,
+    batch: int,
+    rounds: int,
 ) -> list[dict[str, Any]]:
     """One line a method: seconds of each way over all cases, and how far the scores differ."""
     lines = []
     for method in methods:
+
+        def ours(case: Any, m: str = method) -> tuple[np.ndarray, int]:
+            return attribute(case.value("delete"), len(case.spans), m, budget=budget)
+
+        def theirs(size: int, m: str = method) -> Callable[[Any], tuple[np.ndarray, int]]:
+            return lambda case: (captum_scores(forward(case), len(case.spans), m, budget, size), 0)
+
+        ways = {"amplify": ours, "captum": theirs(1), f"captum_{batch}": theirs(batch)}
+        spent: dict[str, list[float]] = {way: [] for way in ways}
+        evaluations, differ = 0, 0.0
+        for i in range(rounds):
+            found: dict[str, list[tuple[np.ndarray, int]]] = {}
+            for way in sorted(ways, reverse=bool(i % 2)):
+                found[way], seconds = timed(lambda w=ways[way]: [w(case) for case in cases])
+                spent[way].append(seconds)
+            evaluations = sum(calls for _, calls in found["amplify"])
+            for way in ways:
+                pairs = zip(found["amplify"], found[way], strict=True)
+                differ = max(differ, *(float(np.abs(a - b).max()) for (a, _), (b, _) in pairs))
         line: dict[str, Any] = {
             "what": name,
             "method": method,
             "inputs": len(cases),
             "words": [len(c.spans) for c in cases],
+            "evaluations": evaluations,
+            "seconds": spent,
+            "largest_difference": differ,
+            "times_faster": {
+                way: measuring.middle([b / a for a, b in zip(spent["amplify"], spent[way], strict=True)])
+                for way in ways
+                if way != "amplify"
+            },
         }
-        evaluations, differ, times = 0, 0.0, {"amplify": 0.0, "captum": 0.0, f"captum_{batch}": 0.0}
-        for case in cases:
-            n = len(case.spans)
-            (ours, calls), seconds = timed(
-                lambda c=case, m=method, k=n: attribute(c.value("delete"), k, m, budget=budget)
-            )
-            evaluations += calls
-            times["amplify"] += seconds
-            for way, size in (("captum", 1), (f"captum_{batch}", batch)):
-                theirs, seconds = timed(
-                    lambda c=case, m=method, k=n, b=size: captum_scores(forward(c), k, m, budget, b)
-                )
-                times[way] += seconds
-                differ = max(differ, float(np.abs(ours - theirs).max()))
-        line |= {"evaluations": evaluations, "seconds": times, "largest_difference": differ}
-        line["times_faster"] = {way: times[way] / times["amplify"] for way in times if way != "amplify"}
         lines.append(line)
         print(json.dumps(line), flush=True)
     return lines
@@ -257,6 +274,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=128, help="evaluations an input on MiniLM")
     parser.add_argument("--lm-budget", type=int, default=96, help="evaluations an input on SmolLM2, two a word or more")
     parser.add_argument("--batch", type=int, default=16, help="perturbations a pass of captum's second turn")
+    parser.add_argument("--rounds", type=int, default=6)
     args = parser.parse_args()
     torch.set_num_threads(1)
     task = load_task("support_tickets")
@@ -266,17 +284,16 @@ def main() -> None:
     methods = ("occlusion", "lime", "kernel_shap")
     for case in cases:  # warm up
         case.value("delete")(np.ones((8, len(case.spans)), dtype=bool))
-    lines = perturbations("MiniLM", cases, proxy_forward, methods, args.budget, args.batch)
+    lines = perturbations("MiniLM", cases, proxy_forward, methods, args.budget, args.batch, args.rounds)
     backend: Any = open_backend("transformers:smollm2-135m")
     backend.score([Prompt(text=PROMPT)], [" yes"])
     plain = [subject(backend, PROMPT, " yes", None)]
-    lines += perturbations("SmolLM2", plain, prompt_forward, methods[::2], args.lm_budget, args.batch)
+    language_model = (methods[::2], args.lm_budget, args.batch, args.rounds)
+    lines += perturbations("SmolLM2", plain, prompt_forward, *language_model)
     [few] = plain
     moved = tuple((a + len(SHOTS), b + len(SHOTS)) for a, b in few.spans)
     shared = [subject(backend, SHOTS + PROMPT, " yes", None, moved)]
-    lines += perturbations(
-        "SmolLM2, half a shared prefix", shared, prompt_forward, methods[::2], args.lm_budget, args.batch
-    )
+    lines += perturbations("SmolLM2, half a shared prefix", shared, prompt_forward, *language_model)
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "threads": torch.get_num_threads(),

@@ -7,9 +7,9 @@ vLLM: one engine as it comes and one that was started for steering (and, with --
 layers that have steered heads) stand side by side, each in its own process; a round runs the same prompts through each
 side: `stock`, `plain` (unsteered, in the steering engine), `steered`. transformers: plain and steered on one model, and
 the peak of memory. Sides alternate in their order; no prompt is seen twice, so the prefix cache never helps. Each
-round gives one ratio; the interval of their median runs from the smallest to the largest and holds the true median
-with probability 1 - 2^(1 - rounds). Beside the seconds on the wall stand those of processor time that a side took: on a
-machine with other work these are the steadier (with OMP_NUM_THREADS=1, since waiting threads spin).
+round gives one ratio; their median is reported with its interval (`measuring.middle`). Beside the seconds on the wall
+stand those of processor time that a side took: on a machine with other work these are the steadier (with
+OMP_NUM_THREADS=1, since waiting threads spin).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import peak
+from measuring import middle, peak
 
 from amplify import Prompt, Sampling, Span, Steering, open_backend
 
@@ -82,7 +82,7 @@ def cpu_seconds() -> float:
 def ratio(seconds: dict[str, list[float]], side: str, of: str) -> dict[str, Any]:
     """Throughput of one side over that of another."""
     each = [b / a for a, b in zip(seconds[side], seconds[of], strict=True)]
-    return {"median": statistics.median(each), "interval": [min(each), max(each)]}
+    return middle(each)
 
 
 def throughput(spent: Spent, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -227,7 +227,6 @@ def main() -> None:
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "arguments": {k: str(v) for k, v in vars(args).items()},
-        "coverage_of_interval": 1 - 2.0 ** (1 - args.rounds),
         **(bench_vllm(args) if vllm else bench_transformers(args)),
     }
     text = json.dumps(result, indent=1)

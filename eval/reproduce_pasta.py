@@ -35,12 +35,14 @@ PAPER_TASKS = "json_formatting,pronouns,bias_bios,counterfact/efficacy,counterfa
 ALPHAS = (0.001, 0.01, 0.03, 0.1, 0.3)
 NUMBERS = (1, 2, 4, 8, 16, 32, 64)
 
-# the same request in other words: the paper's "shortened" and "rephrased"
+# the same request in other words: the paper's "shortened" and "rephrased", and one that spells the format out
 WORDINGS = {
     "json_formatting": {
         "original": None,
         "shortened": "Give the name and occupation as JSON.",
         "rephrased": 'Describe this person by one JSON object with the keys "name" and "occupation" alone.',
+        "explicit": "Write one JSON object that says who this person is. "
+        'Its two keys are "name" and "occupation". Write nothing else.',
     },
     "pronouns": {
         "original": None,

@@ -127,11 +127,13 @@ def profile(
         progress: called with the number of runs after each batch.
 
     Raises:
-        InputError: no task, a task without emphasis, or a model that cannot be steered.
+        InputError: no task, the same one twice, a task without emphasis, or a model that cannot be steered.
         RunError: the file belongs to another search.
     """
     if not tasks or samples < 1:
         raise InputError("profiling needs at least one task and one sample")
+    if len({task.name for task in tasks}) < len(tasks):
+        raise InputError(f"a task is named twice: {', '.join(task.name for task in tasks)}")
     scorer = need_scorer(backend, "profiling")
     config = getattr(getattr(backend, "model", None), "config", None)
     if config is None:

@@ -68,6 +68,8 @@ def test_profiles_are_found_saved_and_loaded(tiny_lm, facts, tmp_path):
         profile([facts], backend, samples=5, record=tmp_path / "r.jsonl")
     with pytest.raises(InputError, match="at least one task"):
         profile([], backend)
+    with pytest.raises(InputError, match="twice"):
+        profile([facts, facts], backend)
 
 
 def test_command_line(tiny_lm, tmp_path, facts):
