@@ -16,7 +16,7 @@ def rationalise(
     k: int = 5,
     *,
     label: str | None = None,
-    positive: bool = False,
+    positive: bool = True,
     model: Generator | None = None,
 ) -> Rationale:
     """The sentence that cites what an attribution found as the reason for its target.
@@ -32,11 +32,12 @@ def rationalise(
         k: at most how many words or phrases. Where there are fewer different ones, those there are:
             `len(rationale.words)` tells.
         label: how prompts write the target, e.g. "(A)"; default: the target itself.
-        positive: cite only words that speak for the target (a score above 0); the searches never cite others.
+        positive: cite only words that speak for the target (a score above 0), since the sentence says that they do.
+            False cites the k highest whatever their sign, as the paper does; the searches never cite others.
         model: who narrates.
 
     Raises:
-        InputError: k below 1, no word to cite, or no model to narrate.
+        InputError: k below 1, no word to cite (or none that speaks for the target), or no model to narrate.
     """
     if template == "narrated":
         if model is None:

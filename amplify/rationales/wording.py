@@ -21,7 +21,7 @@ def cite(
     k: int = 5,
     *,
     label: str | None = None,
-    positive: bool = False,
+    positive: bool = True,
 ) -> Rationale:
     """The sentence that cites an attribution's best words, chosen as its template asks (`amplify.rationales`).
 
@@ -33,22 +33,29 @@ def cite(
         positive: cite only words that speak for the target.
 
     Raises:
-        InputError: k below 1, or no word to cite.
+        InputError: k below 1, no word to cite, or none that speaks for the target.
     """
     if k < 1:
         raise InputError(f"a rationale cites at least one word, got k={k}")
     form = template if isinstance(template, Template) else templates.load("rationale", template)
+    shares: list[float] | None = None
     if search := SEARCHES.get(kind_of(form)):
         found = search(attribution, k)
         if positive:
             found = [phrase for phrase in found if phrase.coverage > 0]
-        words = tuple(phrase.text for phrase in found)
-        return verbalise(words, attribution, form, label=label, shares=[phrase.coverage for phrase in found])
-    best = attribution.top(len(attribution.words))
-    if positive:
-        score = {word.lower(): score for word, score in sorted(_scored(attribution), key=lambda pair: pair[1])}
-        best = [word for word in best if score[word.lower()] > 0]
-    return verbalise(tuple(best[:k]), attribution, form, label=label)
+        best, shares = [phrase.text for phrase in found], [phrase.coverage for phrase in found]
+    else:
+        best = attribution.top(len(attribution.words))
+        if positive:
+            score = {word.lower(): score for word, score in sorted(_scored(attribution), key=lambda pair: pair[1])}
+            best = [word for word in best if score[word.lower()] > 0]
+        best = best[:k]
+    if attribution.words and not best:
+        raise InputError(
+            f"no word of {attribution.text[:80]!r} speaks for {attribution.target!r}: there is none to cite, but with "
+            "positive=False"
+        )
+    return verbalise(tuple(best), attribution, form, label=label, shares=shares)
 
 
 def verbalise(

@@ -48,15 +48,16 @@ def test_every_template_and_an_own_one(tmp_path: Path) -> None:
 def test_fewer_words_than_asked_for() -> None:
     short = made("Bad bad phone", {"Bad": 1.0, "bad": 2.0, "phone": 1.5})
     assert rationalise(short, k=5).words == ("bad", "phone")
-    assert len(rationalise(REVIEW, k=50).words) == 8
+    assert len(rationalise(REVIEW, k=50, positive=False).words) == 8
 
 
 def test_only_words_that_speak_for_the_target() -> None:
-    assert rationalise(REVIEW, k=5, positive=True).words == ("superb", "lovely", "music")
+    assert rationalise(REVIEW, k=5).words == ("superb", "lovely", "music")
     mixed = made("so SO dull", {"so": -1.0, "SO": 1.0, "dull": -2.0})
-    assert rationalise(mixed, k=5, positive=True).words == ("SO",)
-    with pytest.raises(InputError, match="no word to cite"):
-        rationalise(made("dull", {"dull": -1.0}), positive=True)
+    assert rationalise(mixed, k=5).words == ("SO",)
+    with pytest.raises(InputError, match="no word of 'dull' speaks for 'positive'.*positive=False"):
+        rationalise(made("dull", {"dull": -1.0}))
+    assert rationalise(made("dull", {"dull": -1.0}), positive=False).words == ("dull",)
 
 
 def test_no_words_is_an_error() -> None:

@@ -65,11 +65,9 @@ def test_a_phrase_stays_in_its_clause() -> None:
 
 def test_nothing_that_speaks_for_the_target() -> None:
     bad = made("A dull start", {"dull": -1.0})
-    for name in ("span", "convolution", "total_order"):
+    for name in ("key_words", "phrases", "span", "convolution", "total_order"):
         with pytest.raises(InputError, match="no word of 'A dull start' speaks for 'positive'"):
             rationalise(bad, name)
-    with pytest.raises(InputError, match="no word to cite"):
-        rationalise(bad, "phrases", positive=True)
 
 
 texts = st.lists(st.sampled_from(["red", "fox", "the", "dog.", "runs", "far,", "now;", "Red"]), min_size=1, max_size=14)
@@ -158,7 +156,7 @@ NARRATIONS = {
 
 @pytest.mark.parametrize(("text", "fault"), NARRATIONS.items())
 def test_every_cited_word_and_number_is_checked(text: str, fault: str | None) -> None:
-    told = rationalise(REVIEW, k=4, positive=True)
+    told = rationalise(REVIEW, k=4)
     found = check_narration(text, REVIEW, told, "positive")
     assert (found is None) if fault is None else (found is not None and fault in found), found
 
@@ -170,7 +168,7 @@ def test_what_fails_falls_back_and_is_counted() -> None:
     assert [r.kind for r in result.rationales] == ["narrated", "narrated", "key_words"]
     assert result.rationales[0].words == ("superb", "lovely")
     assert result.rationales[0].shares == (0.4, 0.3)
-    assert result.rationales[2] == rationalise(REVIEW, k=4, positive=True)
+    assert result.rationales[2] == rationalise(REVIEW, k=4)
     assert dict(result.fallbacks) == {2: "it cites no word"}
     assert result.calls == len(backend.calls) == 5
     assert '- "superb" (40%)' in backend.texts[0]
@@ -184,5 +182,5 @@ def test_retries_are_bounded_and_a_cut_narration_fails() -> None:
     assert rationalise(REVIEW, "narrated", model=backend).kind == "key_words"
     with pytest.raises(InputError, match="needs model="):
         rationalise(REVIEW, "narrated")
-    with pytest.raises(InputError, match="no word to cite"):
+    with pytest.raises(InputError, match="no word of 'A dull start' speaks for"):
         narrate([made("A dull start", {"dull": -1.0})], backend)
