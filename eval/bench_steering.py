@@ -3,13 +3,13 @@
     python eval/bench_steering.py vllm [--prompts 64] [--tokens 300] [--new 32] [--rounds 7] [--heads 54]
     python eval/bench_steering.py transformers [--tokens 2000] …
 
-vLLM: one engine as it comes and one that was started for steering (and, with --narrow, one that is widened only in the
-layers that have steered heads) stand side by side, each in its own process; a round runs the same prompts through each
-side: `stock`, `plain` (unsteered, in the steering engine), `steered`. transformers: plain and steered on one model, and
-the peak of memory. Sides alternate in their order; no prompt is seen twice, so the prefix cache never helps. Each
-round gives one ratio; their median is reported with its interval (`measuring.middle`). Beside the seconds on the wall
-stand those of processor time that a side took: on a machine with other work these are the steadier (with
-OMP_NUM_THREADS=1, since waiting threads spin).
+vLLM: one engine as it comes and one that was started for steering (and, with --narrow, one that is widened only in
+the layers that have steered heads) stand side by side, each in its own process; a round runs the same prompts through
+each side: `stock`, `plain` (unsteered, in the steering engine), `steered`. transformers: plain and steered on one
+model (with --narrow also with as many heads in as few layers as hold them), and the peak of memory. Sides alternate
+in their order; no prompt is seen twice, so the prefix cache never helps. Each round gives one ratio; their median is
+reported with its interval (`measuring.middle`). Beside the seconds on the wall stand those of processor time that a
+side took: on a machine with other work these are the steadier (with OMP_NUM_THREADS=1, since waiting threads spin).
 """
 
 from __future__ import annotations
@@ -195,12 +195,16 @@ def bench_transformers(args: argparse.Namespace) -> dict[str, Any]:
             return run
 
         sides = {"plain": side(None), "steered": side(steering)}
+        if args.narrow:
+            few = head_set(config.num_hidden_layers, config.num_attention_heads, args.heads, True)
+            sides["narrow"] = side(Steering(heads=few))
         spent = interleave(sides, draw, args.new, args.rounds)
         prompts = draw()
         memory = {name: peak(lambda run=run: run(prompts, args.new)) for name, run in sides.items()}
+        others = [name for name in sides if name != "plain"]
         return {
-            **throughput(spent, [("steered", "plain")]),
-            "peak_memory": {**memory, "steered/plain": memory["steered"] / memory["plain"]},
+            **throughput(spent, [(name, "plain") for name in others]),
+            "peak_memory": {**memory, **{f"{name}/plain": memory[name] / memory["plain"] for name in others}},
             "heads_steered": args.heads,
             "backend": backend.describe(),
         }
@@ -218,7 +222,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--heads", type=int, default=54)
     parser.add_argument("--eager", action="store_true", help="vLLM without torch.compile")
-    parser.add_argument("--narrow", action="store_true", help="one more engine, widened only where heads are steered")
+    parser.add_argument("--narrow", action="store_true", help="one more side, steered and widened in few layers alone")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     vllm = args.engine == "vllm"
