@@ -187,9 +187,11 @@ def bench_transformers(args: argparse.Namespace) -> dict[str, Any]:
         def side(on: Steering | None) -> Side:
             def run(prompts: Sequence[Sequence[int]], new: int) -> None:
                 texts = [backend.tokenizer.decode(ids) for ids in prompts]
-                a, b = 400, 800
+                middle_tenth = [Span(int(0.45 * len(t)), int(0.55 * len(t))) for t in texts]
                 backend.generate(
-                    [Prompt(text=t, emphasis=(Span(a, b),)) for t in texts], Sampling(max_tokens=new), steering=on
+                    [Prompt(text=t, emphasis=(span,)) for t, span in zip(texts, middle_tenth, strict=True)],
+                    Sampling(max_tokens=new),
+                    steering=on,
                 )
 
             return run
