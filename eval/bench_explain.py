@@ -1,6 +1,6 @@
 """Perturbation explainers against captum: the same masks, the same texts, equal scores, and the time of each.
 
-    python eval/bench_explain.py [--out eval/results/bench_explain.json]
+    python eval/bench_explain.py [--parts perturbations,continuation,peak_bytes] [--out eval/results/bench_explain.json]
 
 captum explains a vector of kept words: its forward function deletes the others, tokenises, pads and forwards. It runs
 with its default of one perturbation a pass, and with `--batch` of them in a padded pass. Ways alternate; each round
@@ -44,6 +44,9 @@ SHOTS = (
 )
 QUESTION = "Name the capital of France"
 ANSWER = " The capital of France is Paris, which lies on the river Seine and has two million"
+
+
+PARTS = ("perturbations", "continuation", "peak_bytes")
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -237,6 +240,7 @@ def memory(backend: Any, proxy: Proxy, text: str) -> dict[str, Any]:
     case, encoded = subject(backend, PROMPT, " yes", None), subject(proxy, text, None, None)
     ids = backend.tokenizer(PROMPT + " yes")["input_ids"][:-1]
     rows = max(1, backend.max_batch_tokens // len(ids))
+    backend.max_batch_tokens = rows * len(ids)  # equal terms: a pass takes as many tokens as the plain batch
     row = len(proxy.rows(encoded.example)[0].ids)
     many = {n: np.random.default_rng(n).random((n, len(case.spans))) < 0.9 for n in (8, 24)}
     small = {n: np.random.default_rng(n).random((n, len(encoded.spans))) < 0.9 for n in (32, 128)}
@@ -266,6 +270,23 @@ def memory(backend: Any, proxy: Proxy, text: str) -> dict[str, Any]:
     return result
 
 
+def all_perturbations(
+    args: argparse.Namespace, proxy: Proxy, backend: Any, texts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """MiniLM, SmolLM2, and SmolLM2 where half of the prompt is shared."""
+    cases = [subject(proxy, text, None, None) for text in texts]
+    methods = ("occlusion", "lime", "kernel_shap")
+    for case in cases:  # warm up
+        case.value("delete")(np.ones((8, len(case.spans)), dtype=bool))
+    lines = perturbations("MiniLM", cases, proxy_forward, methods, args.budget, args.batch, args.rounds)
+    [few] = plain = [subject(backend, PROMPT, " yes", None)]
+    moved = tuple((a + len(SHOTS), b + len(SHOTS)) for a, b in few.spans)
+    shared = [subject(backend, SHOTS + PROMPT, " yes", None, moved)]
+    for name, prompts in (("SmolLM2", plain), ("SmolLM2, half a shared prefix", shared)):
+        lines += perturbations(name, prompts, prompt_forward, methods[::2], args.lm_budget, args.batch, args.rounds)
+    return lines
+
+
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -275,36 +296,31 @@ def main() -> None:
     parser.add_argument("--lm-budget", type=int, default=96, help="evaluations an input on SmolLM2, two a word or more")
     parser.add_argument("--batch", type=int, default=16, help="perturbations a pass of captum's second turn")
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--parts", default=",".join(PARTS), help="the others stay in --out as they are")
     args = parser.parse_args()
+    parts = args.parts.split(",")
+    if strange := set(parts) - set(PARTS):
+        raise SystemExit(f"no such part: {', '.join(sorted(strange))}; there are {', '.join(PARTS)}")
     torch.set_num_threads(1)
-    task = load_task("support_tickets")
-    proxy = train_proxy(task, "minilm")
-    texts = [e.text for e in task.test[: args.items]]
-    cases = [subject(proxy, text, None, None) for text in texts]
-    methods = ("occlusion", "lime", "kernel_shap")
-    for case in cases:  # warm up
-        case.value("delete")(np.ones((8, len(case.spans)), dtype=bool))
-    lines = perturbations("MiniLM", cases, proxy_forward, methods, args.budget, args.batch, args.rounds)
+    proxy = train_proxy(load_task("support_tickets"), "minilm")
     backend: Any = open_backend("transformers:smollm2-135m")
     backend.score([Prompt(text=PROMPT)], [" yes"])
-    plain = [subject(backend, PROMPT, " yes", None)]
-    language_model = (methods[::2], args.lm_budget, args.batch, args.rounds)
-    lines += perturbations("SmolLM2", plain, prompt_forward, *language_model)
-    [few] = plain
-    moved = tuple((a + len(SHOTS), b + len(SHOTS)) for a, b in few.spans)
-    shared = [subject(backend, SHOTS + PROMPT, " yes", None, moved)]
-    lines += perturbations("SmolLM2, half a shared prefix", shared, prompt_forward, *language_model)
-    report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    texts = [e.text for e in load_task("support_tickets").test[: args.items]]
+    work = {
+        "perturbations": lambda: all_perturbations(args, proxy, backend, texts),
+        "continuation": lambda: continuations(backend),
+        "peak_bytes": lambda: memory(backend, proxy, texts[0]),
+    }
+    report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    report |= {
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
         "versions": {"torch": torch.__version__, "captum": __import__("captum").__version__},
-        "perturbations": lines,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    parts = {"continuation": lambda: continuations(backend), "peak_bytes": lambda: memory(backend, proxy, texts[0])}
-    for key, part in parts.items():
-        report[key] = part()
+    for part in parts:
+        report[part] = work[part]()
+        report.setdefault("dates", {})[part] = datetime.now(UTC).isoformat(timespec="seconds")
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
