@@ -55,7 +55,7 @@ def test_only_words_that_speak_for_the_target() -> None:
     assert rationalise(REVIEW, k=5).words == ("superb", "lovely", "music")
     mixed = made("so SO dull", {"so": -1.0, "SO": 1.0, "dull": -2.0})
     assert rationalise(mixed, k=5).words == ("SO",)
-    with pytest.raises(InputError, match="no word of 'dull' speaks for 'positive'.*positive=False"):
+    with pytest.raises(InputError, match=r"no word of 'dull' speaks for 'positive'.*positive=False"):
         rationalise(made("dull", {"dull": -1.0}))
     assert rationalise(made("dull", {"dull": -1.0}), positive=False).words == ("dull",)
 
