@@ -44,8 +44,6 @@ SHOTS = (
 )
 QUESTION = "Name the capital of France"
 ANSWER = " The capital of France is Paris, which lies on the river Seine and has two million"
-
-
 PARTS = ("perturbations", "continuation", "peak_bytes")
 
 
@@ -302,10 +300,11 @@ def main() -> None:
     if strange := set(parts) - set(PARTS):
         raise SystemExit(f"no such part: {', '.join(sorted(strange))}; there are {', '.join(PARTS)}")
     torch.set_num_threads(1)
-    proxy = train_proxy(load_task("support_tickets"), "minilm")
+    task = load_task("support_tickets")
+    proxy = train_proxy(task, "minilm")
     backend: Any = open_backend("transformers:smollm2-135m")
     backend.score([Prompt(text=PROMPT)], [" yes"])
-    texts = [e.text for e in load_task("support_tickets").test[: args.items]]
+    texts = [e.text for e in task.test[: args.items]]
     work = {
         "perturbations": lambda: all_perturbations(args, proxy, backend, texts),
         "continuation": lambda: continuations(backend),
