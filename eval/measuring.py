@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ def middle(values: Sequence[float]) -> dict[str, Any]:
     ordered, n = sorted(values), len(values)
     coverages = [1 - 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n for k in range((n + 1) // 2)]
     k = max((k for k, c in enumerate(coverages) if c >= 0.95), default=0)
-    half = n // 2
-    median = ordered[half] if n % 2 else (ordered[half - 1] + ordered[half]) / 2
-    return {"median": median, "interval": [ordered[k], ordered[n - 1 - k]], "coverage": coverages[k]}
+    return {
+        "median": statistics.median(ordered),
+        "interval": [ordered[k], ordered[n - 1 - k]],
+        "coverage": coverages[k],
+    }
 
 
 def peak(run: Callable[[], object]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -118,6 +120,19 @@ def data() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("no data folder: set AMPLIFY_DATA")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """A script of `eval/` by name, imported as it imports its neighbours."""
+    from amplify import resources
+
+    def load(name: str) -> ModuleType:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(resources.content("eval")))
+            return importlib.import_module(name)
+
+    return load
 
 
 @pytest.fixture(scope="module")

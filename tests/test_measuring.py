@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amplify import resources
-
 
 @pytest.fixture(scope="module")
-def measuring() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(resources.content("eval")))
-        import measuring
-    return measuring
+def measuring(script: Any) -> Any:
+    return script("measuring")
 
 
 def test_few_rounds_are_bounded_by_their_extremes(measuring: Any) -> None:

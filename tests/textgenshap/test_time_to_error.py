@@ -7,16 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amplify import resources
 from amplify.textgenshap import all_coalitions
 
 
 @pytest.fixture(scope="module")
-def bench() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(resources.content("eval")))
-        import bench_time_to_error
-    return bench_time_to_error
+def bench(script: Any) -> Any:
+    return script("bench_time_to_error")
 
 
 def test_an_error_is_reached_where_it_stays_below(bench: Any) -> None:
