@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from amplify.attribution import explain, explain_many
     from amplify.attribution.faithfulness import faithfulness
     from amplify.backends import open_backend
+    from amplify.backends.own_model import steered
     from amplify.evaluation import evaluate
     from amplify.methods.base import Program
     from amplify.proxies import train_proxy
@@ -34,6 +35,7 @@ _LAZY = {
     "open_backend": "amplify.backends",
     "parse_emphasis": "amplify.steering",
     "rationalise": "amplify.rationales",
+    "steered": "amplify.backends.own_model",
     "train_proxy": "amplify.proxies",
 }
 _MODULES = ("attribution", "backends", "evaluation", "methods", "metrics", "models", "proxies", "tasks", "textgenshap")
@@ -55,6 +57,7 @@ __all__ = [
     "open_backend",
     "parse_emphasis",
     "rationalise",
+    "steered",
     "train_proxy",
 ]
 

@@ -23,6 +23,10 @@ class Message:
             raise InputError(f"a message's role is system, user or assistant, not {self.role!r}")
 
 
+STRONGEST = 1e30
+"""Factors on attention lie between its inverse and itself: float32 holds their products."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Characters [start, end) of a prompt's text, or of the content of message number `message`.
@@ -43,8 +47,8 @@ class Span:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
             raise InputError(f"a span needs 0 <= start < end, got [{self.start}, {self.end})")
-        if self.weight is not None and not self.weight > 0:
-            raise InputError(f"a span's weight is a factor above 0, got {self.weight}")
+        if self.weight is not None and not 1 / STRONGEST <= self.weight <= STRONGEST:
+            raise InputError(f"a span's weight is a factor from {1 / STRONGEST:g} to {STRONGEST:g}, got {self.weight}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +302,7 @@ class Answer:
         text: everything the model wrote, unparsed.
         rationale: the part before the answer, "" if none was asked for.
         scores: log-probability of each label in score mode; empty in generate mode.
+        first_tokens: that of each label's first token alone.
         prompt_tokens, completion_tokens, calls: cost of this answer.
         prompt: the last prompt sent, for the report (None where it is no text).
         sources: what became of the example's documents, for programs that read some.
@@ -307,6 +312,7 @@ class Answer:
     text: str = ""
     rationale: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+    first_tokens: Mapping[str, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calls: int = 1

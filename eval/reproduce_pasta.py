@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from reproduce_amplify import write
@@ -27,7 +27,8 @@ import amplify
 from amplify.errors import AmplifyError
 from amplify.methods import make
 from amplify.methods.base import Method
-from amplify.methods.steered import find_profile, first_heads
+from amplify.methods.steered import find_profile, first_heads, model_name
+from amplify.steering import Steering, profiles
 
 TABLES = ("main", "shots", "heads", "alpha", "number", "sensitivity", "auto", "refusals")
 REDUCED = "json_formatting,pronouns,counterfact_known/efficacy,counterfact_known/paraphrase"
@@ -65,7 +66,8 @@ def methods_of(
     if table == "main":
         rows = [one("zero_shot"), one("marked_prompt"), one("few_shot", shots=shots), one("pasta_random_heads", **own)]
         rows.append(one("pasta", **own))
-        rows += [one("pasta", profile=name) for name in (multi, agnostic) if name]
+        specific = find_profile(profile, backend, task.name)
+        rows += [one("pasta", profile=n) for n in (multi, agnostic) if n and Steering.load(n) != specific]
         if backend.spec.startswith("vllm:"):
             click.echo(f"{task.name}: without spotlight, whose second attention pass vLLM does not offer")
             return [*rows, one("instaboost")]
@@ -112,7 +114,10 @@ def methods_of(
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Default: $AMPLIFY_DATA.")
 @click.option("--profile", default="", help="Head profile instead of the one shipped for model and task.")
 @click.option("--alpha", type=float, default=0.0, help="Instead of the profile's own.")
-@click.option("--multi", default="", help="Head profile of several tasks together, as one more row of `main`.")
+@click.option("--mode", type=click.Choice(["score", "generate"]), help="[default: score where a task has labels]")
+@click.option(
+    "--multi", default="", help="Head profile of several tasks, as one more row of `main`.  [default: the model's]"
+)
 @click.option("--agnostic", default="", help="Head profile of other tasks, as one more row of `main`.")
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--limit", type=int, default=40, show_default=True, help="Test items a task; 0 for all of them.")
@@ -128,6 +133,7 @@ def main(
     data: Path | None,
     profile: str,
     alpha: float,
+    mode: Literal["score", "generate"] | None,
     multi: str,
     agnostic: str,
     seeds: str,
@@ -141,15 +147,17 @@ def main(
     options = {"steering": True} if backend.startswith("vllm:") else {}
     reports = {}
     with amplify.open_backend(backend, **options) as opened:
+        if not multi and model_name(opened) in profiles():
+            multi = model_name(opened)
         for task_name in (PAPER_TASKS if paper else tasks).split(","):
             for wording, instruction in wordings(table, task_name):
                 task = amplify.load_task(task_name, data, instruction=instruction)
-                mode = "score" if task.labels_of(task.test[0]) else "generate"
+                way = mode or ("score" if task.labels_of(task.test[0]) else "generate")
                 label = f"{task_name} ({wording})" if wording else task_name
                 reports[label] = amplify.evaluate(
                     task,
                     opened,
-                    methods_of(table, task, opened, mode, shots, profile, alpha, multi, agnostic),
+                    methods_of(table, task, opened, way, shots, profile, alpha, multi, agnostic),
                     seeds=[int(seed) for seed in seeds.split(",")],
                     limit=None if paper else limit or None,
                     out=out / table / "-".join([*task_name.split("/"), *([wording] if wording else [])]),

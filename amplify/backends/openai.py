@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from amplify.backends.base import Usage
@@ -245,13 +245,16 @@ class OpenAIBackend:
 
     def _check(self, steering: Steering | None) -> None:
         """Refuse steering that would not reach the attention: a server without the plugin ignores what it is sent."""
-        if steering is None or self._steers:
+        if steering is None:
             return
         if self._tokenizer is None:
             raise CapabilityError(
                 f"{self.spec!r} renders chats itself, so spans cannot be placed on its tokens. Pass tokenizer=FOLDER "
                 "(the model's tokenizer): prompts are then rendered and tokenised here, and sent as token ids."
             )
+        steering.check(*self._fits)
+        if self._steers:
+            return
         refusal = self._once(self._probe)["refusal"]
         if KEY not in refusal or "without steering" in refusal:
             raise CapabilityError(
@@ -259,6 +262,16 @@ class OpenAIBackend:
                 f"with amplify installed beside it and --additional-config '{{\"{KEY}\": {{}}}}'."
             )
         self._steers = True
+
+    @cached_property
+    def _fits(self) -> tuple[Any, dict[str, str]]:
+        """Config and identity of the model that the tokenizer belongs to, to compare head profiles with."""
+        from transformers import AutoConfig
+
+        from amplify import models
+
+        folder = models.resolve(str(self._tokenizer_name))
+        return AutoConfig.from_pretrained(folder), models.identity(folder)
 
     def _probe(self) -> Json:
         ids = self._tokenizer.encode("one two three", add_special_tokens=False)

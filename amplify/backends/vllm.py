@@ -236,6 +236,8 @@ class VLLMBackend:
         vllm_plugin.ready()
         if isinstance(steering, str):
             steering = Steering.load(steering)
+        if not isinstance(steering, bool | Steering):
+            raise InputError(f"steering is True, a head profile or its name, not {steering!r}")
         if isinstance(steering, bool) or steering.heads is None:
             return {}
         return {"layers": list(steering.check(AutoConfig.from_pretrained(self.folder), models.identity(self.folder)))}
@@ -250,8 +252,14 @@ class VLLMBackend:
                 "heads the room that steering needs"
             )
         from amplify import models
+        from amplify.steering.vllm_plugin.options import layers_of
 
-        steering.check(self.llm.llm_engine.model_config.hf_config, models.identity(self.folder))
+        named = steering.check(self.llm.llm_engine.model_config.hf_config, models.identity(self.folder))
+        if closed := named.keys() - layers_of(self.llm.llm_engine.vllm_config):
+            raise InputError(
+                f"{self.spec} was opened to steer other layers than {min(closed)}: give open_backend this head profile "
+                "as steering=, or True for every layer"
+            )
 
     def _encode(self, prompts: Sequence[Prompt]) -> tuple[list[Rendered], list[Encoded]]:
         from amplify.backends.text import render, tokenise

@@ -42,6 +42,8 @@ def generate(
     from amplify.values import Sampling
 
     parsed = parse_emphasis(prompt, raw=raw, mark=mark)
+    if alpha is not None and not steering:
+        raise InputError("--alpha says how strongly --steering steers: name a head profile too")
     chosen = Steering.load(steering) if steering else None
     if chosen is not None and alpha is not None:
         chosen = replace(chosen, alpha=alpha)
@@ -69,7 +71,7 @@ def generate(
     help="How several tasks choose together: heads good for all, for any, or on average.",
 )
 @click.option("--exhaustive", is_flag=True, help="Every head on every sample, instead of successive halving.")
-@click.option("--most", type=click.IntRange(min=1), default=48, show_default=True, help="Heads to try together.")
+@click.option("--most", type=click.IntRange(min=1), default=76, show_default=True, help="Heads to try together.")
 @click.option(
     "--target-tokens",
     type=click.IntRange(min=1),

@@ -215,6 +215,7 @@ def _score(
                 text=first.text if first else "",
                 rationale=prompt.prefix.removesuffix(style.marker).strip() if style.reasons else "",
                 scores={label: _comparable(r, t, style) for label, (r, t) in mine.items()},
+                first_tokens={label: r.logprobs[0] for label, (r, _) in mine.items()},
                 prompt_tokens=sizes[i] * len(mine) + (first.prompt_tokens if first else 0),
                 completion_tokens=sum(len(r.logprobs) for r, _ in mine.values())
                 + (first.completion_tokens if first else 0),

@@ -22,8 +22,10 @@ from amplify.methods.steered import (
     first_heads,
     known_name,
     need_emphasis,
+    only_heads,
 )
 from amplify.steering import Steering
+from amplify.steering.spec import SteeringMode
 from amplify.templates import Template
 from amplify.values import Answer, Example, Message, Prompt, Sampling
 
@@ -106,8 +108,8 @@ class Spotlight(PromptMethod):
     def fit(self, task: Task, backend: Generator, seed: int) -> SteeredProgram:
         """Nothing to find; tried on the task's first prompt (see `Pasta.fit`)."""
         need_emphasis(task)
-        heads = Steering.load(self.profile).heads if self.profile else None
-        steering = Steering(heads=heads, mode="target_mass" if self.exact else "spotlight", target=self.target)
+        mode: SteeringMode = "target_mass" if self.exact else "spotlight"
+        steering = replace(only_heads(self.profile), mode=mode, target=self.target)
         return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, backend)), task, backend)
 
 
@@ -130,8 +132,7 @@ class InstaBoost(PromptMethod):
     def fit(self, task: Task, backend: Generator, seed: int) -> SteeredProgram:
         """Nothing to find; tried on the task's first prompt (see `Pasta.fit`)."""
         need_emphasis(task)
-        heads = Steering.load(self.profile).heads if self.profile else None
-        steering = Steering(heads=heads, mode="instaboost", bonus=self.bonus)
+        steering = replace(only_heads(self.profile), bonus=self.bonus)
         return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, backend)), task, backend)
 
 

@@ -15,7 +15,7 @@ from amplify.errors import InputError
 from amplify.methods.base import Program
 from amplify.methods.forms import Form
 from amplify.methods.prompting import PromptMethod
-from amplify.methods.steered import answer_steered, find_profile
+from amplify.methods.steered import answer_steered, only_heads
 from amplify.steering import Steering
 from amplify.templates import Template
 from amplify.values import Answer, Example, Message, Prompt, Sampling, Span
@@ -108,9 +108,7 @@ class NegativeEmphasis(TriggerMethod):
         """The profile's heads, or all."""
         if not 0 < self.weight < 1:
             raise InputError(f"{self.name}: weight is a factor between 0 and 1, got {self.weight}")
-        # a span's own weight overrides the mode's, so the mode only says which heads
-        heads = find_profile(self.profile, backend, task.name).heads if self.profile else None
-        return Steering(heads=heads, mode="instaboost")
+        return only_heads(self.profile)  # the strength is the spans' own weight
 
     def weight_of(self) -> float:
         """Factor on the triggers' attention."""

@@ -116,6 +116,14 @@ def find_profile(name: str, backend: Generator, task: str, variant: str = "") ->
     )
 
 
+def only_heads(profile: str) -> Steering:
+    """The heads of a profile and the model that they belong to, without strength or options; of no name, all heads."""
+    if not profile:
+        return Steering(mode="instaboost")  # the mode that carries no rule about heads
+    found = Steering.load(profile)
+    return Steering(heads=found.heads, mode="instaboost", model=found.model)
+
+
 def first_heads(steering: Steering, count: int) -> Steering:
     """The profile's best heads, in the order in which its search ranked them.
 

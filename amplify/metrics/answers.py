@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Prediction = str | None
 
@@ -19,6 +19,14 @@ def normalise(text: str) -> str:
 def same_label(prediction: str, reference: str) -> float:
     """1.0 where the two are the same label, letter case and outer spaces aside."""
     return float(prediction.strip().casefold() == reference.strip().casefold())
+
+
+def first_token_choice(first_tokens: Mapping[str, float], label: str) -> float:
+    """1.0 where the label's first token is likelier than that of every other one, as CounterFact is published.
+
+    Labels that begin with the same token are never told apart so: neither is chosen.
+    """
+    return float(all(first_tokens[label] > score for other, score in first_tokens.items() if other != label))
 
 
 def exact(prediction: str, reference: str) -> float:

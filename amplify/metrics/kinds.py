@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 
 from amplify.errors import InputError
 from amplify.metrics import text
-from amplify.metrics.answers import Prediction, answer_match, contains, exact, macro_f1, same_label, token_f1
+from amplify.metrics.answers import (
+    Prediction,
+    answer_match,
+    contains,
+    exact,
+    first_token_choice,
+    macro_f1,
+    same_label,
+    token_f1,
+)
 from amplify.metrics.evidence import evidence_scores
 from amplify.values import Answer, Example
 
@@ -17,7 +26,7 @@ class Kind:
     """How a metric scores one prediction against one reference, and all of them together.
 
     `further` are scores of the prediction against the reference that it fits best; `beside` are scores that are each
-    the best over the references.
+    the best over the references; with `first_token` a choice in score mode is also made by the labels' first tokens.
     """
 
     description: str
@@ -26,6 +35,7 @@ class Kind:
     whole: Callable[[Sequence[Prediction], Sequence[str]], float] | None = None
     further: Callable[[str, str], dict[str, float]] | None = None
     beside: Mapping[str, Callable[[str, str], float]] = field(default_factory=dict)
+    first_token: bool = False
 
 
 KINDS: Mapping[str, Kind] = {
@@ -63,8 +73,10 @@ KINDS: Mapping[str, Kind] = {
         further=text.refusal_further,
     ),
     # a choice of the new fact over the old one, by log-probability of the whole targets in score mode
-    "efficacy": Kind("share of items where the new fact beats the old one", same_label, "efficacy"),
-    "paraphrase": Kind("share of paraphrases where the new fact beats the old one", same_label, "paraphrase_score"),
+    "efficacy": Kind("share of items where the new fact beats the old one", same_label, "efficacy", first_token=True),
+    "paraphrase": Kind(
+        "share of paraphrases where the new fact beats the old one", same_label, "paraphrase_score", first_token=True
+    ),
 }
 
 
@@ -95,6 +107,8 @@ def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, floa
     if name != "evidence":
         scores = item_score(kind, answer.value, references_of(example))
         del scores["unparsed"]
+        if kind.first_token and answer.first_tokens:
+            scores[f"paper_{kind.item_name}"] = first_token_choice(answer.first_tokens, references_of(example)[0])
         return {**scores, **documents}
     if kind.item_name not in documents:
         raise InputError(

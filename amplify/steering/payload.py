@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,7 +18,8 @@ import numpy.typing as npt
 
 from amplify.errors import CapabilityError, InputError
 from amplify.steering.formula import TokenSpan, generated_log_weight, key_log_weights, token_spans
-from amplify.steering.spec import Schedule, Steering
+from amplify.steering.spec import Schedule, Steering, is_number
+from amplify.values import STRONGEST
 
 KEY = "amplify_steering"
 """Name in `SamplingParams.extra_args` (HTTP: `vllm_xargs`), and of the switch in `additional_config`."""
@@ -91,7 +91,10 @@ class Payload:
     @property
     def first(self) -> int:
         """The first token whose attention differs from a plain request's: keys and values before it can be shared."""
-        return 0 if self.steering.spare_sink else self.spans[0].start
+        if self.steering.spare_sink:
+            return 0
+        start = self.spans[0].start
+        return min(start, self.prompt) if self.steering.exempt_generated else start
 
     @functools.cached_property
     def digest(self) -> str:
@@ -165,7 +168,7 @@ def parse(text: str) -> Payload:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON: {error}") from error
     if not isinstance(data, Mapping) or not {"heads", "spans", "prompt"} <= data.keys() <= set(_KEYS):
         raise InputError(f"not an object with heads, spans, prompt and, if wanted, {', '.join(_KEYS[3:])}")
@@ -190,8 +193,8 @@ def parse(text: str) -> Payload:
         if not end <= span[0] < span[1]:
             raise InputError(f"token spans are ascending, disjoint and not empty; [{span[0]}, {span[1]}) is not")
         factor, end = span[2], span[1]
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
-            raise InputError(f"a span's factor is a number above 0, got {factor!r}")
+        if not is_number(factor) or not 1 / STRONGEST <= factor <= STRONGEST:
+            raise InputError(f"a span's factor is a number above 0, from {1 / STRONGEST:g} to {STRONGEST:g}")
         spans.append(TokenSpan(span[0], span[1], float(factor)))
     if not spans:
         raise InputError("spans is a list of at least one [first token, one past the last, factor]")

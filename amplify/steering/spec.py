@@ -13,6 +13,7 @@ import yaml
 
 from amplify import resources
 from amplify.errors import DataError, InputError, UnknownNameError
+from amplify.values import STRONGEST
 
 SteeringMode = Literal["pasta", "instaboost", "spotlight", "target_mass"]
 Schedule = Literal["both", "prefill", "decode"]
@@ -61,12 +62,13 @@ class Steering:
             raise UnknownNameError("steering mode", str(self.mode), get_args(SteeringMode))
         if self.schedule not in get_args(Schedule):
             raise UnknownNameError("steering schedule", str(self.schedule), get_args(Schedule))
-        if not _number(self.alpha) or not 0 < self.alpha <= 1:
-            raise InputError(f"alpha is a factor in (0, 1], got {self.alpha!r}")
-        if not _number(self.target) or not 0 < self.target < 1:
+        if not is_number(self.alpha) or not 1 / STRONGEST <= self.alpha <= 1:
+            raise InputError(f"alpha is a factor in (0, 1] and not below {1 / STRONGEST:g}, got {self.alpha!r}")
+        if not is_number(self.target) or not 0 < self.target < 1:
             raise InputError(f"target is an attention mass in (0, 1), got {self.target!r}")
-        if not _number(self.bonus):
-            raise InputError(f"bonus is a finite number, got {self.bonus!r}")
+        most = math.log(STRONGEST)
+        if not is_number(self.bonus) or abs(self.bonus) > most:
+            raise InputError(f"bonus is a number from -{most:.1f} to {most:.1f}, got {self.bonus!r}")
         for name in ("exempt_generated", "spare_sink"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is true or false, got {getattr(self, name)!r}")
@@ -228,8 +230,12 @@ def model_shape(config: Any) -> dict[str, Any]:
     return {"model_type": text.model_type, "layers": text.num_hidden_layers, "heads": text.num_attention_heads}
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> bool:
+    """Whether this is a finite number that a float holds."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
 
 
 def _heads(given: Any) -> dict[int, tuple[int, ...]]:

@@ -111,7 +111,7 @@ def test_steering_changes_scores_and_reaches_score_mode(backend, jobs, profile):
     assert first.answer(labelled.test[:1], backend)[0].scores["good"] == pytest.approx(alone, abs=1e-4)
 
 
-def test_options_of_pasta(backend, jobs, profile):
+def test_options_of_pasta(backend, jobs, profile, tmp_path):
     program = make("pasta", profile=profile, alpha="0.2", heads="2").fit(jobs, backend, 0)
     assert program.steering.alpha == 0.2
     assert program.steering.heads == {0: (1,), 1: (2,)}  # the two first of the order
@@ -132,6 +132,13 @@ def test_options_of_pasta(backend, jobs, profile):
     other = replace(Steering.load(profile), model={"layers": 7})
     with pytest.raises(InputError, match="another model"):
         backend.generate([make("zero_shot").fit(jobs, backend, 0).prompt("x")], Sampling(), steering=other)
+    other.save(tmp_path / "other.yaml")
+    for name in ("pasta", "spotlight", "instaboost"):
+        with pytest.raises(InputError, match="another model"):
+            make(name, profile=str(tmp_path / "other.yaml")).fit(jobs, backend, 0)
+    refusing = make("negative_emphasis", profile=str(tmp_path / "other.yaml"), max_tokens=3)
+    with pytest.raises(InputError, match="another model"):
+        refusing.fit(load_task("over_refusal"), backend, 0).answer([REQUEST], backend)
 
 
 def test_random_heads_are_as_many_and_seeded(profile):

@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from amplify import metrics
 from amplify.errors import InputError, UnknownNameError
-from amplify.values import Example
+from amplify.values import Answer, Example
 
 
 def labels(n: int, seed: int) -> tuple[list[str], list[str]]:
@@ -110,3 +110,14 @@ def test_bad_input_is_one_clear_error() -> None:
         metrics.load("macro_f1").compute(predictions=["a"], references=[["a", "b"]])
     with pytest.raises(InputError, match="no gold label"):
         metrics.load("accuracy").per_item("a", Example("1", "x"))
+
+
+@pytest.mark.parametrize(
+    ("first", "published"), [({"Rome": -1.0, "Oslo": -2.0}, 1.0), ({"Rome": -2.0, "Oslo": -1.0}, 0.0),
+                             ({"Rome": -1.0, "Oslo": -1.0}, 0.0)],
+)  # fmt: skip
+def test_counterfact_by_first_tokens_stands_beside_the_whole_targets(first, published) -> None:
+    item = Example("i", "q", label="Rome", choices=("Rome", "Oslo"))
+    answer = Answer("Rome", scores={"Rome": -3.0, "Oslo": -4.0}, first_tokens=first)
+    assert metrics.answer_scores("efficacy", answer, item) == {"efficacy": 1.0, "paper_efficacy": published}
+    assert metrics.answer_scores("paraphrase", Answer("Oslo"), item) == {"paraphrase_score": 0.0}

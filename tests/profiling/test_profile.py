@@ -87,3 +87,9 @@ def test_command_line(tiny_lm, tmp_path, facts):
     bare = CliRunner().invoke(cli, [*asked[:-1], "great phone", "--steering", str(out)])
     assert isinstance(bare.exception, InputError)
     assert Path(out).with_suffix(".runs.jsonl").is_file()
+
+
+def test_alpha_without_heads_is_refused(tiny_lm):
+    done = CliRunner().invoke(cli, ["generate", "-b", f"transformers:{tiny_lm}", "--alpha", "0.5", "**a** b"])
+    assert done.exit_code != 0
+    assert "name a head profile" in f"{done.output}{done.exception}"

@@ -51,6 +51,7 @@ def test_what_it_refuses():
         ({"spans": [[2, 4, 2.0], [3, 5, 2.0]]}, "disjoint"),
         ({"spans": [[2, 4, 0]]}, "above 0"),
         ({"spans": [[2, 4, math.inf]]}, "above 0"),
+        ({"spans": [[2, 4, 10**400]]}, "above 0"),
         ({"spans": [[2.5, 4, 2]]}, "first token"),
         ({"heads": {}}, "heads"),
         ({"heads": {"x": [0]}}, "layer"),
@@ -61,8 +62,9 @@ def test_what_it_refuses():
     ):
         with pytest.raises(InputError, match=says):
             parse(json.dumps({**good, **change}))
-    with pytest.raises(InputError, match="not JSON"):
-        parse(PROBE)
+    for text in (PROBE, "[" * 200_000):
+        with pytest.raises(InputError, match="not JSON"):
+            parse(text)
     asked = parse(json.dumps(good))
     for shape, says in (((1, 4, 20), "layer 1"), ((2, 3, 20), "head 3"), ((2, 4, 8), "9 tokens")):
         with pytest.raises(InputError, match=says):
@@ -77,6 +79,10 @@ def test_the_cache_key_starts_where_attention_changes_and_tells_what_matters():
 
     assert of(PASTA).first == 2
     assert of(replace(PASTA, spare_sink=True)).first == 0
+    for steering in (PASTA, replace(PASTA, exempt_generated=True), replace(PASTA, spare_sink=True)):
+        for prompt in (1, 3, 9):  # also where spans reach behind what counts as prompt
+            asks = of(steering, prompt=prompt)
+            assert not np.any(asks.key_log_weights(0, asks.first))
     assert of(PASTA).digest == of(PASTA, prompt=8).digest  # what follows the prompt counts as outside all the same
     assert of(PASTA).digest == of(replace(PASTA, alpha=0.5)).digest  # the factors are in the spans
     different = {
@@ -201,6 +207,10 @@ def test_over_http_spans_travel_as_tokens(server, tiny_lm):
         server.seen.clear()
         backend.score([marked], [" terrible"], steering=steering)
         (body,) = server.seen  # what the server can do is asked once
+        with pytest.raises(InputError, match="another model"):
+            backend.generate([marked], Sampling(max_tokens=2), steering=replace(steering, model={"heads": 12}))
+        with pytest.raises(InputError, match="layer 9"):
+            backend.generate([marked], Sampling(max_tokens=2), steering=Steering(heads={9: [0]}))
         assert parse(body["vllm_xargs"][KEY]).prompt < len(body["prompt"])
 
 

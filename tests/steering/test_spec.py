@@ -40,6 +40,10 @@ def test_round_trip_through_json_and_yaml(tmp_path):
         ({"heads": {3: [0]}, "alpha": 1.5}, "alpha"),
         ({"heads": {3: [0]}, "alpha": float("nan")}, "alpha"),
         ({"heads": {3: [0]}, "alpha": "0.1"}, "alpha"),
+        ({"heads": {3: [0]}, "alpha": 1e-310}, "alpha"),
+        ({"mode": "instaboost", "bonus": 1000}, "bonus is a number from"),
+        ({"mode": "instaboost", "bonus": -1000}, "bonus is a number from"),
+        ({"mode": "instaboost", "bonus": 10**400}, "bonus is a number from"),
         ({"heads": {-1: [0]}}, "layer"),
         ({"heads": {"x": [0]}}, "layer"),
         ({"heads": {3: []}}, "list of different heads"),
@@ -56,6 +60,12 @@ def test_round_trip_through_json_and_yaml(tmp_path):
 def test_bad_values_are_refused(options, says):
     with pytest.raises(InputError, match=says):
         Steering(**options)
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan"), 1e-310])
+def test_weights_that_no_float_holds_are_refused(weight):
+    with pytest.raises(InputError, match="weight is a factor"):
+        Span(0, 1, weight=weight)
 
 
 def test_unknown_keys_and_profiles(tmp_path):

@@ -155,6 +155,13 @@ def test_plain_requests_are_the_stock_engines(backend, jobs, smollm2):
             assert (got - wanted).abs().max() <= 5e-5
 
 
+def test_a_compiled_engine_is_exact(jobs, smollm2, reference_model):
+    with open_backend(
+        f"vllm:{smollm2}", steering=True, dtype="float32", max_model_len=512, max_num_seqs=8, seed=0
+    ) as compiled:
+        check(run(compiled, jobs[:5], prompt_logprobs=1), jobs[:5], reference_model)
+
+
 def test_the_prefix_cache_never_crosses(backend, jobs, reference_model):
     steered, plain, three = jobs[:3]
     backend.llm.reset_prefix_cache()
