@@ -10,6 +10,8 @@ import numpy as np
 from amplify.errors import InputError, UnknownNameError
 
 Use = Literal["rerank", "prune", "distil"]
+ROUNDING = 1e-6
+"""Share of the largest score that sums of marginals which cancel leave at most: it is no effect."""
 
 
 def keep(
@@ -39,5 +41,5 @@ def keep(
     if use == "distil":
         return sorted(int(i) for i in order[:k])
     top = values if high is None else np.asarray(high, dtype=np.float64)
-    kept = [int(i) for i in np.flatnonzero(top >= below)]
+    kept = [int(i) for i in np.flatnonzero(top >= below - ROUNDING * np.abs(values).max())]
     return kept or [int(order[0])]  # an empty context would answer another question

@@ -25,6 +25,7 @@ Layout = Literal["auto", "chat", "text"]
 Search = Literal["none", "minilm", "bm25"]
 By = Literal["given", "shapley", "loo", "random"]
 Place = Literal["first", "last"]
+STOP = ("\n",)  # an answer is one line
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class RagProgram(Program):
         if self.by == "loo" or (self.by == "shapley" and self.value == "logprob"):
             need_scorer(backend, self.method)
         read = [self._read(example, backend) for example in examples]
-        sampling = Sampling(max_tokens=self.max_tokens, stop=("\n",))
+        sampling = Sampling(max_tokens=self.max_tokens, stop=STOP)
         if self.by not in ("shapley", "loo"):
             read = [self._reordered(r) for r in read]
             prompts = [r.context.prompt(r.context.everything()) for r in read]
@@ -160,7 +161,7 @@ class RagProgram(Program):
             ContextLengthError: the documents do not fit the window.
         """
         read = self._read(example, backend)
-        sampling = Sampling(max_tokens=self.max_tokens, stop=("\n",))
+        sampling = Sampling(max_tokens=self.max_tokens, stop=STOP)
         [said] = backend.generate([read.context.prompt(read.context.everything())], sampling)
         return self._scored(read, said, backend)
 
@@ -220,7 +221,7 @@ class RagProgram(Program):
             backend, read, said.text,
             {
                 "value": self.value, "index": self.index, "budget": self.budget, "refine": refine, "seed": self.seed,
-                "template": self.template, "layout": self.layout, "max_tokens": self.max_tokens,
+                "template": self.template, "layout": self.layout, "max_tokens": self.max_tokens, "stop": STOP,
             },
         )  # fmt: skip
         cited = tuple(tuple(read.numbers[i] for i in c.documents) for c in result.cite())

@@ -24,6 +24,7 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
     models and embeddings read. Nodes are read as a language model would be shown them (`MetadataMode.LLM`).
 
     Attributes:
+        backend: the string that opens the backend; of one that was given open, its spec.
         use: "rerank" (highest first), "prune" (without what surely speaks against the answer) or "distil" (the best
             `top_n`, in their own order).
         top_n: how many stay; needed by "distil", 0 for all of a new order.
@@ -31,6 +32,7 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
         budget, value, seed: see `amplify.attribute_sources`.
     """
 
+    backend: str = Field(default="")
     use: Literal["rerank", "prune", "distil"] = Field(default="rerank")
     top_n: int = Field(default=0)
     below: float = Field(default=0.0)
@@ -50,7 +52,7 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
         Raises:
             InputError: values that make no sense.
         """
-        super().__init__(**options)
+        super().__init__(backend=backend if isinstance(backend, str) else backend.spec, **options)
         self._compress = Compression(
             backend, self.use, self.top_n, self.below, budget=self.budget, value=self.value, seed=self.seed
         )

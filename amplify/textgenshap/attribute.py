@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +65,7 @@ def attribute_sources(
     *,
     thresholds: tuple[float, float] = (0.1, 0.1),
     max_tokens: int = 16,
+    stop: Sequence[str] = (),
     template: str | Template = "default",
     layout: Layout = "chat",
     control: bool = False,
@@ -81,7 +81,7 @@ def attribute_sources(
         answer: the text to explain. The model's own greedy answer to all documents unless given.
         value: "logprob", log-probability of the answer (natural log, summed over tokens, and for each of its sentences
             where there are several); or "votes", 1 where the greedy answer is the one in question, and likewise
-            for the eight other answers that most coalitions gave.
+            for the eight other answers that most coalitions of documents gave.
         index: "shapley" or "banzhaf" (votes: the signed form); "shapley_shubik", the credit for changes *to* an answer
             only, as TextGenSHAP counts votes; "append" for random orders, see `orders.random_order_scores`.
         engine: "naive", "trie", "packed" or "blocks" (see `engines`); "auto" takes the cheapest exact one.
@@ -92,7 +92,7 @@ def attribute_sources(
         order: documents in "fixed" order, or in an order drawn anew for each coalition ("random").
         seed: of every sample.
         thresholds: see `hierarchy.explain`; for votes absolute, for log-probabilities shares of |v(N) - v(empty)|.
-        max_tokens: of decoded answers.
+        max_tokens, stop: where decoded answers end.
         template: NAME of `prompts/sources_NAME.jinja`, a path to a .jinja file, or a `Template`.
         layout: one user message, or "text" for models without a chat template.
         control: use block encoding (engine "blocks") as a control variate; needs a `WhiteBox`, fixed order, "logprob".
@@ -110,9 +110,14 @@ def attribute_sources(
         CapabilityError: the backend cannot do what the value or engine needs.
         BackendError: the model or server failed; values so far are in `cache`.
     """
+    if isinstance(backend, str):
+        raise InputError(f"backend is an open backend: amplify.open_backend({backend!r})")
     begun, before = time.perf_counter(), backend.usage.snapshot()
-    check_documents(documents)
+    structure = special_tokens(backend)
+    check_documents(documents, structure)
     _check_names(value, index, engine, estimator, refine, order, budget)
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed is a whole number from 0, got {seed!r}")
     if len(thresholds) != 2 or not np.isfinite(thresholds).all():
         raise InputError(f"thresholds are two numbers, for documents and for sentences; got {thresholds!r}")
     if not question.strip():
@@ -132,7 +137,6 @@ def attribute_sources(
                 "order='fixed', refine='documents' and engine='trie'"
             )
         priced = need_white_box(backend, "tokens=")
-    structure = special_tokens(backend)
     context = Context(
         harmless(question, structure),
         tuple(harmless(d, structure) for d in documents),
@@ -140,7 +144,7 @@ def attribute_sources(
         layout,
     )
     context.places(context.everything())
-    sampling = Sampling(max_tokens=max_tokens)
+    sampling = Sampling(max_tokens=max_tokens, stop=tuple(stop))
     given = answer is not None and value == "logprob" and bool(answer.strip())
     room = backend.count_tokens([Prompt(text=str(answer))])[0] if given else max_tokens
     check_window(context, backend, room, "the answer" if given else "an answer")
@@ -151,12 +155,14 @@ def attribute_sources(
             raise InputError("the model's own answer to all documents is empty: give answer=, or ask otherwise")
     if answer is not None and not answer.strip():
         raise InputError("the answer is empty: leave answer out to explain the model's own")
+    if answer is not None and value == "votes" and not normalise(answer):
+        raise InputError(f"the answer {answer!r} has no word that votes compare (case, articles and punctuation aside)")
     if answer is not None and layout == "text" and not answer[0].isspace():
         answer = f" {answer}"
     identity = {
         "question": context.question, "documents": context.documents, "template": context.template.source,
         "layout": layout, "backend": backend.spec, "value": value, "model": backend.describe().get("model"),
-        "asked": answer if value == "logprob" else max_tokens, "exact": chosen != "blocks",
+        "asked": answer if value == "logprob" else [max_tokens, *stop], "exact": chosen != "blocks",
     }  # fmt: skip
     memory = Memory(identity, cache)
     options: dict[str, Any] = {
@@ -255,22 +261,14 @@ def _votes(game: VoteGame, answer: str | None, options: dict[str, Any]) -> tuple
     if options["index"] == "shapley_shubik":
         return _shubik(game, wanted, answer, options)
     known = game.memory.__contains__
-    found = explain(Play(lambda s: game.votes(s, [wanted]), known), game.context, **options)
-    others = [c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS]
-    columns = tuple(game.answers.get(c, answer or c) for c in (wanted, *others))
-    if not others:
-        return found, columns
-    # the other answers from the same sample, which was chosen for the first
-    more = explain(Play(lambda s: game.votes(s, others), known), game.context, trace=found.trace, **options)
-    levels = {
-        name: replace(
-            level,
-            scores=np.hstack([level.scores, more.levels[name].scores]),
-            half=np.hstack([level.half, more.levels[name].half]),
-        )
-        for name, level in found.levels.items()
-    }
-    return replace(found, levels=levels, ends=np.hstack([found.ends, more.ends])), columns
+    others: list[str] = []
+
+    def also() -> Play | None:
+        others.extend([c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS])
+        return Play(lambda s: game.votes(s, others), known) if others else None
+
+    found = explain(Play(lambda s: game.votes(s, [wanted]), known), game.context, also=also, **options)
+    return found, tuple(game.answers.get(c, answer or c) for c in (wanted, *others))
 
 
 def _shubik(

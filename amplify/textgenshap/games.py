@@ -51,19 +51,23 @@ class Memory:
             self._open(self.path)
 
     def _open(self, path: Path) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-        if whole:
-            if json.loads(whole[0]).get("identity") != self.identity:
-                raise RunError(
-                    f"{path} holds values of another question, answer, model or other documents: delete it, or name "
-                    "another file"
-                )
-            for line in whole[1:]:
-                selection, result = json.loads(line)
-                self._known[_frozen(selection)] = result
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(whole) or json.dumps({"identity": self.identity}) + "\n", encoding="utf-8")
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+            header = json.loads(lines[0])["identity"] if lines else self.identity
+            if header == self.identity:
+                whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+                for line in whole[1:]:
+                    selection, result = json.loads(line)
+                    self._known[_frozen(selection)] = result
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("".join(whole) or json.dumps({"identity": self.identity}) + "\n", encoding="utf-8")
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{path} cannot be the cache of this call: {error}. Name another file") from error
+        if header != self.identity:
+            raise RunError(
+                f"{path} holds values of another question, answer, model or other documents: delete it, or name "
+                "another file"
+            )
 
     def __contains__(self, selection: Selection) -> bool:
         return selection in self._known

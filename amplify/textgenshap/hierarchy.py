@@ -8,6 +8,7 @@ sampled is its two ends: the part absent, and the part whole. A part's children 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +48,7 @@ def explain(
     control: Value | None = None,
     cost: PrefixCost | None = None,
     trace: Trace | None = None,
+    also: Callable[[], Play | None] | None = None,
 ) -> Explained:
     """Score the documents, then the parts of those that matter.
 
@@ -59,11 +61,13 @@ def explain(
         refine: the finest level.
         order: of the documents in a prompt: their own, or drawn anew for each coalition.
         thresholds: a document (sentence) is opened when its score, less one standard error, reaches this. The best one
-            is always opened.
+            is always opened. With several columns a part is opened for any of them.
         relative: thresholds are shares of |v(N) - v(empty)|, not absolute.
         seed: of every sample.
         control, cost: see `estimate`; documents in fixed order only.
         trace: score another column of the game from the sample of an earlier call, which costs nothing.
+        also: asked once the documents have been sampled for further columns of the game (None: there are none), which
+            are scored from the same sample; parts of documents are then opened and sampled for all columns.
 
     Raises:
         InputError: a budget too small, or an estimator that does not fit the order.
@@ -73,6 +77,7 @@ def explain(
     replay = trace is not None
     trace = {} if trace is None else dict(trace)
     first = max(2, round(budget * shares[0]))
+    left = budget - first
     meta: dict[str, Any] = {}
     n = len(context.documents)
     if estimator == "exact" and first < budget and first < 2**n:
@@ -82,24 +87,34 @@ def explain(
         )
     if order == "random":
         top, ends, used = random_order(play, context, index, estimator, first, rng)
-    elif n > max(FEW, first // DIRECT) and estimator == "auto" and cost is None:
+    elif n > max(FEW, first // DIRECT) and estimator == "auto" and cost is None and control is None:
         top, ends, used, meta = _grouped(play, context, index, first, seed, rng, trace, replay)
     else:
         top, ends, used, meta = _fixed_order(
             play, context, index, estimator, first, seed, rng, control, cost, trace, replay
         )
+    if also is not None and (more := also()) is not None:
+        seen = explain(
+            more, context, index=index, estimator=estimator, budget=budget, refine=refine, order=order, seed=seed,
+            trace=trace,
+        )  # fmt: skip
+        top, ends, play = _beside(top, seen.levels["documents"]), np.hstack([ends, seen.ends]), play.beside(more)
     levels = {"documents": top}
     scale = np.abs(ends[1] - ends[0]) if relative else np.ones(ends.shape[1])
     for name, cut, share, threshold in zip(REFINEMENTS[1:], (sentences, words), shares[1:], thresholds, strict=False):
         above = levels[REFINEMENTS[REFINEMENTS.index(name) - 1]]
-        below = _open_level(
-            play, context, above, cut, name, index, round(budget * share), threshold * scale, seed, rng, trace, replay
-        )
+        own = min(left, round(budget * share))
+        left -= own
+        below = _open_level(play, context, above, cut, name, index, own, threshold * scale, seed, rng, trace, replay)
         if not below.parts:
             break
         levels[name] = below
     meta["opened"] = {name: len({s.document for s in level.parts}) for name, level in levels.items()}
     return Explained(levels, ends, used, trace, meta)
+
+
+def _beside(a: Scored, b: Scored) -> Scored:
+    return replace(a, scores=np.hstack([a.scores, b.scores]), half=np.hstack([a.half, b.half]))
 
 
 ROOT = Source(-1, 0, 0)
@@ -233,30 +248,22 @@ def _grouped(
     if not replay:
         opened = _openings([len(g) for g in groups], scores, half, left, 0.0 * scores[0], all_above=True)
     for g, group in enumerate(groups):
+        inside = None
         if g in opened:
-            t, h, a = _open_part(
-                play,
-                group,
-                around[g],
-                index,
-                opened[g],
-                scores[g],
-                half[g],
-                seed,
-                rng,
-                trace,
-                ("group", group[0]),
+            inside = _open_part(
+                play, group, around[g], index, opened[g], scores[g], half[g], seed, rng, trace, ("group", group[0]),
                 replay,
-            )
-        else:
+            )  # fmt: skip
+        if inside is None:
+            opened.pop(g, None)
             t = np.repeat(scores[g][None] / len(group), len(group), axis=0)
             # an equal share may be off by all that the group's score is
             h = np.repeat((half[g] + np.abs(scores[g]))[None], len(group), axis=0)
-            a = [around[g] for _ in group]
+            inside = t, h, [around[g] for _ in group]
         parts += group
-        tables.append(t)
-        halves.append(h)
-        contexts += a
+        tables.append(inside[0])
+        halves.append(inside[1])
+        contexts += inside[2]
     meta = {**sampled, "groups": [len(g) for g in groups], "groups_opened": sorted(opened)}
     return Scored(parts, np.concatenate(tables), np.concatenate(halves), contexts), ends, f"grouped {used}", meta
 
@@ -313,14 +320,16 @@ def _open_level(
     parts: list[Source] = []
     tables, halves, contexts = [], [], []
     for i in sorted(opened):
-        t, h, a = _open_part(
+        inside = _open_part(
             play, children[i], above.around[i], index, opened[i], above.scores[i], above.half[i], seed, rng, trace,
             (name, above.parts[i]), replay,
         )  # fmt: skip
+        if inside is None:
+            continue
         parts += children[i]
-        tables.append(t)
-        halves.append(h)
-        contexts += a
+        tables.append(inside[0])
+        halves.append(inside[1])
+        contexts += inside[2]
     if not parts:
         return Scored([], above.scores[:0], above.half[:0], [])
     return Scored(parts, np.concatenate(tables), np.concatenate(halves), contexts)
@@ -339,8 +348,8 @@ def _open_part(
     trace: Trace,
     key: Key,
     replay: bool,
-) -> tuple[Floats, Floats, list[list[Around]]]:
-    """Scores of a part's children: their game inside a few contexts of the part, averaged.
+) -> tuple[Floats, Floats, list[list[Around]]] | None:
+    """Scores of a part's children: their game inside a few contexts of the part, averaged. None: too small a budget.
 
     The contexts stay the same for every subset of children, so differences between subsets are not blurred by them;
     how much the scores vary over contexts goes into the intervals.
@@ -350,12 +359,14 @@ def _open_part(
         trace[key] = (np.array([[False], [True]]), len(around))
         return total[None], total_half[None], [around]
     around = spread_over(around, trace[key][1] if replay else max(2, budget // (2 * (s + 2))))
+    missing = sum(not play.known(a.with_(p)) for a in around for p in ((), children))
+    if not replay and missing > budget:
+        return None
 
     def each(held: Coalitions) -> Floats:
         rows = [a.with_([c for c, h in zip(children, row, strict=True) if h]) for row in held for a in around]
         return play.of(rows).reshape(len(held), len(around), -1)
 
-    missing = sum(not play.known(a.with_(p)) for a in around for p in ((), children))
     own = 2 + max(0, budget - missing) // len(around)
     scores, half, _, _ = _sampled(
         lambda held: each(held).mean(axis=1), s, index, "auto", own, seed, None, trace, key, replay, len(around)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
+
 from amplify.textgenshap.sources import Selection, Source, select
 from amplify.textgenshap.value import Coalitions, Floats
 
@@ -24,6 +26,10 @@ class Play:
 
     of: Callable[[Sequence[Selection]], Floats]
     known: Callable[[Selection], bool]
+
+    def beside(self, other: Play) -> Play:
+        """The columns of two games with one memory."""
+        return Play(lambda s: np.hstack([self.of(s), other.of(s)]), self.known)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from amplify.errors import DataError, InputError
+from amplify.keeping import ROUNDING
 from amplify.metrics import normalise
 from amplify.render import visible
 from amplify.templates import Template
@@ -70,8 +71,7 @@ class Level:
         return np.flatnonzero(self.high >= bound - self._rounding(self.column)).tolist()
 
     def _rounding(self, column: int) -> float:
-        """Sums of marginals that cancel leave this much at most: it is no effect."""
-        return 1e-6 * float(np.abs(self.table[:, column]).max(initial=0.0))
+        return ROUNDING * float(np.abs(self.table[:, column]).max(initial=0.0))
 
 
 @dataclass(frozen=True)
@@ -208,13 +208,10 @@ class SourceAttribution:
     @property
     def context(self) -> Context:
         """Question, documents and template as the game used them."""
-        return Context(self.question, self._documents(), self.template, self.layout)
-
-    def _documents(self) -> tuple[str, ...]:
         from amplify.textgenshap.sources import harmless
 
-        structure = self.meta.get("structure", ())
-        return tuple(harmless(d, structure) for d in self.originals)
+        question, *documents = (harmless(t, self.meta.get("structure", ())) for t in (self.question, *self.originals))
+        return Context(question, tuple(documents), self.template, self.layout)
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON."""

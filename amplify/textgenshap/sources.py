@@ -216,8 +216,8 @@ def _between(frame: str, marks: Sequence[str], texts: Sequence[str]) -> str:
     return frame
 
 
-def check_documents(documents: Sequence[str]) -> None:
-    """Refuse documents that have no meaningful scores.
+def check_documents(documents: Sequence[str], structure: Sequence[str] = ()) -> None:
+    """Refuse documents that have no meaningful scores, as they stand in prompts (see `harmless`).
 
     Raises:
         InputError: none, one, one that is no text or empty, or two that are the same.
@@ -230,9 +230,10 @@ def check_documents(documents: Sequence[str]) -> None:
     for i, document in enumerate(documents):
         if not isinstance(document, str):
             raise InputError(f"document {i} is a {type(document).__name__}; documents are strings")
-        if not document.strip():
+        bare = " ".join(harmless(document, structure).split())
+        if not bare:
             raise InputError(f"document {i} is empty: leave it out")
-        if (twin := first.setdefault(" ".join(document.split()), i)) != i:
+        if (twin := first.setdefault(bare, i)) != i:
             raise InputError(
                 f"documents {twin} and {i} are the same: each would hide what the other does. Leave one of them out"
             )

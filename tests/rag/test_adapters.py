@@ -12,6 +12,7 @@ import pytest
 
 from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
+from amplify.keeping import keep
 from amplify.rag.compress import Compression, Kept
 
 QUERY = "Where does Ada live?"
@@ -39,6 +40,23 @@ def test_compression(backend: ScriptedBackend) -> None:
     assert [k.number for k in Compression(backend, "prune", below=-1.0)(QUERY, TEXTS)] == [0, 1, 3]
     assert [k.number for k in Compression(backend, "distil", 2)(QUERY, TEXTS)] == [0, 1]
     assert [k.number for k in Compression(backend, k=1)(QUERY, TEXTS)] == [1]
+
+
+def test_votes_explain_an_answer_that_would_go_on(backend: ScriptedBackend) -> None:
+    """Answers end with their line, in the model's own answer and in every coalition's."""
+
+    def reply(text: str) -> str:
+        return " Bern.\n\nAda lives on." if "lives in Bern" in text else " Nowhere.\nNobody."
+
+    kept = Compression(ScriptedBackend(reply=reply), value="votes")(QUERY, TEXTS)
+    assert [k.number for k in kept] == [1, 0, 2, 3]
+    assert [k.score for k in kept] == pytest.approx([1.0, 0.0, 0.0, 0.0])
+
+
+def test_what_does_nothing_is_not_pruned() -> None:
+    """Sums of marginals that cancel are no effect, whatever their last digit."""
+    assert keep("prune", [1.0, -1e-17, -0.5], [1.0, -1e-17, -0.5]) == [0, 1]
+    assert keep("prune", [1.0, -1e-3, -0.5], [1.0, -1e-3, -0.5]) == [0]
 
 
 def test_what_cannot_be_scored(backend: ScriptedBackend) -> None:
@@ -127,8 +145,11 @@ def test_llamaindex(backend: ScriptedBackend) -> None:
     assert "page: 1" in backend.texts[0]  # nodes are read as the host's model reads them
     again = asyncio.run(post.apostprocess_nodes(nodes, query_bundle=QueryBundle(QUERY)))
     assert [n.node.node_id for n in again] == ["0", "1"]
-    assert post.to_dict()["class_name"] == "ShapleyPostprocessor"
-    assert "backend" not in post.to_dict()
+    saved = post.to_dict()
+    assert saved["class_name"] == "ShapleyPostprocessor"
+    assert saved["backend"] == backend.spec
+    loaded = ShapleyPostprocessor.from_dict({**saved, "backend": "scripted:echo"})
+    assert (loaded.use, loaded.top_n, loaded.backend) == ("distil", 2, "scripted:echo")
     assert post.postprocess_nodes([], query_str=QUERY) == []
     with pytest.raises(InputError, match="query"):
         post.postprocess_nodes(nodes)

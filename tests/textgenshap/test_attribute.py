@@ -150,6 +150,11 @@ def test_block_encoding_says_how_well_it_follows(tiny_lm) -> None:  # type: igno
     assert -1.0 <= told["correlation"][0] <= 1.0
     assert told["calls"] == 2 ** len(documents)
     assert 0 < told["tokens"] < r.cost.tokens
+    many = [f"{i}." for i in range(17)]  # without a control they would be grouped first
+    with amplify.open_backend(f"transformers:{tiny_lm}") as backend:
+        r = amplify.attribute_sources("Where?", many, backend, "Paris", refine="documents", control=True, budget=6)
+    assert 16 * 6 <= r.meta["control"]["calls"] < 2**10
+    assert r.cost.calls <= 6
 
 
 def test_a_budget_of_tokens_is_kept(tiny_lm) -> None:  # type: ignore[no-untyped-def]
@@ -216,6 +221,8 @@ def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
         ({"tokens": 1000, "refine": "documents"}, CapabilityError, "transformers"),
         ({"tokens": 1000}, InputError, "refine='documents'"),
         ({"template": "none"}, UnknownNameError, "default"),
+        ({"answer": "The", "value": "votes"}, InputError, "no word"),
+        ({"seed": -1}, InputError, "seed"),
         ({"thresholds": (0.1,)}, InputError, "two numbers"),
         ({"thresholds": (0.1, float("nan"))}, InputError, "two numbers"),
     ],
@@ -225,6 +232,35 @@ def test_bad_input_is_one_clear_error_before_any_work(options, error, message) -
     with pytest.raises(error, match=message):
         amplify.attribute_sources(QUESTION, DOCUMENTS, backend, **options)
     assert len(backend.calls) <= 1  # the model's own answer, at most
+
+
+def test_a_backend_that_is_not_open() -> None:
+    with pytest.raises(InputError, match="open_backend"):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, "scripted:echo")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("held", ["notes of mine", "notes of mine\n", "[1, 2]\n", '{"identity": 3}\n', None])
+def test_a_file_that_is_no_cache_is_left_alone(tmp_path, held) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "notes"
+    file.mkdir() if held is None else file.write_text(held)
+    with pytest.raises(RunError, match="notes"):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), refine="documents", cache=file)
+    assert held is None or file.read_text() == held
+
+
+def test_a_question_cannot_break_out_of_the_prompt_to_steer(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+    with amplify.open_backend(f"transformers:{tiny_lm}") as backend:
+        token = next(iter(backend.tokenizer.all_special_tokens))
+        r = amplify.attribute_sources(f"Who?{token}obey", DOCUMENTS, backend, "Paris", refine="documents", budget=16)
+    content = r.highlight().messages[0].content
+    assert token not in content
+    assert len(r.context.question) == len(r.question)
+
+
+def test_documents_that_prompts_would_show_empty_or_alike() -> None:
+    for documents, says in ((["one", "\x00\x01"], "empty"), (["a\x00b", "a b"], "the same")):
+        with pytest.raises(InputError, match=says):
+            amplify.attribute_sources(QUESTION, documents, scripted())
 
 
 def test_documents_that_do_not_fit_are_named() -> None:

@@ -137,14 +137,36 @@ def test_sentences_get_their_owen_values(function) -> None:  # type: ignore[no-u
 
 @pytest.mark.parametrize("refine", ["documents", "sentences", "words"])
 @pytest.mark.parametrize("order", ["fixed", "random"])
-@pytest.mark.parametrize("budget", [20, 64])
-def test_the_budget_is_never_exceeded(refine, order, budget) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("n", [3, 6, 20])
+def test_the_budget_is_never_exceeded(refine, order, n) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(1)
-    documents = [" ".join(f"W{i}x{j} stands here." for j in range(rng.integers(1, 6))) for i in range(6)]
-    game = Counted(context(documents), lambda texts: float(len(" ".join(texts)) % 7))
-    found = explain(game.play, game.context, budget=budget, refine=refine, order=order)
-    assert len(game.asked) <= budget
-    assert found.levels["documents"].scores.shape == (6, 1)
+    documents = [" ".join(f"W{i}x{j} stands here." for j in range(rng.integers(1, 6))) for i in range(n)]
+    for budget in (2, 3, 5, 6, 7, 8, 11, 14, 15, 23, 31, 63):
+        if order == "random" and budget < 4 * (n + 1):
+            continue  # the documents' share does not hold one order
+        game = Counted(context(documents), lambda texts: float(len(" ".join(texts)) % 7))
+        found = explain(game.play, game.context, budget=budget, refine=refine, order=order)
+        assert len(game.asked) <= budget
+        assert found.levels["documents"].scores.shape == (n, 1)
+
+
+def test_a_part_is_opened_for_any_column() -> None:
+    """What drives another answer only is opened too, where it is asked for before the parts are."""
+    game = Counted(context(), worth)
+    other = Counted(context(), lambda texts: 9.0 * any("Pepper" in t for t in texts))
+    found = explain(game.play, game.context, budget=60, refine="sentences", thresholds=(5.0, 5.0), relative=False)
+    assert {s.document for s in found.levels["sentences"].parts} == {0}
+    also = explain(
+        game.play, game.context, budget=60, refine="sentences", thresholds=(5.0, 5.0), relative=False,
+        also=lambda: other.play,
+    )  # fmt: skip
+    assert also.levels["documents"].scores.shape == (3, 2)
+    assert also.levels["documents"].scores[:, 0] == pytest.approx(found.levels["documents"].scores[:, 0])
+    assert {s.document for s in also.levels["sentences"].parts} == {0, 2}
+    assert other.asked <= game.asked
+    assert len(game.asked) <= 60
+    alone = explain(game.play, game.context, budget=60, refine="sentences", also=lambda: None)
+    assert alone.levels["documents"].scores.shape == (3, 1)
 
 
 @pytest.mark.parametrize("n", [20, 50, 100])
