@@ -20,17 +20,57 @@ import os
 import platform
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 import amplify
+from amplify import templates
+from amplify.backends.base import Generator
 from amplify.errors import AmplifyError
 from amplify.methods import make
 from amplify.methods.base import Method
+from amplify.methods.documents import RagProgram
+from amplify.methods.rag_baselines import Rag
+from amplify.methods.reading import Reading
+from amplify.retrieval import open_retriever
+from amplify.tasks import Task
+from amplify.textgenshap.sources import Context, harmless, special_tokens
+from amplify.values import Sampling, Sources
 
-GRANULARITIES = ("documents", "sentences", "words")
+
+class NearestProgram(RagProgram):
+    """Answer from the k documents of the pool that MiniLM ranks first, the best one first."""
+
+    kind: ClassVar[str] = "rag_minilm"
+
+    def _reordered(self, read: Reading) -> Reading:
+        pool = [read.every[i] for i in read.numbers]
+        found = open_retriever("minilm", pool).search(read.example.text, len(pool))
+        numbers = tuple(read.numbers[hit.document] for hit in found)
+        rest = tuple(i for i in read.sources.ranking if i not in numbers)
+        shown = numbers[: self.k or None]
+        context = read.only([read.numbers.index(i) for i in shown])
+        return replace(read, context=context, sources=Sources((*numbers, *rest), shown))
+
+
+@dataclass(frozen=True)
+class Nearest(Rag):
+    """What a retriever would keep of the documents that all other rows choose from.
+
+    Attributes:
+        k: keep this many, 0 for all of them.
+    """
+
+    name: ClassVar[str] = "rag_minilm"
+
+    k: int = 0
+
+    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+        """Nothing to fit."""
+        return NearestProgram(**vars(self.program(task, seed, use="rerank", k=self.k)))
 
 
 @click.group()
@@ -85,7 +125,8 @@ def speed(
 ) -> None:  # fmt: skip
     """Seconds, prompts and tokens of one attribution, by granularity, number of documents and engine.
 
-    All engines of a line ask for the values of the same answer. Documents beyond an item's own are other items'.
+    All engines of a line ask for the values of the same answer, the model's own, which is generated before and counted
+    for none. Documents beyond an item's own are other items'.
     """
     rows = []
     loaded = amplify.load_task(task).test
@@ -96,15 +137,14 @@ def speed(
                 texts = list(dict.fromkeys(f"{d['title']}\n{d['text']}".strip() for d in pool))[:count]
                 if len(texts) < count:
                     raise click.ClickException(f"{task} has only {len(texts)} different documents")
+                answer = own_answer(example.text, texts, opened)
                 for granularity in granularities.split(","):
-                    answer = None
                     for engine in engines.split(","):
                         begun, before = time.perf_counter(), opened.usage.snapshot()
                         found = amplify.attribute_sources(
                             example.text, texts, opened, answer=answer, value=value, budget=budget,
                             refine=granularity, engine=engine, order="random" if engine == "packed" else "fixed",
                         )  # fmt: skip
-                        answer = answer or (found.answer if value == "logprob" else None)
                         spent = opened.usage.since(before)
                         rows.append({
                             "documents": count, "granularity": granularity, "engine": engine, "item": example.id,
@@ -120,6 +160,15 @@ def speed(
         "| " + " | ".join(f"{r[c]:,}" if isinstance(r[c], int) else str(r[c]) for c in columns) + " |" for r in rows
     ]
     write(results / (name or "textgenshap_speed"), "speed", about, {"rows": rows}, "\n".join(lines))
+
+
+def own_answer(question: str, documents: list[str], backend: Generator) -> str | None:
+    """What the model answers to all documents, as `attribute_sources` asks it; None where it says nothing."""
+    structure = special_tokens(backend)
+    shown = tuple(harmless(d, structure) for d in documents)
+    context = Context(harmless(question, structure), shown, templates.load("sources", "default"))
+    said = backend.generate([context.prompt(context.everything())], Sampling(max_tokens=16))[0].text
+    return said.strip() or None
 
 
 @main.command()
@@ -142,17 +191,21 @@ def recall(**given: Any) -> None:
 @with_options(shared, evaluated)
 @click.option("--keep", default="1,3", show_default=True, help="Documents that stay.")
 def accuracy(keep: str, **given: Any) -> None:
-    """Answers from the k best documents: by Shapley values, by chance, by a retriever; and from all of them."""
+    """Answers from the k best documents: by Shapley values, by chance, by a retriever; and from all of them.
+
+    All choose from the same documents (--search, --documents) and write the same prompt.
+    """
     common = {name: given[name] for name in ("documents", "search", "template")}
     explained = {**common, "budget": given["budget"], "value": given["value"]}
     methods = [make("rag", **common)]
     for k in numbers(keep):
         methods += [
             make("rag_rerank_random", k=k, **common),
-            make("rag", search="minilm", documents=k),
+            Nearest(k=k, **common),
             make("rag_distil_shapley", k=k, **explained),
         ]
-    evaluate_all("accuracy", methods, **given)
+    others = [m.label for m in methods if m.name != "rag_distil_shapley"]
+    evaluate_all("accuracy", methods, baseline=others, **given)
 
 
 @main.command()
@@ -176,7 +229,7 @@ def uses(keep: int, **given: Any) -> None:
 
 def evaluate_all(
     table: str, methods: list[Method], *, backend: str, tasks: str, limit: int, seeds: str, out: Path, results: Path,
-    name: str | None, **rest: Any,
+    name: str | None, baseline: list[str] | None = None, **rest: Any,
 ) -> None:  # fmt: skip
     """One run a task, and one file over all of them."""
     reports = {}
@@ -184,7 +237,7 @@ def evaluate_all(
         for task in tasks.split(","):
             reports[task] = amplify.evaluate(
                 amplify.load_task(task), opened, methods, seeds=numbers(seeds), limit=limit or None,
-                batch_size=4, out=out / table / task.replace("/", "-"),
+                batch_size=4, out=out / table / task.replace("/", "-"), baseline=baseline,
             )  # fmt: skip
             click.echo(str(reports[task]))
         about = opened.describe()

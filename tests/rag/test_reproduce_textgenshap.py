@@ -7,8 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from amplify.backends import open_backend
+from amplify.methods import make
+from amplify.tasks import load_task
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "reproduce_textgenshap.py"
 
@@ -62,3 +67,33 @@ def test_one_command_each(tmp_path: Path, command: list[str], wanted: str) -> No
     assert wanted in stem.with_suffix(".md").read_text()
     data = json.loads(stem.with_suffix(".json").read_text())
     assert data["command"].startswith(f"python eval/reproduce_textgenshap.py {command[0]}")
+    if command[0] == "speed":  # the same prompts, whichever engine comes first
+        asked = {(r["documents"], r["granularity"], r["engine"]): r["prompt_tokens"] for r in data["rows"]}
+        for count, granularity in {key[:2] for key in asked}:
+            assert asked[count, granularity, "naive"] == asked[count, granularity, "trie"]
+
+
+@pytest.mark.real
+def test_the_retriever_keeps_its_best_of_the_common_pool(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMPLIFY_DATA", str(tmp_path))
+    (tmp_path / "dev_distractor_50.json").write_text(json.dumps(rows()))
+    bench, task = script("reproduce_textgenshap"), load_task("hotpotqa")
+    with open_backend("scripted:say= Fact") as backend:
+
+        def shown(method: Any) -> list[Any]:
+            return [a.sources for a in method.fit(task, backend, 0).answer(task.test, backend)]
+
+        # out of all documents it is what the retriever gives by itself
+        alone = shown(make("rag", search="minilm", documents=1))
+        whole = bench.Nearest(k=1)
+        assert [s.shown for s in shown(whole)] == [s.shown for s in alone]
+        assert [s.ranking for s in shown(whole)] == [s.ranking for s in alone]
+        # out of two of three it never takes the third
+        for found in shown(bench.Nearest(k=1, documents=2, template="question_last")):
+            assert found.shown == found.ranking[:1]
+            assert set(found.ranking[:2]) == {0, 1}
+            assert found.ranking[2] == 2
+        given = [m.fit(task, backend, 0).template for m in (bench.Nearest(template="question_last"), make("rag"))]
+        assert [t.name for t in given] == ["sources_question_last", "sources_default"]
