@@ -36,7 +36,15 @@ from amplify.textgenshap.sources import (
     special_tokens,
 )
 from amplify.textgenshap.value import Coalitions, Floats
-from amplify.textgenshap.votes import exact_shubik, sampled_orders, walked_shubik
+from amplify.textgenshap.votes import (
+    exact_credit,
+    flipped_credit,
+    penrose_weights,
+    sampled_flips,
+    sampled_orders,
+    shubik_weights,
+    walked_shubik,
+)
 from amplify.values import Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -46,7 +54,8 @@ VALUES = ("logprob", "votes")
 ORDERS = ("fixed", "random")
 OTHERS = 8  # answers scored beside the one in question: those that most coalitions gave
 MOST_PROMPTS = 12  # doublings: with a budget of tokens so many prompts are enough
-INDICES = ("shapley", "banzhaf", "shapley_shubik", "append")
+CREDITS = ("shapley_shubik", "penrose_banzhaf")  # for changes to an answer, whatever it was before
+INDICES = ("shapley", "banzhaf", *CREDITS, "append")
 
 
 def attribute_sources(
@@ -68,6 +77,7 @@ def attribute_sources(
     stop: Sequence[str] = (),
     template: str | Template = "default",
     layout: Layout = "chat",
+    chance: float = 0.5,
     control: bool = False,
     tokens: int | None = None,
     cache: str | Path | None = None,
@@ -82,8 +92,9 @@ def attribute_sources(
         value: "logprob", log-probability of the answer (natural log, summed over tokens, and for each of its sentences
             where there are several); or "votes", 1 where the greedy answer is the one in question, and likewise
             for the eight other answers that most coalitions of documents gave.
-        index: "shapley" or "banzhaf" (votes: the signed form); "shapley_shubik", the credit for changes *to* an answer
-            only, as TextGenSHAP counts votes; "append" for random orders, see `orders.random_order_scores`.
+        index: "shapley" or "banzhaf" (votes: the signed form); "shapley_shubik" or "penrose_banzhaf", the credit for
+            changes *to* an answer only, as TextGenSHAP counts votes; "append" for random orders, see
+            `orders.random_order_scores`.
         engine: "naive", "trie", "packed" or "blocks" (see `engines`); "auto" takes the cheapest exact one.
         estimator: see `estimate`; "auto" is exact where 2^n fits the documents' share of the budget.
         budget: distinct prompts asked, all levels together (the answer's own generation not counted). With sentences
@@ -95,6 +106,7 @@ def attribute_sources(
         max_tokens, stop: where decoded answers end.
         template: NAME of `prompts/sources_NAME.jinja`, a path to a .jinja file, or a `Template`.
         layout: one user message, or "text" for models without a chat template.
+        chance: with which each other document is there, for "penrose_banzhaf"; TextGenSHAP also takes 0.1.
         control: use block encoding (engine "blocks") as a control variate; needs a `WhiteBox`, fixed order, "logprob".
             It is asked for up to 1,024 coalitions beside the budget: its calls, tokens, correlation and slope are in
             `meta["control"]`. Worth it where documents are long beside the answer, which it forwards each time.
@@ -120,6 +132,8 @@ def attribute_sources(
         raise InputError(f"seed is a whole number from 0, got {seed!r}")
     if len(thresholds) != 2 or not np.isfinite(thresholds).all():
         raise InputError(f"thresholds are two numbers, for documents and for sentences; got {thresholds!r}")
+    if not 0 < chance < 1:
+        raise InputError(f"chance is a probability between 0 and 1, got {chance!r}")
     if not question.strip():
         raise InputError("the question is empty")
     chosen: Engine = ("packed" if order == "random" else "trie") if engine == "auto" else engine  # type: ignore[assignment]
@@ -184,7 +198,7 @@ def attribute_sources(
         columns: tuple[str, ...] = game.columns
     else:
         ballot = VoteGame(context, backend, sampling, chosen, memory)
-        explained, columns = _votes(ballot, answer, options)
+        explained, columns = _votes(ballot, answer, options, chance)
         answer = columns[0]
     levels = {
         name: level(found.parts, tuple(documents), found.scores, found.scores - found.half, found.scores + found.half)
@@ -252,14 +266,16 @@ class _Counted:
         return values
 
 
-def _votes(game: VoteGame, answer: str | None, options: dict[str, Any]) -> tuple[Explained, tuple[str, ...]]:
+def _votes(
+    game: VoteGame, answer: str | None, options: dict[str, Any], chance: float
+) -> tuple[Explained, tuple[str, ...]]:
     """Scores for every answer that any coalition gave, the one in question first."""
     own = game.ask([game.context.everything()])[0]
     wanted = own if answer is None else normalise(answer)
     if options["order"] == "random":  # all documents in their own order have been asked above
         options = {**options, "budget": options["budget"] - 1}
-    if options["index"] == "shapley_shubik":
-        return _shubik(game, wanted, answer, options)
+    if options["index"] in CREDITS:
+        return _credited(game, wanted, answer, options, chance)
     known = game.memory.__contains__
     others: list[str] = []
 
@@ -271,11 +287,12 @@ def _votes(game: VoteGame, answer: str | None, options: dict[str, Any]) -> tuple
     return found, tuple(game.answers.get(c, answer or c) for c in (wanted, *others))
 
 
-def _shubik(
-    game: VoteGame, wanted: str, answer: str | None, options: dict[str, Any]
+def _credited(
+    game: VoteGame, wanted: str, answer: str | None, options: dict[str, Any], chance: float
 ) -> tuple[Explained, tuple[str, ...]]:
     parts = list(game.context.sources)
-    n, budget = len(parts), options["budget"]
+    n, budget, shubik = len(parts), options["budget"], options["index"] == "shapley_shubik"
+    rng = np.random.default_rng([options["seed"], 2])
     exact = options["order"] == "fixed" and n <= MAX_SOURCES and 2**n <= budget
 
     def rows(orders: Any) -> list[Selection]:
@@ -287,14 +304,18 @@ def _shubik(
 
     if exact:
         said = game.ask([select(row, parts) for row in in_place(all_coalitions(n)).tolist()])
+    elif not shubik:
+        flips = sampled_flips(n, budget, chance, rng)
+        said = game.ask([select(row, parts) for row in in_place(flips.reshape(-1, n)).tolist()])
     else:
-        rng = np.random.default_rng([options["seed"], 2])
         orders = sampled_orders(n, budget, lambda o: len(set(rows(o))), rng)
         said = game.ask(rows(orders))
     candidates = [wanted, *[c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS]]
     if exact:
-        scores = exact_shubik(said, n, candidates)
+        scores = exact_credit(said, n, candidates, shubik_weights(n) if shubik else penrose_weights(n, chance))
         half = np.zeros_like(scores)
+    elif not shubik:
+        scores, half = flipped_credit(flips, np.array(said, object).reshape(len(flips), n + 1), candidates)
     else:
         scores, half = walked_shubik(orders, np.array(said, object).reshape(len(orders), n + 1), candidates)
     top = Scored(parts, scores, half, [[] for _ in parts])
@@ -312,11 +333,13 @@ def _check_names(value: str, index: str, engine: str, estimator: str, refine: st
             raise UnknownNameError(kind, name, known)
     if budget < 2:
         raise InputError(f"the budget counts the empty and the full context, so it is at least 2; got {budget}")
-    if index == "shapley_shubik" and value != "votes":
-        raise InputError("index 'shapley_shubik' counts votes: use value='votes', or index='shapley'")
+    if index in CREDITS and value != "votes":
+        raise InputError(f"index {index!r} counts votes: use value='votes', or index='shapley' or 'banzhaf'")
+    if index == "penrose_banzhaf" and order != "fixed":
+        raise InputError("index 'penrose_banzhaf' has no order of arrival: use order='fixed'")
     if index == "append" and order != "random":
         raise InputError("index 'append' is of random orders: use order='random', or index='shapley'")
-    if index in ("append", "shapley_shubik") and refine != "documents":
+    if index in (*CREDITS, "append") and refine != "documents":
         raise InputError(f"index {index!r} scores whole documents: use refine='documents'")
     if engine == "packed" and order != "random":
         raise InputError("engine 'packed' lays documents out in random orders: use order='random', or engine='trie'")

@@ -60,7 +60,8 @@ def explain(
         budget: distinct prompts over all levels.
         refine: the finest level.
         order: of the documents in a prompt: their own, or drawn anew for each coalition.
-        thresholds: a document (sentence) is opened when its score, less one standard error, reaches this. The best one
+        thresholds: a document (sentence) is opened when its score, less one standard error (half width / 1.96, which is
+            more where few values say how far they vary), reaches this. The best one
             is always opened. With several columns a part is opened for any of them.
         relative: thresholds are shares of |v(N) - v(empty)|, not absolute.
         seed: of every sample.

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 Part = tuple[int, int, int]  # characters [start, end) of a document, and the number of the part in its level
 CLASSES = {"documents": "d", "sentences": "s", "words": "w"}
-INDICES = {"shapley": "Shapley", "banzhaf": "Banzhaf", "shapley_shubik": "Shapley–Shubik"}
+INDICES = {
+    "shapley": "Shapley",
+    "banzhaf": "Banzhaf",
+    "shapley_shubik": "Shapley–Shubik",
+    "penrose_banzhaf": "Penrose–Banzhaf",
+}
 _TITLE = 120  # a first line up to this long, with text below it, is shown as a title
 _DIGITS = 8  # significant ones of the numbers in the page, which rounds them to three decimals itself
 

@@ -1,8 +1,9 @@
-"""Shapley-Shubik credit in TextGenSHAP's voting game: who turned the answer into c.
+"""Shapley-Shubik and Penrose-Banzhaf credit in TextGenSHAP's voting game: who turned the answer into c.
 
-In a random order of the sources, the source whose arrival makes the answer c, where it was not c before, gets credit
-for c (arXiv 2312.01279, section 3.1): the positive part of a marginal. It is not linear in the game, so it comes from
-pairs of neighbouring coalitions alone, never from a regression.
+The source whose arrival makes the answer c, where it was not c before, gets credit for c (arXiv 2312.01279, section
+3.1): the positive part of a marginal. For Shapley-Shubik sources arrive in a random order; for Penrose-Banzhaf each
+joins those of the others that are there, each by chance. Credit is not linear in the game, so it comes from pairs of
+neighbouring coalitions alone, never from a regression.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from amplify.errors import InputError
 from amplify.textgenshap.exact import all_coalitions, marginal_weights
 from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation
-from amplify.textgenshap.value import Floats
+from amplify.textgenshap.value import Coalitions, Floats
 
 Answers = npt.NDArray[np.object_]
 
@@ -26,20 +27,32 @@ def credit(before: Sequence[str] | Answers, after: Sequence[str] | Answers, cand
     return ((new[:, None] == c) & (old[:, None] != c)).astype(np.float64)
 
 
-def exact_shubik(said: Sequence[str], n: int, candidates: Sequence[str]) -> Floats:
-    """Credit of each source over all orders.
+def shubik_weights(n: int) -> Floats:
+    """Chance of each coalition that a source finds in a random order, by its size, [n]."""
+    return marginal_weights(n, "shapley")
+
+
+def penrose_weights(n: int, chance: float) -> Floats:
+    """Chance of each coalition of the others, by its size, where each of them is there with `chance`, [n]."""
+    sizes = np.arange(n)
+    return chance**sizes * (1 - chance) ** (n - 1 - sizes)
+
+
+def exact_credit(said: Sequence[str], n: int, candidates: Sequence[str], by_size: Floats) -> Floats:
+    """Credit of each source over all coalitions.
 
     Args:
         said: answer to each of the 2^n coalitions, in the order of `all_coalitions`.
         n: number of sources.
         candidates: the answers to score.
+        by_size: weight of what a coalition of so many others credits (`shubik_weights`, `penrose_weights`), [n].
 
     Returns:
         [n, candidates].
     """
     held = all_coalitions(n)
     rows = np.arange(2**n)
-    weight = marginal_weights(n, "shapley")[np.minimum(held.sum(axis=1), n - 1)]
+    weight = by_size[np.minimum(held.sum(axis=1), n - 1)]
     scores = np.empty((n, len(candidates)))
     for i in range(n):
         without = rows[~held[:, i]]
@@ -94,3 +107,58 @@ def sampled_orders(
                 return orders
             orders = longer
     return orders
+
+
+def sampled_flips(n: int, budget: int, chance: float, rng: np.random.Generator) -> Coalitions:
+    """Random coalitions, each with every source flipped in turn, as many as the budget holds beside none and all.
+
+    Returns:
+        bool[draws, n + 1, n]: the coalition, then those with source 0, 1, … flipped.
+
+    Raises:
+        InputError: not one draw fits.
+    """
+    flips: list[Coalitions] = []
+    asked = {np.full(n, end).tobytes() for end in (False, True)}
+    while len(flips) < budget:
+        drawn = np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool)]) ^ (rng.random(n) < chance)
+        more = asked | {row.tobytes() for row in drawn}
+        if len(more) > budget:
+            break
+        flips.append(drawn)
+        asked = more
+    if not flips:
+        raise InputError(f"one coalition of {n} documents has {n} neighbours, all to be asked; the budget is {budget}")
+    return np.stack(flips)
+
+
+def flipped_credit(flips: Coalitions, said: Answers, candidates: Sequence[str]) -> tuple[Floats, Floats]:
+    """Credit of each source over sampled coalitions.
+
+    Args:
+        flips: as `sampled_flips` gives them.
+        said: answer to each, [draws, n + 1].
+        candidates: the answers to score.
+
+    Returns:
+        As `walked_shubik`.
+    """
+    count, n = len(flips), flips.shape[2]
+    found = np.empty((count, n, len(candidates)))
+    for k in range(count):
+        there = flips[k, 0]  # flipping what is there takes it away
+        before, after = np.where(there, said[k, 1:], said[k, 0]), np.where(there, said[k, 0], said[k, 1:])
+        found[k] = credit(before, after, candidates)
+    return found.mean(axis=0), credit_half_width(found, count)
+
+
+def credit_half_width(units: Floats, draws: int) -> Floats:
+    """Half widths of 95 % intervals of mean credit, [n, candidates]: above 0 even where all agree, and at most 1.
+
+    Args:
+        units: credit of independent draws, [units, n, candidates].
+        draws: how many coalitions' or orders' credit they hold in all.
+    """
+    # one draw more might give the credit to any one source, whatever the others say
+    deviation = np.sqrt(mean_deviation(units) ** 2 + 1 / (draws**2 * units.shape[1]))
+    return np.minimum(half_width(deviation, len(units) - 1 + BORROWED), 1.0)

@@ -108,6 +108,19 @@ def test_shapley_shubik_credits_whoever_turned_the_answer(budget) -> None:  # ty
     assert r.cost.calls <= budget
 
 
+@pytest.mark.parametrize("budget", [16, 12])
+def test_penrose_banzhaf_credits_whoever_turned_the_answer(budget) -> None:  # type: ignore[no-untyped-def]
+    r = amplify.attribute_sources(
+        QUESTION, DOCUMENTS, scripted(), value="votes", index="penrose_banzhaf", refine="documents", budget=budget,
+        chance=0.1,
+    )  # fmt: skip
+    assert r.documents.scores == pytest.approx([0, 1, 0, 0])
+    # document 2 makes it Madrid where 1 is not there
+    assert r.for_answer("madrid").documents.scores[2] == pytest.approx(0.9, abs=1e-9 if budget == 16 else 0.5)
+    assert r.cost.calls <= budget
+    assert "penrose_banzhaf" in str(r)
+
+
 def test_votes_need_no_log_probabilities() -> None:
     generator = ScriptedGenerator(reply=reply)
     r = amplify.attribute_sources(QUESTION, DOCUMENTS, generator, value="votes", refine="documents")
@@ -216,6 +229,8 @@ def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
         ({"index": "append"}, InputError, "order='random'"),
         ({"index": "shapley_shubik"}, InputError, "value='votes'"),
         ({"index": "shapley_shubik", "value": "votes"}, InputError, "refine='documents'"),
+        ({"index": "penrose_banzhaf", "value": "votes", "order": "random"}, InputError, "order='fixed'"),
+        ({"chance": 1.0}, InputError, "probability"),
         ({"control": True}, CapabilityError, "transformers"),
         ({"control": True, "order": "random"}, InputError, "fixed"),
         ({"tokens": 1000, "refine": "documents"}, CapabilityError, "transformers"),

@@ -26,7 +26,14 @@ from amplify.textgenshap.sources import (
     sentences,
     words,
 )
-from amplify.textgenshap.votes import exact_shubik, walked_shubik
+from amplify.textgenshap.votes import (
+    exact_credit,
+    flipped_credit,
+    penrose_weights,
+    sampled_flips,
+    shubik_weights,
+    walked_shubik,
+)
 
 DOCUMENTS = ("Paris\nParis is in France. It is big.", "Rome is in Italy.", "Cats sleep. Dogs bark.")
 
@@ -213,7 +220,7 @@ def test_shapley_shubik_against_all_orders() -> None:
     held = all_coalitions(n)
     said = rng.choice(["a", "b", "c"], len(held)).tolist()
     by_members = {tuple(np.flatnonzero(row).tolist()): s for row, s in zip(held, said, strict=True)}
-    found = exact_shubik(said, n, ["a", "b"])
+    found = exact_credit(said, n, ["a", "b"], shubik_weights(n))
     for k, c in enumerate("ab"):
         assert found[:, k] == pytest.approx(brute_shubik(by_members, n, c))
     # the signed form of the same marginals sums to the change of the vote
@@ -222,6 +229,31 @@ def test_shapley_shubik_against_all_orders() -> None:
     orders = np.array(list(itertools.permutations(range(n))))
     walks = np.array([[by_members[tuple(sorted(o[:k].tolist()))] for k in range(n + 1)] for o in orders], object)
     assert walked_shubik(orders, walks, ["a", "b"])[0] == pytest.approx(found)
+
+
+@pytest.mark.parametrize("chance", [0.5, 0.1])
+def test_penrose_banzhaf_against_every_coalition_of_the_others(chance) -> None:  # type: ignore[no-untyped-def]
+    n, c = 4, ["a", "b"]
+    held = all_coalitions(n)
+    said = np.random.default_rng(0).choice(["a", "b", "c"], len(held)).tolist()
+    answer = {row.tobytes(): s for row, s in zip(held, said, strict=True)}
+    found = exact_credit(said, n, c, penrose_weights(n, chance))
+    expected = np.zeros((n, 2))
+    for i in range(n):
+        for row in held[~held[:, i]]:
+            others = np.delete(row, i)
+            weight = np.prod(np.where(others, chance, 1 - chance))
+            now, before = answer[(row | (np.arange(n) == i)).tobytes()], answer[row.tobytes()]
+            expected[i] += weight * np.array([now == k != before for k in c])
+    assert found == pytest.approx(expected)
+    # enough draws that all 16 coalitions are asked: the sample's mean comes near
+    flips = np.concatenate([sampled_flips(n, 16, chance, np.random.default_rng(seed)) for seed in range(200)])
+    given = np.array([[answer[row.tobytes()] for row in draw] for draw in flips], object)
+    scores, half = flipped_credit(flips, given, c)
+    assert np.abs(scores - expected).max() < 0.05
+    assert (half > 0).all()
+    with pytest.raises(InputError, match="4 neighbours"):
+        sampled_flips(n, 4, chance, np.random.default_rng(0))
 
 
 def test_a_dead_server_keeps_what_was_known_and_resumes(tmp_path) -> None:  # type: ignore[no-untyped-def]
