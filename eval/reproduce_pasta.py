@@ -67,7 +67,8 @@ def methods_of(
         rows = [one("zero_shot"), one("marked_prompt"), one("few_shot", shots=shots), one("pasta_random_heads", **own)]
         rows.append(one("pasta", **own))
         specific = find_profile(profile, backend, task.name)
-        rows += [one("pasta", profile=n) for n in (multi, agnostic) if n and Steering.load(n) != specific]
+        others = [n for n in (multi, agnostic) if n and Steering.load(n) != specific]
+        rows += [one("pasta", **{**own, "profile": n}) for n in others]
         if backend.spec.startswith("vllm:"):
             click.echo(f"{task.name}: without spotlight, whose second attention pass vLLM does not offer")
             return [*rows, one("instaboost")]
