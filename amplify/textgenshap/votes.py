@@ -65,18 +65,26 @@ def walked_shubik(orders: npt.NDArray[np.int64], said: Answers, candidates: Sequ
     """Credit of each source over sampled orders.
 
     Args:
-        orders: int[permutations, n].
+        orders: int[permutations, n]; the reverse of an order, where it was drawn, follows it.
         said: answer to each prefix of each order, empty first, [permutations, n + 1].
         candidates: the answers to score.
 
     Returns:
-        Mean credit and half widths of 95 % intervals, [n, candidates] both.
+        Mean credit and half widths of 95 % intervals, [n, candidates] both; widths are above 0 even where all orders
+        agree, and at most 1, as credit is.
     """
     count, n = orders.shape
     found = np.empty((count, n, len(candidates)))
     for k in range(count):
         found[k, orders[k]] = credit(said[k, :-1], said[k, 1:], candidates)
-    return found.mean(axis=0), half_width(mean_deviation(found), count - 1 + BORROWED)
+    units, k = [], 0
+    while k < count:  # an order and its reverse are one draw
+        both = k + 1 < count and np.array_equal(orders[k + 1], orders[k][::-1])
+        units.append(found[k : k + 1 + both].mean(axis=0))
+        k += 1 + both
+    # one order more might give the credit to any one source, whatever the others say
+    deviation = np.sqrt(mean_deviation(np.stack(units)) ** 2 + 1 / (count**2 * n))
+    return found.mean(axis=0), np.minimum(half_width(deviation, len(units) - 1 + BORROWED), 1.0)
 
 
 def sampled_orders(
