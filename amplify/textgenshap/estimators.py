@@ -103,9 +103,10 @@ def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> 
         name = min(fits, key=lambda f: fits[f].error)
         best = fits[name]
         columns.append(best.scores)
-        # every model in it has learned from (folds - 1) / folds of the sample only
+        # every model in it has learned from (folds - 1) / folds of the sample only, and is corrected on the rest: its
+        # error does not fade, as that of a sample without replacement does, when nearly all coalitions are known
         wider = np.sqrt(best.folds / (best.folds - 1))
-        halves.append(half_width(mean_deviation(best.terms, 1 - 1 / weight) * wider, len(first) - 1))
+        halves.append(half_width(mean_deviation(best.terms) * wider, len(first) - 1))
         chosen.append(name)
     return Raw(np.stack(columns, axis=1), np.stack(halves, axis=1), {"surrogate": chosen, "pairs": len(first)})
 

@@ -20,21 +20,16 @@ def half_width(deviation: Floats, freedom: float) -> Floats:
     return deviation * float(student.ppf((1 + LEVEL) / 2, freedom))
 
 
-def mean_deviation(terms: Floats, unsampled: Floats | None = None) -> Floats:
-    """Standard error of the mean over axis 0, which a bootstrap of the units converges to.
+def mean_deviation(terms: Floats) -> Floats:
+    """Standard error of the mean of independent `terms` [units, n, ...], which a bootstrap of the units converges to.
 
-    Args:
-        terms: [units, n, ...].
-        unsampled: share of the population that each unit leaves unseen (1 - inclusion probability), [units]: what
-            was drawn without replacement from nearly all there is varies less. None for independent draws.
+    Returns:
+        [n, ...]; infinite for one unit.
     """
     units = len(terms)
     if units < 2:
         return np.full(terms.shape[1:], np.inf)
-    gap = (terms - terms.mean(axis=0)) ** 2
-    if unsampled is not None:
-        gap = gap * unsampled.reshape(-1, *[1] * (gap.ndim - 1))
-    own = gap.sum(axis=0) / (units * (units - 1))
+    own = ((terms - terms.mean(axis=0)) ** 2).sum(axis=0) / (units * (units - 1))
     # a few units tell little about the spread of a single source: borrow from all sources as much as BORROWED units say
     pooled = own.mean(axis=0, keepdims=True)
     return np.sqrt(((units - 1) * own + BORROWED * pooled) / (units - 1 + BORROWED))

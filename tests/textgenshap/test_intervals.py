@@ -7,6 +7,7 @@ import pytest
 
 from amplify.errors import InputError
 from amplify.textgenshap import all_coalitions, estimate, exact_scores
+from amplify.textgenshap.surrogates import SURROGATES
 
 HELD = all_coalitions(10)
 BITS = 1 << np.arange(10)
@@ -43,8 +44,9 @@ def log_probability(rng: np.random.Generator) -> np.ndarray:
     return table
 
 
-@pytest.mark.parametrize("name", ["gaussian_process", "kernel_shap", "leverage_shap", "permutation"])
-def test_intervals_cover(name: str) -> None:
+@pytest.mark.parametrize("name", ["gaussian_process", "kernel_shap", "leverage_shap", "permutation", "regression_msr"])
+def test_intervals_cover(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SURROGATES, "boosted_trees")  # which take a second a game
     hits = []
     for k, game in enumerate((voting, unanimity, gloves, log_probability)):
         for run in range(12):
@@ -54,6 +56,22 @@ def test_intervals_cover(name: str) -> None:
             slack = 1e-9 * np.abs(truth).max()
             hits.append(np.mean((found.low - slack <= truth) & (truth <= found.high + slack)))
     assert 0.90 <= np.mean(hits) <= 0.99
+
+
+def test_intervals_cover_when_nearly_all_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residuals that are out of fold do not vanish when few coalitions are left to ask."""
+    monkeypatch.delitem(SURROGATES, "boosted_trees")
+    hits = []
+    for n, budget in ((5, 30), (6, 60)):
+        bits = 1 << np.arange(n)
+        for run in range(15):
+            weights = np.random.default_rng([run, n]).integers(1, 20, n)
+            table = (all_coalitions(n) @ weights > weights.sum() / 2).astype(float)
+            table += np.random.default_rng([run, n]).normal(0, 0.1, 2**n)
+            found = estimate(lambda s, t=table, b=bits: t[s @ b], n, "shapley", "regression_msr", budget, run)
+            truth = exact_scores(table)
+            hits.append(np.mean((found.low <= truth) & (truth <= found.high)))
+    assert np.mean(hits) >= 0.90
 
 
 def test_intervals_have_width_zero_when_exact() -> None:
