@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ class Estimate:
         low, high: 95 % interval of each score, same shape; equal to `scores` where they are exact, infinite where the
             sample says nothing about the error.
         calls: distinct coalitions asked, the empty and the full one included.
-        estimator: what was used, never "auto".
+        estimator: what was used, never "auto"; "exact" if and only if all 2^n coalitions were known, whichever was
+            named ("lasso", which estimates something else, stays).
         index: "shapley" or "banzhaf".
         meta: what else a reader must know (seed, budget, surrogate chosen, rounds).
     """
@@ -42,7 +44,15 @@ class Estimate:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _check(n: int, index: str, estimator: str, budget: int) -> None:
+def _check(n: int, index: str, estimator: str, budget: int, seed: int, width: Any) -> None:
+    whole: dict[str, Any] = {"n": n, "budget": budget, "seed": seed}
+    for name, given in whole.items():
+        if not isinstance(given, Integral):
+            raise InputError(f"{name} is a whole number, got {given!r}")
+    if seed < 0:
+        raise InputError(f"the seed is at least 0, got {seed}")
+    if width is not None and not (isinstance(width, Real) and float(width) >= 0):
+        raise InputError(f"the width is a number of at least 0, got {width!r}")
     if n < 1:
         raise InputError(f"a game needs at least one source, got n = {n}")
     if budget < 2:
@@ -90,10 +100,11 @@ def estimate(
 
     Raises:
         InputError: n < 1, budget < 2, exact values that do not fit the budget, a value that is not a finite number, a
-            control or a cost for an estimator that takes none.
+            control or a cost for an estimator that takes none, a number that is not whole, a negative seed or width.
         UnknownNameError: no such estimator or index.
     """
-    _check(n, index, estimator, budget)
+    _check(n, index, estimator, budget, seed, width)
+    n, budget = int(n), int(budget)  # 2^n of NumPy's integers overflows
     if cost is not None and len(cost.sources) != n:
         raise InputError(f"the game has {n} sources, and the cost names {len(cost.sources)} sources")
     game = CachedValue(value, n, budget)
@@ -116,6 +127,10 @@ def estimate(
     raw = None
     for stage in _stages(n, budget) if width is not None and name != "exact" else [budget]:
         raw = run(game, index, stage, seed)
+        if name != "lasso" and game.calls == 2**n:
+            name, raw = "exact", replace(ESTIMATORS["exact"](game, index, stage, seed), meta=raw.meta)
+        elif game.calls < 2**n:
+            raw = replace(raw, half=_unseen(raw.half, game.values))
         if width is not None and np.all(2 * raw.half <= width):
             break
     assert raw is not None
@@ -135,6 +150,15 @@ def estimate(
         index=index,
         meta={"budget": budget, "seed": seed, **spent, **raw.meta},
     )
+
+
+def _unseen(half: Floats, values: Floats) -> Floats:
+    """Half widths of a sample [calls, answers], above 0 where all its values are equal.
+
+    By the rule of three at most 3 / calls of the coalitions have another value (95 %). How far it would be away the
+    sample does not say: one unit.
+    """
+    return np.where(np.ptp(values, axis=0) == 0, np.maximum(half, 3 / len(values)), half)
 
 
 def _stages(n: int, budget: int) -> list[int]:

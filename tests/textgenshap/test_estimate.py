@@ -104,6 +104,33 @@ def test_additive_games_are_recovered(name: str) -> None:
     np.testing.assert_allclose(found.scores, slopes, atol=tolerance)
 
 
+@pytest.mark.parametrize("index", ["shapley", "banzhaf"])
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", [*EFFICIENT, "auto"])
+def test_every_estimator_is_exact_once_everything_is_known(name: str, n: int, index) -> None:  # type: ignore[no-untyped-def]
+    if name == "permutation" and index == "banzhaf":
+        return
+    tables = np.random.default_rng(n).normal(size=(2**n, 2))
+    found = estimate(table_game(tables), n, index, name, 2**n)
+    assert (found.calls, found.estimator) == (2**n, "exact")
+    np.testing.assert_array_equal(found.low, found.high)
+    held = all_coalitions(n)
+    for k, table in enumerate(tables.T):
+        truth = brute_force(table_game(table), n)
+        if index == "banzhaf":
+            truth = np.array([table[held[:, i]].mean() - table[~held[:, i]].mean() for i in range(n)])
+        np.testing.assert_allclose(found.scores[:, k], truth, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_sample_without_differences_is_not_exact(name: str) -> None:
+    found = estimate(lambda s: np.full((len(s), 2), [0.3, 1.0]), 12, estimator=name)  # 0.3 has a mean that rounds
+    assert found.calls < 2**12
+    assert found.estimator == name
+    assert np.abs(found.scores).max() < 1e-9
+    assert (found.high - found.low >= 6 / found.calls - 1e-12).all()
+
+
 @given(
     n=st.integers(1, 12),
     budget=st.integers(2, 80),
@@ -163,6 +190,12 @@ def test_width_stops_early() -> None:
         ({"estimator": "exact", "n": 10}, r"2\^10 = 1024 evaluations; the budget is 64"),
         ({"estimator": "exact", "n": 40, "budget": 2**50}, "more than 20 sources"),
         ({"estimator": "permutation", "index": "banzhaf"}, "Shapley values"),
+        ({"n": 2.5}, "n is a whole number, got 2.5"),
+        ({"budget": 8.5}, "budget is a whole number, got 8.5"),
+        ({"seed": 0.5}, "seed is a whole number"),
+        ({"seed": -1}, "seed is at least 0, got -1"),
+        ({"width": -0.1}, "width is a number of at least 0, got -0.1"),
+        ({"width": float("nan")}, "width is a number of at least 0, got nan"),
     ],
 )
 def test_bad_input(change: dict, message: str) -> None:
@@ -171,6 +204,11 @@ def test_bad_input(change: dict, message: str) -> None:
 
     with pytest.raises(InputError, match=message):
         estimate(never, **{"n": 8, **change})
+
+
+def test_numpy_integers_do_not_overflow() -> None:
+    found = estimate(lambda s: s[:, 0] * 1.0, np.int64(64), budget=np.int64(70))  # type: ignore[arg-type]
+    assert found.estimator == "gaussian_process"
 
 
 def test_unknown_names_suggest() -> None:
