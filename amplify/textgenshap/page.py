@@ -50,6 +50,7 @@ def as_html(result: SourceAttribution) -> str:
         votes=result.value == "votes",
         data={
             "column": result.column,
+            "exact": result.estimator == "exact",  # all coalitions are known; a sample may have width 0 too
             "levels": {CLASSES[name]: _numbers(level) for name, level in result.levels().items()},
             "values": [[_plain(v) for v in row] for row in result.values.T],
         },

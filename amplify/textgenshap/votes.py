@@ -70,8 +70,7 @@ def walked_shubik(orders: npt.NDArray[np.int64], said: Answers, candidates: Sequ
         candidates: the answers to score.
 
     Returns:
-        Mean credit and half widths of 95 % intervals, [n, candidates] both; widths are above 0 even where all orders
-        agree, and at most 1, as credit is.
+        Mean credit and half widths of 95 % intervals (`credit_half_width`), [n, candidates] both.
     """
     count, n = orders.shape
     found = np.empty((count, n, len(candidates)))
@@ -82,9 +81,7 @@ def walked_shubik(orders: npt.NDArray[np.int64], said: Answers, candidates: Sequ
         both = k + 1 < count and np.array_equal(orders[k + 1], orders[k][::-1])
         units.append(found[k : k + 1 + both].mean(axis=0))
         k += 1 + both
-    # one order more might give the credit to any one source, whatever the others say
-    deviation = np.sqrt(mean_deviation(np.stack(units)) ** 2 + 1 / (count**2 * n))
-    return found.mean(axis=0), np.minimum(half_width(deviation, len(units) - 1 + BORROWED), 1.0)
+    return found.mean(axis=0), credit_half_width(np.stack(units), count)
 
 
 def sampled_orders(

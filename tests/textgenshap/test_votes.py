@@ -10,7 +10,7 @@ import pytest
 from amplify.textgenshap import all_coalitions, estimate, exact_scores
 from amplify.textgenshap.given import given_scores
 from amplify.textgenshap.sampling import prefixes
-from amplify.textgenshap.votes import exact_shubik, sampled_orders, walked_shubik
+from amplify.textgenshap.votes import exact_credit, sampled_orders, shubik_weights, walked_shubik
 
 N = 10
 HELD = all_coalitions(N)
@@ -104,7 +104,7 @@ def test_intervals_of_credit_cover(budget: int, stray: float) -> None:
             path = rows(orders)
             candidates = [said[-1], *others(said[np.unique(path)], said[-1])]
             scores, half = walked_shubik(orders, said[path].reshape(len(orders), N + 1), candidates)
-            truth = exact_shubik(said.tolist(), N, candidates)
+            truth = exact_credit(said.tolist(), N, candidates, shubik_weights(N))
             assert (half > 0).all()
             inside = np.abs(scores - truth) <= half
             hits["asked"].append(inside[:, 0][truth[:, 0] > 0])  # the sources that never turn an answer are easy
