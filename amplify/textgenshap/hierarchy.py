@@ -61,8 +61,7 @@ def explain(
         refine: the finest level.
         order: of the documents in a prompt: their own, or drawn anew for each coalition.
         thresholds: a document (sentence) is opened when its score, less one standard error (half width / 1.96, which is
-            more where few values say how far they vary), reaches this. The best one
-            is always opened. With several columns a part is opened for any of them.
+            more where few values say how far they vary), reaches this in any column. The best one is always opened.
         relative: thresholds are shares of |v(N) - v(empty)|, not absolute.
         seed: of every sample.
         control, cost: see `estimate`; documents in fixed order only.
