@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from measuring import command
 from scipy.stats import spearmanr
 
 import amplify
@@ -241,7 +240,7 @@ def main() -> None:
     games = json.loads(args.games.read_text())["games"]
     games = {name: games[name] for name in (args.names.split(",") if args.names else games)}
     report: dict[str, Any] = {
-        "command": shlex.join(["python", "eval/bench_estimators.py", *sys.argv[1:]]),
+        "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.platform(),
         "amplify": amplify.__version__,

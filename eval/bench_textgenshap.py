@@ -17,10 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -29,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import peak, resident, timed
+from measuring import command, peak, resident, timed
 from source_game import SourceGame, paragraphs
 
 import amplify
@@ -372,9 +369,7 @@ def main() -> None:
             "sentences_of_each_paragraph": args.sentences,
             "bench_seconds": seconds,
             "clock": args.clock,
-            "command": shlex.join(["python", "eval/bench_textgenshap.py", *sys.argv[1:]]).replace(
-                os.environ.get("AMPLIFY_DATA") or "\0", "$AMPLIFY_DATA"
-            ),
+            "command": command(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "setting": backend.describe(),
             "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},

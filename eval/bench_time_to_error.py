@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ from typing import Any
 
 import numpy as np
 from bench_estimators import Game, ours
+from measuring import command
 
 import amplify
 from amplify.textgenshap import exact_scores
@@ -242,7 +242,7 @@ def main() -> None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps({**grid, "curves": curves}) + "\n")
     report = {
-        "command": shlex.join(["python", "eval/bench_time_to_error.py", *sys.argv[1:]]),
+        "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.platform(),
         "versions": {"amplify": amplify.__version__}

@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import shlex
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import command
 
 import amplify
 from amplify import templates
@@ -102,9 +100,7 @@ def main() -> None:
         game = play(backend, rows[item], args.sentences, args.work / name)
         done["games"][name] = game
         done = {
-            "command": shlex.join(["python", "eval/hotpotqa_games.py", *sys.argv[1:]]).replace(
-                os.environ.get("AMPLIFY_DATA") or "\0", "$AMPLIFY_DATA"
-            ),
+            "command": command(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "backend": backend.describe(),
             "machine": platform.platform(),

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+
+def command() -> str:
+    """The command that runs, without where it writes to (--out, --results), the data's folder by its variable."""
+    kept, given = [], iter(sys.argv[1:])
+    for word in given:
+        if word in ("--out", "--results"):
+            next(given, None)
+        elif not word.startswith(("--out=", "--results=")):
+            kept.append(word)
+    line = shlex.join(["python", f"eval/{Path(sys.argv[0]).name}", *kept])
+    return line.replace(os.environ.get("AMPLIFY_DATA") or "\0", "$AMPLIFY_DATA")
 
 
 def timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> tuple[Any, float]:

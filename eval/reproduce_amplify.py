@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from measuring import command
 
 import amplify
 from amplify.errors import AmplifyError
@@ -155,6 +156,7 @@ def write(
     """The results as JSON, and as Markdown rendered from it."""
     data = {
         "table": table,
+        "command": command(),
         "backend": {"spec": backend, **about},
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
@@ -164,7 +166,8 @@ def write(
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(data, indent=1, default=str) + "\n")
     body = "\n\n".join(f"## {name}\n\n{report.to_markdown()}" for name, report in reports.items())
-    head = f"# {title}: {table}\n\n{data['date']}, {data['machine']}, `{backend}`, amplify {data['amplify']}\n\n"
+    made = f"{data['date']}, {data['machine']}, `{backend}`, amplify {data['amplify']}, `{data['command']}`"
+    head = f"# {title}: {table}\n\n{made}\n\n"
     stem.with_suffix(".md").write_text(head + body + "\n")
     click.echo(f"written: {stem}.json, {stem}.md")
 

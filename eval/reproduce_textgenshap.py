@@ -18,13 +18,13 @@ import datetime
 import json
 import os
 import platform
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import click
+from measuring import command
 
 import amplify
 from amplify import templates
@@ -250,7 +250,7 @@ def write(stem: Path, table: str, about: dict[str, Any], data: dict[str, Any], b
     """The results as JSON, and as Markdown."""
     head = {
         "table": table,
-        "command": f"python eval/reproduce_textgenshap.py {' '.join(sys.argv[1:])}",
+        "command": command(),
         "backend": about,
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",

@@ -26,3 +26,22 @@ def test_the_interval_holds_the_true_median_as_often_as_it_says(measuring: Any, 
     held = np.mean([f["interval"][0] <= np.log(2) <= f["interval"][1] for f in found])
     assert coverage >= 0.95
     assert held == pytest.approx(coverage, abs=4 * np.sqrt(coverage * (1 - coverage) / 4000))
+
+
+def test_the_command_of_a_result_names_no_folder_of_this_machine(
+    measuring: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMPLIFY_DATA", "/here/data")
+    given = [
+        "/here/eval/x.py",
+        "main",
+        "--out",
+        "/here/runs",
+        "--data",
+        "/here/data/a b",
+        "--results=/here",
+        "--limit",
+        "3",
+    ]
+    monkeypatch.setattr("sys.argv", given)
+    assert measuring.command() == "python eval/x.py main --data '$AMPLIFY_DATA/a b' --limit 3"
