@@ -105,8 +105,10 @@ def cpu_seconds() -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def ratio(seconds: dict[str, list[float]], side: str, of: str) -> dict[str, Any]:
-    """Throughput of one side over that of another."""
+def ratio(seconds: dict[str, list[float]], side: str, of: str) -> dict[str, Any] | None:
+    """Throughput of one side over that of another; None where a round was over before the clock had moved once."""
+    if 0 in (*seconds[side], *seconds[of]):
+        return None
     each = [b / a for a, b in zip(seconds[side], seconds[of], strict=True)]
     return middle(each)
 

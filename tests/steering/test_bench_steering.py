@@ -42,6 +42,13 @@ def test_a_shape_is_measured(bench: Any, tmp_path: Path, monkeypatch: pytest.Mon
     assert {"plain", "steered", "dense", "steered/plain", "dense/plain"} <= set(found["peak_memory"])
 
 
+def test_a_round_that_no_clock_saw_has_no_ratio(bench: Any) -> None:
+    spent = bench.Spent(wall={"a": [2.0, 2.0], "b": [1.0, 1.0]}, cpu={"a": [0.01, 0.0], "b": [0.0, 0.01]})
+    found = bench.throughput(spent, [("b", "a"), ("a", "b")])
+    assert found["throughput"]["b/a"]["median"] == 2 and found["throughput"]["a/b"]["median"] == 0.5
+    assert found["throughput_by_processor_time"] == {"b/a": None, "a/b": None}
+
+
 def test_the_large_shape_is_that_of_llama_3_1_8b(bench: Any) -> None:
     model = bench.shaped("llama-8b", torch.bfloat16, torch.device("meta"))
     assert model.num_parameters() == 8_030_261_248
