@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from amplify import models
 from amplify.batching import batches
-from amplify.errors import InputError
+from amplify.errors import InputError, extras
 
 
 class Embedder:
     """Mean-pooled, L2-normalised last hidden states of an encoder (Sentence-BERT; Reimers & Gurevych 2019)."""
 
+    @extras()
     def __init__(self, model: str | Path = "minilm") -> None:
         """Load the encoder.
 

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+EXTRAS = {
+    "accelerate": "local",
+    "bm25s": "rag",
+    "captum": "local",
+    "gguf": "local",
+    "haystack": "rag",
+    "langchain_core": "rag",
+    "llama_index": "rag",
+    "peft": "local",
+    "safetensors": "local",
+    "torch": "local",
+    "transformers": "local",
+}
+"""Importable package that the base install lacks -> the extra that brings it."""
 
 
 class AmplifyError(Exception):
@@ -42,10 +58,37 @@ class CapabilityError(AmplifyError):
 class MissingExtraError(AmplifyError, ImportError):
     """An optional package is not installed; the message is the command that installs it."""
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str | None = None) -> None:
+        """Name the command.
+
+        Args:
+            package: what could not be imported.
+            extra: what brings it; None: as `EXTRAS` says.
+        """
+        extra = extra or EXTRAS[package]
         super().__init__(
             f"this needs the package {package!r}, which is not installed: pip install 'amplify-llm[{extra}]'"
         )
+
+
+@contextmanager
+def extras() -> Iterator[None]:
+    """Around whatever may import a package that the base install lacks: says which extra brings it.
+
+    Also a decorator.
+
+    Raises:
+        MissingExtraError: instead of the ModuleNotFoundError of a package in `EXTRAS`.
+    """
+    try:
+        yield
+    except MissingExtraError:
+        raise
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise MissingExtraError(package) from error
 
 
 class ContextLengthError(InputError):

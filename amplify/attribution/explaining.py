@@ -12,11 +12,12 @@ from amplify.attribution.registry import METHODS
 from amplify.attribution.running import run
 from amplify.attribution.words import Spans
 from amplify.backends.base import Generator
-from amplify.errors import InputError, UnknownNameError
+from amplify.errors import InputError, UnknownNameError, extras
 from amplify.proxies import Proxy
 from amplify.values import Attribution
 
 
+@extras()
 def explain(
     text: Given,
     target: str | None = None,
@@ -77,6 +78,7 @@ def explain(
     return found[0]
 
 
+@extras()
 def explain_many(
     texts: Sequence[Given],
     targets: Sequence[str | None] | None = None,

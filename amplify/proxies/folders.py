@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amplify import models, resources
-from amplify.errors import AmplifyError, DataError, InputError
+from amplify.errors import AmplifyError, DataError, InputError, extras
 from amplify.proxies.proxy import Kind, Proxy
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ FORMAT = 1
 CARD = "amplify_proxy.json"
 
 
+@extras()
 def load_proxy(folder: str | Path) -> Proxy:
     """A proxy that `train_proxy` wrote.
 
@@ -72,6 +73,7 @@ def kind_of(folder: Path) -> Kind:
     return "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else "encoder"
 
 
+@extras()
 def load_body(
     folder: Path, kind: Kind, labels: tuple[str, ...]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int] | None]:

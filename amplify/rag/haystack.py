@@ -6,14 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from amplify.backends.base import Generator
-from amplify.errors import InputError, MissingExtraError
+from amplify.errors import InputError, extras
 from amplify.keeping import Use
 from amplify.rag.compress import Compression
 
-try:
+with extras():
     from haystack import Document, component, default_from_dict, default_to_dict
-except ImportError as error:
-    raise MissingExtraError("haystack-ai", "rag") from error
 
 
 @component

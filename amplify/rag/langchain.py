@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from amplify.errors import MissingExtraError
+from amplify.errors import extras
 from amplify.rag.compress import Compression
 
-try:
+with extras():
     from langchain_core.callbacks import Callbacks
     from langchain_core.documents import BaseDocumentCompressor, Document
     from pydantic import ConfigDict, PrivateAttr
-except ImportError as error:
-    raise MissingExtraError("langchain-core", "rag") from error
 
 
 class ShapleyCompressor(BaseDocumentCompressor):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from amplify.errors import InputError, MissingExtraError
+from amplify.errors import InputError, extras
 from amplify.rag.compress import Compression, Kept
 
-try:
+with extras():
     from llama_index.core.bridge.pydantic import Field, PrivateAttr
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-except ImportError as error:
-    raise MissingExtraError("llama-index-core", "rag") from error
 
 _INTERVAL = ("shapley_low", "shapley_high")
 
