@@ -13,7 +13,7 @@ from amplify import resources
 from amplify.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from amplify.sandbox import Sandbox
 
 _MARK = "\ue000"  # a private-use character: stands for a value when a template is cut where that value goes
 
@@ -39,19 +39,27 @@ class Template:
         """Fill the template in.
 
         Raises:
-            InputError: a variable that was not given (those given are listed), or a mistake in the template.
+            InputError: a variable that was not given (those given are listed), a mistake in the template, or more
+                work than one rendering may cost (see `amplify.sandbox`).
         """
         import jinja2
 
+        from amplify.sandbox import FILTERS, Exhausted
+
         try:
-            return str(_compiled(self.source).render(variables)).rstrip("\n")
+            return _environment().fill(_compiled(self.source), variables).rstrip("\n")
+        except Exhausted as error:
+            raise InputError(f"template {self.name!r} does more than a template may: {error}") from error
         except jinja2.TemplateSyntaxError as error:
-            raise InputError(f"template {self.name!r}, line {error.lineno}: {error.message}") from error
+            hint = f" There are: {', '.join(FILTERS)}." if str(error.message).startswith("No filter named") else ""
+            raise InputError(f"template {self.name!r}, line {error.lineno}: {error.message}{hint}") from error
         except jinja2.UndefinedError as error:
             given = ", ".join(sorted(variables))
             raise InputError(f"template {self.name!r}: {error.message}. The variables there are: {given}") from error
         except jinja2.exceptions.SecurityError as error:
             raise InputError(f"template {self.name!r} reaches for what templates may not touch: {error}") from error
+        except (RecursionError, MemoryError, SyntaxError) as error:  # Python's own limits: what is nested too deeply
+            raise InputError(f"template {self.name!r} is nested too deeply, or too large") from error
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise InputError(f"template {self.name!r} cannot be filled in: {error}") from error
 
@@ -94,11 +102,10 @@ def load(kind: str, name: str) -> Template:
 
 
 @cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _environment() -> Sandbox:
+    from amplify.sandbox import Sandbox
 
-    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return Sandbox()
 
 
 @cache

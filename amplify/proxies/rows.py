@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from amplify.errors import ContextLengthError, InputError
 from amplify.layout import input_text, option_spans
+from amplify.templates import Template
 from amplify.values import Example
 
 if TYPE_CHECKING:
@@ -101,12 +102,8 @@ def _encoder_row(proxy: Reader, example: Example, option: int | None, answers: t
 
 def _causal_prompt(card: Mapping[str, Any], text: str) -> tuple[str, int]:
     """The prompt, and where the input starts in it."""
-    import jinja2
-
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-    rendered = environment.from_string(card["template"]).render(
-        instruction=card["instruction"], input_name=card["input_name"], text=_SLOT
-    )
+    values = {"instruction": card["instruction"], "input_name": card["input_name"], "text": _SLOT}
+    rendered = Template("of the proxy", card["template"]).render(values)
     if rendered.count(_SLOT) != 1:
         raise InputError("the prompt template of a causal proxy must use {{ text }} exactly once")
     return rendered.replace(_SLOT, text), rendered.index(_SLOT)

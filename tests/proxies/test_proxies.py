@@ -198,6 +198,17 @@ def test_causal_scores_equal_plain_forwards(tiny_lm, labels):
             assert score == pytest.approx(want.item(), abs=1e-4)
 
 
+def test_a_template_of_a_folder_reaches_nothing(tiny_lm, tmp_path):
+    made = train_proxy(reviews(), tiny_lm, epochs=0, out=tmp_path / "proxy")
+    card = json.loads((made.folder / CARD).read_text())
+    ran = tmp_path / "ran"
+    card["template"] = "{{ cycler.__init__.__globals__.os.system('touch " + str(ran) + "') and '' }}{{ text }}\nAnswer:"
+    (made.folder / CARD).write_text(json.dumps(card))
+    with pytest.raises(InputError, match="template 'of the proxy'"):
+        load_proxy(made.folder).label_scores(reviews().test)
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_causal_fine_tuning(tiny_lm, lora):
     task = reviews()
