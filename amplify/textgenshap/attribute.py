@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from amplify.textgenshap.engines import ENGINES, Engine, blocks_tree
 from amplify.textgenshap.estimators import ESTIMATORS
 from amplify.textgenshap.exact import MAX_SOURCES, all_coalitions
 from amplify.textgenshap.games import LogProbGame, Memory, VoteGame, fixed_order
-from amplify.textgenshap.hierarchy import REFINEMENTS, explain
+from amplify.textgenshap.hierarchy import REFINEMENTS, Settings, explain
 from amplify.textgenshap.parts import Explained, Play, Scored
 from amplify.textgenshap.result import Cost, SourceAttribution, level
 from amplify.textgenshap.sampling import prefixes
@@ -179,10 +180,7 @@ def attribute_sources(
         "asked": answer if value == "logprob" else [max_tokens, *stop], "exact": chosen != "blocks",
     }  # fmt: skip
     memory = Memory(identity, cache)
-    options: dict[str, Any] = {
-        "index": index, "estimator": estimator, "budget": budget, "refine": refine, "order": order,
-        "thresholds": thresholds, "relative": value == "logprob", "seed": seed,
-    }  # fmt: skip
+    settings = Settings(index, estimator, budget, refine, order, thresholds, value == "logprob", seed)  # type: ignore[arg-type]
     if value == "logprob":
         assert answer is not None
         game = LogProbGame(context, backend, answer, chosen, memory)
@@ -191,14 +189,14 @@ def attribute_sources(
         if priced is not None and tokens is not None:
             cost = _prices(context, priced, answer, tokens)
             _check_room(cost, game.beginnings)
-            options["budget"] = max(budget, 2 ** min(len(documents), MOST_PROMPTS))
-        explained = explain(Play(game.of, memory.__contains__), context, control=helper, cost=cost, **options)
+            settings = replace(settings, budget=max(budget, 2 ** min(len(documents), MOST_PROMPTS)))
+        explained = explain(Play(game.of, memory.__contains__), context, settings, control=helper, cost=cost)
         if helper and "control" in explained.meta:
             explained.meta["control"]["tokens"] = helper.tokens
         columns: tuple[str, ...] = game.columns
     else:
         ballot = VoteGame(context, backend, sampling, chosen, memory)
-        explained, columns = _votes(ballot, answer, options, chance)
+        explained, columns = _votes(ballot, answer, settings, chance)
         answer = columns[0]
     levels = {
         name: level(found.parts, tuple(documents), found.scores, found.scores - found.half, found.scores + found.half)
@@ -266,16 +264,14 @@ class _Counted:
         return values
 
 
-def _votes(
-    game: VoteGame, answer: str | None, options: dict[str, Any], chance: float
-) -> tuple[Explained, tuple[str, ...]]:
+def _votes(game: VoteGame, answer: str | None, settings: Settings, chance: float) -> tuple[Explained, tuple[str, ...]]:
     """Scores for every answer that any coalition gave, the one in question first."""
     own = game.ask([game.context.everything()])[0]
     wanted = own if answer is None else normalise(answer)
-    if options["order"] == "random":  # all documents in their own order have been asked above
-        options = {**options, "budget": options["budget"] - 1}
-    if options["index"] in CREDITS:
-        return _credited(game, wanted, answer, options, chance)
+    if settings.order == "random":  # all documents in their own order have been asked above
+        settings = replace(settings, budget=settings.budget - 1)
+    if settings.index in CREDITS:
+        return _credited(game, wanted, answer, settings, chance)
     known = game.memory.__contains__
     others: list[str] = []
 
@@ -283,21 +279,21 @@ def _votes(
         others.extend([c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS])
         return Play(lambda s: game.votes(s, others), known) if others else None
 
-    found = explain(Play(lambda s: game.votes(s, [wanted]), known), game.context, also=also, **options)
+    found = explain(Play(lambda s: game.votes(s, [wanted]), known), game.context, settings, also=also)
     return found, tuple(game.answers.get(c, answer or c) for c in (wanted, *others))
 
 
 def _credited(
-    game: VoteGame, wanted: str, answer: str | None, options: dict[str, Any], chance: float
+    game: VoteGame, wanted: str, answer: str | None, settings: Settings, chance: float
 ) -> tuple[Explained, tuple[str, ...]]:
     parts = list(game.context.sources)
-    n, budget, shubik = len(parts), options["budget"], options["index"] == "shapley_shubik"
-    rng = np.random.default_rng([options["seed"], 2])
-    exact = options["order"] == "fixed" and n <= MAX_SOURCES and 2**n <= budget
+    n, budget, shubik = len(parts), settings.budget, settings.index == "shapley_shubik"
+    rng = np.random.default_rng([settings.seed, 2])
+    exact = settings.order == "fixed" and n <= MAX_SOURCES and 2**n <= budget
 
     def rows(orders: Any) -> list[Selection]:
         held = np.concatenate([prefixes(o) for o in orders])
-        if options["order"] == "fixed":
+        if settings.order == "fixed":
             return [select(row, parts) for row in in_place(held).tolist()]
         rank = np.repeat(np.argsort(orders, axis=1), n + 1, axis=0)
         return [select(row, parts) for row in np.where(held, rank, -1).tolist()]

@@ -11,7 +11,7 @@ from amplify import templates
 from amplify.errors import InputError
 from amplify.textgenshap.exact import all_coalitions, exact_scores
 from amplify.textgenshap.given import given_each, given_scores
-from amplify.textgenshap.hierarchy import explain
+from amplify.textgenshap.hierarchy import Settings, explain
 from amplify.textgenshap.orders import random_order_scores
 from amplify.textgenshap.parts import Play, Scored
 from amplify.textgenshap.sampling import prefixes
@@ -59,7 +59,7 @@ def by_words(game: Counted, level: Scored) -> dict[str, float]:
 
 def test_an_additive_game_is_scored_at_every_level() -> None:
     game = Counted(context(), worth)
-    found = explain(game.play, game.context, budget=200, thresholds=(0.05, 0.05))
+    found = explain(game.play, game.context, Settings(budget=200, thresholds=(0.05, 0.05)))
     assert found.levels["documents"].scores[:, 0] == pytest.approx([7.0, 2.0, -3.0])
     level = found.levels["sentences"]
     by_text = by_words(game, level)
@@ -82,7 +82,7 @@ def test_children_share_out_their_parents_score() -> None:
         return noise.setdefault("|".join(texts), [together(texts) + rng.normal(), *rng.normal(size=1)])
 
     game = Counted(context(), noisy)
-    found = explain(game.play, game.context, budget=60, thresholds=(-9.0, -9.0))
+    found = explain(game.play, game.context, Settings(budget=60, thresholds=(-9.0, -9.0)))
     for above, below in itertools.pairwise(found.levels.values()):
         for parent, score in zip(above.parts, above.scores, strict=True):
             inside = [
@@ -127,7 +127,7 @@ def either(texts: list[str]) -> float:
 @pytest.mark.parametrize("function", [together, either])
 def test_sentences_get_their_owen_values(function) -> None:  # type: ignore[no-untyped-def]
     game = Counted(context(), function)
-    found = explain(game.play, game.context, budget=1000, refine="sentences", thresholds=(0.01, 0.01))
+    found = explain(game.play, game.context, Settings(budget=1000, refine="sentences", thresholds=(0.01, 0.01)))
     level = found.levels["sentences"]
     for document in (0, 1):
         rows = [k for k, p in enumerate(level.parts) if p.document == document]
@@ -145,7 +145,7 @@ def test_the_budget_is_never_exceeded(refine, order, n) -> None:  # type: ignore
         if order == "random" and budget < 4 * (n + 1):
             continue  # the documents' share does not hold one order
         game = Counted(context(documents), lambda texts: float(len(" ".join(texts)) % 7))
-        found = explain(game.play, game.context, budget=budget, refine=refine, order=order)
+        found = explain(game.play, game.context, Settings(budget=budget, refine=refine, order=order))
         assert len(game.asked) <= budget
         assert found.levels["documents"].scores.shape == (n, 1)
 
@@ -154,18 +154,22 @@ def test_a_part_is_opened_for_any_column() -> None:
     """What drives another answer only is opened too, where it is asked for before the parts are."""
     game = Counted(context(), worth)
     other = Counted(context(), lambda texts: 9.0 * any("Pepper" in t for t in texts))
-    found = explain(game.play, game.context, budget=60, refine="sentences", thresholds=(5.0, 5.0), relative=False)
+    found = explain(
+        game.play, game.context, Settings(budget=60, refine="sentences", thresholds=(5.0, 5.0), relative=False)
+    )
     assert {s.document for s in found.levels["sentences"].parts} == {0}
     also = explain(
-        game.play, game.context, budget=60, refine="sentences", thresholds=(5.0, 5.0), relative=False,
+        game.play,
+        game.context,
+        Settings(budget=60, refine="sentences", thresholds=(5.0, 5.0), relative=False),
         also=lambda: other.play,
-    )  # fmt: skip
+    )
     assert also.levels["documents"].scores.shape == (3, 2)
     assert also.levels["documents"].scores[:, 0] == pytest.approx(found.levels["documents"].scores[:, 0])
     assert {s.document for s in also.levels["sentences"].parts} == {0, 2}
     assert other.asked <= game.asked
     assert len(game.asked) <= 60
-    alone = explain(game.play, game.context, budget=60, refine="sentences", also=lambda: None)
+    alone = explain(game.play, game.context, Settings(budget=60, refine="sentences"), also=lambda: None)
     assert alone.levels["documents"].scores.shape == (3, 1)
 
 
@@ -179,7 +183,7 @@ def test_many_documents_are_scored_in_groups_first(n) -> None:  # type: ignore[n
         return 1.0 * any("treasure" in t for t in texts) + 2.0 * any("key" in t for t in texts)
 
     game = Counted(context(documents), found_it)
-    result = explain(game.play, game.context, budget=64, refine="documents")
+    result = explain(game.play, game.context, Settings(budget=64, refine="documents"))
     scores = result.levels["documents"].scores[:, 0]
     assert len(game.asked) <= 64
     assert scores.sum() == pytest.approx(3.0, abs=1e-6)
@@ -190,10 +194,10 @@ def test_many_documents_are_scored_in_groups_first(n) -> None:  # type: ignore[n
 
 def test_other_columns_from_the_same_sample_cost_nothing() -> None:
     game = Counted(context(), together)
-    first = explain(game.play, game.context, budget=40, thresholds=(0.05, 0.05))
+    first = explain(game.play, game.context, Settings(budget=40, thresholds=(0.05, 0.05)))
     before = set(game.asked)
     other = Counted(context(), worth)
-    again = explain(other.play, game.context, budget=40, thresholds=(0.05, 0.05), trace=first.trace)
+    again = explain(other.play, game.context, Settings(budget=40, thresholds=(0.05, 0.05)), trace=first.trace)
     assert other.asked <= before
     assert again.levels["documents"].scores[:, 0] == pytest.approx([7.0, 2.0, -3.0], abs=1e-6)
     assert again.levels["sentences"].parts == first.levels["sentences"].parts
@@ -218,7 +222,7 @@ def test_random_order_estimates_the_shapley_value_over_orders() -> None:
         w.append(np.mean([order_game(t) for t in texts]))
     exact = exact_scores(np.array(w))
     game = Counted(c, order_game)
-    found = explain(game.play, c, budget=2000, refine="documents", order="random")
+    found = explain(game.play, c, Settings(budget=2000, refine="documents", order="random"))
     # 666 orders: the standard error of the mean over orders is at most 0.5 / sqrt(666) = 0.02
     assert found.levels["documents"].scores[:, 0] == pytest.approx(exact, abs=0.08)
 
@@ -263,7 +267,7 @@ def test_scores_from_given_values() -> None:
 def test_too_small_a_budget_for_one_order_says_so() -> None:
     game = Counted(context(), worth)
     with pytest.raises(InputError, match="one random order of 3 documents asks 4"):
-        explain(game.play, game.context, budget=3, refine="documents", order="random")
+        explain(game.play, game.context, Settings(budget=3, refine="documents", order="random"))
 
 
 @pytest.mark.parametrize("estimator", ["auto", "kernel_shap"])
@@ -302,7 +306,9 @@ def test_intervals_of_sentences_cover_their_owen_values() -> None:
             return sum(v for k, v in single.items() if k in text) + sum(both)
 
         game = Counted(context(["A one. A two. A three.", "B one. B two. B three.", "C one. C two. C three."]), value)
-        level = explain(game.play, game.context, budget=40, refine="sentences", thresholds=(-9.0, -9.0), seed=seed)
+        level = explain(
+            game.play, game.context, Settings(budget=40, refine="sentences", thresholds=(-9.0, -9.0), seed=seed)
+        )
         found = level.levels["sentences"]
         for document in range(3):
             rows = [k for k, p in enumerate(found.parts) if p.document == document]
