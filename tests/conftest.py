@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -133,6 +138,38 @@ def script() -> Callable[[str], ModuleType]:
             return importlib.import_module(name)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def vllm_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`with vllm_server(*options) as (process, url, log)`: vLLM's server of SmolLM2, not waited for, on a free port."""
+
+    @contextmanager
+    def start(*options: str) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+        log = tmp_path_factory.mktemp("server") / "log"
+        with socket.socket() as held, log.open("wb") as out:
+            # bound, not listening, for as long as the server runs: nobody else is given this port meanwhile
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.1", 0))
+            port = held.getsockname()[1]
+            command = [
+                sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2),
+                "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+                "--enforce-eager", "--generation-config", "vllm", *options,
+            ]  # fmt: skip
+            env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+            try:
+                yield process, f"http://127.0.0.1:{port}/v1", log
+            finally:
+                process.terminate()
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)  # its engine process as well
+                    process.wait()
+
+    return start
 
 
 @pytest.fixture(scope="module")

@@ -177,17 +177,21 @@ def test_no_network_and_no_pip_are_clear_errors(toy: Path, tmp_path: Path, monke
 
 
 def test_two_processes_pull_at_once(toy: Path, tmp_path: Path) -> None:
-    """Both get the folder, and one of them alone fetches."""
+    """Both get the folder, and one of them alone fetches, which takes until the other has begun as well."""
     digest = models.ALIASES["toy"].sha256
     code = (
-        "import shutil, time\n"
+        "import os, pathlib, shutil, time\n"
         "from amplify import models\n"
+        f"begun = pathlib.Path({str(tmp_path)!r}, 'begun')\n"
+        "(begun / str(os.getpid())).touch()\n"
         "def convert(unpacked, out):\n"
-        "    time.sleep(0.5)\n"
+        "    while len(list(begun.iterdir())) < 2:\n"
+        "        time.sleep(0.01)\n"
         "    shutil.copytree(unpacked / 'toy' / 'model', out, dirs_exist_ok=True)\n"
         f"models.ALIASES['toy'] = models.Alias(('amplify-toy-model',), '1.0', {digest!r}, 'MIT', 10_000, '', convert)\n"
         "print(models.resolve('toy'))\n"
     )
+    (tmp_path / "begun").mkdir()
     running = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)

@@ -7,10 +7,7 @@ not.
 """
 
 import os
-import signal
-import socket
 import subprocess
-import sys
 import time
 
 import pytest
@@ -56,29 +53,10 @@ def engine(smollm2, starting):  # the server starts meanwhile
 
 
 @pytest.fixture(scope="module")
-def starting(smollm2, tmp_path_factory):
-    """A vLLM OpenAI server on the loopback address, not waited for: (process, URL, log)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2),
-        "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
-        "--max-model-len", str(WINDOW), "--enforce-eager", "--generation-config", "vllm",
-    ]  # fmt: skip
-    with log.open("wb") as out:
-        env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)
-    try:
-        yield process, f"http://127.0.0.1:{port}/v1", log
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its engine process as well
-            process.wait()
+def starting(vllm_server):
+    """A vLLM server, not waited for: (process, URL, log)."""
+    with vllm_server("--max-model-len", str(WINDOW)) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +229,7 @@ def test_closing_ends_the_engine_process(engine):
     assert cores
     engine.close()
     engine.close()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(_alive(pid) for pid in cores) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(_alive(pid) for pid in cores)

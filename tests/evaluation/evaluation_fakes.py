@@ -1,7 +1,7 @@
 """A small task, methods whose programs only prompt, and a backend whose answers are a function of the prompt.
 
-Run as a script it evaluates into a folder, slowly, so that a test can kill it: `python evaluation_fakes.py FOLDER`,
-or on a model in a folder with `python evaluation_fakes.py FOLDER MODEL`.
+Run as a script it evaluates into a folder until so many records are on disk and then waits to be killed:
+`python evaluation_fakes.py FOLDER RECORDS`, or with a model's folder as the third argument on that model.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -148,24 +148,37 @@ def lines(folder: Path, name: str = "records.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def slow(text: str) -> str:
-    time.sleep(0.004)
-    return reply(text)
+def hold(backend: Any, records: Path, wanted: int) -> None:
+    """The backend answers nothing more once so many records are on disk."""
+
+    def holding(call: Any) -> Any:
+        def held(*given: Any, **options: Any) -> Any:
+            if records.exists() and records.read_bytes().count(b"\n") >= wanted:
+                threading.Event().wait()
+            return call(*given, **options)
+
+        return held
+
+    backend.generate, backend.score = holding(backend.generate), holding(backend.score)
 
 
-def run_model(model: str, out: str) -> None:
+def run_model(model: str, out: Path, wanted: int | None = None) -> None:
     """Rationales written and labels scored on a real architecture, in small batches."""
     from amplify.backends import open_backend
 
     with open_backend(f"transformers:{model}", dtype="float32", device="cpu") as backend:
+        if wanted is not None:
+            hold(backend, out / "records.jsonl", wanted)
         options = {"zero_shot_cot.max_tokens": 6, "few_shot.shots": 3}
         names = ["few_shot", "zero_shot_cot"]
         evaluate(make_task(12), backend, names, mode="score", options=options, out=out, batch_size=3, seeds=(0, 1))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        run_model(sys.argv[2], sys.argv[1])
+    folder, records_wanted = Path(sys.argv[1]), int(sys.argv[2])
+    if len(sys.argv) > 3:
+        run_model(sys.argv[3], folder, records_wanted)
     else:
-        with ScriptedBackend("fake", reply=slow) as backend:
-            evaluate(make_task(), backend, methods(), out=sys.argv[1], batch_size=4, seeds=(0, 1, 2))
+        with fake_backend() as backend:
+            hold(backend, folder / "records.jsonl", records_wanted)
+            run(folder, backend=backend)

@@ -7,11 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
 
@@ -253,31 +248,16 @@ def test_what_is_refused_before_any_work(backend):
 
 
 @pytest.fixture(scope="module")
-def served(smollm2, tmp_path_factory):
+def served(vllm_server):
     """URL of a vLLM server that was started for steering, as its users start one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("steering_server") / "log"
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2),
-        "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
-        "--max-model-len", "512", "--enforce-eager", "--generation-config", "vllm",
-        "--additional-config", json.dumps({KEY: {"layers": [3, 10, 20]}}),
-    ]  # fmt: skip
-    with log.open("wb") as out:
-        env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)
-    try:
+    wide = json.dumps({KEY: {"layers": [3, 10, 20]}})
+    with vllm_server("--max-model-len", "512", "--additional-config", wide) as (process, url, log):
         for _ in range(300):
             assert process.poll() is None, log.read_text()[-3000:]
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+            with contextlib.suppress(OSError), urllib.request.urlopen(url.replace("/v1", "/health"), timeout=2):
                 break
             time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        yield url
 
 
 def test_over_http_only_some_layers_widened(served, smollm2):
