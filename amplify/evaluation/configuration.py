@@ -60,7 +60,8 @@ def configuration(
             "limit": limit,
             "batch_size": batch_size,
             "methods": [
-                {"label": m.label, "name": m.name, "seeded": m.seeded, "options": _options_of(m)} for m in methods
+                {"label": m.label, "name": m.name, "role": m.role, "seeded": m.seeded, "options": _options_of(m)}
+                for m in methods
             ],
             "family": declare_family(methods, baseline),
             "versions": _versions(),
@@ -91,6 +92,9 @@ def chosen_items(task: Task, limit: int | None = None) -> list[Example]:
 def declare_family(methods: Sequence[Method], baseline: str | Sequence[str] | None = None) -> list[list[str]]:
     """The pairs [method, baseline] that will be tested, fixed before anything runs: Holm's family.
 
+    Every method is tested against every baseline and control (`Method.role`); where all or none are such, against the
+    first of the run.
+
     Raises:
         UnknownNameError: a baseline that is not among the methods.
     """
@@ -101,14 +105,10 @@ def declare_family(methods: Sequence[Method], baseline: str | Sequence[str] | No
             if base not in labels:
                 raise UnknownNameError("baseline", base, labels, "It must be one of the methods evaluated.")
     else:
-        bases = [m.label for m in methods if _is_baseline(m)]
+        bases = [m.label for m in methods if m.role != "method"]
         if not bases or len(bases) == len(labels):
             bases = labels[:1]
     return [[label, base] for label in labels if label not in bases for base in bases]
-
-
-def _is_baseline(method: Method) -> bool:
-    return type(method).__module__.endswith(("baselines", "controls"))
 
 
 def make_methods(methods: Sequence[str | Method], mode: Mode, options: Mapping[str, Any]) -> list[Method]:

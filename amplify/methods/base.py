@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from amplify.backends.base import Generator
 from amplify.errors import DataError, InputError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from amplify.tasks import Task
 
 Mode = Literal["generate", "score"]
+Role = Literal["method", "baseline", "control"]
 FORMAT = 1
 
 
@@ -87,16 +88,30 @@ class PromptProgram(Program):
 class Method(ABC):
     """A way to answer a task. Its dataclass fields are its options, settable by `--set NAME.OPTION=VALUE`.
 
+    A class that names no `role` of its own is a "method", also where it extends a baseline: what is tested against
+    what is said by each class, never inherited.
+
     Attributes:
+        name: in records and tables, and what it is asked for by.
+        role: "method" claims an improvement and is tested against every "baseline" (what one would do without it) and
+            "control" (the same with the part that matters taken out) of a run.
+        seeded: False where every seed gives the same program, so that one run is enough.
+        steers: True where the model must be able to steer attention.
         mode: "generate" parses what the model writes; "score" compares the labels' log-probabilities
             (a rationale method writes its rationale first and scores the labels behind it).
     """
 
     name: ClassVar[str]
-    seeded: ClassVar[bool] = True  # False: every seed gives the same program, so one run is enough
-    steers: ClassVar[bool] = False  # True: the backend must be able to steer attention
+    role: ClassVar[Role] = "method"
+    seeded: ClassVar[bool] = True
+    steers: ClassVar[bool] = False
 
     mode: Mode = field(default="generate", kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        cls.role = cls.__dict__.get("role", "method")
+        if cls.role not in get_args(Role):
+            raise InputError(f"{cls.__name__}.role is one of {', '.join(get_args(Role))}, not {cls.role!r}")
 
     @abstractmethod
     def fit(self, task: Task, backend: Generator, seed: int) -> Program:

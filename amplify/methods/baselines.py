@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from amplify import templates
 from amplify.backends.base import Generator
 from amplify.errors import InputError
+from amplify.methods.base import Role
 from amplify.methods.prompting import PromptMethod, check_options
 from amplify.methods.shots import ShotProgram
 from amplify.values import Demonstration, Example
@@ -24,6 +25,7 @@ class ZeroShot(PromptMethod):
     """The instruction and the question alone."""
 
     name: ClassVar[str] = "zero_shot"
+    role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
@@ -40,6 +42,7 @@ class ZeroShotCoT(PromptMethod):
     """
 
     name: ClassVar[str] = "zero_shot_cot"
+    role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
     thought: str = "cot"
@@ -61,6 +64,7 @@ class FewShot(PromptMethod):
     """
 
     name: ClassVar[str] = "few_shot"
+    role: ClassVar[Role] = "baseline"
 
     shots: int = 8
     selection: Selection = "random"
@@ -81,6 +85,7 @@ class FewShotBalanced(PromptMethod):
     """
 
     name: ClassVar[str] = "few_shot_balanced"
+    role: ClassVar[Role] = "baseline"
 
     shots: int = 8
 
@@ -100,6 +105,7 @@ class HumanCoT(PromptMethod):
     """
 
     name: ClassVar[str] = "human_cot"
+    role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
     shots: int = 0

@@ -13,7 +13,7 @@ from amplify import templates
 from amplify.backends.base import Generator
 from amplify.errors import DataError, InputError
 from amplify.methods.amplify import in_words, top_words
-from amplify.methods.base import Method, Program, PromptProgram
+from amplify.methods.base import Method, Program, PromptProgram, Role
 from amplify.methods.explained import Explained, ExplainedMethod, find_proxy
 from amplify.methods.prompting import PromptMethod
 from amplify.methods.shots import ShotProgram, answer_shots, as_example
@@ -32,6 +32,7 @@ class NoRationale(ExplainedMethod):
     """AMPLIFY's shots, answers only: is it the selection that helps?"""
 
     name: ClassVar[str] = "amplify_no_rationale"
+    role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """The shared fit without its reasons."""
@@ -45,6 +46,7 @@ class RandomWords(ExplainedMethod):
     """AMPLIFY with random content words of the same input, as many as the rationale cited."""
 
     name: ClassVar[str] = "amplify_random_words"
+    role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """The shared fit with its words replaced."""
@@ -60,6 +62,7 @@ class ShuffledRationales(ExplainedMethod):
     """AMPLIFY with the words of another shot, said of this shot's own label."""
 
     name: ClassVar[str] = "amplify_shuffled_rationales"
+    role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """The shared fit with its words permuted.
@@ -81,6 +84,7 @@ class TfidfWords(ExplainedMethod):
     """AMPLIFY with the words of highest TF-IDF: do the proxy's gradients tell more than word counts?"""
 
     name: ClassVar[str] = "amplify_tfidf_words"
+    role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """The shared fit with its words replaced."""
@@ -103,6 +107,7 @@ class TestWords(ExplainedMethod):
     """
 
     name: ClassVar[str] = "amplify_test_words"
+    role: ClassVar[Role] = "control"
     __test__: ClassVar[bool] = False  # not a test class, whatever its name looks like to pytest
 
     def fit(self, task: Task, backend: Generator, seed: int) -> TestWordsProgram:
@@ -221,6 +226,7 @@ class ProxyAlone(Method):
     """
 
     name: ClassVar[str] = "proxy_alone"
+    role: ClassVar[Role] = "baseline"
 
     proxy: str = "minilm"
     epochs: int = 4
@@ -281,6 +287,7 @@ class AnswerFormatOnly(PromptMethod):
     """Demonstrations without content, one a label: how much is knowing the form of an answer worth?"""
 
     name: ClassVar[str] = "answer_format_only"
+    role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """Empty questions and every possible answer, in seeded order."""

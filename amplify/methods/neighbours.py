@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from amplify.backends.base import Generator
 from amplify.errors import InputError
 from amplify.layout import input_text
-from amplify.methods.base import PromptProgram
+from amplify.methods.base import PromptProgram, Role
 from amplify.methods.baselines import shot_pool
 from amplify.methods.forms import Form
 from amplify.methods.prompting import PromptMethod, check_options
@@ -36,6 +36,7 @@ class FewShotNearest(PromptMethod):
     """
 
     name: ClassVar[str] = "few_shot_knn"
+    role: ClassVar[Role] = "baseline"
 
     shots: int = 8
     pool: int = 500

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from amplify.backends.base import Generator
+from amplify.methods.base import Role
 from amplify.methods.baselines import FewShot, ZeroShot
 from amplify.methods.pasta import AutoPasta, AutoPastaProgram, Pasta
 from amplify.methods.pasta_shots import FewShotPasta
@@ -22,6 +23,7 @@ class PastaRandomHeads(Pasta):
     """PASTA's control: as many heads as the profile has, drawn at random with the seed."""
 
     name: ClassVar[str] = "pasta_random_heads"
+    role: ClassVar[Role] = "control"
     seeded: ClassVar[bool] = True
 
     def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
@@ -34,6 +36,7 @@ class AutoPastaRandom(AutoPasta):
     """AutoPASTA's control: the sentence that is emphasised is drawn with the seed; `source` does not matter."""
 
     name: ClassVar[str] = "auto_pasta_random"
+    role: ClassVar[Role] = "control"
     seeded: ClassVar[bool] = True
 
     def fit(self, task: Task, backend: Generator, seed: int) -> AutoPastaProgram:
@@ -46,6 +49,7 @@ class FewShotPastaRandomHeads(FewShotPasta):
     """The control of few_shot_pasta: the same shots, as many heads, drawn at random with the seed."""
 
     name: ClassVar[str] = "few_shot_pasta_random_heads"
+    role: ClassVar[Role] = "control"
 
     def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
         """The profile's strength on other heads."""
@@ -61,6 +65,7 @@ class MarkedPrompt(ZeroShot):
     """
 
     name: ClassVar[str] = "marked_prompt"
+    role: ClassVar[Role] = "baseline"
 
     mark: str = "*"
 
@@ -85,6 +90,7 @@ class FewShotMarked(FewShot):
     """
 
     name: ClassVar[str] = "few_shot_marked"
+    role: ClassVar[Role] = "baseline"
 
     emphasis: str = "text"
     mark: str = "*"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from amplify.backends.base import Generator, need_scorer
+from amplify.methods.base import Role
 from amplify.methods.documents import Place, RagMethod, RagProgram
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ class Rag(RagMethod):
     """Answer from the documents as they come, or as a retriever ranks them."""
 
     name: ClassVar[str] = "rag"
+    role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
     def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
@@ -33,6 +35,7 @@ class RagRerankRandom(RagMethod):
     """
 
     name: ClassVar[str] = "rag_rerank_random"
+    role: ClassVar[Role] = "control"
 
     k: int = 0
 
@@ -51,6 +54,7 @@ class RagLeaveOneOut(RagMethod):
     """
 
     name: ClassVar[str] = "rag_loo"
+    role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
     k: int = 0

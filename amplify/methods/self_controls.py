@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from amplify.backends.base import Generator
 from amplify.layout import input_text
+from amplify.methods.base import Role
 from amplify.methods.forms import shown_gold
 from amplify.methods.self_amplify import SelfWords
 from amplify.methods.self_attribution import citable
@@ -26,6 +27,7 @@ class SelfNoRationale(SelfMethod):
     """Self-AMPLIFY's shots, answers only: is it the selection that helps?"""
 
     name: ClassVar[str] = "self_amplify_no_rationale"
+    role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """The shared selection, nothing else."""
@@ -39,6 +41,7 @@ class SelfRandomWords(SelfWords):
     """Self-AMPLIFY with k random content words of the same input."""
 
     name: ClassVar[str] = "self_amplify_random_words"
+    role: ClassVar[Role] = "control"
 
     @property
     def prompts_per_shot(self) -> int:

@@ -9,6 +9,7 @@ from amplify.backends.scripted import ScriptedBackend
 from amplify.errors import InputError, UnknownNameError
 from amplify.evaluation import evaluate
 from amplify.evaluation.configuration import declare_family, make_methods
+from amplify.methods import METHODS, make
 
 
 @pytest.mark.parametrize(
@@ -39,9 +40,53 @@ def test_bad_input(tmp_path, changes, message):
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_the_family_is_declared_by_kind():
-    from amplify.methods import make
+ROLES = {
+    "baseline": {
+        "zero_shot", "few_shot", "few_shot_balanced", "few_shot_knn", "zero_shot_cot", "human_cot", "proxy_alone",
+        "rag", "rag_loo", "marked_prompt", "few_shot_marked",
+    },
+    "control": {
+        "amplify_no_rationale", "amplify_random_words", "amplify_shuffled_rationales", "amplify_tfidf_words",
+        "amplify_test_words", "answer_format_only", "rag_rerank_random", "self_amplify_no_rationale",
+        "self_amplify_random_words", "pasta_random_heads", "auto_pasta_random", "few_shot_pasta_random_heads",
+    },
+    "method": {
+        "amplify", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley", "rag_highlight_pasta",
+        "self_amplify_topk", "self_amplify_phcot", "self_amplify_autocot", "self_amplify_shap", "self_amplify_lime",
+        "self_amplify_occlusion", "self_amplify_gradient", "self_amplify_deeplift", "self_amplify_shapley_sampling",
+        "pasta", "spotlight", "instaboost", "auto_pasta", "few_shot_pasta", "ignore_word", "rephrase",
+        "negative_emphasis",
+    },
+}  # fmt: skip
 
+
+def test_every_shipped_method_says_what_it_is():
+    found = {role: {name for name, method in METHODS.items() if method.role == role} for role in ROLES}
+    assert found == ROLES
+    assert sum(map(len, ROLES.values())) == len(METHODS)
+
+
+def test_amplify_is_tested_against_shots_of_the_nearest_neighbours():
+    family = declare_family([make(name) for name in ("zero_shot", "few_shot_knn", "amplify")])
+    assert family == [["amplify", "zero_shot"], ["amplify", "few_shot_knn"]]
+
+
+@pytest.mark.parametrize("module", ["mine", "my_controls", "my_baselines"])
+def test_where_a_class_stands_changes_no_family(module):
+    made = type("Mine", (Fake,), {"__module__": module, "name": "mine"})
+    assert declare_family([make("zero_shot"), made()]) == [["mine", "zero_shot"]]
+
+
+def test_what_extends_a_baseline_is_a_method_unless_it_says_otherwise():
+    extended = type("Extended", (type(make("few_shot")),), {"name": "extended"})
+    other = type("Other", (Fake,), {"name": "other", "role": "control"})
+    made = [make("few_shot"), extended(), other()]
+    assert declare_family(made) == [["extended", "few_shot"], ["extended", "other"]]
+    with pytest.raises(InputError, match="role is one of method, baseline, control, not 'contrl'"):
+        type("Misspelt", (Fake,), {"role": "contrl"})
+
+
+def test_the_family_is_declared_by_role():
     few, zero, fake = make("few_shot"), make("zero_shot"), Fake()
     assert declare_family([zero, few, fake]) == [["fake", "zero_shot"], ["fake", "few_shot"]]
     assert declare_family([zero, few]) == [["few_shot", "zero_shot"]]
