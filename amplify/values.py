@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -301,8 +302,11 @@ class Answer:
         value: the parsed answer (a label, or free text); None where nothing could be parsed.
         text: everything the model wrote, unparsed.
         rationale: the part before the answer, "" if none was asked for.
-        scores: log-probability of each label in score mode; empty in generate mode.
-        first_tokens: that of each label's first token alone.
+        scores: what the labels are compared by in score mode: the log-probability of each, or what the option
+            `normalise` makes of it, e.g. the mean per token; empty in generate mode.
+        logprobs: the log-probabilities behind those scores, before any division by a length; empty: the scores are
+            log-probabilities themselves.
+        first_tokens: log-probability of each label's first token alone.
         prompt_tokens, completion_tokens, calls: cost of this answer.
         prompt: the last prompt sent, for the report (None where it is no text).
         sources: what became of the example's documents, for programs that read some.
@@ -312,9 +316,17 @@ class Answer:
     text: str = ""
     rationale: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+    logprobs: Mapping[str, float] = field(default_factory=dict)
     first_tokens: Mapping[str, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calls: int = 1
     prompt: Prompt | None = None
     sources: Sources | None = None
+
+    def probabilities(self) -> dict[str, float]:
+        """How the model's probability is shared among the labels scored: the softmax of their log-probabilities."""
+        logprobs = self.logprobs or self.scores
+        top = max(logprobs.values(), default=0.0)
+        weight = {label: math.exp(value - top) for label, value in logprobs.items()}
+        return {label: w / sum(weight.values()) for label, w in weight.items()}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from amplify.attribution.faithfulness_table import Mean, interval
 from amplify.attribution.words import Spans, word_spans
 from amplify.errors import DataError, InputError
+from amplify.streams import stream
 from amplify.values import Attribution, Example
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -145,7 +146,7 @@ def agreement(
     """
     if not attributions or len(attributions) != len(highlights):
         raise InputError(f"{len(attributions)} attributions and {len(highlights)} highlights: one each is needed")
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, "agreement random")
     own, chance = [], []
     for attribution, people in zip(attributions, highlights, strict=True):
         text = people.example.text

@@ -22,6 +22,7 @@ from amplify.attribution.perturbation import Coalitions, Floats
 from amplify.attribution.words import without_words
 from amplify.errors import InputError, UnknownNameError, extras
 from amplify.proxies import Proxy
+from amplify.streams import stream
 from amplify.values import Attribution, Example, Prompt
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _measured(
     seed: int,
 ) -> tuple[dict[tuple[str, str], Floats], int]:
     """Per explainer or reference and metric one value per item; and evaluations made."""
-    rng = np.random.default_rng(seed)
+    held_out_of, drawn_by = stream(seed, "lds"), stream(seed, "faithfulness random")
     found: dict[tuple[str, str], list[float]] = {}
     spent = 0
     for i, attribution in enumerate(next(iter(groups.values()))):
@@ -94,10 +95,10 @@ def _measured(
         game = deletion(replace(attribution, foil=foil), model, examples[i] if examples is not None else None)
         n = len(game.words)
         top = min(k, max(1, n // 2))
-        held_out = rng.random((masks, n)) < 0.5
+        held_out = held_out_of.random((masks, n)) < 0.5
         views = [(name, _view(game, group[i], top, held_out)) for name, group in groups.items()]
         views.append((OCCLUSION, _by_scores(_occluded(game), top, held_out)))
-        views += [(RANDOM, _by_scores(rng.normal(size=n), top, held_out)) for _ in range(draws)]
+        views += [(RANDOM, _by_scores(drawn_by.normal(size=n), top, held_out)) for _ in range(draws)]
         asked = np.concatenate([METRICS[m].masks(view) for _, view in views for m in metrics])
         whole = game.log_probs(np.concatenate([np.ones((1, n), dtype=bool), asked]))[0]  # an item's masks in one batch
         spent += len(np.unique(np.concatenate([np.ones((1, n), dtype=bool), ~np.eye(n, dtype=bool), asked]), axis=0))

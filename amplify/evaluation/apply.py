@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -85,12 +84,8 @@ def _row(answer: Answer) -> dict[str, Any]:
 
 
 def confidence(answer: Answer) -> float | None:
-    """The answer's probability among the labels (softmax of their log-probabilities); None where none were scored."""
-    if answer.value is None or answer.value not in answer.scores:
-        return None
-    best = max(answer.scores.values())
-    total = sum(math.exp(score - best) for score in answer.scores.values())
-    return math.exp(answer.scores[answer.value] - best) / total
+    """The answer's probability among the labels; None where none were scored."""
+    return None if answer.value is None else answer.probabilities().get(answer.value)
 
 
 def _fingerprint(value: Any) -> str:

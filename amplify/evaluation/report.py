@@ -255,7 +255,7 @@ def _row(
         "fit": _fit_cost(timing, label),
         "answered": len(own),
         "planned": len(cells) * len(config["items"]),
-        "near_ties": sum(_near_tie(record["label_scores"]) for record in own),
+        "near_ties": sum(_near_tie(record["label_scores"], record["label_logprobs"]) for record in own),
         "notes": tuple(dict.fromkeys(map(str, notes))),
     }
     if not ids:
@@ -282,9 +282,14 @@ def _row(
     )
 
 
-def _near_tie(label_scores: Mapping[str, float | None]) -> bool:
-    best = sorted((score for score in label_scores.values() if score is not None), reverse=True)
-    return len(best) > 1 and best[0] - best[1] < _NEAR
+def _near_tie(scores: Mapping[str, float | None], logprobs: Mapping[str, float | None]) -> bool:
+    """Whether a change of `_NEAR` in one of the two best labels' log-probabilities could turn the choice round."""
+    best = sorted(((score, label) for label, score in scores.items() if score is not None), reverse=True)[:2]
+    if len(best) < 2:
+        return False
+    # scores are log-probabilities over a length, so a change counts that much less
+    shares = [score / logprob if (logprob := logprobs[label]) else 1.0 for score, label in best]
+    return best[0][0] - best[1][0] < _NEAR * max(shares)
 
 
 def _further_metrics(config: Json, records: Sequence[Json]) -> dict[str, float]:

@@ -240,6 +240,7 @@ def _record(cell: Cell, item: Example, answer: Answer, scores: dict[str, float])
         "text": answer.text,
         "rationale": answer.rationale,
         "label_scores": answer.scores,
+        "label_logprobs": answer.logprobs or answer.scores,
         "calls": answer.calls,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,

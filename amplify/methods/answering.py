@@ -215,6 +215,7 @@ def _score(
                 text=first.text if first else "",
                 rationale=prompt.prefix.removesuffix(style.marker).strip() if style.reasons else "",
                 scores={label: _comparable(r, t, style) for label, (r, t) in mine.items()},
+                logprobs={label: _logprob(r, style) for label, (r, _) in mine.items()},
                 first_tokens={label: r.logprobs[0] for label, (r, _) in mine.items()},
                 prompt_tokens=sizes[i] * len(mine) + (first.prompt_tokens if first else 0),
                 completion_tokens=sum(len(r.logprobs) for r, _ in mine.values())
@@ -235,9 +236,13 @@ def continuation(label: str, choices: Choices, style: Style, prompt: Prompt) -> 
     return f"{gap}{text}{style.closing if begins else ''}"
 
 
+def _logprob(result: TokenLogProbs, style: Style) -> float:
+    """Log-probability of what of a label is compared: its first token, or all of it."""
+    return result.logprobs[0] if style.normalise == "first_token" else result.total
+
+
 def _comparable(result: TokenLogProbs, target: str, style: Style) -> float:
-    if style.normalise == "first_token":
-        return result.logprobs[0]
     if style.normalise == "tokens":
         return result.mean
-    return result.total / len(target.strip()) if style.normalise == "characters" else result.total
+    logprob = _logprob(result, style)
+    return logprob / len(target.strip()) if style.normalise == "characters" else logprob

@@ -236,11 +236,14 @@ class RagProgram(Program):
             return read.context.prompt(read.context.everything())
         if self.use == "highlight":
             return read.context.marked(self._best_sentences(read))
-        kept = keep(self.use, read.values, read.high, k=self.k, below=self.below)  # type: ignore[arg-type]
-        if self.use == "rerank" and self.best == "last":
-            kept.reverse()
-        context = read.only(kept)
+        context = read.only(self._kept(read))
         return context.prompt(context.everything())
+
+    def _kept(self, read: Reading) -> list[int]:
+        """Which scored documents the second prompt shows, in its order."""
+        assert read.values is not None
+        kept = keep(self.use, read.values, read.high, k=self.k, below=self.below)  # type: ignore[arg-type]
+        return kept[::-1] if self.use == "rerank" and self.best == "last" else kept
 
     def _best_sentences(self, read: Reading) -> list[Source]:
         """What "highlight" emphasises; the best document where the budget scored no sentence inside one."""
@@ -254,8 +257,7 @@ class RagProgram(Program):
     def _answer(self, read: Reading, prompt: Prompt, before: Sequence[Completion], last: Completion) -> Answer:
         sources = read.sources
         if read.values is not None and self.use in ("rerank", "prune", "distil"):
-            kept = keep(self.use, read.values, read.high, k=self.k, below=self.below)
-            sources = replace(sources, shown=tuple(read.numbers[i] for i in kept))
+            sources = replace(sources, shown=tuple(read.numbers[i] for i in self._kept(read)))
         written = [*before, last]
         return Answer(
             value=parse_text(last.text),

@@ -237,23 +237,25 @@ def triggers(
     Returns:
         Characters [start, end) in the last message, strongest first; () where every word speaks against a refusal.
     """
-    from amplify.attribution.words import stop_words, word_spans
+    from amplify.attribution import explain_many
+    from amplify.attribution.words import content_words, word_spans
 
     scorer = need_scorer(backend, "finding what triggers a refusal")
-    asked: list[Prompt] = []
-    cases: list[tuple[int, list[tuple[int, int]]]] = []
-    for prompt in prompts:
-        text = _text(prompt)
-        spans = [s for s in word_spans(text) if text[slice(*s)].lower() not in stop_words()]
-        cases.append((len(asked), spans))
-        asked.append(prompt)
-        for a, b in spans:
-            without = " ".join(f"{text[:a]}{text[b:]}".split()) or "."
-            asked.append(replace(prompt, messages=(*prompt.messages[:-1], Message("user", without))))
-    scores = [s.total for s in scorer.score(asked, [refusal] * len(asked))] if asked else []
-    out = []
-    for at, spans in cases:
-        drop = {span: scores[at] - scores[at + 1 + i] for i, span in enumerate(spans)}
-        best = sorted((s for s in spans if drop[s] > 0), key=lambda s: (-drop[s], s))[:words]
-        out.append(tuple(best))
+    texts = [_text(prompt) for prompt in prompts]
+    players = [tuple(s for s, ok in zip(word_spans(t), content_words(t), strict=True) if ok) for t in texts]
+    asked = [i for i, spans in enumerate(players) if spans]
+    out: list[tuple[tuple[int, int], ...]] = [()] * len(prompts)
+    if not asked:
+        return out
+    found = explain_many(
+        [prompts[i] for i in asked],
+        [refusal] * len(asked),
+        model=scorer,
+        methods=["occlusion"],
+        players=[players[i] for i in asked],
+        budget=1 + max(len(players[i]) for i in asked),
+    )["occlusion"]
+    for i, attribution in zip(asked, found, strict=True):
+        drop = dict(zip(attribution.spans, attribution.scores, strict=True))
+        out[i] = tuple(sorted((s for s in drop if drop[s] > 0), key=lambda s: (-drop[s], s))[:words])
     return out

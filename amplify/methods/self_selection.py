@@ -148,15 +148,8 @@ def _asked(
     return asker.fit(task, backend, seed).answer(pool, backend)
 
 
-def probabilities(answer: Answer) -> dict[str, float]:
-    """Label log-probabilities as probabilities over the labels: their softmax."""
-    top = max(answer.scores.values())
-    weight = {label: float(np.exp(score - top)) for label, score in answer.scores.items()}
-    return {label: w / sum(weight.values()) for label, w in weight.items()}
-
-
 def _flagged(pool: Sequence[Example], answers: Sequence[Answer]) -> set[str]:
-    flags = likely_mislabelled([probabilities(a) for a in answers], [str(e.label) for e in pool])
+    flags = likely_mislabelled([a.probabilities() for a in answers], [str(e.label) for e in pool])
     return {e.id for e, flag in zip(pool, flags, strict=True) if flag}
 
 
@@ -172,7 +165,7 @@ def _worth(
         return np.array([_TIER * (e.id in preferred) for e in pool]), {}, preferred
     score = {}
     for example, answer in zip(pool, answers, strict=True):
-        p = probabilities(answer)
+        p = answer.probabilities()
         score[example.id] = misclassification_confidence(list(p.values()), list(p).index(str(example.label)))
     sign, preferred = (1, wrong) if selection == "mcs_high" else (-1, right)
     return np.array([sign * score[e.id] for e in pool]), score, preferred

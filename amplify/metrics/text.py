@@ -59,7 +59,7 @@ def embedded_json(text: str) -> Any:
     for match in re.finditer(r"\{", text):
         try:
             return decoder.raw_decode(text, match.start())[0]
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return None
 
@@ -83,7 +83,7 @@ def whole_json(text: str) -> Any:
 def same_value(given: Any, wanted: Any) -> bool:
     """Equal up to letter case, outer spaces, a final full stop and an article in front."""
     if not isinstance(given, str) or not isinstance(wanted, str):
-        return bool(given == wanted)
+        return isinstance(given, bool) == isinstance(wanted, bool) and bool(given == wanted)  # True == 1 in Python
     first, second = (_ARTICLE.sub("", " ".join(v.casefold().split()).rstrip(".")) for v in (given, wanted))
     return first == second
 
@@ -94,7 +94,6 @@ def json_strict(prediction: str, reference: str) -> float:
     return float(
         wanted is not None
         and given is not None
-        and wanted
         and given.keys() == wanted.keys()
         and all(same_value(given[k], v) for k, v in wanted.items())
     )

@@ -116,12 +116,9 @@ def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) ->
 
             pools[split] = retrieval_examples(spec, content, path)
             continue
-        found = [_labelled(spec, row, f"{path}, row {n}", fields) for n, row in enumerate(content, start=1)]
-        pools[split] = [e for e, _ in found]
-        if "split" in spec.fields:
-            pools = {}
-            for item, name in found:
-                pools.setdefault(name, []).append(item)
+        for n, row in enumerate(content, start=1):
+            item, name = _labelled(spec, row, f"{path}, row {n}", fields)
+            pools.setdefault(name or split, []).append(item)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths.values())).hexdigest()
     return Found(pools, source=f"file: {', '.join(p.name for p in paths.values())}", revision=f"sha256:{digest}")
 
@@ -145,7 +142,7 @@ def _with_labels(
 
 
 def _labelled(spec: TaskSpec, row: Mapping[str, Any], where: str, fields: Mapping[str, Any]) -> tuple[Example, str]:
-    """The labelled example of a row, and its split where a column names it."""
+    """The labelled example of a row, and its split where a column names it, else ""."""
     if spec.format == "bbh":
         question = str(column(row, fields.get("text", "input"), where))
         item = bbh_example(question, str(column(row, fields.get("label", "target"), where)), where)
@@ -185,8 +182,9 @@ def _from_hub(spec: TaskSpec) -> Found:
         loaded = datasets.load_dataset(hub["path"], hub.get("config"), revision=hub.get("revision"))
     except Exception as error:
         raise DataError(f"{_where_to_get(spec, None)} ({type(error).__name__}: {str(error)[:200]})") from error
-    mapping = hub.get("splits") or _usual_splits(list(loaded))
     fields = {**spec.fields, **hub.get("fields", {})}
+    every = {name: name for name in loaded}  # where a column names the split, all rows are read
+    mapping = hub.get("splits") or (every if "split" in fields else _usual_splits(list(loaded)))
     names: tuple[str, ...] = ()
     pools: dict[str, list[Example]] = {}
     for split, theirs in mapping.items():
@@ -195,11 +193,11 @@ def _from_hub(spec: TaskSpec) -> Found:
         part = loaded[theirs]
         feature = part.features.get(fields.get("label", ""))
         names = tuple(getattr(feature, "names", None) or ())
-        pools[split] = []
         for number, row in enumerate(part, start=1):
             if names and 0 <= row[fields["label"]] < len(names):
                 row[fields["label"]] = names[row[fields["label"]]]
-            pools[split].append(_labelled(spec, row, f"{hub['path']} {theirs} {number}", fields)[0])
+            item, name = _labelled(spec, row, f"{hub['path']} {theirs} {number}", fields)
+            pools.setdefault(name or split, []).append(item)
     revision = _commit(loaded) or str(hub.get("revision") or "main")
     return Found(pools, source=f"hub: {hub['path']}", revision=revision, label_names=names)
 

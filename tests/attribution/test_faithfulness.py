@@ -131,6 +131,21 @@ def test_the_same_seed_gives_the_same_table_and_each_coalition_is_asked_once():
     assert faithfulness(explanations, model, list(METRICS), seed=1).rows != one.rows
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_held_out_masks_are_not_those_that_an_explainer_learnt_from(seed):
+    model = ScriptedBackend(logprob=lambda text, continuation: -float(len(text)))
+    text = "one two three four five six seven eight nine ten eleven twelve"
+    for method in ("lime", "random"):
+        found = amplify.explain(text, " x", model=model, method=method, budget=33, seed=seed)
+        learnt = {call.text for call in model.calls}
+        model.calls.clear()
+        faithfulness([found], model, ["lds"], masks=32, seed=seed)
+        held_out = {call.text for call in model.calls}
+        model.calls.clear()
+        shared = {t for t in learnt & held_out if len(t.split()) < 11}  # all words, and all but one, are asked by both
+        assert len(shared) <= 3  # 32 of 4,096 each
+
+
 def test_proxies_and_own_choices(tiny_lm):
     examples = [
         Example(f"q{i}", f"Which is right {i}?", "A", ("A", "B"), ("a red box", "a blue lid")) for i in range(2)

@@ -56,6 +56,23 @@ def test_the_score_is_the_answers_probability_among_the_labels(source: Path, tmp
     assert scores == pytest.approx([1 / (1 + 4 * 2.718281828459045**-2)] * ROWS)  # one label at -1, four at -3
 
 
+@pytest.mark.parametrize("normalise", ["tokens", "characters", "first_token"])
+def test_labels_that_are_compared_by_length_keep_their_probabilities(source: Path, normalise: str) -> None:
+    """A mean per token is no log-probability: the probability is that of the labels as they are."""
+    method = make("zero_shot", mode="score", normalise=normalise)
+    task = amplify.load_task("support_tickets")
+    [answer] = method.fit(task, backend(), 0).answer(task.test[:1], backend())
+    plain = make("zero_shot", mode="score").fit(task, backend(), 0).answer(task.test[:1], backend())[0]
+    if normalise == "first_token":
+        assert answer.scores == answer.logprobs == answer.first_tokens
+    else:
+        assert (answer.scores == plain.scores) == (normalise == "tokens")  # here a label is one token
+        assert answer.logprobs == plain.scores == plain.logprobs
+        assert answer.probabilities() == plain.probabilities()
+    assert confidence(answer) == answer.probabilities()[str(answer.value)]
+    assert sum(answer.probabilities().values()) == pytest.approx(1)
+
+
 def test_no_score_without_log_probabilities() -> None:
     assert confidence(Answer(value="a")) is None
     assert confidence(Answer(value=None, scores={"a": -1.0})) is None

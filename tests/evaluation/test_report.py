@@ -16,7 +16,6 @@ from evaluation_fakes import Fake, Plain, make_task, methods, reply
 from amplify.backends.scripted import ScriptedBackend
 from amplify.errors import UnknownNameError
 from amplify.evaluation import evaluate, load_report, statistics
-from amplify.evaluation.page import _breakable
 from amplify.evaluation.tables import short_hashes
 from amplify.values import Answer, Attribution, Demonstration, Rationale
 
@@ -105,7 +104,10 @@ def test_options_in_common_stand_once_in_the_header(tmp_path):
 
 
 def test_names_break_where_words_end_and_hashes_are_cut():
-    assert _breakable("few_shot[k=3,a=<b>]") == "few_<wbr>shot[k=3,<wbr>a=&lt;b&gt;]"
+    with ScriptedBackend("fake", reply=reply) as backend:
+        report = evaluate(make_task(6), backend, [Scoring(skill=0.5, shots=1, mode="score")])
+    assert report.rows[0].method == "scoring[skill=0.5,shots=1]"
+    assert "scoring[skill=0.5,<wbr>shots=1]" in report.to_html()
     digest = "0123456789ab" * 5
     assert short_hashes(f"file @ sha256:{digest} 123") == "file @ sha256:0123456789ab 123"
 
@@ -156,6 +158,30 @@ class ScoringProgram(fakes.FakeProgram):
     def answer(self, examples, backend):
         gaps = [0.0005 if example.id.endswith("0") else 0.5 for example in examples]
         return [Answer("good", scores={"good": -1.0, "bad": -1.0 - gap}) for gap in gaps]
+
+
+class PerTokenProgram(fakes.FakeProgram):
+    """Compares by the mean of ten tokens: gaps of 0.0005 and 0.005 in log-probability."""
+
+    kind: ClassVar[str] = "per_token"
+
+    def answer(self, examples, backend):
+        gaps = [0.0005 if example.id.endswith("0") else 0.005 for example in examples]
+        found = [{"good": -1.0, "bad": -1.0 - gap} for gap in gaps]
+        return [Answer("good", scores={k: v / 10 for k, v in one.items()}, logprobs=one) for one in found]
+
+
+@dataclass(frozen=True)
+class PerToken(Scoring):
+    name: ClassVar[str] = "per_token"
+
+    def fit(self, task, backend, seed):
+        return PerTokenProgram("skill=1")
+
+
+def test_near_ties_of_means_are_those_of_the_log_probabilities():
+    report = evaluate(make_task(), ScriptedBackend("echo"), [PerToken(mode="score")])
+    assert report.row("per_token").near_ties == 3
 
 
 def test_near_ties_are_counted():

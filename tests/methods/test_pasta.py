@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+import amplify
 from amplify.backends import open_backend
 from amplify.backends.scripted import ScriptedBackend
 from amplify.errors import CapabilityError, InputError, UnknownNameError
@@ -275,6 +276,23 @@ def test_triggers_are_found_by_leaving_words_out():
     prompts = [Prompt(messages=(Message("user", t),)) for t in (REQUEST.text, "Hello there", "")]
     found = triggers(prompts[:2], "I'm sorry", backend, 2)
     assert [[REQUEST.text[a:b] for a, b in spans] for spans in found] == [["kill"], []]
+
+
+def test_no_word_triggers_what_white_space_does():
+    """A model that refuses lists: leaving a word out leaves the list, and so the refusal."""
+    backend = ScriptedBackend(logprob=lambda text, continuation: -1.0 if "\n- " in text else -9.0)
+    prompt = Prompt(messages=(Message("user", "Compare:\n- stopping  processes\n- killing jobs"),))
+    assert triggers([prompt], "I'm sorry", backend, 3) == [()]
+
+
+def test_triggers_are_those_of_the_occlusion_explainer():
+    backend = ScriptedBackend(logprob=lambda text, continuation: -float(len(text.replace("kill", ""))))
+    prompt = Prompt(messages=(Message("user", REQUEST.text),))
+    [found] = triggers([prompt], "I'm sorry", backend, 9)
+    [whole] = amplify.explain_many([prompt], ["I'm sorry"], model=backend, methods=["occlusion"]).values()
+    scores = dict(zip(whole[0].spans, whole[0].scores, strict=True))
+    assert found == tuple(s for s in sorted(scores, key=lambda s: (-scores[s], s)) if s in found)
+    assert all(scores[s] > 0 for s in found)
 
 
 @pytest.mark.parametrize("name", ["ignore_word", "rephrase", "negative_emphasis"])

@@ -110,6 +110,8 @@ def test_the_best_document_can_stand_last_and_k_keeps_some(task: Task, backend: 
     titles = re.findall(r"Page \d", answer.prompt.messages[0].content)
     assert titles[-1] == "Page 1"
     assert len(titles) == 2
+    assert answer.sources is not None
+    assert [f"Page {i}" for i in answer.sources.shown] == titles
 
 
 def test_prune_takes_out_what_speaks_against(task: Task, backend: ScriptedBackend) -> None:

@@ -74,6 +74,23 @@ def test_the_best_accepted_answer_counts() -> None:
     assert got["exact_match"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("prediction", "reference", "score"),
+    [
+        ("{}", "{}", 1.0),
+        ('{"a": 1}', "{}", 0.0),
+        ("{}", '{"a": 1}', 0.0),
+        ("none", "", 0.0),
+        ('{"a": 1}', '{"a": true}', 0.0),
+        ('{"a": 1.0}', '{"a": 1}', 1.0),
+        ('{"a": ' + "[" * 100_000, '{"a": 1}', 0.0),
+    ],
+)
+def test_json_answers_by_hand(prediction: str, reference: str, score: float) -> None:
+    found = metrics.load("json").per_item(prediction, Example("1", "x", answers=(reference,)))
+    assert found["strict_accuracy"] == score
+
+
 def test_exact_match_keeps_punctuation() -> None:
     match = metrics.load("exact_match")
     assert match.per_item("] ) }", Example("1", "x", "] ) }", answers=("] ) }",)))["exact_match"] == 1.0

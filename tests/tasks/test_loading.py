@@ -81,6 +81,37 @@ def test_a_split_column_is_kept(tmp_path: Path) -> None:
         load_task(path, text="text", label="label")
 
 
+def test_a_split_column_counts_in_every_file(tmp_path: Path) -> None:
+    names = ["train", "dev", "test"]
+    for part in range(2):
+        body = [[f"text {part} {i}", "ab"[i % 2], names[i % 3]] for i in range(30)]
+        write_csv(tmp_path / f"part{part}.csv", ["text", "label", "split"], body)
+    (tmp_path / "own.yaml").write_text(
+        "files: {all: part0.csv, train: part1.csv}\nlabels: [a, b]\nfields: {text: text, label: label, split: split}\n"
+    )
+    task = load_task(tmp_path / "own.yaml")
+    for name, pool in zip(names, (task.train, task.validation, task.test), strict=True):
+        wanted = {f"text {part} {i}" for part in range(2) for i in range(30) if names[i % 3] == name}
+        assert {e.text for e in pool} == wanted
+
+
+@pytest.mark.parametrize("hub_split", ["train", "everything"])
+def test_a_split_column_of_a_datasets_id_is_kept(monkeypatch: pytest.MonkeyPatch, hub_split: str) -> None:
+    import datasets
+
+    names = ["train", "dev", "test"]
+    body = [{"review": f"text {i}", "stars": "ab"[i % 2], "fold": names[i % 3]} for i in range(60)]
+    there = datasets.DatasetDict(
+        {hub_split: datasets.Dataset.from_list(body[:40]), "more": datasets.Dataset.from_list(body[40:])}
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **options: there)
+    task = load_task("org/reviews", text="review", label="stars", split="fold")
+    for name, pool in zip(names, (task.train, task.validation, task.test), strict=True):
+        assert {e.text for e in pool} == {row["review"] for row in body if row["fold"] == name}
+    with pytest.raises(InputError, match="no column 'fald'"):
+        load_task("org/reviews", text="review", label="stars", split="fald")
+
+
 def test_copies_are_kept_once_and_contradictions_left_out(tmp_path: Path) -> None:
     body = [[f"text {i}", "ab"[i % 2]] for i in range(60)]
     body += [["Text  1", "b"], ["text 2", "b"]]  # a copy of row 1; row 2 is labelled a
