@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import click
 import pytest
 
 from amplify.cli import cli, main
-from amplify.cli.keeping import _about
 
 
 @pytest.fixture
@@ -87,11 +87,54 @@ def test_a_dry_run_writes_nothing(amplify, tmp_path: Path) -> None:  # type: ign
     assert not Path("r").exists()
 
 
-@pytest.mark.parametrize("what", ["tasks", "methods", "models", "proxies", "explainers"])
-def test_lists(amplify, what: str) -> None:  # type: ignore[no-untyped-def]
-    status, out, _ = amplify("list", what)
-    assert status == 0
-    assert out.strip()
+def listed(amplify, what: str) -> dict[str, str]:  # type: ignore[no-untyped-def]
+    """What `amplify list` says of each name."""
+    status, out, err = amplify("list", what)
+    assert (status, err) == (0, "")
+    return {name: said.strip() for name, _, said in (line.partition(" ") for line in out.splitlines())}
+
+
+def test_methods_and_explainers_are_listed_with_what_they_are(amplify) -> None:  # type: ignore[no-untyped-def]
+    from amplify.attribution import METHODS as EXPLAINERS
+    from amplify.methods import METHODS
+
+    methods = listed(amplify, "methods")
+    assert list(methods) == list(METHODS)
+    assert methods["zero_shot"] == "The instruction and the question alone."
+    assert all(methods.values())
+    explainers = listed(amplify, "explainers")
+    assert list(explainers) == list(EXPLAINERS)
+    assert [name for name, said in explainers.items() if said.endswith("unsigned")] == [
+        name for name, explainer in EXPLAINERS.items() if not explainer.signed
+    ]
+
+
+def test_tasks_and_models_are_listed_with_what_is_here(amplify, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from amplify.models import ALIASES
+
+    monkeypatch.delenv("AMPLIFY_DATA", raising=False)
+    monkeypatch.setenv("AMPLIFY_HOME", str(tmp_path / "home"))
+    tasks = listed(amplify, "tasks")
+    assert tasks["support_tickets"].startswith("ready")
+    assert tasks["hotpotqa"].startswith("no data")
+    models = listed(amplify, "models")
+    assert list(models) == list(ALIASES)
+    assert all(said.startswith("not pulled") for said in models.values())
+
+
+def test_proxies_are_listed_with_their_training_and_accuracy(amplify, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("AMPLIFY_HOME", str(tmp_path / "home"))
+    assert listed(amplify, "proxies") == {"no": "proxies yet"}
+    training = {"epochs": 4, "seed": 1, "lora": True}
+    card = {"task": "reviews", "training": training, "validation": {"accuracy": 0.9289340101522843}}
+    for name, one in {"a": card, "b": {**card, "validation": {}}}.items():
+        folder = tmp_path / "home" / "proxies" / name
+        folder.mkdir(parents=True)
+        (folder / "amplify_proxy.json").write_text(json.dumps(one))
+    assert listed(amplify, "proxies") == {
+        str(tmp_path / "home" / "proxies" / "a"): "reviews, 4 epochs, seed 1, LoRA, accuracy 92.9 %",
+        str(tmp_path / "home" / "proxies" / "b"): "reviews, 4 epochs, seed 1, LoRA",
+    }
 
 
 @pytest.mark.parametrize(
@@ -160,13 +203,6 @@ def test_attribute_names_the_file_that_is_wrong(amplify, arguments: tuple[str, .
     assert not out
     assert says in err
     assert "Traceback" not in err
-
-
-def test_a_proxy_is_told_by_its_training_and_accuracy() -> None:
-    training = {"epochs": 4, "seed": 1, "lora": True}
-    card = {"task": "reviews", "training": training, "validation": {"accuracy": 0.9289340101522843}}
-    assert _about(card) == "reviews, 4 epochs, seed 1, LoRA, accuracy 92.9 %"
-    assert _about({**card, "validation": {}}) == "reviews, 4 epochs, seed 1, LoRA"
 
 
 def test_attribute_offers_what_the_library_has(amplify) -> None:  # type: ignore[no-untyped-def]

@@ -23,6 +23,12 @@ def test_prune_asks_the_upper_end() -> None:
     assert keep("prune", [-3.0, -1.0]) == [1]  # never an empty context
 
 
+def test_what_does_nothing_is_not_pruned() -> None:
+    """Sums of marginals that cancel are no effect, whatever their last digit."""
+    assert keep("prune", [1.0, -1e-17, -0.5], [1.0, -1e-17, -0.5]) == [0, 1]
+    assert keep("prune", [1.0, -1e-3, -0.5], [1.0, -1e-3, -0.5]) == [0]
+
+
 @given(SCORES, st.integers(1, 12))
 def test_distil_keeps_the_best_in_their_order(scores: list[float], k: int) -> None:
     kept = keep("distil", scores, k=k)

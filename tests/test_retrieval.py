@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from amplify.embeddings import Embedder
 from amplify.errors import InputError, UnknownNameError
 from amplify.retrieval import BM25Retriever, DenseRetriever, Hit, open_retriever
 
@@ -41,7 +42,7 @@ def test_bm25_edges() -> None:
 
 def test_dense_is_exact_cosine(tiny_encoder) -> None:
     retriever = DenseRetriever(DOCUMENTS, model=tiny_encoder)
-    vectors = retriever._embedder.embed([*DOCUMENTS, "the river in Paris"])
+    vectors = Embedder(tiny_encoder).embed([*DOCUMENTS, "the river in Paris"])
     cosines = vectors[:3] @ vectors[3] / np.linalg.norm(vectors[:3], axis=1) / np.linalg.norm(vectors[3])
     hits = retriever.search("the river in Paris", 3)
     assert [h.document for h in hits] == np.argsort(-cosines).tolist()

@@ -41,7 +41,7 @@ def as_html(result: SourceAttribution) -> str:
             {
                 "number": i,
                 "titled": titled(text),
-                "body": Markup(_nested(text, 0, len(text), spans[i])),
+                "body": Markup(nested(text, 0, len(text), spans[i])),
             }
             for i, text in enumerate(result.originals)
         ],
@@ -106,7 +106,7 @@ def parts_by_document(result: SourceAttribution) -> list[list[tuple[str, list[Pa
     return inside
 
 
-def _nested(text: str, start: int, end: int, layers: Sequence[tuple[str, Sequence[Part]]]) -> str:
+def nested(text: str, start: int, end: int, layers: Sequence[tuple[str, Sequence[Part]]]) -> str:
     """Characters [start, end) of a document, escaped, every part in an element that holds the finer ones."""
     if not layers:
         return escape(text[start:end])
@@ -115,10 +115,10 @@ def _nested(text: str, start: int, end: int, layers: Sequence[tuple[str, Sequenc
     for a, b, k in parts:
         if a < at or b > end:
             continue
-        pieces.append(_nested(text, at, a, finer))
-        pieces.append(f'<span class="{name}" data-k="{k}">{_nested(text, a, b, finer)}</span>')
+        pieces.append(nested(text, at, a, finer))
+        pieces.append(f'<span class="{name}" data-k="{k}">{nested(text, a, b, finer)}</span>')
         at = b
-    pieces.append(_nested(text, at, end, finer))
+    pieces.append(nested(text, at, end, finer))
     return "".join(pieces)
 
 

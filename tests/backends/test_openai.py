@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -178,15 +179,23 @@ def test_waits_grow_stay_capped_and_are_spread():
     assert retry.backoff(1, 9e9, lambda: 0.0) == retry.LONGEST_WAIT
 
 
-def test_retry_after_may_be_a_date(monkeypatch):
-    from email.utils import formatdate
-
-    from amplify.backends.server import _retry_after
-
+@pytest.mark.parametrize(
+    ("headers", "after"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": formatdate(1_000_000_030, usegmt=True)}, 29.5),
+        ({"retry-after": formatdate(999_999_999, usegmt=True)}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_may_be_a_date(serve, monkeypatch, headers, after):
+    asked = []
+    monkeypatch.setattr(retry, "backoff", lambda attempt, after: asked.append(after) or 0.0)
     monkeypatch.setattr(time, "time", lambda: 1_000_000_000.5)
-    assert _retry_after({"retry-after": formatdate(1_000_000_030, usegmt=True)}) == 29.5
-    assert _retry_after({"retry-after": "soon"}) is None
-    assert _retry_after({}) is None
+    fake = serve(lambda s, path, body, n: (429, headers, "{}") if n == 1 else chat(body))
+    assert connect(fake).generate(ASK[:1], Sampling())[0].text == "question 0"
+    assert asked == [after]
 
 
 GARBAGE = [

@@ -114,15 +114,20 @@ def test_a_dry_run_knows_what_it_takes(sentiment: Task, backend: ScriptedBackend
 
 
 @pytest.mark.real
-def test_on_the_real_model(smollm2: Path) -> None:
+def test_on_the_real_model(smollm2: Path, tmp_path: Path) -> None:
     task = amplify.load_task("support_tickets")
     with amplify.open_backend(f"transformers:{smollm2}") as backend:
         for name in ("topk", "phcot", "shap"):
             few = {"budget": 64} if name == "shap" else {}
-            program = make(f"self_amplify_{name}", shots=2, pool=6, **few).fit(task, backend, 0)
-            answers = program.answer(task.test[:4], backend)
-            assert len(answers) == 4
-            assert all(a.value is None or a.value in task.labels for a in answers)
-            for shot in program.shots:
-                if shot.rationale and name != "phcot":
+            program = make(f"self_amplify_{name}", mode="score", shots=2, pool=6, **few).fit(task, backend, 0)
+            program.save(tmp_path / "program.json")
+            answers = Program.load(tmp_path / "program.json").answer(task.test[:4], backend)
+            assert [a.value for a in answers] == [max(a.scores, key=a.scores.__getitem__) for a in answers]
+            assert all(set(a.scores) == set(task.labels) and a.rationale for a in answers)
+            shots = [shot for shot in program.shots if shot.rationale]
+            assert len(shots) == 2
+            for shot in shots:
+                assert shot.rationale.text
+                if name != "phcot":
+                    assert shot.rationale.words
                     assert all(re.search(rf"\b{re.escape(w)}\b", shot.example.text) for w in shot.rationale.words)

@@ -1,6 +1,8 @@
 """Margins of head sets against plain steered scoring."""
 
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from profiling_samples import item
@@ -12,6 +14,20 @@ from amplify.profiling.margins import Item, Margins, by_layer, heads_of
 from amplify.profiling.search import PLAIN
 from amplify.steering import Steering
 from amplify.values import Prompt
+
+
+def plain_margins(backend, one, steering, sets):
+    """One steered scoring after the other, as any scorer does it."""
+    return Margins(SimpleNamespace(score=backend.score), [one], steering)(0, sets)
+
+
+@contextmanager
+def counting(layer):
+    """A list with one entry for each time the layer runs."""
+    runs = []
+    hook = layer.register_forward_hook(lambda *_: runs.append(1))
+    yield runs
+    hook.remove()
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.5])
@@ -26,9 +42,10 @@ def test_packed_margins_equal_steered_scoring(tiny_lm, alpha, options):
     steering = Steering(heads={0: (0,)}, alpha=alpha, **options)
     for one in (item(), item((0, 15)), item((39, 67), foil=""), item(gold=" good", foil=" good, bad", whole=True)):
         measure = Margins(backend, [one], steering)
-        fast = measure(0, sets)
-        assert fast == pytest.approx([measure._plainly(one, heads) for heads in sets], abs=1e-4)
-        assert measure._skips is True
+        assert measure(0, sets) == pytest.approx(plain_margins(backend, one, steering, sets), abs=1e-4)
+        with counting(backend.model.model.layers[0]) as runs:
+            measure(0, [frozenset({(2, 1)})])
+        assert runs == []  # what stands below the lowest head is not computed again
     if steering.schedule == "both":  # and the heads do differ
         assert len({round(m, 3) for m in Margins(backend, [item()], steering)(0, sets)}) > 8
     backend.close()
@@ -47,9 +64,10 @@ def test_margins_of_other_architectures(tmp_path, tiny_lm):
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     backend = open_backend(f"transformers:{tmp_path}")
-    measure = Margins(backend, [item()], Steering(heads={0: (0,)}))
+    steering = Steering(heads={0: (0,)})
     sets = [PLAIN, frozenset({(0, 1)}), frozenset({(1, 3), (0, 0)})]
-    assert measure(0, sets) == pytest.approx([measure._plainly(item(), s) for s in sets], abs=1e-4)
+    margins = Margins(backend, [item()], steering)(0, sets)
+    assert margins == pytest.approx(plain_margins(backend, item(), steering, sets), abs=1e-4)
 
 
 def test_only_first_tokens_count(tiny_lm):

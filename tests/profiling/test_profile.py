@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -75,18 +74,28 @@ def test_profiles_are_found_saved_and_loaded(tiny_lm, facts, tmp_path):
 def test_command_line(tiny_lm, tmp_path, facts):
     data = str(tmp_path)
     out = tmp_path / "mine.yaml"
-    given = ["profile", "counterfact_known/efficacy", "counterfact_known/efficacy", "-b", f"transformers:{tiny_lm}"]
-    done = CliRunner().invoke(cli, [*given[:2], *given[3:], "--samples", "4", "--out", str(out), "--data", data])
-    assert done.exit_code == 0, done.output
-    assert "heads from" in done.output
-    asked = ["generate", "-b", f"transformers:{tiny_lm}", "--max-tokens", "3", "great **phone** good"]
-    plain = CliRunner().invoke(cli, asked)
-    assert plain.exit_code == 0, plain.output
-    steered = CliRunner().invoke(cli, [*asked, "--steering", str(out), "--alpha", "0.001"])
-    assert steered.exit_code == 0, steered.output
-    bare = CliRunner().invoke(cli, [*asked[:-1], "great phone", "--steering", str(out)])
-    assert isinstance(bare.exception, InputError)
-    assert Path(out).with_suffix(".runs.jsonl").is_file()
+    model = ["-b", f"transformers:{tiny_lm}"]
+
+    def call(*arguments):
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    said = call("profile", "counterfact_known/efficacy", *model, "--samples", "4", "--out", str(out), "--data", data)
+    found = Steering.load(out)
+    assert found.alpha == 0.01
+    heads = sum(map(len, found.heads.values()))
+    assert said.splitlines()[-1] == f"{heads} heads from {found.provenance['runs']} runs: {out}"
+    assert out.with_suffix(".runs.jsonl").is_file()
+    asked = ["generate", *model, "--max-tokens", "8"]
+    marked, bare = "great **phone** good", "great phone good"
+    plain = call(*asked, bare)
+    assert call(*asked, marked) == plain  # marks are read, never sent
+    steered = call(*asked, marked, "--steering", str(out), "--alpha", "0.001")
+    assert steered != plain
+    assert call(*asked, marked, "--steering", str(out), "--alpha", "1") == plain
+    refused = CliRunner().invoke(cli, [*asked, bare, "--steering", str(out)])
+    assert isinstance(refused.exception, InputError)
 
 
 def test_alpha_without_heads_is_refused(tiny_lm):

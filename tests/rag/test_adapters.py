@@ -12,7 +12,6 @@ import pytest
 
 from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
-from amplify.keeping import keep
 from amplify.rag.compress import Compression, Kept
 
 QUERY = "Where does Ada live?"
@@ -51,12 +50,6 @@ def test_votes_explain_an_answer_that_would_go_on(backend: ScriptedBackend) -> N
     kept = Compression(ScriptedBackend(reply=reply), value="votes")(QUERY, TEXTS)
     assert [k.number for k in kept] == [1, 0, 2, 3]
     assert [k.score for k in kept] == pytest.approx([1.0, 0.0, 0.0, 0.0])
-
-
-def test_what_does_nothing_is_not_pruned() -> None:
-    """Sums of marginals that cancel are no effect, whatever their last digit."""
-    assert keep("prune", [1.0, -1e-17, -0.5], [1.0, -1e-17, -0.5]) == [0, 1]
-    assert keep("prune", [1.0, -1e-3, -0.5], [1.0, -1e-3, -0.5]) == [0]
 
 
 def test_what_cannot_be_scored(backend: ScriptedBackend) -> None:

@@ -287,13 +287,13 @@ def test_over_http_only_some_layers_widened(served, smollm2):
 def test_heads_are_widened_to_the_next_width_of_the_kernel():
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    from amplify.steering.vllm_plugin.widening import _width
+    from amplify.steering.vllm_plugin.widening import wide_size
 
     def kernel(*sizes):
         return type("Kernel", (), {"get_name": lambda: "GPU", "get_supported_head_sizes": lambda: list(sizes)})
 
     def width(size, backend):
-        return _width(size, torch.float32, {"attn_backend": backend})
+        return wide_size(size, torch.float32, {"attn_backend": backend})
 
     assert [width(s, CPUAttentionBackend) for s in (64, 80, 96, 128)] == [80, 96, 112, 160]
     assert [width(s, kernel(64, 80, 96)) for s in (64, 80)] == [80, 96]

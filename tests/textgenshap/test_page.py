@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from amplify import attribute_sources
 from amplify.backends.scripted import ScriptedBackend
 from amplify.render import visible
-from amplify.textgenshap.page import _nested, as_html, as_terminal, number, parts_by_document, titled
+from amplify.textgenshap.page import as_html, as_terminal, nested, number, parts_by_document, titled
 
 EVIL = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 DOCUMENTS = [
@@ -113,7 +113,7 @@ def test_nesting_never_changes_a_text(text: str, draw) -> None:
     for name in "sw":
         ends = [sorted(draw.sample(range(len(text) + 1), 2)) for _ in range(4 if text else 0)]
         layers.append((name, sorted((a, b, k) for k, (a, b) in enumerate(ends) if a < b)))
-    body = _nested(text, 0, len(text), layers)
+    body = nested(text, 0, len(text), layers)
     assert html.unescape(re.sub(r'<span class="[sw]" data-k="\d+">|</span>', "", body)) == visible(text)
     assert body.count("<span ") == body.count("</span>")
 

@@ -10,7 +10,7 @@ from amplify.steering.vllm_plugin.bank import GATES, Bank, bank_of
 from amplify.steering.vllm_plugin.options import enabled, layers_of
 
 
-def _width(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
+def wide_size(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
     """The next width that the attention kernel supports."""
     from vllm.v1.attention.selector import get_attn_backend
 
@@ -83,7 +83,7 @@ def extend_attention(attention: Any) -> None:
             raise ValueError("steering needs keys and values of one width")
         size = options["head_size"]
         bank = _bank(config, options["num_heads"])
-        options["head_size"] = _width(size, bank.dtype, {**options, **options.get("extra_impl_args", {})})
+        options["head_size"] = wide_size(size, bank.dtype, {**options, **options.get("extra_impl_args", {})})
         options["head_size_v"] = None
         plain_init(*given.args, **given.kwargs)
         self.amplify_bank = bank
