@@ -13,6 +13,7 @@ import numpy.typing as npt
 from amplify import models
 from amplify.batching import batches
 from amplify.errors import InputError, extras
+from amplify.locks import one_at_a_time
 
 
 class Embedder:
@@ -30,27 +31,28 @@ class Embedder:
 
         folder = models.resolve(model)
         with models.quiet():
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self.model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
+    @one_at_a_time
     def embed(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> npt.NDArray[np.float32]:
         """One unit vector per text, shape (texts, width). Text beyond the encoder's window is not read."""
         import torch
 
-        limit = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
-        encoded = [self._tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
-        out = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
+        limit = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+        encoded = [self.tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
+        out = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
         for batch in batches([len(ids) for ids in encoded], batch_tokens):
             longest = max(len(encoded[i]) for i in batch)
-            ids = np.full((len(batch), longest), self._tokenizer.pad_token_id or 0)
+            ids = np.full((len(batch), longest), self.tokenizer.pad_token_id or 0)
             mask = np.zeros((len(batch), longest), dtype=np.int64)
             for at, i in enumerate(batch):
                 ids[at, : len(encoded[i])], mask[at, : len(encoded[i])] = encoded[i], 1
             with torch.inference_mode():
-                device = self._model.device
+                device = self.model.device
                 weights = torch.from_numpy(mask).to(device)
-                hidden = self._model(input_ids=torch.from_numpy(ids).to(device), attention_mask=weights)
+                hidden = self.model(input_ids=torch.from_numpy(ids).to(device), attention_mask=weights)
                 states = hidden.last_hidden_state.float() * weights[..., None]
                 mean = states.sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
                 out[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()

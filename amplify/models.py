@@ -29,6 +29,7 @@ from filelock import FileLock
 
 from amplify import resources
 from amplify.errors import DataError, UnknownNameError, extras
+from amplify.locks import PROCESS
 
 MANIFEST = "amplify.json"
 JOINED = "model.gguf"  # what the parts of several wheels make
@@ -404,22 +405,23 @@ def _hash(path: str, size: int, mtime_ns: int) -> str:
 
 @contextmanager
 def quiet(*, warnings: bool = False) -> Iterator[None]:
-    """Silence transformers' loading bars, and unless `warnings` its reports on what it loads.
+    """Silence transformers' loading bars, and unless `warnings` its reports on what it loads; one model at a time.
 
     For bars too fast to be read, and reports of which all that matters is checked by the caller.
     """
     from transformers.utils import logging
 
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    if not warnings:
-        logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
+    with PROCESS:
+        level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        if not warnings:
+            logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bar:
+                logging.enable_progress_bar()
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from amplify.attribution.perturbation import Estimate, Floats, evaluated, exact,
 from amplify.attribution.subjects import Part
 from amplify.attribution.words import aggregate
 from amplify.errors import CapabilityError, InputError
+from amplify.locks import PROCESS, lock_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,10 +152,11 @@ def gradients_at(part: Part, points: Tensor, batch_tokens: int, method: str) -> 
     from captum.attr import Saliency
 
     rows = max(1, batch_tokens // points.shape[1])
-    found = [
-        Saliency(part.score).attribute(some.detach().clone().requires_grad_(), abs=False).float().cpu().numpy()
-        for some in points.split(rows)
-    ]
+    found = []
+    for some in points.split(rows):
+        with lock_of(part.model):  # one graph at a time
+            gradient = Saliency(part.score).attribute(some.detach().clone().requires_grad_(), abs=False)
+        found.append(gradient.float().cpu().numpy())
     result = np.concatenate(found)
     if not np.isfinite(result).all():
         token = int(np.flatnonzero(~np.isfinite(result).all((0, 2)))[0])
@@ -191,7 +193,7 @@ def deep_lift(part: Part) -> npt.NDArray[np.float32]:
     from captum.attr import DeepLift
 
     try:
-        with warnings.catch_warnings():
+        with lock_of(part.model), PROCESS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that hooks are set, which are removed again
             found = DeepLift(_module(part)).attribute(part.inputs.clone().requires_grad_(), baselines=part.baseline)
     except (AssertionError, RuntimeError) as error:

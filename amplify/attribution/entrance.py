@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from amplify.locks import lock_of
 from amplify.proxies import Proxy, Row
 
 if TYPE_CHECKING:
@@ -47,14 +48,15 @@ def inputs_of(proxy: Proxy, rows: Sequence[Row], words: Tensor, mask: Tensor, ty
         found.append(output)
         raise _Reached
 
-    hook = module.register_forward_hook(stop)
-    try:
-        with torch.no_grad():
-            proxy.scores(rows, words, mask, types)
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
+    with lock_of(proxy.model):
+        hook = module.register_forward_hook(stop)
+        try:
+            with torch.no_grad():
+                proxy.scores(rows, words, mask, types)
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
     return found[0]
 
 
@@ -63,8 +65,9 @@ def score(proxy: Proxy, rows: Sequence[Row], inputs: Tensor, words: Tensor, mask
     module = embeddings_module(proxy.model)
     if module is None:
         return proxy.scores(rows, inputs, mask, types)
-    hook = module.register_forward_hook(lambda *_: inputs)
-    try:
-        return proxy.scores(rows, words, mask, types)
-    finally:
-        hook.remove()
+    with lock_of(proxy.model):
+        hook = module.register_forward_hook(lambda *_: inputs)
+        try:
+            return proxy.scores(rows, words, mask, types)
+        finally:
+            hook.remove()

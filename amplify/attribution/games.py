@@ -27,6 +27,7 @@ from amplify.attribution.words import Spans, without_words
 from amplify.backends.base import Scorer, WhiteBox, need_white_box
 from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
+from amplify.locks import lock_of
 from amplify.proxies import Proxy, Row
 from amplify.values import Example, Message, Prompt, Span
 
@@ -334,7 +335,7 @@ def _row_scores(proxy: Proxy, flat: Sequence[tuple[int, Row, tuple[int, ...]]]) 
     found: list[Floats] = [np.zeros(0)] * len(flat)
     for batch in batches([len(row.ids) for _, row, _ in flat], batch_tokens(proxy)):
         rows = [flat[j][1] for j in batch]
-        with torch.inference_mode(), first_token_alone(proxy.model):
+        with lock_of(proxy.model), torch.inference_mode(), first_token_alone(proxy.model):
             embeddings, mask, types = proxy.embed(rows)
             for i, j in enumerate(batch):
                 if hidden := flat[j][2]:

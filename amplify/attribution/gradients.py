@@ -27,6 +27,7 @@ from amplify.attribution.words import Mask, Spans, aggregate, word_spans
 from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
 from amplify.layout import input_text
+from amplify.locks import lock_of
 from amplify.proxies import Proxy, Row, softmax, versions
 from amplify.values import Attribution, Example
 
@@ -139,7 +140,8 @@ def explain(
     for graded in (False, True):
         group = [job for job in jobs if bool(job[2]) == graded]
         for batch in batches([len(row.ids) for _, row, _ in group], batch_tokens):
-            _run(proxy, [group[j] for j in batch], work, plain, passes)
+            with lock_of(proxy.model):
+                _run(proxy, [group[j] for j in batch], work, plain, passes)
             for number in {group[j][0] for j in batch}:
                 item = work[number]
                 if graded and item.parts and not item.waiting:

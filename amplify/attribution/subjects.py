@@ -16,6 +16,7 @@ from amplify.backends.base import Generator, need_scorer, need_white_box
 from amplify.backends.checks import check_window
 from amplify.errors import ContextLengthError, InputError
 from amplify.layout import input_text
+from amplify.locks import lock_of
 from amplify.proxies import Proxy, Row
 from amplify.values import Example, Prompt
 
@@ -209,7 +210,8 @@ class PromptSubject:
         extra: dict[str, Any] = {"logits_to_keep": len(wanted)} if keeps else {}
 
         def score(points: Tensor) -> Tensor:
-            logits = model(inputs_embeds=points, use_cache=False, **extra).logits[:, -len(wanted) :].float()
+            with lock_of(model):
+                logits = model(inputs_embeds=points, use_cache=False, **extra).logits[:, -len(wanted) :].float()
             totals: Tensor = logits.log_softmax(-1).gather(2, wanted.expand(len(points), -1, -1)).sum(1)
             return totals @ signs
 
@@ -246,13 +248,14 @@ def attentions(model: PreTrainedModel, inputs: Tensor, **extra: Any) -> Tensor:
     """Attention weights of one sequence, (layers, heads, tokens, tokens), float32."""
     import torch
 
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # the other kernels do not keep the weights
-    try:
-        with torch.inference_mode():
-            found = model(inputs_embeds=inputs, output_attentions=True, **extra).attentions
-    finally:
-        model.set_attn_implementation(before)
+    with lock_of(model):
+        before = model.config._attn_implementation
+        model.set_attn_implementation("eager")  # the other kernels do not keep the weights
+        try:
+            with torch.inference_mode():
+                found = model(inputs_embeds=inputs, output_attentions=True, **extra).attentions
+        finally:
+            model.set_attn_implementation(before)
     return torch.stack([layer[0] for layer in found]).float()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from amplify.errors import CapabilityError
@@ -33,9 +34,35 @@ class Usage:
     completion_tokens: int = 0
     forwarded_tokens: int = 0
 
+    def __post_init__(self) -> None:
+        self._lock, self._by_thread = threading.Lock(), threading.local()
+
+    def add(
+        self, *, calls: int = 0, prompt_tokens: int = 0, completion_tokens: int = 0, forwarded_tokens: int = 0
+    ) -> None:
+        """Count something more, from any thread."""
+        with self._lock:
+            for counted in (self, self._own()):
+                counted.calls += calls
+                counted.prompt_tokens += prompt_tokens
+                counted.completion_tokens += completion_tokens
+                counted.forwarded_tokens += forwarded_tokens
+
+    @property
+    def mine(self) -> Usage:
+        """What was counted by calls from this thread: where others use the same model, the cost of one's own work."""
+        return replace(self._own())
+
+    def _own(self) -> Usage:
+        if not hasattr(self._by_thread, "usage"):
+            self._by_thread.usage = Usage()
+        own: Usage = self._by_thread.usage
+        return own
+
     def snapshot(self) -> Usage:
         """A copy that later calls do not change."""
-        return Usage(**asdict(self))
+        with self._lock:
+            return Usage(**asdict(self))
 
     def since(self, before: Usage) -> Usage:
         """What was added after `before` was taken."""
@@ -106,8 +133,12 @@ class Scorer(Generator, Protocol):
 class WhiteBox(Scorer, Protocol):
     """A model in this process: gradients, attention, trees."""
 
-    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """What is called, in evaluation mode. Whoever runs or changes it holds its lock (`amplify.locks`)."""
+        ...
 
     def score_tree(
         self, tree: TokenTree, wanted: Sequence[int], *, steering: Steering | None = None

@@ -19,6 +19,7 @@ from amplify.backends.checks import check_window
 from amplify.backends.speculation import Tokens, speculate
 from amplify.backends.tree import common_prefix
 from amplify.errors import InputError
+from amplify.locks import lock_of
 from amplify.values import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def generate_known(
         known.plain += len(new)
         result[i] = backend.completion(encoded[i], new, sampling)
 
-    with backend.counted(result):
+    with lock_of(backend.model), backend.counted(result):
         speculate(
             backend.packed,
             encoded,

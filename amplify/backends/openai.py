@@ -287,10 +287,12 @@ class OpenAIBackend:
         return math.ceil(len(text.encode()) / 4)
 
     def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
-        self.usage.calls += 1
-        self.usage.prompt_tokens += prompt_tokens
-        self.usage.completion_tokens += completion_tokens
-        self.usage.forwarded_tokens += prompt_tokens + completion_tokens
+        self.usage.add(
+            calls=1,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            forwarded_tokens=prompt_tokens + completion_tokens,
+        )
 
 
 class OpenAIScorer(OpenAIBackend):

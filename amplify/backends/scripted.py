@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from amplify.backends.base import Usage
 from amplify.backends.checks import check_pairs, check_window, refuse_steering
 from amplify.errors import BackendError, InputError, UnknownNameError
+from amplify.locks import one_at_a_time
 from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class ScriptedGenerator:
         """The text of every prompt asked so far."""
         return [call.text for call in self.calls]
 
+    @one_at_a_time
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
     ) -> list[Completion]:
@@ -174,10 +176,12 @@ class ScriptedGenerator:
         return text
 
     def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
-        self.usage.calls += 1
-        self.usage.prompt_tokens += prompt_tokens
-        self.usage.completion_tokens += completion_tokens
-        self.usage.forwarded_tokens += prompt_tokens + completion_tokens
+        self.usage.add(
+            calls=1,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            forwarded_tokens=prompt_tokens + completion_tokens,
+        )
 
 
 class ScriptedBackend(ScriptedGenerator):
@@ -202,6 +206,7 @@ class ScriptedBackend(ScriptedGenerator):
         super().__init__(name, reply=reply, max_context=max_context, fail_after=fail_after)
         self._logprob = logprob or self._likely_if_said
 
+    @one_at_a_time
     def score(
         self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
     ) -> list[TokenLogProbs]:

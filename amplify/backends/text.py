@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from amplify.errors import CapabilityError, InputError
+from amplify.locks import lock_of
 from amplify.values import Prompt, Span
 
 if TYPE_CHECKING:
@@ -147,15 +148,16 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered | s
         chosen = [i for i, b in enumerate(bare) if b != special]
         if not chosen:
             continue
-        batch: Any = tokenizer(
-            [texts[i].text for i in chosen],
-            add_special_tokens=special,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # the length is checked against the model's window by the backend
-        )
+        with lock_of(tokenizer):
+            batch: Any = tokenizer(
+                [texts[i].text for i in chosen],
+                add_special_tokens=special,
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,  # the length is checked against the model's window by the backend
+            )
         for k, i in enumerate(chosen):
             ids, offsets = batch["input_ids"][k], batch["offset_mapping"][k]
             stop = len(ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from amplify.backends.decoding import decode
 from amplify.backends.packed import PackedModel
 from amplify.backends.tree import Plan, TokenTree, plan, trie
 from amplify.errors import BackendError, CapabilityError, DataError, InputError
+from amplify.locks import lock_of, one_at_a_time
 from amplify.steering import Steering
 from amplify.steering.attention import check_model
 from amplify.steering.formula import token_spans
@@ -87,12 +87,13 @@ class TransformersBackend:
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
             with models.quiet(warnings=True):
-                self.model = transformers.AutoModelForCausalLM.from_pretrained(
+                model_ = transformers.AutoModelForCausalLM.from_pretrained(
                     self.folder, dtype=DTYPES.get(chosen, "auto"), attn_implementation=attn_implementation
                 )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise DataError(f"{model} cannot be opened as a causal language model: {error}") from error
-        self.model = self.model.to(self.device).eval().requires_grad_(False)
+        self._model: transformers.PreTrainedModel | None = model_.to(self.device).eval().requires_grad_(False)
+        self._packed: PackedModel | None = None
         self.spec = f"transformers:{model}"
         self.usage = Usage()
         config = self.model.config.get_text_config(decoder=True)
@@ -101,19 +102,31 @@ class TransformersBackend:
         self.max_cache_tokens = max_cache_tokens or (4096 if cpu else 32768)
         self.max_prefix_tokens = max_prefix_tokens
         self._tokens: dict[int, str] = {}
-        self._closed = False
 
-    @functools.cached_property
+    @property
+    def model(self) -> transformers.PreTrainedModel:
+        """The transformers model.
+
+        Raises:
+            BackendError: it was closed.
+        """
+        if self._model is None:
+            raise BackendError(f"{self.spec} is closed: open it again")
+        return self._model
+
+    @property
     def packed(self) -> PackedModel:
         """The model's packed forward pass.
 
         Raises:
             CapabilityError: this architecture has none.
         """
-        if self._closed:
-            raise BackendError(f"{self.spec} is closed: open it again")
-        return PackedModel(self.model)
+        with lock_of(self.model):
+            if self._packed is None:
+                self._packed = PackedModel(self.model)
+            return self._packed
 
+    @one_at_a_time
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
     ) -> list[Completion]:
@@ -155,6 +168,7 @@ class TransformersBackend:
             )
         return [result[i] for i in range(len(prompts))]
 
+    @one_at_a_time
     def remembering(self) -> PrefixMemory | None:
         """A memory of prompts' beginnings for several calls of `score`; None where `max_prefix_tokens` is 0.
 
@@ -163,6 +177,7 @@ class TransformersBackend:
         most = PREFIX_BYTES // self.packed.kept if self.max_prefix_tokens is None else self.max_prefix_tokens
         return PrefixMemory(most) if most else None
 
+    @one_at_a_time
     def score(
         self,
         prompts: Sequence[Prompt],
@@ -196,14 +211,17 @@ class TransformersBackend:
         own = [[n for n in path if ends[n] > start] for path, start in zip(paths, starts, strict=True)]
         wanted = sorted({n for nodes in own for n in nodes})
         by_node = dict(zip(wanted, self._tree(plan(tree, wanted), steered, memory), strict=True))
-        self.usage.calls += len(pairs)
-        self.usage.prompt_tokens += sum(starts)
-        self.usage.completion_tokens += sum(map(len, sequences)) - sum(starts)
+        self.usage.add(
+            calls=len(pairs),
+            prompt_tokens=sum(starts),
+            completion_tokens=sum(map(len, sequences)) - sum(starts),
+        )
         return [
             self._log_probs(ids[start:], [p for n in nodes for p in by_node[n]])
             for ids, start, nodes in zip(sequences, starts, own, strict=True)
         ]
 
+    @one_at_a_time
     def score_tree(
         self, tree: TokenTree, wanted: Sequence[int], *, steering: Steering | None = None
     ) -> list[TokenLogProbs]:
@@ -231,9 +249,11 @@ class TransformersBackend:
         laid = plan(tree, wanted)
         self._fits([int(laid.positions.max()) + 1], 0)
         values = self._tree(laid)
-        self.usage.calls += len(values)
-        self.usage.prompt_tokens += sum(len(tree.segments[a]) for n in wanted for a in tree.path(n)[:-1])
-        self.usage.completion_tokens += sum(map(len, values))
+        self.usage.add(
+            calls=len(values),
+            prompt_tokens=sum(len(tree.segments[a]) for n in wanted for a in tree.path(n)[:-1]),
+            completion_tokens=sum(map(len, values)),
+        )
         return [self._log_probs(tree.segments[n], v) for n, v in zip(wanted, values, strict=True)]
 
     def complete(self, prompt: Sequence[int], new: Sequence[int], sampling: Sampling) -> bool:
@@ -247,9 +267,7 @@ class TransformersBackend:
         ended = new[-1] in self._end_ids()
         written = self._text(prompt, new[:-1] if ended else new)
         cut = _cut(written, sampling.stop)
-        self.usage.calls += 1
-        self.usage.prompt_tokens += len(prompt)
-        self.usage.completion_tokens += len(new)
+        self.usage.add(calls=1, prompt_tokens=len(prompt), completion_tokens=len(new))
         return Completion(
             text=written if cut is None else written[:cut],
             finish_reason="stop" if ended or cut is not None else "length",
@@ -282,12 +300,12 @@ class TransformersBackend:
 
     def close(self) -> None:
         """Free the model. Calling it twice is fine."""
-        self.__dict__.pop("packed", None)
-        if not self._closed:
-            self._closed = True
-            del self.model
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+        if self._model is None:
+            return
+        with lock_of(self._model):
+            self._model = self._packed = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def __enter__(self) -> Self:
         return self
@@ -366,7 +384,7 @@ class TransformersBackend:
                 completed,
             ) from shortage
         finally:
-            self.usage.forwarded_tokens += self.packed.forwarded - before
+            self.usage.add(forwarded_tokens=self.packed.forwarded - before)
 
 
 def _cut(written: str, stop: Sequence[str]) -> int | None:

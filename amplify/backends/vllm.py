@@ -26,6 +26,7 @@ from amplify import engine_watch
 from amplify.backends.base import Usage
 from amplify.backends.checks import check_pairs, check_targets, check_window, own_seed
 from amplify.errors import BackendError, CapabilityError, DataError, InputError, MissingExtraError, UnknownNameError
+from amplify.locks import lock_of
 from amplify.steering.payload import KEY, payloads
 from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
 
@@ -278,12 +279,13 @@ class VLLMBackend:
             return []
         prompts = [{"prompt_token_ids": list(i)} for i in ids]
         try:
-            outputs: list[Any] = self.llm.generate(prompts, list(params), use_tqdm=False)
+            with lock_of(self.llm):  # an engine's `generate` collects whatever requests are finished
+                outputs: list[Any] = self.llm.generate(prompts, list(params), use_tqdm=False)
         except Exception as error:
             raise BackendError(f"the engine of {self.spec} failed: {_short(error)}") from error
         for output in outputs:
-            self.usage.forwarded_tokens += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
-            self.usage.forwarded_tokens += len(output.outputs[0].token_ids) - 1  # the last is never fed back
+            read = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+            self.usage.add(forwarded_tokens=read + len(output.outputs[0].token_ids) - 1)  # the last is never fed back
         return outputs
 
     def _score_labels(self, pairs: Mapping[int, Target]) -> dict[int, tuple[float, ...]]:
@@ -338,9 +340,7 @@ class VLLMBackend:
         return found | (self._score_targets(again, cached=False) if again else {})
 
     def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
-        self.usage.calls += 1
-        self.usage.prompt_tokens += prompt_tokens
-        self.usage.completion_tokens += completion_tokens
+        self.usage.add(calls=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 
 def _extra(asked: str | None) -> dict[str, Any] | None:

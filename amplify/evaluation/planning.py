@@ -237,6 +237,5 @@ class _StandIn:
         return None
 
     def _count(self, prompt_tokens: Sequence[int], new_tokens: int) -> None:
-        self.usage.calls += len(prompt_tokens)
-        self.usage.prompt_tokens += sum(prompt_tokens)
-        self.usage.completion_tokens += new_tokens * len(prompt_tokens)
+        n = len(prompt_tokens)
+        self.usage.add(calls=n, prompt_tokens=sum(prompt_tokens), completion_tokens=new_tokens * n)

@@ -96,13 +96,14 @@ def attribution(
     documents = tuple(read.every[i] for i in read.numbers)
     key = (read.example.text, documents, answer, *options.values())
     made = _known.setdefault(backend, {})
-    if key not in made:
-        before = backend.usage.snapshot()
+    found = made.get(key)
+    if found is None:
+        before = backend.usage.mine
         result = attribute_sources(read.example.text, documents, backend, answer=answer, **options)
         if len(made) >= _MOST:
             made.clear()
-        made[key] = (result, backend.usage.since(before))
-    return made[key]
+        made[key] = found = (result, backend.usage.mine.since(before))
+    return found
 
 
 def leave_one_out(read: Reading, answer: str, backend: Generator) -> Reading:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from amplify.backends.base import Scorer, WhiteBox
 from amplify.errors import InputError
+from amplify.locks import lock_of
 from amplify.steering import Steering
 from amplify.values import Prompt
 
@@ -76,7 +77,8 @@ class Margins:
     def __call__(self, number: int, sets: Sequence[HeadSet]) -> list[float]:
         """Margins of item `number` under each head set; the empty set is the plain model."""
         if isinstance(self.backend, WhiteBox) and not self.steering.dynamic:
-            return self._packed(number, sets)
+            with lock_of(self.backend.model):
+                return self._packed(number, sets)
         return [self._plainly(self.items[number], heads) for heads in sets]
 
     def _plainly(self, item: Item, heads: HeadSet) -> float:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from amplify.locks import PROCESS
 from amplify.proxies.proxy import Proxy
 from amplify.proxies.rows import Row
 from amplify.values import Example
@@ -90,9 +91,9 @@ def _loss(proxy: Proxy, examples: Sequence[Example], rows: Sequence[Sequence[Row
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch for a while and leave the caller's random state as it was."""
+    """Seed torch for a while and leave the caller's random state as it was; one thread at a time."""
     import torch
 
-    with torch.random.fork_rng():
+    with PROCESS, torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

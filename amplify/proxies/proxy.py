@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from amplify.batching import batches
 from amplify.errors import InputError
+from amplify.locks import lock_of, one_at_a_time
 from amplify.proxies.rows import Row, causal_rows, encoder_rows
 from amplify.values import Example
 
@@ -94,8 +95,10 @@ class Proxy:
         """
         if not self.labels_of(example):
             raise InputError(f"example {example.id!r} has neither choices nor a fixed label set: no proxy can score it")
-        return causal_rows(self, example) if self.kind == "causal" else encoder_rows(self, example)
+        with lock_of(self.tokenizer):
+            return causal_rows(self, example) if self.kind == "causal" else encoder_rows(self, example)
 
+    @one_at_a_time
     def embed(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
         """Word embeddings, attention mask and token types of padded rows: (rows, tokens, width), 2 x (rows, tokens).
 
@@ -115,6 +118,7 @@ class Proxy:
         embeddings = self.model.get_input_embeddings()(torch.from_numpy(ids).to(device))
         return embeddings, torch.from_numpy(mask).to(device), torch.from_numpy(types).to(device)
 
+    @one_at_a_time
     def scores(self, rows: Sequence[Row], embeddings: Tensor, mask: Tensor, types: Tensor) -> Tensor:
         """Each row's answers scored: logits (encoder) or log-probabilities (causal), float32.
 
@@ -153,6 +157,7 @@ class Proxy:
             columns.append(torch.stack(sums))
         return torch.stack(columns)
 
+    @one_at_a_time
     def label_scores(self, examples: Sequence[Example], *, batch_tokens: int = 2048) -> list[npt.NDArray[np.float64]]:
         """Logits or log-probabilities of `labels_of(example)`, one array per example; no gradients."""
         import torch

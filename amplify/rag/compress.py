@@ -32,7 +32,7 @@ class Kept:
 
 
 class Compression:
-    """Re-ranks, prunes or distils texts. Calls from several threads wait for each other: a model is one at a time."""
+    """Re-ranks, prunes or distils texts. Threads may share it: models see to it themselves."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Compression:
             need_scorer(backend, "value='logprob'")
         self.spec = backend if isinstance(backend, str) else backend.spec
         self._backend = None if isinstance(backend, str) else backend
-        self._lock = threading.Lock()
+        self._opening = threading.Lock()
         self._program = RagProgram(
             method="compression", template=templates.load("sources", template), layout=layout, by="shapley", use=use,
             k=k, below=below, budget=budget, value=value, index=index, max_tokens=max_tokens, seed=seed,
@@ -81,15 +81,12 @@ class Compression:
 
     def open(self) -> Generator:
         """The backend, opened now if it was not."""
-        with self._lock:
-            return self._opened()
+        with self._opening:
+            if self._backend is None:
+                from amplify.backends import open_backend
 
-    def _opened(self) -> Generator:
-        if self._backend is None:
-            from amplify.backends import open_backend
-
-            self._backend = open_backend(self.spec)
-        return self._backend
+                self._backend = open_backend(self.spec)
+            return self._backend
 
     def __call__(self, question: str, texts: Sequence[str], k: int | None = None) -> list[Kept]:
         """The texts that stay, in their new order.
@@ -112,8 +109,7 @@ class Compression:
         if len({" ".join(text.split()) for text in texts} - {""}) < 2:
             return unscored
         example = Example("", question, fields={"documents": list(texts)})
-        with self._lock:
-            read = self._program.reading(example, self._opened())
+        read = self._program.reading(example, self.open())
         if read.values is None or read.result is None:
             return unscored
         use, most = self._program.use, self._program.k if k is None else k

@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from amplify.errors import InputError
 from amplify.grouped_attention import grouped_sdpa
+from amplify.locks import lock_of
 from amplify.steering.plan import WIDER, Plan, split
 
 _PREFIX = "amplify_"
@@ -36,6 +37,7 @@ def steered(model: PreTrainedModel, what: Plan) -> Iterator[None]:
     """Steer every forward pass of `model` inside the block; nothing of it is left afterwards, errors included.
 
     A pass may be a whole batch, a continuation from the cache, or a generation with several sequences per row (beams).
+    Calls of amplify from other threads wait until the block is left; a call of the model itself would be steered.
 
     Raises:
         InputError: the model computes attention in a way that cannot be steered (the message says why), or it is being
@@ -44,6 +46,12 @@ def steered(model: PreTrainedModel, what: Plan) -> Iterator[None]:
     if not what.heads:  # nothing is marked: the plain path
         yield
         return
+    with lock_of(model), _widened(model, what):
+        yield
+
+
+@contextmanager
+def _widened(model: PreTrainedModel, what: Plan) -> Iterator[None]:
     base = check_model(model)
     decoder = model.get_decoder()
     config = decoder.config

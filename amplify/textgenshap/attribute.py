@@ -125,7 +125,7 @@ def attribute_sources(
     """
     if isinstance(backend, str):
         raise InputError(f"backend is an open backend: amplify.open_backend({backend!r})")
-    begun, before = time.perf_counter(), backend.usage.snapshot()
+    begun, before = time.perf_counter(), backend.usage.mine
     structure = special_tokens(backend)
     check_documents(documents, structure)
     _check_names(value, index, engine, estimator, refine, order, budget)
@@ -202,7 +202,7 @@ def attribute_sources(
         name: level(found.parts, tuple(documents), found.scores, found.scores - found.half, found.scores + found.half)
         for name, found in explained.levels.items()
     }
-    spent = backend.usage.since(before)
+    spent = backend.usage.mine.since(before)
     return SourceAttribution(
         question=question,
         answer=answer.strip(),
@@ -258,9 +258,9 @@ class _Counted:
         self.backend, self.value, self.tokens = game.backend, fixed_order(game), 0
 
     def __call__(self, held: Coalitions) -> Floats:
-        before = self.backend.usage.snapshot()
+        before = self.backend.usage.mine
         values = self.value(held)
-        self.tokens += self.backend.usage.since(before).forwarded_tokens
+        self.tokens += self.backend.usage.mine.since(before).forwarded_tokens
         return values
 
 
