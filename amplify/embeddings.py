@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from amplify import models
 from amplify.batching import batches
-from amplify.errors import InputError, extras
+from amplify.errors import DataError, InputError, extras
 from amplify.locks import one_at_a_time
 
 
@@ -20,20 +20,28 @@ class Embedder:
     """Mean-pooled, L2-normalised last hidden states of an encoder (Sentence-BERT; Reimers & Gurevych 2019)."""
 
     @extras()
-    def __init__(self, model: str | Path = "minilm") -> None:
+    def __init__(self, model: str | Path = "minilm", *, device: str | None = None) -> None:
         """Load the encoder.
 
         Args:
             model: alias, hub id or folder.
+            device: "cpu", "cuda", "cuda:1" …; None takes a GPU where there is one.
+
+        Raises:
+            UnknownNameError, DataError: no such model, or it cannot be read.
+            InputError: no such device.
         """
         import torch
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        folder = models.resolve(model)
-        with models.quiet():
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self.model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        from amplify import pretrained
+
+        place, folder, name = pretrained.device_of(device), models.resolve(model), str(model)
+        config = pretrained.config_of(folder, name)
+        pretrained.refuse_encoder_decoder(config, name, "encoders (minilm …)")
+        self.tokenizer: Any = pretrained.tokenizer_of(folder, name)
+        self.model: Any = pretrained.model_of(AutoModel, folder, name, "an encoder", dtype=torch.float32)
+        self.model.to(place).eval()
 
     @one_at_a_time
     def embed(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> npt.NDArray[np.float32]:
@@ -41,7 +49,10 @@ class Embedder:
         import torch
 
         limit = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+        from amplify.pretrained import check_tokens
+
         encoded = [self.tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
+        check_tokens(encoded, self.tokenizer, self.model)
         out = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
         for batch in batches([len(ids) for ids in encoded], batch_tokens):
             longest = max(len(encoded[i]) for i in batch)
@@ -56,6 +67,8 @@ class Embedder:
                 states = hidden.last_hidden_state.float() * weights[..., None]
                 mean = states.sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
                 out[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+        if not np.isfinite(out).all():
+            raise DataError("the embeddings hold what is no number: check the weights of the encoder")
         return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 EXTRAS = {
     "accelerate": "local",
@@ -89,6 +89,27 @@ def extras() -> Iterator[None]:
         if package not in EXTRAS:
             raise
         raise MissingExtraError(package) from error
+
+
+class PromptFormatError(InputError):
+    """A model's chat template is missing, or does not take these messages.
+
+    Attributes:
+        problem: what is wrong, without the way out.
+        kind: "template" (there is none), "system" (it takes no system message), or "messages" (it refuses them).
+    """
+
+    def __init__(self, problem: str, kind: Literal["template", "system", "messages"]) -> None:
+        """Say the way out in the words of the library; the command line has its own."""
+        ways = {
+            "template": "send raw text, by Prompt(text=...) or layout='text' (of a method or attribute_sources), or "
+            "take a chat model",
+            "system": "leave the system message away, by system='none' for each method, or send raw text, by "
+            "layout='text'",
+            "messages": "send raw text, by Prompt(text=...) or layout='text'",
+        }
+        super().__init__(f"{problem}: {ways[kind]}")
+        self.problem, self.kind = problem, kind
 
 
 class ContextLengthError(InputError):

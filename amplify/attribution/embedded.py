@@ -13,9 +13,9 @@ gradient as its weights. The methods differ in where they look and what they mul
 | `integrated_gradients` | b + a (x - b), a uniform on [0, 1]   | x - b                   | sum                    |
 
 x are the word embeddings, of an encoder the output of its embeddings module (`entrance`), and b is what they are with
-the padding token for each token of a word, its positions kept. `c_lime` fits values instead, at x times 1 + N(0, s^2)
-drawn once a word; `deep_lift` (Shrikumar et al. 2017, rescale rule) spreads f(x) - f(b) layer by layer. Gradients and
-DeepLIFT are captum's. Norms say how much a word matters, not for which side.
+the padding token for each token of a word (`subjects.padded`), its positions kept. `c_lime` fits values instead, at x
+times 1 + N(0, s^2) drawn once a word; `deep_lift` (Shrikumar et al. 2017, rescale rule) spreads f(x) - f(b) layer by
+layer. Gradients and DeepLIFT are captum's. Norms say how much a word matters, not for which side.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from amplify.attribution.perturbation import Value
 from amplify.attribution.words import Spans, content_words, word_spans
 from amplify.backends.base import Generator, need_scorer, need_white_box
 from amplify.backends.checks import check_window
-from amplify.errors import ContextLengthError, InputError
+from amplify.errors import CapabilityError, ContextLengthError, InputError
 from amplify.layout import input_text
 from amplify.locks import lock_of
 from amplify.proxies import Proxy, Row
@@ -198,10 +198,13 @@ class PromptSubject:
 
         import torch
 
+        from amplify.pretrained import check_tokens
+
         model = backend.model
         (ids, offsets), start, spans = ends[0][0]
         if start == 0:
             raise InputError("the prompt puts no token before its target, so the first has no probability")
+        check_tokens([end[0][0] for end, _ in ends], backend.tokenizer, model)
         shown = torch.tensor([ids[:-1]], device=model.device)  # the last token predicts nothing
         wanted = torch.tensor([end[0][0][start:] for end, _ in ends], device=model.device).T  # (positions, ends)
         signs = torch.tensor([sign for _, sign in ends], device=model.device)
@@ -232,13 +235,23 @@ class PromptSubject:
 
 
 def padded(model: PreTrainedModel, tokenizer: Any, inputs: Tensor, words: Any) -> Tensor:
-    """Word embeddings with the padding token's (else the end token's, else zero) in place of some tokens'."""
+    """Word embeddings with the padding token's (else the end token's, else the mean one) in place of some tokens'.
+
+    A vector of zeros, which padding has where it was never trained, is passed over: layers that normalise what they
+    read are steep around it, so that no path from there says much about the input.
+    """
     import torch
 
-    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    filler = torch.zeros_like(inputs[0, 0])
-    if token is not None:
-        filler = model.get_input_embeddings()(torch.tensor([token], device=inputs.device))[0].detach()
+    table = model.get_input_embeddings()
+    with torch.no_grad():
+        some = torch.arange(min(table.weight.shape[0], 1000), device=inputs.device)
+        filler = table(some).float().mean(0).to(inputs)
+        for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+            if token is not None:
+                own = table(torch.tensor([token], device=inputs.device))[0]
+                if own.norm() > 1e-3 * inputs.norm(dim=-1).mean():
+                    filler = own
+                    break
     baseline = inputs.clone()
     baseline[0, torch.from_numpy(np.asarray(words, dtype=bool)).to(inputs.device)] = filler
     return baseline
@@ -254,8 +267,15 @@ def attentions(model: PreTrainedModel, inputs: Tensor, **extra: Any) -> Tensor:
         try:
             with torch.inference_mode():
                 found = model(inputs_embeds=inputs, output_attentions=True, **extra).attentions
+        except (AttributeError, TypeError):
+            found = None
         finally:
             model.set_attn_implementation(before)
+    if not found or any(layer is None for layer in found):
+        raise CapabilityError(
+            f"{model.config.model_type} shows no attention weights: use integrated_gradients or another explainer by "
+            "gradients"
+        )
     return torch.stack([layer[0] for layer in found]).float()
 
 

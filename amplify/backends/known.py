@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from amplify.backends import text
-from amplify.backends.checks import check_window
 from amplify.backends.speculation import Tokens, speculate
 from amplify.backends.tree import common_prefix
 from amplify.errors import InputError
@@ -104,7 +103,7 @@ def generate_known(
     for i, ids in enumerate(encoded):
         if not ids:
             raise InputError(f"prompt {i} holds no token: there is nothing to continue")
-    check_window([len(ids) for ids in encoded], sampling.max_tokens, backend.max_context)
+    backend.check_fit(encoded, sampling.max_tokens)
     result: dict[int, Completion] = {}
 
     def propose(i: int, new: Tokens) -> list[Tokens]:
@@ -116,12 +115,13 @@ def generate_known(
         known.plain += len(new)
         result[i] = backend.completion(encoded[i], new, sampling)
 
+    endings = [backend.ending(ids, sampling) for ids in encoded]
     with lock_of(backend.model), backend.counted(result):
         speculate(
             backend.packed,
             encoded,
             propose=propose,
-            complete=lambda i, new: backend.complete(encoded[i], new, sampling),
+            complete=lambda i, new: endings[i](new),
             done=done,
             room=sampling.max_tokens + ALTERNATIVES * min(LONGEST, sampling.max_tokens),
             first=MOST if known.answers else 1,

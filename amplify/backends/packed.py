@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from amplify.backends.caches import GrowingLayer, PathLayer, PrefixMemory, Turn
 from amplify.backends.tree import Ints, Plan, TokenTree, plan
-from amplify.errors import CapabilityError
+from amplify.errors import CapabilityError, DataError
 from amplify.grouped_attention import GROUPED
 
 if TYPE_CHECKING:
@@ -88,6 +88,12 @@ class PackedModel:
         self.body, self.head = self._split()
         self.last = self._feed_forward()
         self._prove()
+
+    @property
+    def suspect(self) -> str:
+        """What to look at where numbers are none."""
+        half = self.model.dtype == torch.float16
+        return "check the weights of the model" + (", or try dtype='bfloat16': float16 overflows" if half else "")
 
     @contextmanager
     def _grouped(self) -> Iterator[None]:
@@ -171,6 +177,8 @@ class PackedModel:
             raise CapabilityError(
                 f"{name} does not take a mask of one's own, so trees are not possible: {error}"
             ) from error
+        if not np.isfinite(plain).all():
+            raise DataError(f"{name} gives {plain[0]} as a log-probability: {self.suspect}")
         # rounding alone: float32 agrees to 1e-4, half precision to a few steps of its 8 to 11 bits
         allowed = 1e-3 if self.model.dtype == torch.float32 else 0.25
         if not np.allclose(packed, plain, rtol=0, atol=allowed):
@@ -302,6 +310,8 @@ class PackedModel:
                 memory.clear()  # it has promised entries that no pass has filled
             raise
         read = out.cpu().numpy().astype(np.float64)
+        if np.isnan(read).any():
+            raise DataError(f"{self.model.config.model_type} gives no number as a log-probability: {self.suspect}")
         result = np.empty_like(read)
         result[by_row] = read
         return result

@@ -58,7 +58,9 @@ def words(text: str) -> list[str]:
 
 
 def _question(text: str) -> str:
-    return re.sub(r"\n\nassistant: .*\Z", "", text, flags=re.DOTALL)
+    """What stands before the turn that is to be written."""
+    before, turn, _ = text.rpartition("\n\nassistant: ")
+    return before if turn else text
 
 
 def _echo(text: str) -> str:

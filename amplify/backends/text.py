@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from amplify.errors import CapabilityError, InputError
+from amplify.errors import CapabilityError, InputError, PromptFormatError
 from amplify.locks import lock_of
 from amplify.values import Prompt, Span
 
@@ -65,12 +65,26 @@ def _chat(prompt: Prompt, contents: Sequence[str], tokenizer: PreTrainedTokenize
     from jinja2 import TemplateError
 
     if not getattr(tokenizer, "chat_template", None):
-        raise InputError("this model has no chat template: pass Prompt(text=...) instead of messages, or a chat model")
+        raise PromptFormatError("this model has no chat template", "template")
     turns = [{"role": m.role, "content": c} for m, c in zip(prompt.messages, contents, strict=True)]
+
+    def said(some: Sequence[dict[str, str]]) -> str:
+        return str(tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=True))
+
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return said(turns)
     except TemplateError as error:
-        raise InputError(f"the model's chat template refuses these messages: {error}") from error
+        others = [turn for turn in turns if turn["role"] != "system"]
+        if 0 < len(others) < len(turns):
+            try:
+                said(others)
+            except TemplateError:
+                pass
+            else:
+                problem = f"the model's chat template takes no system message ({error})"
+                raise PromptFormatError(problem, "system") from error
+        problem = f"the model's chat template refuses these messages ({error})"
+        raise PromptFormatError(problem, "messages") from error
 
 
 def _places(
@@ -225,3 +239,45 @@ def span_tokens(encoded: Encoded, spans: Sequence[Span]) -> list[tuple[int, ...]
             raise InputError(f"the span [{span.start}, {span.end}) holds no token")
         result.append(held)
     return result
+
+
+def added(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], new: Sequence[int]) -> str:
+    """What new tokens add to the text of those before them, without special tokens.
+
+    Decoded together, since alone some tokenizers drop a blank.
+    """
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    base, whole = (str(tokenizer.decode(ids, **options)) for ids in (list(before), [*before, *new]))
+    return whole[len(base) :] if whole.startswith(base) else str(tokenizer.decode(list(new), **options))
+
+
+class StopSearch:
+    """Looks for stop strings in what a model writes, as it comes: a few tokens are decoded at each step, not all.
+
+    Args:
+        tokenizer: of the model.
+        prompt: tokens in front.
+        stop: the strings.
+    """
+
+    BEFORE, PENDING = 4, 12  # tokens decoded again with the new ones; of a character that is not whole, at most
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: Sequence[str]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.kept = max(map(len, stop), default=1) - 1
+        self.before, self.read, self.tail = list(prompt[-self.BEFORE :]), 0, ""
+
+    def found(self, new: Sequence[int]) -> bool:
+        """Whether a stop string has been written since the last call.
+
+        Args:
+            new: all new tokens; those of the last call, and some more.
+        """
+        if not self.stop:
+            return False
+        piece = added(self.tokenizer, self.before, new[self.read :])
+        seen = self.tail + piece
+        if not piece.endswith("\ufffd") or len(new) - self.read >= self.PENDING:
+            self.before = [*self.before, *new[self.read :]][-self.BEFORE :]
+            self.read, self.tail = len(new), seen[-self.kept :] if self.kept else ""
+        return any(s in seen for s in self.stop)

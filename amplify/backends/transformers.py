@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 import transformers
 
-from amplify import models
+from amplify import models, pretrained
 from amplify.backends import text
 from amplify.backends.base import Usage
 from amplify.backends.caches import PrefixMemory
@@ -19,7 +19,7 @@ from amplify.backends.checks import check_targets, check_window
 from amplify.backends.decoding import decode
 from amplify.backends.packed import PackedModel
 from amplify.backends.tree import Plan, TokenTree, plan, trie
-from amplify.errors import BackendError, CapabilityError, DataError, InputError
+from amplify.errors import BackendError, CapabilityError, InputError
 from amplify.locks import lock_of, one_at_a_time
 from amplify.steering import Steering
 from amplify.steering.attention import check_model
@@ -75,24 +75,15 @@ class TransformersBackend:
             raise InputError(
                 f"attn_implementation is sdpa or eager (both take a tree's mask), not {attn_implementation!r}"
             )
-        try:
-            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        except RuntimeError as error:
-            raise InputError(f"device is cpu, cuda, cuda:1 and the like, not {device!r}") from error
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError("device is cuda, and this machine (or this build of torch) has none: use device='cpu'")
+        self.device = pretrained.device_of(device)
         cpu = self.device.type == "cpu"
         self.folder = models.resolve(model)
         chosen = "float32" if dtype == "auto" and cpu else dtype
-        try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
-            with models.quiet(warnings=True):
-                model_ = transformers.AutoModelForCausalLM.from_pretrained(
-                    self.folder, dtype=DTYPES.get(chosen, "auto"), attn_implementation=attn_implementation
-                )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise DataError(f"{model} cannot be opened as a causal language model: {error}") from error
-        self._model: transformers.PreTrainedModel | None = model_.to(self.device).eval().requires_grad_(False)
+        loaded = pretrained.causal_lm(
+            self.folder, str(model), dtype=DTYPES.get(chosen, "auto"), attn_implementation=attn_implementation
+        )
+        self.tokenizer = pretrained.tokenizer_of(self.folder, str(model))
+        self._model: transformers.PreTrainedModel | None = loaded.to(self.device).eval().requires_grad_(False)
         self._packed: PackedModel | None = None
         self.spec = f"transformers:{model}"
         self.usage = Usage()
@@ -123,7 +114,13 @@ class TransformersBackend:
         """
         with lock_of(self.model):
             if self._packed is None:
-                self._packed = PackedModel(self.model)
+                try:
+                    self._packed = PackedModel(self.model)
+                except CapabilityError as error:
+                    raise CapabilityError(
+                        f"{error}. Explanations by gradients work with it (integrated_gradients …); what generates, "
+                        f"scores or steers needs another model, or an engine: vllm:{self.folder}"
+                    ) from error
             return self._packed
 
     @one_at_a_time
@@ -143,13 +140,16 @@ class TransformersBackend:
         for i, e in enumerate(encoded):
             if not e.ids:
                 raise InputError(f"prompt {i} holds no token: there is nothing to continue")
-        self._fits([len(e.ids) for e in encoded], sampling.max_tokens)
+        self.check_fit([e.ids for e in encoded], sampling.max_tokens)
         steered = self._stream(steering, rendered, encoded, [len(e.ids) for e in encoded])
         end_ids = self._end_ids()
         result: dict[int, Completion] = {}
 
+        stops = [text.StopSearch(self.tokenizer, e.ids, sampling.stop) for e in encoded]
+
         def stop_at(i: int, new: list[int]) -> bool:
-            return bool(sampling.stop) and _cut(self._text(encoded[i].ids, new), sampling.stop) is not None
+            # what is decoded in pieces may differ from the whole in odd tokenizers
+            return stops[i].found(new) and _cut(self._text(encoded[i].ids, new), sampling.stop) is not None
 
         def done(i: int, new: list[int]) -> None:
             result[i] = self.completion(encoded[i].ids, new, sampling)
@@ -202,7 +202,7 @@ class TransformersBackend:
             return []
         sequences, starts = [e.ids for e, _ in pairs], [s for _, s in pairs]
         check_targets(starts)
-        self._fits([len(ids) for ids in sequences], 0)
+        self.check_fit(sequences, 0)
         steered = self._stream(steering, rendered, [e for e, _ in pairs], starts)
         tree, paths = trie(sequences if steered is None else steered.items, starts)
         ends = [0] * len(tree.segments)  # where each node ends, in tokens from the root
@@ -247,7 +247,8 @@ class TransformersBackend:
         if not wanted:
             return []
         laid = plan(tree, wanted)
-        self._fits([int(laid.positions.max()) + 1], 0)
+        pretrained.check_tokens(tree.segments, self.tokenizer, self.model)
+        self._check_length([int(laid.positions.max()) + 1], 0)
         values = self._tree(laid)
         self.usage.add(
             calls=len(values),
@@ -256,16 +257,25 @@ class TransformersBackend:
         )
         return [self._log_probs(tree.segments[n], v) for n, v in zip(wanted, values, strict=True)]
 
-    def complete(self, prompt: Sequence[int], new: Sequence[int], sampling: Sampling) -> bool:
-        """Whether new tokens behind a prompt's tokens are a whole completion: by end token, stop string or length."""
-        if len(new) >= sampling.max_tokens or (new and new[-1] in self._end_ids()):
-            return True
-        return bool(sampling.stop and new) and _cut(self._text(prompt, new), sampling.stop) is not None
+    def ending(self, prompt: Sequence[int], sampling: Sampling) -> Callable[[Sequence[int]], bool]:
+        """A function that says whether new tokens behind a prompt's are a whole completion.
+
+        By end token, stop string or length. It is asked as they come, each time with all of them.
+        """
+        ends, stop = self._end_ids(), text.StopSearch(self.tokenizer, prompt, sampling.stop)
+
+        def complete(new: Sequence[int]) -> bool:
+            if len(new) >= sampling.max_tokens or (new and new[-1] in ends):
+                return True
+            return stop.found(new) and _cut(self._text(prompt, new), sampling.stop) is not None
+
+        return complete
 
     def completion(self, prompt: Sequence[int], new: Sequence[int], sampling: Sampling) -> Completion:
         """The completion that new tokens (at least one) behind a prompt's tokens make; counted in `usage`."""
         ended = new[-1] in self._end_ids()
-        written = self._text(prompt, new[:-1] if ended else new)
+        # a character that is cut in half is left out, as servers do
+        written = self._text(prompt, new[:-1] if ended else new).rstrip("\ufffd")
         cut = _cut(written, sampling.stop)
         self.usage.add(calls=1, prompt_tokens=len(prompt), completion_tokens=len(new))
         return Completion(
@@ -349,11 +359,8 @@ class TransformersBackend:
         return self._tokens[token_id]
 
     def _text(self, prompt: Sequence[int], new: Sequence[int]) -> str:
-        """What the new tokens add to the text. Decoded behind the prompt's end: alone, some tokenizers drop a blank."""
-        before = list(prompt[-4:])
-        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        base, whole = (str(self.tokenizer.decode(ids, **options)) for ids in (before, [*before, *new]))
-        return whole[len(base) :] if whole.startswith(base) else str(self.tokenizer.decode(list(new), **options))
+        """What the new tokens add to the text."""
+        return text.added(self.tokenizer, prompt[-4:], new)
 
     def _end_ids(self) -> frozenset[int]:
         """Tokens that end a completion, from the generation config and the tokenizer."""
@@ -361,8 +368,17 @@ class TransformersBackend:
         ends = list(ends) if isinstance(ends, (list, tuple)) else [ends]
         return frozenset(e for e in (*ends, self.tokenizer.eos_token_id) if e is not None)
 
-    def _fits(self, tokens: Sequence[int], new: int) -> None:
-        """Refuse what is longer than the window, before any work."""
+    def check_fit(self, prompts: Sequence[Sequence[int]], new: int) -> None:
+        """Refuse prompts of tokens that the model has not, or too long with so many new ones, before any work.
+
+        Raises:
+            InputError: a token beyond the embedding.
+            ContextLengthError, CapabilityError: beyond the window, or where the model's angles would mix.
+        """
+        pretrained.check_tokens(prompts, self.tokenizer, self.model)
+        self._check_length([len(ids) for ids in prompts], new)
+
+    def _check_length(self, tokens: Sequence[int], new: int) -> None:
         check_window(tokens, new, self.max_context)
         limit = self.packed.rope_limit
         if limit is not None and max(tokens) + new > limit:

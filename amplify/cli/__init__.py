@@ -12,7 +12,7 @@ from amplify.cli.explaining import attribute, explain
 from amplify.cli.keeping import list_, models, proxy
 from amplify.cli.running import apply, report, run
 from amplify.cli.steering import generate, profile
-from amplify.errors import AmplifyError, extras
+from amplify.errors import AmplifyError, PromptFormatError, extras
 
 EXAMPLE = (
     "\b\nExample:\n  amplify run support_tickets --backend transformers:smollm2-135m \\\n"
@@ -43,6 +43,23 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; the same command resumes", err=True)
         sys.exit(130)
+    except PromptFormatError as error:
+        command = next((word for word in sys.argv[1:] if word in cli.commands), "")
+        click.echo(f"amplify: {way_out(error, command)}", err=True)
+        sys.exit(2)
     except AmplifyError as error:
         click.echo(f"amplify: {error}", err=True)
         sys.exit(2)
+
+
+def way_out(error: PromptFormatError, command: str) -> str:
+    """The message, with what to do in the words of a command."""
+    if command == "run" and error.kind == "system":
+        return f"{error.problem}: add --set '*.system=none', or --set '*.layout=text' for raw text"
+    ways = {
+        "run": "add --set '*.layout=text', which sends raw text",
+        "generate": "add --raw, which sends the text as it is",
+        "attribute": "add --layout text, which sends raw text",
+        "apply": "the program was made for another kind of model; make one with amplify run --set '*.layout=text'",
+    }
+    return f"{error.problem}: {ways[command]}" if command in ways else str(error)

@@ -165,6 +165,13 @@ def explain(
     is_flag=True,
     help="Let the blocks' approximate values, which are not counted, narrow the intervals. transformers: only.",
 )
+@click.option(
+    "--layout",
+    type=click.Choice(["chat", "text"]),
+    default="chat",
+    show_default=True,
+    help="Through the model's chat template, or as raw text (for a model that has none).",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is sampled.")
 @click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="Keep values here; resumes from them.")
 @click.option("--json", "json_", type=NewFile(), help="Write the result as JSON.")

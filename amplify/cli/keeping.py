@@ -47,13 +47,15 @@ def _listing(what: str) -> list[tuple[str, str]]:
 
 
 def _about(card: Mapping[str, Any]) -> str:
-    """A proxy in a line: for what, how trained, how good."""
+    """A proxy in a line: for what, how trained, how good; or what is wrong with its folder."""
+    if "broken" in card:
+        return str(card["broken"])
     how, right = card["training"], card["validation"].get("accuracy")
     parts = [
         card["task"],
         f"{how['epochs']} epoch{'s' * (how['epochs'] != 1)}",
-        f"seed {how['seed']}",
-        *(["LoRA"] if how["lora"] else []),
+        *([f"seed {how['seed']}"] if "seed" in how else []),
+        *(["LoRA"] if how.get("lora") else []),
     ]
     return ", ".join([*parts, *([f"accuracy {100 * right:.1f} %"] if right is not None else [])])
 

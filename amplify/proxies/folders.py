@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amplify import models, resources
-from amplify.errors import AmplifyError, DataError, InputError, extras
+from amplify import models, pretrained, resources, weights
+from amplify.errors import DataError, InputError, extras
 from amplify.proxies.proxy import Kind, Proxy
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FORMAT = 1
@@ -21,41 +22,88 @@ CARD = "amplify_proxy.json"
 
 
 @extras()
-def load_proxy(folder: str | Path) -> Proxy:
+def load_proxy(folder: str | Path, *, device: str | None = None) -> Proxy:
     """A proxy that `train_proxy` wrote.
+
+    Args:
+        folder: where it lies.
+        device: "cpu", "cuda", "cuda:1" …; None takes a GPU where there is one.
 
     Raises:
         DataError: no proxy there, or a broken one.
     """
     folder = Path(folder)
+    card = read_card(folder)
+    labels = tuple(card["labels"])
+    place = pretrained.device_of(device)
+    try:
+        weights.check_folder(folder, "its model")
+        if card.get("weights") not in (None, models.identity(folder)["sha256"]):
+            raise DataError(f"its weights are not those that its {CARD} was written for")
+        model, tokenizer, _ = load_body(folder, card["kind"], labels, place)
+    except DataError as error:
+        raise DataError(f"the proxy in {folder} is damaged ({error}): delete the folder and train it again") from error
+    return Proxy(folder, card["kind"], labels, card["trained"], card["identity"], model, tokenizer, card)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What a proxy's folder says of it.
+
+    Raises:
+        DataError: there is no card, or not one that this version of amplify wrote.
+    """
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{folder} is no proxy folder ({CARD} cannot be read: {error}); make one with amplify.train_proxy"
         ) from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise DataError(f"{folder} holds a proxy of another format; train it again with this version of amplify")
-    labels = tuple(card["labels"])
     try:
-        with models.quiet():
-            model, tokenizer, _ = load_body(folder, card["kind"], labels)
-    except AmplifyError:
-        raise
-    except Exception as error:  # transformers raises many kinds on a damaged folder
-        raise DataError(f"the proxy in {folder} is damaged ({error}): delete the folder and train it again") from error
-    return Proxy(folder, card["kind"], labels, card["trained"], card["identity"], model, tokenizer, card)
+        wrong = _wrong(card)
+    except (KeyError, TypeError, AttributeError) as error:
+        wrong = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    if wrong:
+        raise DataError(f"the {CARD} in {folder} is broken ({wrong}): delete the folder and train the proxy again")
+    return card
+
+
+def _wrong(card: Mapping[str, Any]) -> str:
+    """What is wrong with a card; "" for nothing. Missing keys raise."""
+    kinds: dict[str, type] = {
+        "kind": str, "task": str, "labels": list, "trained": bool, "identity": str, "body": dict, "training": dict,
+        "validation": dict, "columns": list, "template": str, "instruction": str, "input_name": str,
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        if not isinstance(card[key], kind):
+            return f"{key} is {card[key]!r:.60}"
+    if card["kind"] not in ("encoder", "causal"):
+        return f"kind is {card['kind']!r:.60}"
+    labels, columns = card["labels"], card["columns"]
+    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        return "labels are not different texts"
+    if sorted(columns, key=repr) != list(range(len(columns))) or len(columns) != (len(labels) or 1):
+        return f"columns are {columns!r:.60}"
+    numbers = (*map(card["training"].get, ("epochs", "seed")), *map(card["validation"].get, ("accuracy", "examples")))
+    if not all(number is None or isinstance(number, int | float) for number in numbers):
+        return "training or validation holds what is no number"
+    return ""
 
 
 def list_proxies() -> list[dict[str, Any]]:
-    """The cards of the proxies in the cache, each with its "folder", by name of the folder."""
+    """The cards of the proxies in the cache, each with its "folder", by name of the folder.
+
+    One that cannot be read stands there as its "folder" and what is "broken".
+    """
     root = resources.home() / "proxies"
     cards = []
     for path in sorted(root.glob(f"*/{CARD}")) if root.is_dir() else []:
         try:
-            cards.append({**json.loads(path.read_text(encoding="utf-8")), "folder": str(path.parent)})
-        except (OSError, ValueError):
-            continue  # being written or replaced by another process
+            cards.append({**read_card(path.parent), "folder": str(path.parent)})
+        except DataError as error:
+            if path.is_file():  # else it is being replaced by another process
+                cards.append({"folder": str(path.parent), "broken": str(error)})
     return cards
 
 
@@ -67,21 +115,24 @@ def kind_of(folder: Path) -> Kind:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        names = [str(name) for name in config.get("architectures") or []]
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
         raise DataError(f"{folder} is no model folder: config.json cannot be read ({error})") from error
-    names = config.get("architectures") or []
     return "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else "encoder"
 
 
 @extras()
 def load_body(
-    folder: Path, kind: Kind, labels: tuple[str, ...]
+    folder: Path, kind: Kind, labels: tuple[str, ...], place: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int] | None]:
     """Load model and tokenizer, and say which column of its head is which label (None: the head has no weights)."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    name = str(folder)
+    config = pretrained.config_of(folder, name)
+    pretrained.refuse_encoder_decoder(config, name, "encoders with a classification head and decoder-only models")
+    tokenizer = pretrained.tokenizer_of(folder, name)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {folder} gives no character offsets; a proxy needs a fast tokenizer")
     if tokenizer.pad_token is None:
@@ -89,33 +140,45 @@ def load_body(
     tokenizer.truncation_side = "right"
     columns: list[int] | None = list(range(len(labels) or 1))
     if kind == "causal":
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = pretrained.causal_lm(folder, name, dtype=torch.float32)
     else:
-        own = AutoConfig.from_pretrained(folder).id2label
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = pretrained.model_of(
+            AutoModelForSequenceClassification,
             folder,
+            name,
+            "a classifier",
             num_labels=len(labels) or 1,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        places = {str(name).casefold(): int(column) for column, name in own.items()}
-        names = [label.casefold() for label in labels]
-        if info["missing_keys"] or info["mismatched_keys"] or not set(names) <= set(places):
+        if info["missing_keys"] or info["mismatched_keys"]:
             columns = None
         elif labels:
-            columns = [places[name] for name in names]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval().requires_grad_(False), tokenizer, columns
+            columns = columns_of(labels, config.id2label)
+    return model.to(place).eval().requires_grad_(False), tokenizer, columns
+
+
+def columns_of(labels: Sequence[str], names: Mapping[Any, Any]) -> list[int] | None:
+    """Which column of a head stands for each label, by the head's own names for its columns; None where none fits.
+
+    Case is ignored where no two names differ by it alone.
+    """
+    for same in (str, lambda name: str(name).casefold()):
+        places = {same(name): int(column) for column, name in names.items()}
+        wanted = [same(label) for label in labels]
+        if len(places) == len(names) and len(set(wanted)) == len(wanted) and set(wanted) <= set(places):
+            return [places[name] for name in wanted]
+    return None
 
 
 def holds(folder: Path, identity: str) -> bool:
     """Whether a folder holds the whole proxy of this identity."""
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        card = read_card(folder)
+    except DataError:
         return False
-    return bool(card.get("identity") == identity and any(folder.glob("*.safetensors")))
+    return bool(card["identity"] == identity and any(folder.glob("*.safetensors")))
 
 
 def write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
@@ -130,6 +193,7 @@ def write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
             with models.quiet():
                 proxy.model.save_pretrained(work)
             proxy.tokenizer.save_pretrained(work)
+            card = {**card, "weights": models.identity(work)["sha256"]}
             (work / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             work.chmod(0o755)
             if folder.exists() and not holds(folder, card["identity"]):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify.batching import batches
-from amplify.errors import InputError
+from amplify.errors import DataError, InputError
 from amplify.locks import lock_of, one_at_a_time
 from amplify.proxies.rows import Row, causal_rows, encoder_rows
 from amplify.values import Example
@@ -106,6 +106,8 @@ class Proxy:
         """
         import torch
 
+        from amplify.pretrained import check_tokens
+
         length = max(len(row.ids) for row in rows)
         ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
         mask, types = np.zeros((2, len(rows), length), dtype=np.int64)
@@ -114,6 +116,7 @@ class Proxy:
             ids[i, at], mask[i, at] = row.ids, 1
             if row.types:
                 types[i, at] = row.types
+        check_tokens([row.ids for row in rows], self.tokenizer, self.model)
         device = self.model.device
         embeddings = self.model.get_input_embeddings()(torch.from_numpy(ids).to(device))
         return embeddings, torch.from_numpy(mask).to(device), torch.from_numpy(types).to(device)
@@ -168,6 +171,8 @@ class Proxy:
             group = [rows[j][1] for j in batch]
             with torch.inference_mode():
                 scores = self.scores(group, *self.embed(group)).cpu().numpy()
+            if np.isnan(scores).any():
+                raise DataError(f"the proxy {self.name} gives no number as a score: check the weights of {self.folder}")
             for j, values in zip(batch, scores, strict=True):
                 i, row = rows[j]
                 result[i][list(row.answers)] = values[: len(row.answers)]

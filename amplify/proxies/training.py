@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from amplify import models, resources
+from amplify import models, pretrained, resources
 from amplify.errors import DataError, InputError
 from amplify.proxies.fitting import fit, seeded
 from amplify.proxies.folders import FORMAT, holds, kind_of, load_body, load_proxy, write
@@ -34,6 +34,7 @@ def train_proxy(
     out: str | Path | None = None,
     learning_rate: float | None = None,
     batch_size: int = 16,
+    device: str | None = None,
     progress: bool = True,
 ) -> Proxy:
     """A proxy for a task: fine-tuned on `task.train`, or the body as it is with `epochs=0`.
@@ -50,6 +51,7 @@ def train_proxy(
         out: folder to keep the proxy in; by default the cache.
         learning_rate: peak of a linear schedule with 10 % warm-up, of AdamW; by default chosen by kind of training.
         batch_size: examples per step.
+        device: "cpu", "cuda", "cuda:1" …; None takes a GPU where there is one.
         progress: show a bar (on a terminal only).
 
     Raises:
@@ -59,6 +61,7 @@ def train_proxy(
     if epochs < 0 or batch_size < 1:
         raise InputError(f"a proxy needs epochs >= 0 and batch_size >= 1, got {epochs} and {batch_size}")
     _check(task, epochs)
+    place = pretrained.device_of(device)
     source = models.resolve(body)
     kind = kind_of(source)
     rate = learning_rate or _RATES[kind, lora]
@@ -80,7 +83,7 @@ def train_proxy(
     folder = Path(out) if out is not None else resources.home() / "proxies" / f"{slug}-{identity[:16]}"
     if holds(folder, identity):
         try:
-            return load_proxy(folder)
+            return load_proxy(folder, device=device)
         except DataError:
             if out is not None:
                 raise
@@ -90,7 +93,7 @@ def train_proxy(
 
     started = time.perf_counter()
     with seeded(seed), models.quiet():
-        model, tokenizer, columns = load_body(source, kind, task.labels)
+        model, tokenizer, columns = load_body(source, kind, task.labels, place)
         recipe["columns"] = columns or list(range(len(task.labels) or 1))
         proxy = Proxy(source, kind, task.labels, columns is not None, identity, model, tokenizer, recipe)
         if epochs:

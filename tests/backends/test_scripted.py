@@ -140,3 +140,11 @@ def test_capability_is_a_type():
     assert not isinstance(generator, Scorer)
     with pytest.raises(CapabilityError, match="scripted:echo"):
         need_scorer(generator, "ranking labels")
+
+
+def test_scripts_read_a_chat_with_shots_to_its_end():
+    turns = [("user", "Good?\n\n(A) yes"), ("assistant", "The answer is (A)."), ("user", "Bad?\n\n(B) no")]
+    chat = [Prompt(messages=[{"role": r, "content": c} for r, c in turns], prefix="The answer is")]
+    said = {name: ScriptedBackend(name).generate(chat, Sampling())[0].text for name in ("last_answer", "first_option")}
+    assert said == {"last_answer": "The answer is (A).", "first_option": "The answer is (B)."}
+    assert ScriptedBackend("echo").generate(chat, Sampling())[0].text == "(B) no"

@@ -157,3 +157,41 @@ def _with_template(tok: Any, template: str | None) -> Any:
     changed = copy.deepcopy(tok)
     changed.chat_template = template
     return changed
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_stop_strings_are_found_when_they_are_written(tok: Any, data: st.DataObject) -> None:
+    """As by decoding everything anew at each step, in whatever pieces the tokens come."""
+    tokens = st.one_of(
+        st.integers(0, len(tok) - 1), st.sampled_from(tok("🙂 né. Great phone", add_special_tokens=False).input_ids)
+    )
+    prompt = data.draw(st.lists(tokens, max_size=6))
+    new = data.draw(st.lists(tokens, min_size=1, max_size=40))
+    whole = text.added(tok, prompt[-4:], new)
+    at = data.draw(st.integers(0, max(len(whole) - 1, 0)))
+    stop = [s for s in (whole[at : at + data.draw(st.integers(1, 5))], "🙂", "Gr") if s and "\ufffd" not in s]
+    search = text.StopSearch(tok, prompt, stop)
+    wanted = [any(s in text.added(tok, prompt[-4:], new[:n]) for s in stop) for n in range(1, len(new) + 1)]
+    found = []
+    for n in range(1, len(new) + 1):
+        found.append(search.found(new[:n]))
+        if found[-1]:
+            break
+    assert found == wanted[: len(found)]
+    assert any(found) == any(wanted)
+
+
+def test_looking_for_stop_strings_decodes_each_token_a_few_times(tok: Any) -> None:
+    decoded = 0
+
+    class Counted:
+        def decode(self, ids: list[int], **options: Any) -> str:
+            nonlocal decoded
+            decoded += len(ids)
+            return str(tok.decode(ids, **options))
+
+    new = [*tok("Great phone. " * 150, add_special_tokens=False).input_ids, *[tok.convert_tokens_to_ids("ð")] * 100]
+    search = text.StopSearch(Counted(), [1, 2, 3, 4, 5], ["never", "\n\n"])  # type: ignore[arg-type]
+    assert not any(search.found(new[:n]) for n in range(1, len(new) + 1))
+    assert decoded < 24 * len(new)

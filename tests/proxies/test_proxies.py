@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from amplify.batching import batches
+from amplify.cli import cli
 from amplify.errors import ContextLengthError, DataError, InputError
 from amplify.proxies import CARD, list_proxies, load_proxy, train_proxy
 from amplify.tasks import Task, load_task
@@ -113,6 +116,63 @@ def test_a_damaged_cache_heals_and_a_damaged_folder_is_named(tiny_encoder, tmp_p
     assert same(healed, load_proxy(proxy.folder))
     with pytest.raises(DataError, match="no proxy folder"):
         load_proxy(tmp_path)
+
+
+BROKEN = {
+    "not JSON": lambda card: '{"format"',
+    "a list": lambda card: "[]",
+    "another format": lambda card: {**card, "format": 99},
+    "no labels": lambda card: {k: v for k, v in card.items() if k != "labels"},
+    "a number as labels": lambda card: {**card, "labels": 3},
+    "labels of numbers": lambda card: {**card, "labels": [1, 2]},
+    "the same label twice": lambda card: {**card, "labels": ["good", "good"]},
+    "an unknown kind": lambda card: {**card, "kind": "oracle"},
+    "columns beyond the head": lambda card: {**card, "columns": [0, 7]},
+    "no body": lambda card: {**card, "body": None},
+    "a text as training": lambda card: {**card, "training": "long"},
+    "no validation": lambda card: {**card, "validation": []},
+    "an accuracy of text": lambda card: {**card, "validation": {"accuracy": "high"}},
+    "no template": lambda card: {**card, "template": 1},
+    "no identity": lambda card: {**card, "identity": None},
+    "another's weights": lambda card: {**card, "weights": "0" * 64},
+}
+
+
+@pytest.fixture(scope="module")
+def kept_proxy(tiny_encoder, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMPLIFY_HOME", str(home))
+        return train_proxy(reviews(), tiny_encoder, epochs=1, progress=False).folder
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_card_is_one_error_and_hides_no_other_proxy(kept_proxy, tmp_path, monkeypatch, fault):
+    monkeypatch.setenv("AMPLIFY_HOME", str(tmp_path))
+    for name in ("good", "odd"):
+        shutil.copytree(kept_proxy, tmp_path / "proxies" / name)
+    broken = tmp_path / "proxies" / "odd"
+    card = BROKEN[fault](json.loads((broken / CARD).read_text()))
+    (broken / CARD).write_text(card if isinstance(card, str) else json.dumps(card))
+    with pytest.raises(DataError, match=r"delete the folder|train_proxy|train it again"):
+        load_proxy(broken)
+    listed = CliRunner().invoke(cli, ["list", "proxies"])
+    assert listed.exit_code == 0
+    good, odd = listed.output.strip().splitlines()
+    assert "1 epoch" in good
+    if fault != "another's weights":  # which a list does not read
+        assert str(broken) in odd
+        assert "epoch" not in odd
+
+
+def test_labels_that_differ_by_case_find_their_own_columns():
+    from amplify.proxies.folders import columns_of
+
+    assert columns_of(["may", "May"], {0: "May", 1: "may"}) == [1, 0]
+    assert columns_of(["good", "bad"], {0: "BAD", 1: "GOOD"}) == [1, 0]
+    assert columns_of(["may", "june"], {0: "May", 1: "may", 2: "june"}) == [1, 2]
+    assert columns_of(["MAY", "june"], {0: "May", 1: "may", 2: "june"}) is None
+    assert columns_of(["good"], {0: "LABEL_0"}) is None
 
 
 def test_a_full_folder_is_never_overwritten(tiny_encoder, tmp_path):
