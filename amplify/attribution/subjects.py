@@ -133,7 +133,9 @@ class ProxySubject:
 
     def _part(self, row: Row, columns: dict[int, float]) -> Part:
         words, mask, types = self.proxy.embed([row])
-        blank = padded(self.proxy.model, self.proxy.tokenizer, words, owner_words(row.offsets, self.spans) >= 0)
+        whole = entrance.embeddings_module(self.proxy.model) is None  # else it normalises what it adds to these
+        at = owner_words(row.offsets, self.spans) >= 0
+        blank = padded(self.proxy.model, self.proxy.tokenizer, words, at, zeros=not whole)
         inputs, baseline = (entrance.inputs_of(self.proxy, [row], x, mask, types) for x in (words, blank))
 
         def score(points: Tensor) -> Tensor:
@@ -234,11 +236,11 @@ class PromptSubject:
         )
 
 
-def padded(model: PreTrainedModel, tokenizer: Any, inputs: Tensor, words: Any) -> Tensor:
+def padded(model: PreTrainedModel, tokenizer: Any, inputs: Tensor, words: Any, *, zeros: bool = False) -> Tensor:
     """Word embeddings with the padding token's (else the end token's, else the mean one) in place of some tokens'.
 
-    A vector of zeros, which padding has where it was never trained, is passed over: layers that normalise what they
-    read are steep around it, so that no path from there says much about the input.
+    A vector of zeros, which padding has where it was never trained, is passed over unless `zeros`: layers that
+    normalise what they read are steep around it, so that no path from there says much about the input.
     """
     import torch
 
@@ -249,7 +251,7 @@ def padded(model: PreTrainedModel, tokenizer: Any, inputs: Tensor, words: Any) -
         for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
             if token is not None:
                 own = table(torch.tensor([token], device=inputs.device))[0]
-                if own.norm() > 1e-3 * inputs.norm(dim=-1).mean():
+                if zeros or own.norm() > 1e-3 * inputs.norm(dim=-1).mean():
                     filler = own
                     break
     baseline = inputs.clone()
