@@ -30,7 +30,8 @@ def test_it_generates_as_the_backend_does(own, tiny_lm):
     with open_backend(f"transformers:{tiny_lm}", dtype="float32") as backend:
         expected = backend.generate(PROMPTS, Sampling(max_tokens=8), steering=STEERING)
         plain = backend.generate(PROMPTS, Sampling(max_tokens=8))
-    assert tokenizer.batch_decode(out, skip_special_tokens=True) == [e.text for e in expected]
+    decoded = tokenizer.batch_decode(out, skip_special_tokens=True)
+    assert [text.rstrip("\ufffd") for text in decoded] == [e.text for e in expected]
     assert [e.text for e in expected[:2]] != [p.text for p in plain[:2]]
     assert expected[2].text == plain[2].text
 
