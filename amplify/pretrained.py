@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amplify import models
-from amplify.errors import EXTRAS, AmplifyError, BackendError, DataError, InputError
+from amplify.errors import EXTRAS, AmplifyError, BackendError, DataError, InputError, extras
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
+@extras()
 def device_of(name: str | None) -> torch.device:
     """A device that can be computed on.
 
