@@ -11,6 +11,9 @@ _BLOCK = re.compile(
     r"<(/?)(seed:think|think(?:ing)?|thoughts?|reasoning|reflection)>|\[(/?)(THINK)\]", re.IGNORECASE | re.ASCII
 )
 
+_ABBREVIATION = re.compile(r"\W*(?:[^\W\d]\.){2,}")  # U.S., D.C., p.m.
+_MATH = re.compile(r"\$([^$]+)\$|\\\((.+)\\\)|\\boxed\{(.+)\}")
+
 
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str, str]:
     """Keep the reasoning blocks of a thinking model (`<think>…</think>` and the like) apart from its answer.
@@ -40,11 +43,36 @@ def split_reasoning(text: str, *, opened: bool = False) -> tuple[str, str]:
 
 
 def open_block(text: str) -> str:
-    """The closing tag of the reasoning block that a text ends in, e.g. "</think>"; "" where it ends in none."""
+    """The closing tag of the reasoning block that a text is inside of at its end, e.g. "</think>"; "" where in none."""
     last = ""
     for _, _, tag, closes in _tags(text):
-        last = "" if closes else tag[0] + "/" + tag[1:]
+        last = "" if closes else f"{tag[0]}/{tag[1:]}"
     return last
+
+
+def opens_block(prompt: str) -> str:
+    """The closing tag of the reasoning block with whose opening tag a rendered prompt ends; "" where it does not.
+
+    What users write inside a prompt is no part of this: chat templates put the tag last.
+    """
+    end = prompt[-40:].rstrip()
+    last = [tag for _, stop, tag, closes in _tags(end) if stop == len(end) and not closes]
+    return f"{last[0][0]}/{last[0][1:]}" if last else ""
+
+
+def bare(line: str) -> str:
+    """A short answer without what stands around it: a colon before, quotes, Markdown, `$…$`, `\\boxed{…}`, a full stop.
+
+    The stop of an abbreviation with stops inside is its own: "U.S.", "Washington, D.C.".
+    """
+    line = re.sub(r"\A\s*+[:：](?=[\s\w\"'*$\\])", "", line).strip()
+    for _ in range(4):  # as deep as answers are wrapped: **"$42$."**
+        line = line.rstrip("。｡").strip().strip('*_`"“”«»「」『』').strip()
+        if line.endswith(".") and not _ABBREVIATION.fullmatch(line.split()[-1]):
+            line = line[:-1].strip()
+        if math := _MATH.fullmatch(line):
+            line = math[math.lastindex or 0].strip()
+    return line
 
 
 def _tags(text: str) -> Iterator[tuple[int, int, str, bool]]:

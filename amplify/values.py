@@ -118,7 +118,8 @@ class Completion:
     """What a model wrote.
 
     Attributes:
-        text: the new text only, without the prompt, its prefix, special tokens or the stop string.
+        text: the new text only, without the prompt, its prefix, special tokens or the stop string. Where the chat
+            template opened a reasoning block, with that block's tag in front.
         finish_reason: "stop" (end token or stop string) or "length".
         prompt_tokens: tokens of the rendered prompt, its prefix included.
         completion_tokens: tokens generated.
@@ -301,7 +302,7 @@ class Answer:
     Attributes:
         value: the parsed answer (a label, or free text); None where nothing could be parsed.
         text: everything the model wrote, unparsed.
-        rationale: the part before the answer, "" if none was asked for.
+        rationale: the part before the answer, a thinking model's reasoning included; "" for none.
         scores: what the labels are compared by in score mode: the log-probability of each, or what the option
             `normalise` makes of it, e.g. the mean per token; empty in generate mode.
         logprobs: the log-probabilities behind those scores, before any division by a length; empty: the scores are

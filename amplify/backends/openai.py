@@ -114,6 +114,7 @@ class OpenAIBackend:
         self._check(steering)
         ids: Sequence[Sequence[int] | None] = [None] * len(prompts)
         asked: Sequence[str | None] = [None] * len(prompts)
+        rendered: Sequence[Rendered] = ()
         if self._tokenizer is None:
             counts = self.count_tokens(prompts)
         else:
@@ -122,13 +123,14 @@ class OpenAIBackend:
             asked = payloads(steering, [(r, e.offsets, len(e.ids)) for r, e in zip(rendered, encoded, strict=True)])
             check_window(counts, sampling.max_tokens, self.max_context)
         requests = [self._request(prompt, ids[i], sampling, i, asked[i]) for i, prompt in enumerate(prompts)]
-        return run_all(
+        done = run_all(
             [partial(self._complete, *request, count) for request, count in zip(requests, counts, strict=True)],
             who=self.spec,
             concurrency=self._concurrency,
             retries=self._retries,
             answered=lambda i, done: self._count(done.prompt_tokens, done.completion_tokens),
         )
+        return [r.whole(completion) for r, completion in zip(rendered, done, strict=True)] if rendered else done
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Exact with `tokenizer`; without it an estimate of one token per four bytes, and four more per message."""

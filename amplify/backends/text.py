@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from amplify.errors import CapabilityError, InputError, PromptFormatError
 from amplify.locks import lock_of
-from amplify.values import Prompt, Span
+from amplify.text import opens_block, split_reasoning
+from amplify.values import Completion, Prompt, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,18 @@ class Rendered:
     chat: bool = False
     emphasis: tuple[Span, ...] = ()
 
+    @property
+    def answering(self) -> Rendered:
+        """The same with the reasoning block closed that the chat template opened: what follows is the answer."""
+        closing = opens_block(self.text) if self.chat else ""
+        return replace(self, text=f"{self.text.rstrip()}\n\n{closing}\n\n") if closing else self
+
+    def whole(self, completion: Completion) -> Completion:
+        """A completion with the tag in front by which the chat template opened its reasoning block."""
+        closing = opens_block(self.text) if self.chat else ""
+        opening = closing.replace("/", "", 1)
+        return replace(completion, text=f"{opening}\n{completion.text}") if closing else completion
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -46,6 +59,8 @@ class Encoded:
 def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     """The text a prompt becomes.
 
+    Where the chat template opens a reasoning block, a prompt that begins the answer (`prefix`) closes it first.
+
     Raises:
         InputError: messages for a model without a chat template, a role or order that the template refuses, or
             emphasis on text that the template drops or rewrites.
@@ -58,7 +73,10 @@ def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     if prompt.emphasis:
         places = _places(prompt, contents, text, tokenizer)
         spans = tuple(moved for span in prompt.emphasis for moved in _moved(span, contents, places))
-    return Rendered(text + prompt.prefix, chat=True, emphasis=spans)
+    rendered = Rendered(text, chat=True, emphasis=spans)
+    if prompt.prefix and split_reasoning(prompt.prefix)[1] == prompt.prefix:  # one that itself thinks stays as it is
+        rendered = rendered.answering
+    return replace(rendered, text=rendered.text + prompt.prefix)
 
 
 def _chat(prompt: Prompt, contents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -207,10 +225,10 @@ def encode_with_target(
 def encode_with_targets(
     tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered | str], continuations: Sequence[str]
 ) -> list[tuple[Encoded, int]]:
-    """`encode_with_target` for a batch, offsets kept."""
+    """`encode_with_target` for a batch, offsets kept. A continuation answers: it stands in no reasoning block."""
     if len(rendered) != len(continuations):
         raise InputError(f"there are {len(rendered)} prompts and {len(continuations)} continuations: give one for each")
-    texts = [Rendered(r) if isinstance(r, str) else r for r in rendered]
+    texts = [Rendered(r) if isinstance(r, str) else r.answering for r in rendered]
     for i, continuation in enumerate(continuations):
         if not continuation:
             raise InputError(f"continuation {i} is empty: there is nothing to score")

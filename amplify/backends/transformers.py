@@ -166,7 +166,7 @@ class TransformersBackend:
                 chunk=self.max_batch_tokens,
                 steered=steered,
             )
-        return [result[i] for i in range(len(prompts))]
+        return [rendered[i].whole(result[i]) for i in range(len(prompts))]
 
     @one_at_a_time
     def remembering(self) -> PrefixMemory | None:

@@ -161,7 +161,7 @@ class VLLMBackend:
                 )
             )
             self._count(done[-1].prompt_tokens, done[-1].completion_tokens)
-        return done
+        return [r.whole(completion) for r, completion in zip(rendered, done, strict=True)]
 
     def score(
         self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None

@@ -52,6 +52,7 @@ def as_html(report: Report) -> str:
         label=tables.name,
         notes=tables.notes,
         comparisons=report.comparisons,
+        reading=tables.reading_table(report),
         scores_plot=_scores_plot(report),
         differences_plot=_differences_plot(report),
         programs=programs,
@@ -178,7 +179,7 @@ def _differences_plot(report: Report) -> Plot | None:
             dots=(),
             title=f"{c.method} − {c.baseline}: {tables.points(c.difference)} points "
             f"[{tables.points(c.low)}, {tables.points(c.high)}], p (Holm) {tables.p_value(c.p_holm)}",
-            strong=c.significant,
+            strong=c.claimed,
         )
         for i, c in enumerate(known)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from amplify.evaluation.folder import Cell, Json
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
+UNEVEN = 0.02
 _NEAR = 1e-3  # nats; float32 engines that batch differently agree to well within this
 
 
@@ -54,6 +56,7 @@ class Row:
         seed_scores: the mean under each of those seeds.
         spread: standard deviation of `seed_scores`, None for one.
         unparsed: share of the answers from which nothing could be parsed (they count as wrong).
+        unread: what the model wrote there, the most frequent texts first, at most three.
         metrics: means of the task's further metrics.
         cost: per 1,000 answers.
         fit: cost of finding the programs, all seeds together.
@@ -80,6 +83,24 @@ class Row:
     planned: int
     near_ties: int = 0
     notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BothRead:
+    """A comparison over those of its items alone of which every answer of both sides could be read.
+
+    Attributes:
+        n: those items.
+        difference, low, high: as in `Comparison`; None where there is no such item.
+        p: two-sided p-value of the paired test, not adjusted.
+    """
+
+    n: int
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,8 @@ class Comparison:
         p: two-sided p-value of the paired test.
         p_holm: adjusted by Holm over the whole declared family.
         test, interval: how they were made.
+        unparsed: share of the method's and of the baseline's answers to these items that could not be parsed.
+        both_read: the comparison without them.
     """
 
     method: str
@@ -109,11 +132,29 @@ class Comparison:
     p_holm: float | None
     test: str
     interval: str
+    unparsed: tuple[float, float] = (0.0, 0.0)
+    both_read: BothRead = BothRead(0)
 
     @property
     def significant(self) -> bool:
         """Whether Holm's adjusted p-value is at most 0.05."""
         return self.p_holm is not None and self.p_holm <= ALPHA
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the two sides differ by 2 points or more in how many answers could be read: such a difference may be
+        one of format."""
+        return abs(self.unparsed[0] - self.unparsed[1]) >= UNEVEN
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the difference is significant and, where the sides are uneven, stands over the items that both read:
+        there with the same sign and p <= 0.05."""
+        if not self.significant or not self.uneven:
+            return self.significant
+        both = self.both_read
+        same = (both.difference or 0.0) * (self.difference or 0.0) > 0
+        return same and both.p is not None and both.p <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -213,7 +254,7 @@ def load_report(folder: str | Path) -> Report:
     return Report(
         config=config,
         rows=tuple(_row(config, label, matrix, records, timing, programs) for label, matrix in table.items()),
-        comparisons=_comparisons(config, table),
+        comparisons=_comparisons(config, table, _unread_shares(records)),
         records=tuple(records),
         programs=programs,
         finished=done == len(plan),
@@ -231,6 +272,14 @@ def _matrix(config: Json, records: Sequence[Json], label: str) -> Matrix:
             scores.setdefault(record["seed"], {})[record["id"]] = record["score"]
     whole = {seed: items for seed, items in scores.items() if len(items) == len(config["items"])}
     return whole or scores
+
+
+def _unread_shares(records: Sequence[Json]) -> dict[tuple[str, str], float]:
+    """(method, item) -> share of its answers that could not be parsed."""
+    parsed: dict[tuple[str, str], list[bool]] = {}
+    for record in records:
+        parsed.setdefault((record["method"], record["id"]), []).append(record["parsed"])
+    return {key: 1 - sum(found) / len(found) for key, found in parsed.items()}
 
 
 def _values(matrix: Matrix, ids: Sequence[str]) -> list[list[float]]:
@@ -276,6 +325,7 @@ def _row(
         seed_scores=tuple(seed_scores),
         spread=statistics.spread(seed_scores),
         unparsed=sum(not record["parsed"] for record in counted) / len(counted),
+        unread=tuple(text for text, _ in Counter(r["text"] for r in counted if not r["parsed"]).most_common(3)),
         metrics=_further_metrics(config, counted),
         cost=_answer_cost(own, timing, label).times(1000 / len(own)),
         **common,
@@ -333,7 +383,9 @@ def _fit_cost(timing: Sequence[Json], label: str) -> Cost:
     return Cost(**{key: float(sum(line[key] for line in last.values())) for key in keys})
 
 
-def _comparisons(config: Json, table: Mapping[str, Matrix]) -> tuple[Comparison, ...]:
+def _comparisons(
+    config: Json, table: Mapping[str, Matrix], unread: Mapping[tuple[str, str], float]
+) -> tuple[Comparison, ...]:
     made: list[Comparison] = []
     for method, base in config["family"]:
         first, second = table[method], table[base]
@@ -345,10 +397,25 @@ def _comparisons(config: Json, table: Mapping[str, Matrix]) -> tuple[Comparison,
         difference, interval, test = statistics.compare(a, b, LEVEL)
         d = statistics.item_means(a) - statistics.item_means(b)
         better, worse = int((d > 1e-12).sum()), int((d < -1e-12).sum())
-        low, high = interval.low, interval.high
+        shares = [[unread[side, i] for i in ids] for side in (method, base)]
         made.append(
             Comparison(
-                method, base, len(ids), better, worse, difference, low, high, test.p, None, test.kind, interval.kind
+                method=method,
+                baseline=base,
+                n=len(ids),
+                better=better,
+                worse=worse,
+                difference=difference,
+                low=interval.low,
+                high=interval.high,
+                p=test.p,
+                p_holm=None,
+                test=test.kind,
+                interval=interval.kind,
+                unparsed=(float(np.mean(shares[0])), float(np.mean(shares[1]))),
+                both_read=_both_read(
+                    first, second, [i for i, *share in zip(ids, *shares, strict=True) if not any(share)]
+                ),
             )
         )
     # a comparison without items yet counts as p = 1, so that the family keeps its declared size
@@ -356,3 +423,10 @@ def _comparisons(config: Json, table: Mapping[str, Matrix]) -> tuple[Comparison,
     return tuple(
         c if c.p is None else Comparison(**{**c.__dict__, "p_holm": p}) for c, p in zip(made, adjusted, strict=True)
     )
+
+
+def _both_read(first: Matrix, second: Matrix, ids: Sequence[str]) -> BothRead:
+    if not ids:
+        return BothRead(0)
+    difference, interval, test = statistics.compare(_values(first, ids), _values(second, ids), LEVEL)
+    return BothRead(len(ids), difference, interval.low, interval.high, test.p)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,19 @@ def header(report: Report) -> list[tuple[str, str]]:
         ("answers", "parsed from what the model writes" if config["mode"] == "generate" else "labels scored"),
         ("seeds", f"{seeds} (methods marked * do not depend on the seed and run once)"),
         *([("options", f"{shared} in every method that has them")] if shared else []),
+        *([("labels", spelt)] if (spelt := spellings(task["labels"])) else []),
         ("by guessing", f"chance {percent(task['chance'])}, most frequent label {percent(task['majority'])}"),
         ("versions", ", ".join([f"amplify {config['amplify']}", *(f"{k} {v}" for k, v in config["versions"].items())])),
     ]
+
+
+def spellings(labels: Sequence[str]) -> str:
+    """What to say of labels that differ in letter case alone, "" where none do."""
+    folded: dict[str, list[str]] = {}
+    for label in labels:
+        folded.setdefault(unicodedata.normalize("NFC", label).casefold(), []).append(label)
+    same = [" and ".join(map(repr, group)) for group in folded.values() if len(group) > 1]
+    return f"{', '.join(same)} differ in letter case alone and count as different labels" if same else ""
 
 
 def _details(described: Mapping[str, Any]) -> list[str]:
@@ -134,6 +145,34 @@ def comparisons_table(report: Report) -> Table:
     return table
 
 
+def reading_table(report: Report) -> Table:
+    """Comparisons whose sides differ in how many answers could be read, over the items that both read; with heading."""
+    table = [
+        ["method", "against", "unparsed", "the other's", "items both read", "difference there", "95 % interval", "p"]
+    ]
+    for c in report.comparisons:
+        if c.uneven:
+            both = c.both_read
+            interval = "–" if both.low is None else f"{points(both.low)} to {points(both.high)}"
+            there = [f"{both.n} of {c.n}", points(both.difference), interval, p_value(both.p)]
+            table.append([c.method, c.baseline, *map(percent, c.unparsed), *there])
+    return table
+
+
+def unread_texts(row: Row) -> str:
+    """Some of the answers that could not be read, as they were written; "" where all were."""
+    if not row.unparsed:
+        return ""
+    shown = [_cut(" ⏎ ".join(visible(text).strip().splitlines())) for text in row.unread]
+    return f"{percent(row.unparsed)} unparsed, such as " + ", ".join(
+        f"“{text}”" if text else "nothing" for text in shown
+    )
+
+
+def _cut(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def fit_table(report: Report) -> Table:
     """What finding the programs cost, heading first; only methods that cost something."""
     table = [["method", "calls", "prompt tok", "new tok", "seconds"]]
@@ -155,20 +194,38 @@ def verdict(report: Report) -> str:
     if not known:
         return "No declared comparison can be made yet."
     family = f"{len(report.comparisons)} declared comparison{'s' if len(report.comparisons) > 1 else ''}"
-    sure = [c for c in known if c.significant]
-    if not sure:
+    sure = [c for c in known if c.claimed]
+    unsure = [c for c in known if c.significant and not c.claimed]
+    if not sure and not unsure:
         return (
             f"Of {family}, none is significant at 5 % after Holm's adjustment: "
             "this run does not show that any method helps or harms."
         )
-    return (
-        f"Of {family}, {len(sure)} {'is' if len(sure) == 1 else 'are'} significant at 5 % after Holm's adjustment: "
-        + "; ".join(map(_said, sure))
-        + "."
+    if not sure:
+        return " ".join([f"Of {family}, none shows by itself that a method helps or harms.", *map(_doubted, unsure)])
+    first = f"Of {family}, {len(sure)} {'is' if len(sure) == 1 else 'are'} significant at 5 % after Holm's adjustment: "
+    return " ".join([f"{first}{'; '.join(map(_said, sure))}.", *map(_doubted, unsure)])
+
+
+def _doubted(c: Comparison) -> str:
+    """A significant difference between sides of which unequally many answers could be read."""
+    both = c.both_read
+    unread = f"{percent(c.unparsed[0])} of its answers and {percent(c.unparsed[1])} of the other's could not be read"
+    there = (
+        "there is no item that both read, so this says nothing of who is right more often"
+        if both.difference is None
+        else f"over the {both.n} items that both read the difference is {points(both.difference)} points "
+        f"({points(both.low)} to {points(both.high)}, p {p_value(both.p)})"
     )
+    return f"{_apart(c)}, but {unread}: {there}."
 
 
 def _said(c: Comparison) -> str:
+    both = f" ({points(c.both_read.difference)} over the {c.both_read.n} items that both read)" if c.uneven else ""
+    return f"{_apart(c)}{both}"
+
+
+def _apart(c: Comparison) -> str:
     word = "above" if (c.difference or 0) > 0 else "below"
     return f"{c.method} is {abs(100 * (c.difference or 0)):.1f} points {word} {c.baseline}"
 
@@ -195,6 +252,8 @@ def as_text(report: Report) -> str:
         parts.append(aligned(further))
     if report.comparisons:
         parts.append(aligned(comparisons_table(report)))
+    if len(read := reading_table(report)) > 1:
+        parts.append(aligned(read))
     parts.append(verdict(report))
     if said := _notes(report):
         parts.append("\n".join(said))
@@ -207,8 +266,9 @@ def _notes(report: Report) -> list[str]:
 
 def notes(row: Row) -> list[str]:
     """What a reader of a row must know."""
+    unread = unread_texts(row)
     ties = f"{row.near_ties} of {row.answered} answers are near-ties (two labels within 0.001 in log-probability)"
-    return [*row.notes, ties] if row.near_ties else list(row.notes)
+    return [*row.notes, *([ties] if row.near_ties else []), *([unread] if unread else [])]
 
 
 def aligned(table: Table) -> str:
@@ -240,6 +300,9 @@ def as_markdown(report: Report) -> str:
     if report.comparisons:
         parts.append("## Declared comparisons")
         parts.append(_md_table(comparisons_table(report)))
+    if len(read := reading_table(report)) > 1:
+        parts.append("Where the sides differ in how many answers could be read:")
+        parts.append(_md_table(read))
     parts.append(_md(verdict(report)))
     if len(costs := fit_table(report)) > 1:
         parts.append("## Cost of fitting, all seeds together")

@@ -10,6 +10,7 @@ from amplify.backends.base import Generator, need_scorer
 from amplify.errors import ContextLengthError
 from amplify.methods.base import Mode
 from amplify.methods.parsing import MARKER, parse_label, parse_text, shown, split_answer
+from amplify.text import open_block, split_reasoning
 from amplify.values import Answer, Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Style:
         normalise: how log-probabilities of labels of different lengths are compared.
         extract: where a rationale ended without an answer, ask again behind the marker.
         whole: the answer is all that is written, not a line behind a marker.
+        thinking: further tokens for a model that begins a reasoning block of its own (`<think>`) and is cut off in it.
     """
 
     mode: Mode = "generate"
@@ -46,6 +48,7 @@ class Style:
     normalise: Literal["none", "tokens", "characters", "first_token"] = "none"
     extract: bool = True
     whole: bool = False
+    thinking: int = 0
 
     @property
     def room(self) -> int:
@@ -79,13 +82,16 @@ def answer_prompts(
     # behind a rationale the labels are scored, so what the model would answer itself is cut off
     stop = (*style.stop, style.marker) if style.mode == "score" else style.stop
     written = backend.generate(prompts, Sampling(max_tokens=style.max_tokens, stop=stop), steering=steering)
+    thought = _think(prompts, written, stop, style, backend, steering)
+    written = [thought.get(i, completion) for i, completion in enumerate(written)]
     if style.mode == "score":
         behind = [_behind(p, w, style) for p, w in zip(prompts, written, strict=True)]
-        return _score(behind, choices, style, backend, written, steering)
-    answers = [_read(p, w, c, style) for p, w, c in zip(prompts, written, choices, strict=True)]
-    if style.reasons and style.extract:
-        return _extract(prompts, written, answers, choices, style, backend, steering)
-    return answers
+        answers = _score(behind, choices, style, backend, written, steering)
+    else:
+        answers = [_read(p, w, c, style) for p, w, c in zip(prompts, written, choices, strict=True)]
+        if style.reasons and style.extract:
+            answers = _extract(prompts, written, answers, choices, style, backend, steering)
+    return [replace(a, calls=a.calls + 1) if i in thought else a for i, a in enumerate(answers)]
 
 
 def check_window(
@@ -129,23 +135,58 @@ def check_window(
     )
 
 
+def _think(
+    prompts: Sequence[Prompt],
+    written: Sequence[Completion],
+    stop: tuple[str, ...],
+    style: Style,
+    backend: Generator,
+    steering: Steering | None,
+) -> dict[int, Completion]:
+    """Ask those again that were cut off inside a reasoning block: with room for it, and stopped behind it only."""
+    cut = [i for i, (p, w) in enumerate(zip(prompts, written, strict=True)) if open_block(p.prefix + w.text)]
+    if not cut or not style.thinking:
+        return {}
+    room = style.max_tokens + style.thinking
+    if backend.max_context is not None:
+        room = min(room, backend.max_context - max(written[i].prompt_tokens for i in cut))
+    again = backend.generate([prompts[i] for i in cut], Sampling(max_tokens=room), steering=steering)
+    return {
+        i: replace(
+            new,
+            text=_stopped(new.text, stop),
+            prompt_tokens=new.prompt_tokens + written[i].prompt_tokens,
+            completion_tokens=new.completion_tokens + written[i].completion_tokens,
+        )
+        for i, new in zip(cut, again, strict=True)
+    }
+
+
+def _stopped(text: str, stop: tuple[str, ...]) -> str:
+    """A text cut at the first stop string of its answer; its reasoning blocks stay whole."""
+    answer = split_reasoning(text)[1]
+    ends = [at for mark in stop if (at := answer.find(mark)) >= 0]
+    return text[: text.rfind(answer) + min(ends)] if ends else text
+
+
 def _read(prompt: Prompt, written: Completion, choices: Choices, style: Style) -> Answer:
-    text = (prompt.prefix + written.text).strip()
+    reasoning, text = split_reasoning((prompt.prefix + written.text).strip())
     labels, options = choices
+    parts = split_answer(text, style.marker)
     value = (
         text or None
         if style.whole and not style.reasons
-        else parse_label(text, labels, options=options, marker=style.marker)
+        else parse_label(text, labels, options=options, marker=style.marker, reasons=style.reasons)
         if labels
         else parse_text(text, marker=style.marker)
-        if not style.reasons or split_answer(text, style.marker)
+        if not style.reasons or parts
         else None
     )
-    parts = split_answer(text, style.marker)
+    before = (parts[0] if parts else text) if style.reasons else ""
     return Answer(
         value=value,
         text=written.text,
-        rationale=(parts[0] if parts else text) if style.reasons else "",
+        rationale="\n".join(part for part in (reasoning, before) if part),
         prompt_tokens=written.prompt_tokens,
         completion_tokens=written.completion_tokens,
         prompt=prompt,
@@ -155,6 +196,8 @@ def _read(prompt: Prompt, written: Completion, choices: Choices, style: Style) -
 def _behind(prompt: Prompt, written: Completion, style: Style) -> Prompt:
     """The prompt continued by what was written and the marker, ready for the label."""
     so_far = (prompt.prefix + written.text).rstrip()
+    if closing := open_block(so_far):
+        return replace(prompt, prefix=f"{so_far}\n{closing}\n\n{style.marker}")
     gap = " " if so_far or prompt.text is not None else ""
     if written.finish_reason == "length":
         gap = "\n"  # a sentence that was cut off would be continued, not answered, on its own line
@@ -172,7 +215,8 @@ def _extract(
 ) -> list[Answer]:
     """Ask again, behind the marker, those whose text never came to it (Kojima et al. 2022, arXiv 2205.11916)."""
     merged = list(answers)
-    missing = [i for i, a in enumerate(answers) if split_answer(prompts[i].prefix + a.text, style.marker) is None]
+    said = [split_reasoning(p.prefix + a.text)[1] for p, a in zip(prompts, answers, strict=True)]
+    missing = [i for i, a in enumerate(answers) if a.value is None and split_answer(said[i], style.marker) is None]
     again = [_behind(prompts[i], written[i], style) for i in missing]
     sampling = Sampling(max_tokens=_ANSWER_TOKENS, stop=style.stop)
     found = backend.generate(again, sampling, steering=steering) if again else []

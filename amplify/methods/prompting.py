@@ -30,6 +30,8 @@ class PromptMethod(Method):
         normalise: in score mode, compare log-probabilities as they are, per token, per character, or of the
             first token alone (what PASTA's released code does).
         max_tokens: budget of what the model writes; 0 for the method's own.
+        thinking: tokens of further room for a model that writes a reasoning block (`<think>…</think>`) before its
+            answer; it is asked again with them where it was cut off in one.
         system, question, answer: templates by name, or paths of your own .jinja files.
     """
 
@@ -38,6 +40,7 @@ class PromptMethod(Method):
     extract: bool = field(default=True, kw_only=True)
     normalise: Normalise = field(default="none", kw_only=True)
     max_tokens: int = field(default=0, kw_only=True)
+    thinking: int = field(default=1024, kw_only=True)
     system: str = field(default="default", kw_only=True)
     question: str = field(default="default", kw_only=True)
     answer: str = field(default="default", kw_only=True)
@@ -83,6 +86,7 @@ class PromptMethod(Method):
             normalise=self.normalise,
             extract=self.extract,
             whole=whole,
+            thinking=self.thinking,
         )
         return Form(
             method=self.label,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+
+from amplify.text import bare
 
 Prediction = str | None
 
@@ -17,8 +20,12 @@ def normalise(text: str) -> str:
 
 
 def same_label(prediction: str, reference: str) -> float:
-    """1.0 where the two are the same label, letter case and outer spaces aside."""
-    return float(prediction.strip().casefold() == reference.strip().casefold())
+    """1.0 where the two are the same label, outer spaces and Unicode's composition aside; May is not may."""
+    return float(_label(prediction) == _label(reference))
+
+
+def _label(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def first_token_choice(first_tokens: Mapping[str, float], label: str) -> float:
@@ -30,8 +37,17 @@ def first_token_choice(first_tokens: Mapping[str, float], label: str) -> float:
 
 
 def exact(prediction: str, reference: str) -> float:
-    """1.0 where the two agree up to letter case and runs of spaces; punctuation counts (think of brackets)."""
-    return float(prediction.split() != [] and prediction.casefold().split() == reference.casefold().split())
+    """1.0 where the two agree up to letter case, runs of spaces and what stands around a short answer.
+
+    That is quotes, Markdown, `$…$` and a full stop at the end, of either (see `amplify.text.bare`); punctuation inside
+    counts (think of brackets).
+    """
+    return float(prediction.split() != [] and _exact(prediction) == _exact(reference))
+
+
+def _exact(text: str) -> str:
+    folded = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return bare(folded).removesuffix(".") or folded
 
 
 def token_f1(prediction: str, reference: str) -> float:
@@ -61,8 +77,8 @@ def macro_f1(predictions: Sequence[Prediction], references: Sequence[str]) -> fl
     A prediction that is no such label (unparsed included) counts against recall, and has no row of its own: what a
     model makes up must not change the number of classes.
     """
-    gold = [r.strip().casefold() for r in references]
-    got = ["" if p is None else p.strip().casefold() for p in predictions]
+    gold = [_label(r) for r in references]
+    got = ["" if p is None else _label(p) for p in predictions]
     scores = []
     for label in sorted(set(gold)):
         hit = sum(g == p == label for g, p in zip(gold, got, strict=True))

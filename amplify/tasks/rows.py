@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,13 +127,16 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
     choices: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     if "choices" in fields:
-        names, options = _choices(row, fields["choices"], where)
-        choices = tuple(LETTERS[: len(options)])
-        if not len(names) == len(options) == len(choices):
+        names, texts = _choices(row, fields["choices"], where)
+        if not len(names) == len(texts) <= len(LETTERS):
             raise InputError(
-                f"{where}: {len(options)} choices with {len(names)} names; at most {len(LETTERS)} can be told"
+                f"{where}: {len(texts)} choices with {len(names)} names; at most {len(LETTERS)} can be told"
             )
-        label = _letter(label, dict(zip(names, choices, strict=True)), dict(zip(options, choices, strict=True)), where)
+        # a blank option is none, and the others keep their letters
+        held = [(name, text, letter) for name, text, letter in zip(names, texts, LETTERS, strict=False) if text.strip()]
+        choices, options = tuple(letter for _, _, letter in held), tuple(text for _, text, _ in held)
+        by_name, by_text = {name: letter for name, _, letter in held}, {text: letter for _, text, letter in held}
+        label = _letter(label, by_name, by_text, where)
     plain = json.dumps([text, choices, options], ensure_ascii=False)
     own = str(column(row, fields["id"], where)) if "id" in fields else fallback_id
     used = {str(v) for v in fields.values() if isinstance(v, str)}
@@ -194,25 +198,37 @@ def column(row: Mapping[str, Any], name: str, where: str) -> Any:
     return value
 
 
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
 def _letter(label: Any, by_name: Mapping[str, str], by_text: Mapping[str, str], where: str) -> Any:
-    """The letter of a gold answer that the data gives by the option's name, number or text."""
+    """The letter of a gold answer that the data gives by the option's name, number, text or letter: "b", "(B)"."""
     found = {table[str(label)] for table in (by_name, by_text) if str(label) in table}
+    if not found and label is not None:
+        key = _folded(label)
+        found = {letter for text, letter in by_text.items() if _folded(text) == key}
+        found = found or {letter for letter in by_text.values() if _folded(letter) == key.strip("()[].: ")}
     if len(found) > 1:
-        raise InputError(f"{where}: the gold answer {label!r} is the number of one option and the text of another")
+        raise InputError(f"{where}: the gold answer {label!r} fits more than one option: {', '.join(sorted(found))}")
     return found.pop() if found else label
+
+
+def _folded(value: Any) -> str:
+    return " ".join(unicodedata.normalize("NFC", str(value)).casefold().split())
 
 
 def _choices(row: Mapping[str, Any], source: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names and texts of the options, from any of the three published layouts."""
     if isinstance(source, list):  # one column an option, the gold answer counted from 1
-        return tuple(str(i + 1) for i in range(len(source))), tuple(str(column(row, c, where)) for c in source)
+        return tuple(str(i + 1) for i in range(len(source))), tuple(_cell(column(row, c, where)) for c in source)
     value = column(row, source, where)
     if isinstance(value, Mapping):  # {"label": [...], "text": [...]}
-        return tuple(map(str, value["label"])), tuple(map(str, value["text"]))
+        return tuple(map(str, value["label"])), tuple(map(_cell, value["text"]))
     if isinstance(value, list) and all(isinstance(v, Mapping) for v in value):  # [{"label": …, "text": …}, …]
-        return tuple(str(v["label"]) for v in value), tuple(str(v["text"]) for v in value)
+        return tuple(str(v["label"]) for v in value), tuple(_cell(v["text"]) for v in value)
     if isinstance(value, list):  # ["…", "…"], the gold answer counted from 0
-        return tuple(str(i) for i in range(len(value))), tuple(map(str, value))
+        return tuple(str(i) for i in range(len(value))), tuple(map(_cell, value))
     raise InputError(f"{where}: {source!r} holds no list of choices")
 
 

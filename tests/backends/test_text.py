@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from amplify.backends import text
 from amplify.errors import InputError
-from amplify.values import Prompt, Span
+from amplify.values import Completion, Prompt, Span
 
 TRIMMING = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }} [/]{% endfor %}"
@@ -57,6 +57,42 @@ def test_chat_is_rendered_with_generation_prompt_and_prefix(tok: Any) -> None:
         "<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nThe answer"
     )
     assert rendered.chat
+
+
+@pytest.fixture
+def thinking_tok(tiny_lm: Path) -> Any:
+    """A tokenizer whose chat template opens a reasoning block."""
+    from transformers import AutoTokenizer
+
+    tok = AutoTokenizer.from_pretrained(tiny_lm)
+    tok.chat_template = TRIMMING.replace("[assistant]", "[assistant]<think>\n")
+    return tok
+
+
+def test_an_answer_is_never_begun_inside_a_reasoning_block(thinking_tok: Any) -> None:
+    opened = "[system] What is <think>? [/][assistant]<think>\n"
+    closed = "[system] What is <think>? [/][assistant]<think>\n\n</think>\n\n"
+    assert text.render(chat("What is <think>?"), thinking_tok).text == opened
+    assert text.render(chat("What is <think>?", prefix="The answer is"), thinking_tok).text == f"{closed}The answer is"
+    # a prefix that thinks, or has thought, is left where it is
+    assert (
+        text.render(chat("What is <think>?", prefix="Hm.</think> So"), thinking_tok).text == f"{opened}Hm.</think> So"
+    )
+
+
+def test_a_target_is_never_scored_inside_a_reasoning_block(thinking_tok: Any) -> None:
+    rendered = text.render(chat("Hi"), thinking_tok)
+    closed = text.Rendered("[system] Hi [/][assistant]<think>\n\n</think>\n\n", chat=True)
+    assert text.encode_with_target(thinking_tok, rendered, "yes") == text.encode_with_target(
+        thinking_tok, closed, "yes"
+    )
+
+
+def test_what_the_template_opened_belongs_to_what_was_written(thinking_tok: Any, tok: Any) -> None:
+    written = Completion("Hm", "length", 5, 1)
+    assert text.render(chat("Hi"), thinking_tok).whole(written).text == "<think>\nHm"
+    assert text.render(chat("Hi", prefix="Yes"), thinking_tok).whole(written) == written
+    assert text.render(chat("Hi"), tok).whole(written) == written
 
 
 def test_emphasis_finds_its_own_message_not_an_equal_text(tok: Any) -> None:

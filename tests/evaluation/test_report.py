@@ -362,3 +362,84 @@ def test_a_narrow_screen_scrolls_plots_and_tables_inside_themselves(browser, run
     page = opened(browser, run[0], viewport={"width": 390, "height": 800})
     assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
     assert page.evaluate("document.querySelector('svg text').getBoundingClientRect().height") >= 9  # pixels: readable
+
+
+def lines_report(zero: str, few: str, labels: tuple[str, ...] = fakes.LABELS, limit: int = 30):
+    """zero_shot writes one thing, few_shot (its prompt has shots) another; "{gold}" is the right label."""
+
+    def say(text):
+        gold = labels[int(text.rsplit("item ", 1)[1].split()[0]) % 2]
+        shots = "train item" in text or "validation item" in text
+        return (few if shots else zero).format(gold=gold)
+
+    task = make_task(limit, labels=labels) if labels == fakes.LABELS else recased(limit, labels)
+    with ScriptedBackend("lines", reply=say) as backend:
+        return evaluate(task, backend, ["zero_shot", "few_shot"], seeds=(0,), options={"few_shot.shots": 2})
+
+
+def recased(n, labels):
+    task = make_task(n)
+    names = dict(zip(fakes.LABELS, labels, strict=True))
+    pools = {
+        split: tuple(replace(e, label=names[e.label]) for e in getattr(task, split))
+        for split in ("train", "validation", "test")
+    }
+    return replace(task, labels=labels, **pools)
+
+
+@pytest.mark.parametrize("zero", ["：{gold}", "{gold}。", " 「{gold}」，因为是这样。"])
+def test_other_scripts_punctuation_makes_no_difference_between_methods(zero):
+    report = lines_report(zero, " {gold}.", labels=("正面", "负面"))
+    assert [row.score for row in report.rows] == [1.0, 1.0]
+    assert report.comparisons[0].difference == 0
+    assert "none is significant" in str(report)
+
+
+def test_a_gain_that_is_all_of_reading_is_not_claimed():
+    report = lines_report("\x1b[31mI would call it {gold} rather", " {gold}.")
+    [c] = report.comparisons
+    assert (c.method, c.difference, c.significant) == ("few_shot[shots=2]", 1.0, True)
+    assert c.unparsed == (0.0, 1.0)
+    assert (c.both_read.n, c.both_read.difference) == (0, None)
+    assert c.uneven
+    assert not c.claimed
+    told = (
+        "none shows by itself that a method helps or harms. few_shot[shots=2] is 100.0 points above zero_shot, but "
+        "0.0 % of its answers and 100.0 % of the other's could not be read: there is no item that both read, so this "
+        "says nothing of who is right more often."
+    )
+    wrote = "100.0 % unparsed, such as “␛[31mI would call it good rather”, “␛[31mI would call it bad rather”"
+    for text in (str(report), report.to_markdown().replace("\\", ""), report.to_html()):
+        assert told in text.replace("&#39;", "'")
+        assert wrote in text
+        assert "\x1b" not in text
+
+
+def test_the_items_that_both_read_are_compared_by_themselves():
+    def say(text):
+        i = int(text.rsplit("item ", 1)[1].split()[0])
+        gold, other = fakes.LABELS if i % 2 == 0 else fakes.LABELS[::-1]
+        shots = "train item" in text or "validation item" in text
+        if shots or i >= 20:
+            return f" {gold}."
+        return "who knows" if i < 8 else f" {other}."
+
+    with ScriptedBackend("lines", reply=say) as backend:
+        report = evaluate(make_task(30), backend, ["zero_shot", "few_shot"], seeds=(0,))
+    [c] = report.comparisons
+    assert (c.n, c.difference, c.unparsed) == (30, pytest.approx(2 / 3), (0.0, pytest.approx(8 / 30)))
+    difference, interval, test = statistics.compare([[1.0] * 22], [[0.0] * 12 + [1.0] * 10])
+    assert asdict(c.both_read) == {
+        "n": 22, "difference": difference, "low": interval.low, "high": interval.high, "p": test.p,
+    }  # fmt: skip
+    assert c.claimed
+    assert "few_shot is 66.7 points above zero_shot (+54.5 over the 22 items that both read)." in str(report)
+    for text in (str(report), report.to_markdown(), report.to_html()):
+        assert "items both read" in text
+        assert "22 of 30" in text
+
+
+def test_labels_that_differ_in_case_alone_are_named():
+    report = lines_report(" {gold}.", " {gold}.", labels=("Good", "good"))
+    assert "'Good' and 'good' differ in letter case alone and count as different labels" in str(report)
+    assert "differ in letter case" not in str(lines_report(" {gold}.", " {gold}."))

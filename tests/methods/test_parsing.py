@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,7 +128,8 @@ def test_choices_in_brackets_of_their_own() -> None:
 
 def test_another_marker() -> None:
     assert parse_label("Label: positive", SENTIMENT, marker="Label:") == "positive"
-    assert parse_label("The answer is positive.", SENTIMENT, marker="Label:") is None
+    assert parse_label("The answer is positive.", SENTIMENT, marker="Label:") == "positive"
+    assert parse_label("The answer is positive. Label: negative", SENTIMENT, marker="Label:") == "negative"
     assert split_answer("Because. Label: x", "Label:") == ("Because.", " x")
     assert split_answer("Because.") is None
 
@@ -156,10 +159,184 @@ def test_what_is_parsed_was_written_behind_a_marker_or_alone(text: str) -> None:
     if value is None:
         return
     lowered = text.lower()
-    assert value in lowered
-    if "the answer is" in lowered:
-        assert value in lowered.split("the answer is", 1)[1]
+    other = next(label for label in SENTIMENT if label != value)
+    announced = re.split(r"the answer is\b", lowered, maxsplit=1)
+    if len(announced) > 1:
+        assert value in announced[1]
         assert "not " + value not in lowered.rpartition("the answer is")[2].split(".")[0]
     else:
-        other = next(label for label in SENTIMENT if label != value)
-        assert other not in lowered
+        assert re.search(rf"\b{value}\b", lowered)
+        assert not re.search(rf"\b{other}\b", lowered)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(B) show", "B"),
+        ("B) show", "B"),
+        ("B. show", "B"),
+        ("B: show.", "B"),
+        ("B show", "B"),
+        ("The answer is (B) show.", "B"),
+        ("The answer is (C) salt and pepper.", "C"),
+        ("The answer is salt and pepper (C).", "C"),
+        ("The answer is (D) not a place", "D"),
+        ("The answer is option (B).", "B"),
+        ("Option B", "B"),
+        ("The correct answer is (B).", "B"),
+        ("The best choice is B, because (A) is older.", "B"),
+        ("**Answer:** B", "B"),
+        ("**Answer: B**", "B"),
+        ("Answer: B\n\nExplanation: (A) is wrong.", "B"),
+        ("Answer: B\nNote that A is a common distractor.", "B"),
+        ('{"answer": "B"}', "B"),
+        ("<answer>B</answer>", "B"),
+        ("$B$", "B"),
+        ("\\boxed{B}", "B"),
+        ("$\\boxed{\\text{B}}$", "B"),
+        ("**B**", "B"),
+        ("Ｂ", "B"),
+        ("（B）", "B"),
+        ("「B」", "B"),
+        ("The answer is B！", "B"),
+        ("The answer is B because A is not.", "B"),
+        ("The answer is not (A). The answer is (B).", "B"),
+        # refused
+        ("(B) salt and pepper", None),
+        ("The answer is (B) salt and pepper.", None),
+        ("The answer is B, C", None),
+        ("A, B", None),
+        ("B or C", None),
+        ("Both A and B", None),
+        ("The wrong answer is (B).", None),
+        ("(B) show or (C)", None),
+        ("The answer is likely (B).", None),
+        ("A cat is on the mat", None),
+        ("The answer is (A). Wait, no: the answer is (B).", None),
+    ],
+)
+def test_a_letter_with_its_text_and_other_announcements(text: str, expected: str | None) -> None:
+    assert (
+        parse_label(text, ("A", "B", "C", "D"), options=("a vine", "show", "salt and pepper", "not a place"))
+        == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("No, it did not.", "no"),
+        ("The answer is No, it did not.", "no"),
+        ("The answer is no, it doesn't.", "no"),
+        ("The answer is no, not really.", "no"),
+        ("Yes, it did.", "yes"),
+        ("The answer is Yes, it did not.", None),
+        ("The answer is No, I don't know.", None),
+        ("No, wait: yes.", None),
+        ("No. Yes.", None),
+        ("The answer is no. Yes.", None),
+        ("Yes and no", None),
+        ("Yes, maybe.", None),
+        ("No idea", None),
+        ("The answer is not no", None),
+    ],
+)
+def test_a_denial_that_is_itself_a_label(text: str, expected: str | None) -> None:
+    assert parse_label(text, ("yes", "no")) == expected
+
+
+def test_false_is_not_true() -> None:
+    assert parse_label("False, it is not true.", ("True", "False")) == "False"
+    assert parse_label("True, it is not false.", ("True", "False")) is None
+
+
+ZH = ("正面", "负面")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("答案是：负面", "负面"),
+        ("答案是正面。", "正面"),
+        ("答案是「正面」，因为电池很好。", "正面"),
+        ("电池不好，所以答案是负面。", "负面"),
+        ("正面。", "正面"),
+        ("答案是正面。答案是负面。", None),
+        ("答案是正面。负面", None),
+        ("答案是正面，不是负面。", None),
+        ("答案是不是正面？", None),
+        ("我不认为答案是正面。", None),
+        ("答案是正面？", None),
+        ("不正面", None),
+        ("正面的负面", None),
+    ],
+)
+def test_chinese(text: str, expected: str | None) -> None:
+    assert parse_label(text, ZH, marker="答案是") == expected
+
+
+def test_punctuation_of_other_scripts() -> None:
+    assert parse_label("सकारात्मक।", ("सकारात्मक", "नकारात्मक")) == "सकारात्मक"
+    assert parse_label("الجواب: نعم، لأنه صحيح", ("نعم", "لا"), marker="الجواب:") == "نعم"
+    assert parse_label("回答は：ポジティブ！", ("ポジティブ", "ネガティブ"), marker="回答は") == "ポジティブ"
+    assert parse_label("บวก", ("บวก", "ลบ")) == "บวก"
+    assert parse_label("บวกๆ", ("บวก", "ลบ")) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "text", "expected"),
+    [
+        (("May", "may"), "The answer is May.", "May"),
+        (("May", "may"), "The answer is MAY.", None),
+        (("Zürich", "Zurich"), "The answer is Zu\u0308rich.", "Zürich"),
+        (("Zu\u0308rich", "Zurich"), "The answer is ZÜRICH.", "Zu\u0308rich"),
+        (("not_spam", "spam"), "The answer is not-spam.", "not_spam"),
+        (("not_spam", "not spam"), "The answer is not_spam.", "not_spam"),
+        (("not_spam", "not spam"), "The answer is not spam.", "not spam"),
+        (("U.S.", "U.K."), "The answer is U.S.", "U.S."),
+        (("U.S.", "U.K."), "The answer is U.K..", "U.K."),
+        (("C++", "C", "C#"), "The answer is C.", "C"),
+        (("C++", "C", "C#"), "The answer is c++.", "C++"),
+        (("N/A", "yes/no", "yes"), "The answer is yes/no.", "yes/no"),
+        (("-1", "0", "1"), "The answer is −1.", "-1"),
+        (("0", "1"), "The answer is -1.", None),
+        (("4", "45"), "The answer is 4 5", None),
+        (("👍", "👎"), "The answer is 👍.", "👍"),
+        (("👍", "👎"), "The answer is 👍🏽.", None),
+        (("👍", "👎"), "The answer is 👍👎", None),
+        (("a.b", "a|b", "(x)"), "The answer is (x).", "(x)"),
+        (("a.b", "a|b", "(x)"), "axb", None),
+        (("'good'", '"bad"'), "The answer is 'good'.", "'good'"),
+        (("positive", "negative"), "The answer is positive, as well as negative", None),
+    ],
+)
+def test_labels_of_all_kinds(labels: tuple[str, ...], text: str, expected: str | None) -> None:
+    assert parse_label(text, labels) == expected
+
+
+def test_what_a_thinking_model_reasons_is_not_read() -> None:
+    text = "<think>It could be negative. The answer is negative. Or not.</think> The answer is positive."
+    assert parse_label(text, SENTIMENT) == "positive"
+    assert parse_label("Well, negative.\n</think>\n\npositive", SENTIMENT) == "positive"
+    assert parse_label("<think>\nThe answer is positive at first sight, but", SENTIMENT) is None
+    assert parse_text("<think>Rome?</think>Paris.") == "Paris"
+    assert parse_text("<think>The answer is Rome") is None
+
+
+def test_reasons_come_first_where_they_were_asked_for() -> None:
+    assert parse_label("No, nothing was said of it.", ("yes", "no")) == "no"
+    assert parse_label("No, nothing was said of it.", ("yes", "no"), reasons=True) is None
+    assert parse_label("No.", ("yes", "no"), reasons=True) == "no"
+    assert parse_label("Nothing was said of it. Answer: no", ("yes", "no"), reasons=True) == "no"
+    assert parse_label("It is not good, so the answer is negative.", SENTIMENT) == "negative"
+
+
+def test_one_reader_takes_many_labels_and_long_texts() -> None:
+    labels = tuple(f"label number {i}" for i in range(5_000))
+    for i in range(0, 5_000, 5):
+        assert parse_label(f"The answer is label number {i}, because.", labels) == f"label number {i}"
+    assert parse_label("The answer is" + " " * 100_000 + "positive", SENTIMENT) == "positive"
+    assert parse_label(" " * 200_000, SENTIMENT) is None
+    assert parse_label("The answer is " * 14_000 + "positive", SENTIMENT) == "positive"
+    assert parse_label("(" * 100_000, SENTIMENT) is None
+    assert parse_label("The answer is positive" + ", no" * 20_000 + ", negative", SENTIMENT) is None

@@ -38,7 +38,7 @@ def test_macro_f1_with_unparsed_and_invented_labels_agrees_with_sklearn_over_the
 
 
 def test_unparsed_is_wrong_and_counted() -> None:
-    got = metrics.load("accuracy").compute(predictions=[None, "yes", "No "], references=["yes", "yes", "no"])
+    got = metrics.load("accuracy").compute(predictions=[None, "yes", "no "], references=["yes", "yes", "no"])
     assert got == {"accuracy": pytest.approx(2 / 3), "unparsed": pytest.approx(1 / 3)}
 
 
@@ -89,6 +89,23 @@ def test_the_best_accepted_answer_counts() -> None:
 def test_json_answers_by_hand(prediction: str, reference: str, score: float) -> None:
     found = metrics.load("json").per_item(prediction, Example("1", "x", answers=(reference,)))
     assert found["strict_accuracy"] == score
+
+
+def test_labels_that_differ_in_case_are_different() -> None:
+    got = metrics.load("macro_f1").compute(predictions=["May", "May"], references=["May", "may"])
+    assert got["accuracy"] == 0.5
+    assert got["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
+    assert metrics.load("accuracy").per_item("Zu\u0308rich", Example("1", "x", "Zürich"))["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference"),
+    [("U.S.", "U.S."), ("U.S", "U.S."), ("Washington, D.C", "Washington, D.C."), ("42", "$42$"), ("東京", "東京。"),
+     ('"Paris"', "Paris."), ("Zu\u0308rich", "zürich")],
+)  # fmt: skip
+def test_exact_match_looks_past_what_stands_around_either_answer(prediction: str, reference: str) -> None:
+    assert metrics.load("exact_match").per_item(prediction, Example("1", "x", answers=(reference,)))["exact_match"] == 1
+    assert metrics.load("exact_match").per_item("", Example("1", "x", answers=(reference,)))["exact_match"] == 0
 
 
 def test_exact_match_keeps_punctuation() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from amplify.text import open_block, split_reasoning
+from amplify.text import bare, open_block, opens_block, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -36,20 +36,47 @@ def test_a_block_that_the_prompt_opened() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "closing"),
+    ("text", "closing", "at_the_end"),
     [
-        ("<|assistant|>\n<think>\n", "</think>"),
-        ("<think>\n\n</think>\n\n", ""),
-        ("[THINK]", "[/THINK]"),
-        ("<seed:think>", "</seed:think>"),
-        ("a question", ""),
+        ("<|assistant|>\n<think>\n", "</think>", "</think>"),
+        ("<think>\n\n</think>\n\n", "", ""),
+        ("[THINK]", "[/THINK]", "[/THINK]"),
+        ("<seed:think>", "</seed:think>", "</seed:think>"),
+        ("what does <think> mean?", "</think>", ""),
+        ("a question", "", ""),
     ],
 )
-def test_the_block_that_a_prompt_ends_in(text: str, closing: str) -> None:
+def test_the_block_that_a_text_is_inside_of(text: str, closing: str, at_the_end: str) -> None:
     assert open_block(text) == closing
+    assert opens_block(text) == at_the_end
 
 
 def test_a_hundred_thousand_tags_are_split_at_once() -> None:
     reasoning, answer = split_reasoning("<think>a</think>b" * 100_000)
     assert (len(reasoning), len(answer)) == (100_000, 100_000)
     assert split_reasoning("a</think>" * 100_000) == ("a" * 100_000, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        (": 42.", "42"),
+        ("： 42", "42"),
+        ("$42$.", "42"),
+        ("\\boxed{42}.", "42"),
+        ("$\\boxed{42}$", "42"),
+        ("东京。", "东京"),
+        ("「东京」。", "东京"),
+        ("**Paris.**", "Paris"),
+        ('"Paris".', "Paris"),
+        ("U.S.", "U.S."),
+        ("Washington, D.C.", "Washington, D.C."),
+        ("3.5.", "3.5"),
+        ("$5", "$5"),
+        (":)", ":)"),
+        ("] ) }", "] ) }"),
+        (" . ", ""),
+    ],
+)
+def test_a_short_answer_without_what_stands_around_it(line: str, answer: str) -> None:
+    assert bare(line) == answer
