@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from amplify.redaction import redact
+
 EXTRAS = {
     "accelerate": "local",
     "bm25s": "rag",
@@ -24,7 +26,13 @@ EXTRAS = {
 
 
 class AmplifyError(Exception):
-    """Base class: the command line prints the message without a traceback and exits with status 2."""
+    """Base class: the command line prints the message without a traceback and exits with status 2.
+
+    Secrets in a message are hidden (see `redaction`).
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redact(message))
 
 
 class InputError(AmplifyError, ValueError):
@@ -117,10 +125,11 @@ class ContextLengthError(InputError):
 
 
 class BackendError(AmplifyError):
-    """A model or server failed after all retries; what was answered before is kept.
+    """A model or server failed after all retries.
 
     Attributes:
-        completed: index in the batch -> what was answered (a Completion or TokenLogProbs).
+        completed: index in the batch -> what was answered before (a Completion or TokenLogProbs); whoever raises it
+            has put it nowhere else.
     """
 
     def __init__(self, message: str, completed: Mapping[int, Any] | None = None) -> None:

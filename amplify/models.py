@@ -149,12 +149,14 @@ ALIASES: dict[str, Alias] = {
 }
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, *, weights: bool = True) -> Path:
     """The folder of a model.
 
     Args:
         name: an alias (pulled when it is missing or broken), a local folder, or a hub id OWNER/NAME or
             OWNER/NAME@REVISION (fetched when it is not in the hub's cache).
+        weights: False where the tokenizer is enough: a folder needs no more than that, and of a hub id no weights
+            are fetched.
 
     Returns:
         An absolute folder with `config.json`, safetensors weights and a tokenizer.
@@ -168,9 +170,9 @@ def resolve(name: str | Path) -> Path:
         return pull([text], verify=False)[0]
     folder = Path(text).expanduser()
     if folder.is_dir():
-        return _checked(folder.resolve(), text)
+        return _checked(folder.resolve(), text) if weights else folder.resolve()
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", text):
-        return _from_hub(text)
+        return _from_hub(text, weights)
     if folder.is_absolute() or text.startswith((".", "~")) or os.sep in text:
         raise DataError(f"there is no model folder {text}")
     raise UnknownNameError("model", text, ALIASES, "A hub id is written OWNER/NAME; a folder, ./FOLDER.")
@@ -331,7 +333,7 @@ def _intact(folder: Path, alias: Alias, verify: bool) -> bool:
     return True
 
 
-def _from_hub(text: str) -> Path:
+def _from_hub(text: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -342,7 +344,7 @@ def _from_hub(text: str) -> Path:
                 repo,
                 revision=revision or None,
                 # weights as safetensors only: pickled ones can run code
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
+                allow_patterns=["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])],
                 ignore_patterns=["original/*", "onnx/*"],
             )
         except GatedRepoError as error:
@@ -356,7 +358,7 @@ def _from_hub(text: str) -> Path:
             ) from error
         except HfHubHTTPError as error:
             raise DataError(f"the hub did not give {text}: {error}") from error
-    return _checked(Path(folder), text)
+    return _checked(Path(folder), text) if weights else Path(folder)
 
 
 def _checked(folder: Path, name: str) -> Path:

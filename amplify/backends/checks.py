@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from amplify.errors import CapabilityError, ContextLengthError, InputError
+from amplify.errors import BackendError, CapabilityError, ContextLengthError, InputError
 from amplify.values import Prompt
 
 if TYPE_CHECKING:
@@ -61,6 +62,16 @@ def check_targets(starts: Sequence[int]) -> None:
     for i, start in enumerate(starts):
         if start == 0:
             raise InputError(f"prompt {i} puts no token before its continuation, so the first has no probability")
+
+
+def check_numbers(logprobs: Sequence[float], spec: str) -> None:
+    """Refuse log-probabilities that are no numbers, so that none becomes an answer or is kept.
+
+    Raises:
+        BackendError: one is NaN.
+    """
+    if any(map(math.isnan, logprobs)):
+        raise BackendError(f"{spec} gave a log-probability that is no number: check the weights and dtype of the model")
 
 
 def own_seed(seed: int, index: int) -> int:

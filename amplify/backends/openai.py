@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from amplify.backends.base import Usage
 from amplify.backends.checks import check_pairs, check_targets, check_window, own_seed
-from amplify.backends.retry import GiveUpError, TryAgainError, run_all
-from amplify.backends.server import KEY_VARIABLE, Json, Server
-from amplify.errors import CapabilityError, InputError
+from amplify.backends.dialect import NEUTRAL, Dialect
+from amplify.backends.replies import Json, ReplyError, Way, prompt_log_probs, usage, written
+from amplify.backends.retry import GiveUpError, run_all
+from amplify.backends.server import KEY_VARIABLE, Server
+from amplify.errors import CapabilityError, DataError, InputError
+from amplify.redaction import redact_fields
 from amplify.steering.payload import KEY, PROBE, payloads
-from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
+from amplify.values import Completion, Message, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
     from amplify.backends.text import Encoded, Rendered
     from amplify.steering import Steering
+
+T = TypeVar("T")
+REFUSALS = (400, 422)  # statuses by which servers refuse a field
 
 
 def connect(model_at_url: str, **options: Any) -> OpenAIBackend:
@@ -63,25 +69,25 @@ class OpenAIBackend:
         timeout: float = 120.0,
         max_context: int | None = None,
         continue_final_message: bool = False,
-        token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepare the client; nothing is sent yet.
 
         Args:
             model_at_url: "MODEL@URL", e.g. "smollm2@http://127.0.0.1:8000/v1".
-            tokenizer: folder, alias or hub id of the model's tokenizer; its templates are then rendered here.
+            tokenizer: folder, alias or hub id of the model's tokenizer (no weights are needed or fetched); its
+                templates are then rendered here.
             concurrency: requests in flight at once.
             retries: further tries of a request that failed in a way that may pass (429, 5xx, time-out, no connection,
-                an answer that is not what the API promises).
-            timeout: seconds to wait for an answer.
+                an answer that is not what the API promises), after waits that double from half a second up.
+            timeout: seconds within which each try must be answered in full, to the last byte. A server that never
+                answers is given up after (retries + 1) * timeout and the waits between.
             max_context: the model's window in tokens, where known.
             continue_final_message: send an answer prefix on a chat as vLLM's `continue_final_message`.
-            token_limit: the name under which the chat API takes the limit on new tokens.
-            extra_body: further fields of every request, e.g. {"top_k": 1}.
+            extra_body: further fields of every request, e.g. {"top_k": 1}; they go before what amplify sends itself.
 
         Raises:
-            InputError: malformed "MODEL@URL" or option.
+            InputError: malformed "MODEL@URL" or option, or a key that cannot be one.
         """
         found = re.fullmatch(r"(.+)@(https?://[^\s?#]+)", model_at_url)
         if not found or "@" in found[2]:
@@ -89,16 +95,17 @@ class OpenAIBackend:
                 f"a server is written openai:MODEL@URL, e.g. openai:smollm2@http://127.0.0.1:8000/v1, without user, "
                 f"password or query; the key goes into {KEY_VARIABLE}"
             )
-        if concurrency < 1 or retries < 0 or timeout <= 0:
+        if concurrency < 1 or retries < 0 or not 0 < timeout < math.inf:
             raise InputError(f"need concurrency >= 1, retries >= 0, timeout > 0: {concurrency}, {retries}, {timeout}")
         self.model, self.url = found[1], found[2].rstrip("/")
         self.spec = f"openai:{self.model}@{self.url}"
         self.usage = Usage()
         self.max_context = max_context
         self._concurrency, self._retries = concurrency, retries
-        self._continue, self._token_limit, self._extra = continue_final_message, token_limit, dict(extra_body or {})
+        self._continue, self._extra = continue_final_message, dict(extra_body or {})
+        self._dialect = Dialect()
         self._server = Server(self.url, timeout)
-        self._steers = False  # until the server has shown it
+        self._steers = self._settled = False  # until the server has shown it
         self._tokenizer_name = tokenizer
         self._tokenizer: Any = _load_tokenizer(tokenizer) if tokenizer else None
 
@@ -124,7 +131,7 @@ class OpenAIBackend:
             check_window(counts, sampling.max_tokens, self.max_context)
         requests = [self._request(prompt, ids[i], sampling, i, asked[i]) for i, prompt in enumerate(prompts)]
         done = run_all(
-            [partial(self._complete, *request, count) for request, count in zip(requests, counts, strict=True)],
+            [partial(self._complete, *r, sampling, count) for r, count in zip(requests, counts, strict=True)],
             who=self.spec,
             concurrency=self._concurrency,
             retries=self._retries,
@@ -140,9 +147,14 @@ class OpenAIBackend:
         return [math.ceil(len(text.encode()) / 4) + 4 * len(p.messages) for p, text in zip(prompts, texts, strict=True)]
 
     def describe(self) -> dict[str, Any]:
-        """Model, server, who renders the templates and how tokens are counted."""
-        import openai
+        """Model, server, who renders the templates, how tokens are counted, and what the server does not take.
 
+        Raises:
+            BackendError: it does not answer.
+        """
+        import httpx
+
+        self._settle()
         return {
             "backend": self.spec,
             "model": {"name": self.model},
@@ -152,7 +164,9 @@ class OpenAIBackend:
             if self._tokenizer is not None
             else "estimated before a run, the server's own in it",
             "max_context": self.max_context,
-            "versions": {"openai": openai.__version__},
+            "extra_body": redact_fields(self._extra),
+            "not_taken": sorted(self._dialect.without),
+            "versions": {"httpx": httpx.__version__},
         }
 
     def window(self) -> int | None:
@@ -161,12 +175,8 @@ class OpenAIBackend:
         Raises:
             BackendError: no answer after all retries.
         """
-        models = self._once(self._list_models).get("data")
-        for entry in models if isinstance(models, list) else []:
-            if isinstance(entry, dict) and entry.get("id") == self.model:
-                window = entry.get("max_model_len")
-                return window if isinstance(window, int) else None
-        return None
+        window = self._listed.get("max_model_len")
+        return window if type(window) is int and window > 0 else None
 
     def close(self) -> None:
         """Close the connections."""
@@ -182,17 +192,18 @@ class OpenAIBackend:
         self, prompt: Prompt, ids: Sequence[int] | None, sampling: Sampling, index: int, asked: str | None
     ) -> tuple[str, Json]:
         """Path and body of the request for prompt number `index` of a batch."""
-        body: Json = {"model": self.model, "temperature": sampling.temperature, **self._with(asked)}
+        body: Json = {"model": self.model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if sampling.temperature > 0:
             body["top_p"] = sampling.top_p
             if sampling.seed is not None:
                 body["seed"] = own_seed(sampling.seed, index)
+        body |= self._with(asked)
         if ids is not None:
-            return "/completions", {**body, "max_tokens": sampling.max_tokens, "prompt": list(ids)}
+            return "/completions", {**body, "prompt": list(ids)}
         if prompt.text is not None:
-            return "/completions", {**body, "max_tokens": sampling.max_tokens, "prompt": prompt.text + prompt.prefix}
+            return "/completions", {**body, "prompt": prompt.text + prompt.prefix}
         messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
         if prompt.prefix:
             if not self._continue:
@@ -204,32 +215,77 @@ class OpenAIBackend:
                 )
             messages.append({"role": "assistant", "content": prompt.prefix})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        return "/chat/completions", {**body, self._token_limit: sampling.max_tokens, "messages": messages}
+        return "/chat/completions", {**body, "messages": messages}
 
-    def _complete(self, path: str, body: Json, prompt_tokens: int) -> Completion:
-        data = self._server.post(path, body)
-        choice = _choice(data)
-        message = choice.get("message")
-        text = message.get("content") if isinstance(message, dict) else choice.get("text")
-        if text is None and isinstance(message, dict):
-            text = ""  # a refusal or a tool call: the model wrote no text
-        if not isinstance(text, str):
-            raise TryAgainError("the server's answer holds no text")
-        usage = data.get("usage") or {}
+    async def _complete(self, path: str, body: Json, sampling: Sampling, prompt_tokens: int) -> Completion:
+        data = await self._post(path, body, prompt_tokens + sampling.max_tokens)
+        text, finish = written(data)
+        counted, generated = usage(data)
+        cut = min(
+            (at for s in sampling.stop if (at := text.find(s)) >= 0), default=None
+        )  # not every server stops there
         return Completion(
-            text=text,
-            finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
-            prompt_tokens=usage.get("prompt_tokens") or prompt_tokens,
-            completion_tokens=usage.get("completion_tokens") or self._text_tokens(text),
+            text=text[:cut],
+            finish_reason=finish if cut is None else "stop",
+            prompt_tokens=prompt_tokens if counted is None else counted,
+            completion_tokens=self._text_tokens(text) if generated is None else generated,
         )
 
-    def _list_models(self) -> Json:
-        try:
-            return self._server.get("/models")
-        except GiveUpError:  # not every server lists its models
-            return {}
+    async def _post(self, path: str, body: Json, tokens: int) -> Json:
+        """The server's answer, asked without what it refuses.
 
-    def _once(self, call: Callable[[], Json]) -> Json:
+        Args:
+            path, body: of the request.
+            tokens: that the answer may speak of.
+        """
+        dialect, first = self._dialect, None
+        while True:
+            sent = dialect.said(path, body)
+            try:
+                data = await self._server.post(path, sent, tokens)
+            except GiveUpError as error:
+                first = first or error
+                other = (
+                    dialect.after(str(error), sent.keys() - self._extra.keys()) if error.status in REFUSALS else None
+                )
+                if other is None:
+                    raise first from None
+                dialect = other
+            else:
+                self._dialect = self._dialect.learned(dialect, sent)
+                return data
+
+    def _settle(self) -> None:
+        """Find out what the server takes, by one short request where it does not say that it is vLLM."""
+        if self._listed.get("owned_by") != "vllm" and not self._settled:
+            hello = Prompt(messages=(Message("user", "Hello"),))
+            ids = None if self._tokenizer is None else self._tokenizer.encode("one two three", add_special_tokens=False)
+            path, body = self._request(hello, ids, Sampling(max_tokens=16, stop=("\n",)), 0, None)
+
+            async def ask() -> None:
+                try:
+                    await self._post(path, body, 1024)
+                except GiveUpError:  # whatever it is, the first real request says it
+                    return
+
+            self._once(ask)
+        self._settled = True
+
+    @cached_property
+    def _listed(self) -> Json:
+        """What the server says about the model in its list; nothing where it has none."""
+
+        async def ask() -> Json:
+            try:
+                return await self._server.get("/models")
+            except (GiveUpError, ReplyError):  # not every server lists its models
+                return {}
+
+        models = self._once(ask).get("data")
+        entries = [e for e in models if isinstance(e, dict)] if isinstance(models, list) else []
+        return next((e for e in entries if e.get("id") == self.model), {})
+
+    def _once(self, call: Callable[[], Awaitable[T]]) -> T:
         return run_all([call], who=self.spec, concurrency=1, retries=self._retries)[0]
 
     def _encode(self, prompts: Sequence[Prompt]) -> tuple[list[Rendered], list[Encoded]]:
@@ -239,10 +295,10 @@ class OpenAIBackend:
         return rendered, tokenise(self._tokenizer, rendered)
 
     def _with(self, asked: str | None) -> Json:
-        """Further fields of a request: the caller's, and its steering."""
+        """Further fields of a request: sampling that is not wanted, the caller's fields, and its steering."""
         if asked is None:
-            return self._extra
-        return {**self._extra, "vllm_xargs": {**self._extra.get("vllm_xargs", {}), KEY: asked}}
+            return NEUTRAL | self._extra
+        return {**NEUTRAL, **self._extra, "vllm_xargs": {**self._extra.get("vllm_xargs", {}), KEY: asked}}
 
     def _check(self, steering: Steering | None) -> None:
         """Refuse steering that would not reach the attention: a server without the plugin ignores what it is sent."""
@@ -256,7 +312,7 @@ class OpenAIBackend:
         steering.check(*self._fits)
         if self._steers:
             return
-        refusal = self._once(self._probe)["refusal"]
+        refusal = self._once(self._probe)
         if KEY not in refusal or "without steering" in refusal:
             raise CapabilityError(
                 f"{self.spec!r} does not steer attention{f' ({refusal})' if refusal else ''}. Serve the model by vLLM "
@@ -271,17 +327,19 @@ class OpenAIBackend:
 
         from amplify import models
 
-        folder = models.resolve(str(self._tokenizer_name))
+        folder = models.resolve(str(self._tokenizer_name), weights=False)
         return AutoConfig.from_pretrained(folder), models.identity(folder)
 
-    def _probe(self) -> Json:
+    async def _probe(self) -> str:
+        """What the server says to steering that it cannot read; "" where it does not look at it."""
         ids = self._tokenizer.encode("one two three", add_special_tokens=False)
-        body = {"model": self.model, "prompt": ids, "max_tokens": 1, **self._with(PROBE)}
         try:
-            self._server.post("/completions", body)
+            await self._server.post(
+                "/completions", {"model": self.model, "prompt": ids, "max_tokens": 1, **self._with(PROBE)}, len(ids)
+            )
         except GiveUpError as error:
-            return {"refusal": str(error)}
-        return {"refusal": ""}
+            return str(error)
+        return ""
 
     def _text_tokens(self, text: str) -> int:
         if self._tokenizer is not None:
@@ -300,7 +358,7 @@ class OpenAIBackend:
 class OpenAIScorer(OpenAIBackend):
     """A server that returns log-probabilities of prompt tokens; made by `connect`, which asks it."""
 
-    way: Literal["prompt_logprobs", "echo"] = "prompt_logprobs"
+    way: Way = "prompt_logprobs"
 
     def find_way(self) -> bool:
         """Try each way to get the log-probabilities of prompt tokens and keep the first that works.
@@ -312,11 +370,8 @@ class OpenAIScorer(OpenAIBackend):
             BackendError: the server cannot be reached.
         """
         ids = self._tokenizer.encode("one two three", add_special_tokens=False)
-        for way in ("prompt_logprobs", "echo"):
-            self.way = way
-            if self._once(partial(self._offer, ids)):
-                return True
-        return False
+        ways: tuple[Way, ...] = ("prompt_logprobs", "echo")
+        return any(self._once(partial(self._offers, ids)) for self.way in ways)
 
     def score(
         self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
@@ -339,37 +394,19 @@ class OpenAIScorer(OpenAIBackend):
             answered=lambda i, done: self._count(encoded[i][1], len(done.token_ids)),
         )
 
-    def _offer(self, ids: Sequence[int]) -> Json:
+    async def _offers(self, ids: Sequence[int]) -> bool:
         try:
-            return {"logprobs": self._score(ids, 1)}
+            await self._score(ids, 1)
         except GiveUpError:
-            return {}
+            return False
+        return True
 
-    def _score(self, ids: Sequence[int], start: int, asked: str | None = None) -> TokenLogProbs:
-        extra = self._with(asked)
-        body: Json = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0, **extra}
-        if self.way == "prompt_logprobs":
-            entries = _choice(self._server.post("/completions", {**body, "prompt_logprobs": 0})).get(self.way)
-            values = [(e or {}).get(str(token)) for e, token in zip(entries or [], ids, strict=False)]
-            numbers = [v.get("logprob") if isinstance(v, dict) else None for v in values]
-        else:
-            choice = _choice(self._server.post("/completions", {**body, "echo": True, "logprobs": 1}))
-            numbers = (choice.get("logprobs") or {}).get("token_logprobs") or []
-            if len(numbers) not in (len(ids), len(ids) + 1):
-                raise GiveUpError(f"the server echoed {len(numbers)} tokens for {len(ids)}: another tokenizer?")
-        found = numbers[start : len(ids)]
-        known = [float(n) for n in found if isinstance(n, int | float)]
-        if len(known) < len(ids) - start:
-            raise GiveUpError("the server returned no log-probabilities of the prompt's tokens")
+    async def _score(self, ids: Sequence[int], start: int, asked: str | None = None) -> TokenLogProbs:
+        how = {"prompt_logprobs": 0} if self.way == "prompt_logprobs" else {"echo": True, "logprobs": 1}
+        body = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0, **self._with(asked)}
+        found = prompt_log_probs(await self._post("/completions", body | how, len(ids)), ids, start, self.way)
         target = tuple(ids[start:])
-        return TokenLogProbs(tuple(self._tokenizer.decode([token]) for token in target), target, tuple(known))
-
-
-def _choice(data: Json) -> Json:
-    choices = data.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise TryAgainError("the server's answer has no choices")
-    return choices[0]
+        return TokenLogProbs(tuple(self._tokenizer.decode([token]) for token in target), target, found)
 
 
 def _load_tokenizer(name: str) -> Any:
@@ -377,4 +414,7 @@ def _load_tokenizer(name: str) -> Any:
 
     from amplify import models
 
-    return AutoTokenizer.from_pretrained(models.resolve(name))
+    try:
+        return AutoTokenizer.from_pretrained(models.resolve(name, weights=False))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{name} has no readable tokenizer: {error}") from error

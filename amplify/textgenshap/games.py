@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,8 @@ class Memory:
                 whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
                 for line in whole[1:]:
                     selection, result = json.loads(line)
-                    self._known[_frozen(selection)] = result
+                    if isinstance(result, str) or all(map(math.isfinite, result)):
+                        self._known[_frozen(selection)] = result
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("".join(whole) or json.dumps({"identity": self.identity}) + "\n", encoding="utf-8")
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -162,7 +164,10 @@ class LogProbGame:
 
         def ask(new: Sequence[Selection]) -> Iterator[tuple[int, list[float]]]:
             for i, found in engines.score(self.engine, self.context, self.backend, new, self.answer, self.beginnings):
-                yield i, self._columns(found)
+                columns = self._columns(found)
+                if not all(map(math.isfinite, columns)):
+                    raise BackendError(f"{self.backend.spec} gave a log-probability that is {columns[0]}")
+                yield i, columns
 
         self.memory.fill(selections, ask)
         return np.array([self.memory[s] for s in selections], dtype=np.float64)
