@@ -93,7 +93,7 @@ def pairs(settings: tuple[str, ...], option: str) -> dict[str, Any]:
     Raises:
         InputError: no KEY=, or a value that is not YAML.
     """
-    import yaml
+    from amplify.plain import from_yaml
 
     pairs: dict[str, Any] = {}
     for setting in settings:
@@ -101,8 +101,8 @@ def pairs(settings: tuple[str, ...], option: str) -> dict[str, Any]:
         if not equals or not key:
             raise InputError(f"{option} takes KEY=VALUE, e.g. {option} amplify.k=3, not {setting!r}")
         try:
-            pairs[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            pairs[key.strip()] = from_yaml(value, "the value")
+        except InputError as error:
             raise InputError(f"{option} {setting}: the value cannot be read ({error}); put it in quotes") from None
     return pairs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,29 +83,54 @@ SUITE_KEYS = (
 
 def _suite(config: Path | None, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """The suite file's values, overridden by what was given on the command line."""
-    import yaml
-
     from amplify.errors import UnknownNameError
+    from amplify.plain import from_yaml
 
     try:
-        suite = yaml.safe_load(config.read_text(encoding="utf-8")) if config else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{config} is not YAML: {error}") from error
+        suite = from_yaml(config.read_text(encoding="utf-8-sig"), str(config)) if config else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{config} is not readable YAML: {error}") from error
     if not isinstance(suite, dict):
         raise InputError(f"{config} holds no mapping; a suite is a YAML mapping with the options of `amplify run`")
     for key in suite:
         if key not in SUITE_KEYS:
             raise UnknownNameError("suite key", str(key), SUITE_KEYS)
+    _check_kinds(suite, str(config))
     suite |= {key: value for key, value in given.items() if value not in (None, ())}
     suite["options"] = {**(suite.get("options") or {}), **options}
     if isinstance(suite.get("seeds"), str):
         suite["seeds"] = numbers(suite["seeds"])
+    if isinstance(suite.get("backend_option"), str):
+        suite["backend_option"] = [suite["backend_option"]]
     if isinstance(suite.get("methods"), str):
         suite["methods"] = names(suite["methods"])
     for key, hint in (("task", "TASK"), ("backend", "--backend"), ("methods", "--methods")):
         if not suite.get(key):
             raise InputError(f"{hint} is missing: give it on the command line or in a --config file")
     return suite
+
+
+def _check_kinds(suite: dict[str, Any], where: str) -> None:
+    """Refuse values of a suite file of which the command could make nothing."""
+    kinds: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+        (
+            "a text",
+            lambda v: isinstance(v, str),
+            ("task", "backend", "out", "mode", "baseline", "data", "text", "label"),
+        ),
+        ("a whole number from 1", lambda v: type(v) is int and v > 0, ("limit", "batch_size")),
+        ("a list of whole numbers", lambda v: isinstance(v, str) or _all(v, int), ("seeds",)),
+        ("a list of texts", lambda v: isinstance(v, str) or _all(v, str), ("methods", "backend_option")),
+        ("a mapping, e.g. amplify.k: 3", lambda v: isinstance(v, dict) and _all(list(v), str), ("options",)),
+    )
+    for what, fits, keys in kinds:
+        for key in keys:
+            if suite.get(key) is not None and not fits(suite[key]):
+                raise InputError(f"{where}: {key} is {what}, not {suite[key]!r}")
+
+
+def _all(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(v) is kind for v in value)
 
 
 @click.command()

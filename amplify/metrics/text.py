@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections import Counter
+from itertools import islice
 from typing import Any
 
 _GENDERED = re.compile(r"\b(?:he|she|him|her|his|hers|himself|herself)\b", re.IGNORECASE)
@@ -27,6 +28,7 @@ _REFUSAL = re.compile(
     r"|\b(?:can(?:['’]t|not) (?:help|assist|provide|support|fulfil)|against (?:the law|my))",
     re.IGNORECASE,
 )
+_BRACES = 1000  # that may begin a JSON object; each is a try of its own
 _OPENING = 200  # characters in which a refusal shows
 
 
@@ -54,9 +56,9 @@ def consistency(text: str, reference: str) -> float:
 
 
 def embedded_json(text: str) -> Any:
-    """The first JSON object inside a text, whatever stands around it; None where there is none."""
+    """The first JSON object inside a text, whatever stands around it; None where none of 1,000 braces begins one."""
     decoder = json.JSONDecoder()
-    for match in re.finditer(r"\{", text):
+    for match in islice(re.finditer(r"\{", text), _BRACES):
         try:
             return decoder.raw_decode(text, match.start())[0]
         except (ValueError, RecursionError):

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from amplify.errors import InputError
 from amplify.values import Message, Prompt, Span
 
-_NUMBER = r"[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?"
+_NUMBER = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 _OPEN = re.compile(r"<em(?:\s+weight\s*=\s*(?P<quote>[\"']?)(?P<weight>[^\"'>\s]*)(?P=quote))?\s*>")
+_TAG = re.compile(r"</?em\b")
 
 
 def parse_emphasis(
@@ -41,7 +42,10 @@ def parse_emphasis(
         return Prompt(messages=(Message("user", plain),), emphasis=spans, prefix=prefix)
     if raw:
         raise InputError("raw text is one string; messages go through the chat template")
-    turns = [m if isinstance(m, Message) else Message(**m) for m in text]  # type: ignore[arg-type]
+    try:
+        turns = [m if isinstance(m, Message) else Message(**m) for m in text]  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError("text is a string, or messages with a role and a content each") from None
     parsed = [_parse(turn.content, mark, i) for i, turn in enumerate(turns)]
     messages = tuple(Message(turn.role, plain) for turn, (plain, _) in zip(turns, parsed, strict=True))
     return Prompt(messages=messages, emphasis=tuple(s for _, spans in parsed for s in spans), prefix=prefix)
@@ -60,10 +64,14 @@ def _parse(text: str, mark: str, message: int | None) -> tuple[str, tuple[Span, 
             raise InputError(f"nothing is emphasised between two marks, near {_near(text, at)}")
         spans.append(Span(start, length, weight, message))
 
+    special = re.compile(rf"[\\<]|{re.escape(mark)}")
     at = 0
     while at < len(text):
-        literal = text[at : at + 1]
-        if literal == "\\" and (text.startswith(mark, at + 1) or re.compile(r"</?em\b").match(text, at + 1)):
+        found = special.search(text, at)
+        literal = text[at : found.start() if found else len(text)] or text[at]
+        if found is None or found.start() > at:
+            pass
+        elif literal == "\\" and (text.startswith(mark, at + 1) or _TAG.match(text, at + 1)):
             literal = text[at + 1 : at + 1 + (len(mark) if text.startswith(mark, at + 1) else 1)]
             at += 1
         elif text.startswith(mark, at):
@@ -80,11 +88,11 @@ def _parse(text: str, mark: str, message: int | None) -> tuple[str, tuple[Span, 
             close(*opened.pop())
             at += len("</em>")
             continue
-        elif found := _OPEN.match(text, at):
-            opened.append((length, _weight(found["weight"])))
-            at = found.end()
+        elif tag := _OPEN.match(text, at):
+            opened.append((length, _weight(tag["weight"])))
+            at = tag.end()
             continue
-        elif re.compile(r"<em[\s>]").match(text, at):
+        elif re.match(r"<em[\s>]", text[at : at + 4]):
             raise InputError(f"an emphasis tag is <em> or <em weight=FACTOR>, got {_near(text, at)}")
         plain.append(literal)
         length += len(literal)
@@ -100,7 +108,8 @@ def _weight(written: str | None) -> float | None:
     if written is None:
         return None
     if not re.fullmatch(_NUMBER, written) or not 0 < float(written) < float("inf"):
-        raise InputError(f"an emphasis weight is a factor above 0, got {written!r}")
+        shown = written if len(written) <= 40 else written[:40] + "…"
+        raise InputError(f"an emphasis weight is a factor above 0, got {shown!r}")
     return float(written)
 
 

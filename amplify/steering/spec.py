@@ -13,6 +13,7 @@ import yaml
 
 from amplify import resources
 from amplify.errors import DataError, InputError, UnknownNameError
+from amplify.plain import from_yaml
 from amplify.values import STRONGEST
 
 SteeringMode = Literal["pasta", "instaboost", "spotlight", "target_mass"]
@@ -207,8 +208,8 @@ class Steering:
         if not path.is_file():
             raise UnknownNameError("steering profile", str(name), profiles(), "A path to a .yaml file works too.")
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            data = from_yaml(path.read_text(encoding="utf-8-sig"), "the file")
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} is not a readable steering profile: {error}") from error
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise DataError(f"{path} is not a steering profile of format {FORMAT}")

@@ -49,6 +49,7 @@ def last_letters(words: int, rng: random.Random) -> tuple[str, str]:
     return f'Take the last letters of the words in "{quoted}" and concatenate them.', "".join(w[-1] for w in name)
 
 
+MOST = 100_000  # examples of a split
 Rule = Callable[[int, random.Random], tuple[str, str] | planted.Planted]
 RULES: Mapping[str, Rule] = {"coin_flip": coin_flip, "last_letters": last_letters, **planted.RULES}
 """(steps, random stream) -> text, answer and, for some, further fields of the example."""
@@ -67,7 +68,11 @@ def generate(spec: TaskSpec) -> dict[str, list[Example]]:
     check_keys(f"task {spec.name}, generate", options, ("rule", "steps", "sizes"))
     if options.get("rule") not in RULES:
         raise UnknownNameError("rule", str(options.get("rule")), RULES)
-    steps, sizes = options.get("steps", {}), options.get("sizes", {})
+    steps, sizes = options.get("steps") or {}, options.get("sizes") or {}
+    if not isinstance(steps, dict) or not isinstance(sizes, dict):
+        raise InputError(f"task {spec.name}: steps and sizes are mappings of splits to whole numbers")
+    if any(not isinstance(n, int) or not 1 <= n <= MOST for n in sizes.values()):
+        raise InputError(f"task {spec.name}: sizes are numbers of examples, 1 to {MOST:,}")
     if any(not isinstance(steps.get(s), int) or not 2 <= steps[s] <= len(FIRST_NAMES) for s in SPLITS):
         raise InputError(f"task {spec.name}: steps names train, validation and test, each 2 to {len(FIRST_NAMES)}")
     seen: set[str] = set()

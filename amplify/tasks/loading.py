@@ -109,7 +109,7 @@ def _file_spec(path: Path, columns: Mapping[str, str]) -> TaskSpec:
     if "split" not in fields and "split" in column_names(path):
         fields["split"] = "split"
     return TaskSpec(
-        name=path.stem,
+        name=path.stem.encode(errors="replace").decode(),  # a file's name may be no text
         files={"all": (path.name,)},
         fields={**fields, "keep": "*"},
         splits=USER_SPLITS,

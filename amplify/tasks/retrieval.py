@@ -16,7 +16,7 @@ from typing import Any
 
 from amplify.errors import InputError
 from amplify.metrics import normalise
-from amplify.tasks.rows import column
+from amplify.tasks.rows import column, laid_out
 from amplify.tasks.spec import TaskSpec, check_keys
 from amplify.values import Example
 
@@ -38,7 +38,10 @@ def retrieval_examples(spec: TaskSpec, rows: Sequence[Row], path: Path) -> list[
     """
     check_keys(f"task {spec.name}, documents", spec.documents, OPTIONS)
     read = {"hotpotqa": _hotpotqa, "nq": _nq, "miracl": _miracl}[spec.format]
-    examples = [read(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
+    examples = []
+    for number, row in enumerate(rows, start=1):
+        with laid_out(f"{path}, row {number}"):
+            examples.append(read(row, f"{path}, row {number}"))
     return _completed(spec, examples) if spec.documents else examples
 
 

@@ -7,13 +7,17 @@ import gzip
 import hashlib
 import json
 import re
+import sys
+import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from amplify.errors import DataError, InputError
+from amplify.errors import AmplifyError, DataError, InputError
+from amplify.plain import from_json
 from amplify.values import Example
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -64,7 +68,7 @@ def _table(path: Path, file: TextIO, delimiter: str, columns: Sequence[str]) -> 
                 f"{path}: one column called {only[0]!r}? It seems to be separated by {min(other)!r}: save it with "
                 "commas as .csv, or with tabs as .tsv"
             )
-        for row in reader:
+        for row in _whole(reader):
             if None in row or None in row.values():
                 raise InputError(
                     f"{path}, line {reader.line_num}: the row has another number of cells than the header "
@@ -72,14 +76,30 @@ def _table(path: Path, file: TextIO, delimiter: str, columns: Sequence[str]) -> 
                 )
             yield dict(row)
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num} is no valid table row: {error}; check its quotes") from error
+        raise InputError(
+            f"{path}, line {reader.reader.line_num} is no valid table row: {error}; check its quotes"
+        ) from error
+
+
+_LIMIT = threading.Lock()
+
+
+def _whole(reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
+    """Rows with cells of any length. The csv module's limit is the whole process's, so it is lifted for a row only."""
+    while True:
+        with _LIMIT:
+            limit = csv.field_size_limit(sys.maxsize)
+            try:
+                row = next(reader, None)
+            finally:
+                csv.field_size_limit(limit)
+        if row is None:
+            return
+        yield row
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+    row = from_json(line, f"{path}, line {number}")
     if not isinstance(row, dict):
         raise InputError(f"{path}, line {number} is no JSON object")
     return row
@@ -88,14 +108,26 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
 def _json_rows(path: Path, content: str) -> list[dict[str, Any]]:
     if not content.strip():
         return []
-    try:
-        loaded = json.loads(content)
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    loaded = from_json(content, str(path))
     found = loaded.get("examples", loaded.get("data")) if isinstance(loaded, dict) else loaded
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise InputError(f"{path}: a JSON file is a list of objects, or has one under 'examples' or 'data'")
     return found
+
+
+@contextmanager
+def laid_out(where: str) -> Iterator[None]:
+    """Around what reads a row: values of another kind than its layout has are one error.
+
+    Raises:
+        InputError: instead of what Python says of them.
+    """
+    try:
+        yield
+    except AmplifyError:
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError) as error:
+        raise InputError(f"{where}: a value is not of the kind that the task's format has there ({error})") from error
 
 
 def column_names(path: Path) -> list[str]:
@@ -124,6 +156,7 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
         raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
     label = column(row, fields["label"], where) if "label" in fields else None
     answers = column(row, fields["answers"], where) if "answers" in fields else ()
+    answers = () if answers is None else answers
     choices: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     if "choices" in fields:
@@ -148,7 +181,7 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
         label=None if label is None or str(label) == "" else str(label).strip(),
         choices=choices,
         options=options,
-        answers=(answers,) if isinstance(answers, str) else tuple(map(str, answers)),
+        answers=tuple(map(str, answers)) if isinstance(answers, list | tuple) else (str(answers),),
         fields={name: column(row, name, where) for name in extra},
     )
 
@@ -232,7 +265,7 @@ def _choices(row: Mapping[str, Any], source: Any, where: str) -> tuple[tuple[str
     raise InputError(f"{where}: {source!r} holds no list of choices")
 
 
-_OPTION = re.compile(r"^\(([A-Z])\)\s*(.*?)\s*$")
+_OPTION = re.compile(r"\(([A-Z])\)(.*)")
 
 
 def bbh_example(text: str, target: str | None, where: str) -> Example:
@@ -250,7 +283,7 @@ def bbh_example(text: str, target: str | None, where: str) -> Example:
     if lettered and gold is not None and re.fullmatch(r"\([A-Z]\)", gold):
         gold = gold[1]
     choices = tuple(match[1] for match in lettered)
-    options = tuple(match[2] for match in lettered)
+    options = tuple(match[2].strip() for match in lettered)
     if CANARY in text:
         raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
     plain = json.dumps([question.strip(), choices, options], ensure_ascii=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from amplify import resources
 from amplify.errors import DataError, InputError
-from amplify.tasks.rows import bbh_example, column, example, rows
+from amplify.tasks.rows import bbh_example, column, example, laid_out, rows
 from amplify.tasks.spec import RETRIEVAL, TaskSpec
 from amplify.values import Demonstration, Example, Rationale
 
@@ -81,9 +81,16 @@ def locate(spec: TaskSpec, names: Sequence[str], data: Path | None) -> Path | No
             if data.name == tails[-1].name:
                 return data
             continue
-        tries = [Path(spec.folder) / name] if spec.folder else []
-        if root is not None:
-            tries += [root / tail for tail in tails] + [root.resolve().parent / name]
+        own = Path(spec.folder) / name
+        if spec.folder and own.is_file():
+            inside = [Path(spec.folder).resolve(), *([root.resolve()] if root else [])]
+            if not any(own.resolve().is_relative_to(folder) for folder in inside):
+                raise InputError(
+                    f"task {spec.name}: {own} is a link to {own.resolve()}; a task reads files below its own folder or "
+                    "the data folder only"
+                )
+            return own
+        tries = [root / tail for tail in tails] + [root.resolve().parent / name] if root else []
         for path in tries:
             if path.is_file():
                 return path
@@ -108,7 +115,9 @@ def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) ->
         if spec.format in ("counterfact", "known_facts"):
             from amplify.tasks.facts import fact_examples
 
-            for item, name in fact_examples(spec, content, path):
+            with laid_out(str(path)):
+                facts = fact_examples(spec, content, path)
+            for item, name in facts:
                 pools.setdefault(name, []).append(item)
             continue
         if spec.format in RETRIEVAL:
@@ -117,7 +126,8 @@ def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) ->
             pools[split] = retrieval_examples(spec, content, path)
             continue
         for n, row in enumerate(content, start=1):
-            item, name = _labelled(spec, row, f"{path}, row {n}", fields)
+            with laid_out(f"{path}, row {n}"):
+                item, name = _labelled(spec, row, f"{path}, row {n}", fields)
             pools.setdefault(name or split, []).append(item)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths.values())).hexdigest()
     return Found(pools, source=f"file: {', '.join(p.name for p in paths.values())}", revision=f"sha256:{digest}")
@@ -135,10 +145,17 @@ def _with_labels(
     file = locate(spec, [name], data)
     if file is None:
         raise DataError(f"task {spec.name}: {name}, the labels of {path}, is not there")
-    labels = file.read_text(encoding="utf-8").split()
+    labels = _text(file).split()
     if len(labels) != len(content):
         raise InputError(f"{path} has {len(content)} rows but {file.name} has {len(labels)} labels")
     return [{**row, LABEL_FILE: label} for row, label in zip(content, labels, strict=True)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} as UTF-8 text: {error}") from error
 
 
 def _labelled(spec: TaskSpec, row: Mapping[str, Any], where: str, fields: Mapping[str, Any]) -> tuple[Example, str]:
@@ -217,7 +234,7 @@ def _usual_splits(there: Sequence[str]) -> dict[str, str]:
     return {"all": there[0]}
 
 
-_ANSWER = re.compile(r"\s*So the answer is (.+?)\.?\s*$", re.DOTALL)
+_ANSWER = re.compile(r"So the answer is (.+)", re.DOTALL)
 
 
 def read_cot(spec: TaskSpec, data: Path | None) -> tuple[Demonstration, ...]:
@@ -230,12 +247,12 @@ def read_cot(spec: TaskSpec, data: Path | None) -> tuple[Demonstration, ...]:
     if path is None:
         return ()
     shots = []
-    for number, block in enumerate(path.read_text(encoding="utf-8").split("\n\nQ: ")[1:], start=1):
+    for number, block in enumerate(_text(path).split("\n\nQ: ")[1:], start=1):
         question, _, reasoning = block.partition("\nA: Let's think step by step.")
         answer = _ANSWER.search(reasoning)
         if answer is None:
             raise DataError(f"{path}: exemplar {number} does not end in 'So the answer is …'")
-        item = bbh_example(question, answer[1], f"{path}, exemplar {number}")
+        item = bbh_example(question, answer[1].rstrip().removesuffix("."), f"{path}, exemplar {number}")
         allowed = item.choices or spec.labels
         if allowed and item.label not in allowed:
             raise DataError(f"{path}: exemplar {number} answers {item.label!r}, which is none of {', '.join(allowed)}")

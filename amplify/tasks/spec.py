@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from amplify import resources
 from amplify.errors import DataError, InputError
+from amplify.plain import from_yaml
 
 FIELDS = ("text", "label", "id", "split", "choices", "answers", "keep")
 SPLITS = ("train", "validation", "test")
@@ -83,6 +83,7 @@ class TaskSpec:
     folder: str = ""  # where the YAML lies: its own data may lie beside it
 
 
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(TaskSpec) if f.name not in ("name", "folder")}
 KEYS = tuple(f.name for f in dataclasses.fields(TaskSpec) if f.name not in ("name", "folder"))
 
 
@@ -105,20 +106,27 @@ def read_specs(path: Path) -> dict[str, TaskSpec]:
         DataError: the file cannot be read. InputError: it says something a task has no place for.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read the task file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is not readable YAML: {error}") from error
+    content = from_yaml(text, str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: a task file is a mapping of keys to values; see tasks/README.md")
+    stem = path.stem.encode(errors="replace").decode()  # a file's name may be no text
     if "tasks" not in content:
-        return {path.stem: _spec(path.stem, content, path)}
+        return {stem: _spec(stem, content, path)}
     check_keys(str(path), content, ("common", "tasks"))
+    common, tasks = content.get("common") or {}, content["tasks"]
+    if not isinstance(common, dict) or not isinstance(tasks, dict):
+        raise InputError(f"{path}: common and tasks are mappings, the latter of names to what each task says itself")
     suite = {}
-    for short, own in content["tasks"].items():
-        merged = {**_fill(content.get("common") or {}, short), **(own or {})}
-        suite[f"{path.stem}/{short}"] = _spec(f"{path.stem}/{short}", merged, path)
+    for short, own in tasks.items():
+        if not isinstance(own or {}, dict):
+            raise InputError(f"{path}: task {short!r} is a mapping of keys to values")
+        merged = {**_fill(common, str(short)), **(own or {})}
+        suite[f"{stem}/{short}"] = _spec(f"{stem}/{short}", merged, path)
     return suite
 
 
@@ -134,6 +142,12 @@ def _spec(name: str, content: dict[str, Any], path: Path) -> TaskSpec:
     where = f"{path} ({name})"
     check_keys(where, content, KEYS)
     values = dict(content)
+    for key, default in _DEFAULTS.items():
+        value = values.get(key, default)
+        if isinstance(default, str) and not isinstance(value, str):
+            raise InputError(f"{where}: {key} is a text, not {value!r}; put quotes around it")
+        if isinstance(default, int) and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise InputError(f"{where}: {key} is a whole number from 0, not {value!r}")
     for key in ("labels", "columns"):
         items = values.get(key) or ()
         if not isinstance(items, list | tuple) or not all(isinstance(v, str) for v in items):
@@ -144,13 +158,33 @@ def _spec(name: str, content: dict[str, Any], path: Path) -> TaskSpec:
     for key in ("label_map", "files", "label_files", "fields", "hub", "documents", "generate", "splits", "where"):
         if not isinstance(values.setdefault(key, {}), dict):
             raise InputError(f"{where}: {key} is a mapping")
-    values["label_map"] = {str(k): v for k, v in values["label_map"].items()}
-    values["files"] = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in values["files"].items()}
+    values["label_map"] = {str(k): str(v) for k, v in values["label_map"].items()}
+    values["files"] = {k: _names(where, f"files.{k}", v) for k, v in values["files"].items()}
+    for key in ("label_files", "cot"):
+        held = values.get(key) or ()
+        for name in held.values() if isinstance(held, dict) else [held] if held else []:
+            _names(where, key, name)
     check_keys(f"{where}, files", values["files"], (*SPLITS, "all"))
     check_keys(f"{where}, splits", values["splits"], SPLITS)
-    check_keys(f"{where}, fields", values["fields"], FIELDS)
     check_keys(f"{where}, hub", values["hub"], HUB_KEYS)
-    check_keys(f"{where}, hub fields", values["hub"].get("fields", {}), FIELDS)
+    for key, kind in (
+        ("path", str),
+        ("config", str),
+        ("revision", str),
+        ("splits", dict),
+        ("fields", dict),
+        ("files", dict),
+    ):
+        if not isinstance(values["hub"].get(key) or kind(), kind):
+            raise InputError(f"{where}: hub.{key} is a {'text' if kind is str else 'mapping'}")
+    if values["hub"] and not values["hub"].get("path"):
+        raise InputError(f"{where}: hub.path names the data set")
+    for at, given in (("fields", values["fields"]), ("hub fields", values["hub"].get("fields") or {})):
+        check_keys(f"{where}, {at}", given, FIELDS)
+        for key, value in given.items():
+            several = key in ("text", "choices", "keep") and isinstance(value, list)
+            if not all(isinstance(v, str) for v in (value if several else [value])):
+                raise InputError(f"{where}, {at}: {key} is the name of a column, not {value!r}")
     for key, known in (
         ("overlap", ("refuse", "drop")),
         ("format", ("rows", "bbh", "counterfact", "known_facts", *RETRIEVAL)),
@@ -160,9 +194,24 @@ def _spec(name: str, content: dict[str, Any], path: Path) -> TaskSpec:
             raise InputError(f"{where}: {key} is one of {', '.join(known)}, not {values[key]!r}")
     if not (values["files"] or values["hub"] or values["generate"]):
         raise InputError(f"{where}: a task names its data: files, hub or generate")
-    if any(not isinstance(v, int | float) or isinstance(v, bool) or v < 0 for v in values["splits"].values()):
+    sizes = values["splits"].values()
+    if any(not isinstance(v, int | float) or isinstance(v, bool) or not 0 <= v < math.inf for v in sizes):
         raise InputError(f"{where}: a split's size is a whole number of rows or a share below 1")
     return TaskSpec(name=name, folder=str(path.resolve().parent), **values)
+
+
+def _names(where: str, key: str, value: Any) -> tuple[str, ...]:
+    """One or several names of files, all of which lie below a folder."""
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else ()
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise InputError(f"{where}: {key} is the name of a file, or a list of names")
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise InputError(
+                f"{where}: {key} is {name!r}; a task reads files below its own folder or the data folder only, so "
+                "write the path from there"
+            )
+    return names
 
 
 @functools.cache

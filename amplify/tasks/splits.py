@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from amplify.errors import DataError, InputError
 from amplify.tasks.spec import TaskSpec
 from amplify.values import Example
 
+_JSON = json.JSONEncoder(ensure_ascii=False)
+
 
 def content_hash(example: Example) -> str:
     """SHA-256 of what the model reads (text, choices, options), letter case and runs of spaces aside."""
     read = [[" ".join(text.casefold().split()) for text in (example.text, *example.options)], example.choices]
-    return hashlib.sha256(json.dumps(read, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(_JSON.encode(read).encode()).hexdigest()
 
 
 def clean(
@@ -49,12 +51,12 @@ def clean(
                 dropped["gold answer is no choice"] += 1
                 continue
             good.append(example)
+        hashes = [content_hash(example) for example in good]
         golds: dict[str, set[str | None]] = {}
-        for example in good:
-            golds.setdefault(content_hash(example), set()).add(example.label)
+        for key, example in zip(hashes, good, strict=True):
+            golds.setdefault(key, set()).add(example.label)
         first: dict[str, Example] = {}
-        for example in good:
-            key = content_hash(example)
+        for key, example in zip(hashes, good, strict=True):
             if len(golds[key]) > 1:
                 dropped["same text with different labels"] += 1
             elif key in first:
@@ -103,13 +105,12 @@ def split_pools(
         sizes = {name: _size(spec.splits[name], len(pool)) for name in ("validation", "test") if name in spec.splits}
         if sum(sizes.values()) >= len(pool):
             raise InputError(f"task {spec.name}: splits {dict(spec.splits)} leave no training rows of {len(pool)}")
-        ready["test"], rest = _take(
-            pool, sizes.get("test", 0), key, stratify, lambda e: content_hash(e) not in never_test
-        )
-        ready["validation"], ready["train"] = _take(rest, sizes.get("validation", 0), key, stratify)
+        allowed = [e for e in pool if content_hash(e) not in never_test] if never_test else pool
+        ready["test"], rest = _take(pool, allowed, sizes.get("test", 0), stratify)
+        ready["validation"], ready["train"] = _take(rest, rest, sizes.get("validation", 0), stratify)
     elif "validation" not in ready and "train" in ready and "validation" in spec.splits:
         size = _size(spec.splits["validation"], len(ready["train"]))
-        ready["validation"], ready["train"] = _take(ready["train"], size, key, stratify)
+        ready["validation"], ready["train"] = _take(ready["train"], ready["train"], size, stratify)
     for name, size_ in spec.splits.items():
         if isinstance(size_, int) and name in ready:
             ready[name] = ready[name][:size_]
@@ -121,19 +122,14 @@ def _size(wanted: float, n: int) -> int:
 
 
 def _take(
-    pool: Sequence[Example],
-    n: int,
-    key: Callable[[Example], str],
-    stratify: bool,
-    allowed: Callable[[Example], bool] = lambda e: True,
+    pool: Sequence[Example], able: Sequence[Example], n: int, stratify: bool
 ) -> tuple[list[Example], list[Example]]:
-    """n examples and the rest, in the order of `key`; stratified, every label gives its share."""
-    able = [e for e in pool if allowed(e)]
+    """n of the able ones and the rest of the pool, in the pool's order; stratified, every label gives its share."""
     if stratify:
-        groups: dict[str | None, list[Example]] = {}
-        for example in able:
-            groups.setdefault(example.label, []).append(example)
-        ranked = [((i + 0.5) / len(g), key(e), e) for g in groups.values() for i, e in enumerate(g)]
+        groups: dict[str | None, list[tuple[int, Example]]] = {}
+        for place, example in enumerate(able):
+            groups.setdefault(example.label, []).append((place, example))
+        ranked = [((i + 0.5) / len(g), place, e) for g in groups.values() for i, (place, e) in enumerate(g)]
         able = [e for _, _, e in sorted(ranked, key=lambda r: r[:2])]
     taken = {e.id for e in able[:n]}
     return [e for e in pool if e.id in taken], [e for e in pool if e.id not in taken]

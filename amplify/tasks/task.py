@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from amplify.errors import InputError
@@ -74,7 +75,9 @@ class Task:
 
 
 def _plain(value: Any) -> Any:
-    return asdict(value) if isinstance(value, Example | Demonstration) else str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclass_fields(value)}
+    return str(value)
 
 
 def validate(task: Task) -> None:
@@ -113,9 +116,8 @@ def validate(task: Task) -> None:
             if example.id in seen:
                 raise InputError(f"{where}: the id is used twice (also in {seen[example.id]}); ids must be unique")
             seen[example.id] = split
-    test = {content_hash(e) for e in task.test}
     for shot in task.cot:
-        if content_hash(shot.example) in test:
+        if placed.get(content_hash(shot.example), ("",))[0] == "test":
             raise InputError(
                 f"task {task.name}: the chain-of-thought exemplar {shot.example.id!r} is in the test split"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Literal
 
 import numpy as np
@@ -30,14 +30,19 @@ _STRUCTURE = regex.compile(
 # Control, private-use and unpaired surrogate characters, and line breaks that are not "\n"; tabs stay.
 _CONTROL = regex.compile(r"[\p{Cc}\p{Co}\p{Cs}\p{Zl}\p{Zp}--[\n\t]]", flags=regex.V1)
 _BLANK = regex.compile(r"\n(?=[^\S\n]*\n)")
-_LOOKALIKE = {"<": "‹", "[": "("}
+_LOOKALIKE = {"<": "‹", "[": "(", "·": "-"}
+_PASSES = 100  # what is exchanged may bring a token to light that it was part of; that ends after a few
 # the end of a sentence: a stop, closing quotes, white space, and then anything but a small letter
-_SENTENCE_END = regex.compile(r"[.!?。！？]+[\"'”’)\]]*(?:\s+(?=[^\p{Ll}\s])|\s*$)|\n\s*|(?<=[。！？])")
+_SENTENCE_END = regex.compile(
+    r"(?<![.!?。！？])[.!?。！？]++[\"'”’)\]]*+(?:\s++(?=[^\p{Ll}\s])|\s*+$)|\n\s*+|(?<=[。！？])"
+)
 # what may stand before a full stop within a sentence: titles, common abbreviations, single initials
 _ABBREVIATION = regex.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Gen|Col|Lt|Sgt|Rev|Hon|No|vs|etc|cf|e\.g|i\.e|ca|Inc|Ltd|Co|Corp|Fig|Vol|ed)"
     r"|\b\p{Lu}|\b(?:\p{L}\.)+\p{L})\.\s*$"
 )
+_BEFORE_STOP = 16  # characters that tell an abbreviation
+_VISIBLE = regex.compile(r"\S")
 
 
 def harmless(text: str, structure: Iterable[str] = ()) -> str:
@@ -54,10 +59,16 @@ def harmless(text: str, structure: Iterable[str] = ()) -> str:
     own = sorted((s for s in structure if s.strip() and not s.isalnum()), key=len, reverse=True)
     patterns = [_STRUCTURE, *([regex.compile("|".join(map(regex.escape, own)))] if own else [])]
     for pattern in patterns:
-        while found := pattern.search(text):
-            at = found.start()
-            text = text[:at] + _LOOKALIKE.get(text[at], "·") + text[at + 1 :]
+        for _ in range(_PASSES):
+            text, found = pattern.subn(_disguised, text)
+            if not found:
+                break
     return text
+
+
+def _disguised(match: regex.Match[str]) -> str:
+    held = match[0]
+    return _LOOKALIKE.get(held[0], "·") + held[1:]
 
 
 def special_tokens(backend: Generator) -> list[str]:
@@ -81,17 +92,19 @@ def sentences(text: str, start: int = 0, end: int | None = None) -> list[tuple[i
 
     A line break ends a sentence too (titles). Stops behind titles, initials and common abbreviations do not.
     """
-    end = len(text) if end is None else end
-    cuts = [start]
-    for found in _SENTENCE_END.finditer(text, start, end):
+    part = text[start:end]
+    cuts = [0]
+    for found in _SENTENCE_END.finditer(part):
         stop = found.end()
-        own = text[cuts[-1] : stop]
-        if stop >= end or not own.strip() or ("\n" not in found[0] and _ABBREVIATION.search(own)):
+        near = max(cuts[-1], found.start() - _BEFORE_STOP)
+        if stop >= len(part) or not _VISIBLE.search(part, cuts[-1], stop):
+            continue
+        if "\n" not in found[0] and _ABBREVIATION.search(part[near:stop]):
             continue
         cuts.append(stop)
-    if len(cuts) > 1 and not text[cuts[-1] : end].strip():
+    if len(cuts) > 1 and not part[cuts[-1] :].strip():
         cuts.pop()
-    return list(pairwise([*cuts, end]))
+    return [(start + a, start + b) for a, b in pairwise([*cuts, len(part)])]
 
 
 def words(text: str, start: int, end: int) -> list[tuple[int, int]]:
@@ -177,15 +190,19 @@ class Context:
         marks = [f"\ue000{i}\ue001" for i in range(len(texts))]  # `harmless` leaves none of these in a text
         frame = self.template.render({"question": self.question, "documents": marks})
         whole = self.template.render({"question": self.question, "documents": texts})
-        places, cursor, here = [], 0, 0
-        for i, (mark, text) in enumerate(zip(marks, texts, strict=True)):
-            if frame.count(mark) != 1 or (at := frame.find(mark)) < cursor:
-                raise InputError(f"template {self.template.name!r} must write every document once, in order: see {i}")
-            here += at - cursor
+        first, *rest = regex.split("\ue000([0-9]+)\ue001", frame)
+        numbers, between = rest[::2], rest[1::2]
+        if numbers != [str(i) for i in range(len(texts))]:
+            wrong = next(
+                (i for i, (a, b) in enumerate(zip_longest(numbers, range(len(texts)))) if a != str(b)), len(texts) - 1
+            )
+            raise InputError(f"template {self.template.name!r} must write every document once, in order: see {wrong}")
+        places, parts, here = [], [first], len(first)
+        for text, fixed in zip(texts, between, strict=True):
             places.append((here, here + len(text)))
-            here += len(text)
-            cursor = at + len(mark)
-        if _between(frame, marks, texts) != whole:
+            here += len(text) + len(fixed)
+            parts += [text, fixed]
+        if "".join(parts) != whole:
             raise InputError(f"template {self.template.name!r} changes the documents' text; it may only place it")
         return places
 
@@ -208,12 +225,6 @@ class Context:
                 base = places[s.document][0] - lead
                 spans.append(Span(base + start, base + stop, message=message))
         return self.prompt(self.everything(), spans)
-
-
-def _between(frame: str, marks: Sequence[str], texts: Sequence[str]) -> str:
-    for mark, text in zip(marks, texts, strict=True):
-        frame = frame.replace(mark, text)
-    return frame
 
 
 def check_documents(documents: Sequence[str], structure: Sequence[str] = ()) -> None:
@@ -243,6 +254,9 @@ def check_documents(documents: Sequence[str], structure: Sequence[str] = ()) -> 
         )
 
 
+_CERTAIN = 20  # characters a token: a prompt of more is beyond any window, but for runs of one character
+
+
 def check_window(context: Context, backend: Generator, room: int, what: str) -> None:
     """Refuse a context that does not fit the model's window, before any work.
 
@@ -257,23 +271,40 @@ def check_window(context: Context, backend: Generator, room: int, what: str) -> 
     """
     if backend.max_context is None:
         return
-    everything = context.everything()
-    whole = backend.count_tokens([context.prompt(everything)])[0]
-    over = whole + room - backend.max_context
-    if over <= 0:
+    everything, window = context.everything(), backend.max_context
+    full, characters = window - room, sum(map(len, context.documents)) + len(context.question)
+    whole = 0
+    if characters <= _CERTAIN * window:
+        whole = backend.count_tokens([context.prompt(everything)])[0]
+        if whole <= full:
+            return
+    # each document is read once, alone, a few at a time: all of them together may be far more than any window
+    frame = backend.count_tokens([context.prompt(())])[0]
+    sizes: list[int] = []
+    for start in range(0, len(everything), 32):
+        alone = [context.prompt((piece,)) for piece in everything[start : start + 32]]
+        sizes += [tokens - frame for tokens in backend.count_tokens(alone)]
+    about = "" if whole else "about "
+    whole = whole or frame + sum(sizes)
+    if whole <= full:  # long runs of one character are few tokens
         return
-    less = [everything[:i] + everything[i + 1 :] for i in range(len(everything))]
-    sizes = [whole - t for t in backend.count_tokens([context.prompt(s) for s in less])]
     longest = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     gone: list[int] = []
     freed = 0
-    while freed < over and len(gone) < len(longest):
+    while freed < whole - full and len(gone) < len(longest):
         gone.append(longest[len(gone)])
         freed += sizes[gone[-1]]
+    # what remains is counted together: tokens may join at the seams
+    while len(gone) < len(longest):
+        left = tuple(everything[i] for i in sorted(set(longest) - set(gone)))
+        if backend.count_tokens([context.prompt(left)])[0] <= full:
+            break
+        gone.append(longest[len(gone)])
+    fits = len(gone) < len(longest)
     named = ", ".join(f"document {i} ({sizes[i]} tokens)" for i in gone[:8])
     raise ContextLengthError(
-        f"the prompt with all {len(sizes)} documents has {whole} tokens, and {what} needs {room} more: {over} more "
-        f"than the window of {backend.max_context}. "
-        + (f"Without {named}{' and more' if len(gone) > 8 else ''} it fits" if freed >= over else "No choice fits")
+        f"the prompt with all {len(sizes)} documents has {about}{whole} tokens, and {what} needs {room} more: "
+        f"{about}{whole - full} more than the window of {window}. "
+        + (f"Without {named}{' and more' if len(gone) > 8 else ''} it fits" if fits else "No choice fits")
         + "; or shorten them, or use a model with a longer window"
     )
