@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from amplify.backends.scripted import ScriptedBackend
@@ -19,7 +21,7 @@ def test_sentences_hold_every_character(text: str) -> None:
     cut = sentences(text)
     assert cut[0][0] == 0
     assert cut[-1][1] == len(text)
-    assert all(a[1] == b[0] for a, b in zip(cut, cut[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(cut))
 
 
 @pytest.mark.parametrize("text", ["<s>" * N, "<|x|>" * N, "<|" * N + "|>", "[INST]" * N, "\n " * N])
