@@ -36,7 +36,7 @@ class Template:
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """Fill the template in.
+        """Fill the template in. Special tokens in the variables are neutralised (see `amplify.untrusted`).
 
         Raises:
             InputError: a variable that was not given (those given are listed), a mistake in the template, or more
@@ -45,9 +45,10 @@ class Template:
         import jinja2
 
         from amplify.sandbox import FILTERS, Exhausted
+        from amplify.untrusted import neutral_values
 
         try:
-            return _environment().fill(_compiled(self.source), variables).rstrip("\n")
+            return _environment().fill(_compiled(self.source), neutral_values(variables)).rstrip("\n")
         except Exhausted as error:
             raise InputError(f"template {self.name!r} does more than a template may: {error}") from error
         except jinja2.TemplateSyntaxError as error:

@@ -8,7 +8,7 @@ import sys
 import click
 
 import amplify
-from amplify.cli.common import Group
+from amplify.cli.common import Group, say
 from amplify.cli.explaining import attribute, explain
 from amplify.cli.keeping import list_, models, proxy
 from amplify.cli.running import apply, report, run
@@ -49,6 +49,9 @@ def main() -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
+        from amplify.render import visible
+
+        error.message = visible(error.message)
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -57,10 +60,10 @@ def main() -> None:
         sys.exit(130)
     except PromptFormatError as error:
         command = next((word for word in sys.argv[1:] if word in cli.commands), "")
-        click.echo(f"amplify: {way_out(error, command)}", err=True)
+        say(f"amplify: {way_out(error, command)}", err=True)
         sys.exit(2)
     except AmplifyError as error:
-        click.echo(f"amplify: {error}", err=True)
+        say(f"amplify: {error}", err=True)
         sys.exit(2)
 
 

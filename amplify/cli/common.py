@@ -66,6 +66,13 @@ class NewFile(click.Path):
         return path
 
 
+def say(text: object, *, err: bool = False) -> None:
+    """Print a line. Control characters of models, servers and files are shown and never reach the terminal raw."""
+    from amplify.render import visible
+
+    click.echo(visible(str(text)), err=err)
+
+
 def names(value: str) -> list[str]:
     """The parts of a list separated by commas."""
     return [name.strip() for name in value.split(",") if name.strip()]

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import Listed, NewFile, backend_of, names, required, takes_backend
+from amplify.cli.common import Listed, NewFile, backend_of, names, required, say, takes_backend
 from amplify.errors import InputError
 
 
@@ -92,11 +92,11 @@ def explain(
         shown = [
             f"{n}: {a}" if isinstance(a, str) else attribution_text(a, **bound) for n, (a,) in result.found.items()
         ]
-        click.echo("\n\n".join(shown))
+        say("\n\n".join(shown))
     if result.note:
-        click.echo(result.note)
+        say(result.note)
     if out is not None:
-        click.echo(f"{len(texts)} inputs, {len(result.found)} methods: {result.write(out)}")
+        say(f"{len(texts)} inputs, {len(result.found)} methods: {result.write(out)}")
 
 
 @click.command()
@@ -206,7 +206,7 @@ def attribute(
 
         click.echo(as_terminal(result, width=min(120, shutil.get_terminal_size().columns)))
     else:
-        click.echo(str(result))
+        say(str(result))
     if json_:
         result.save(json_)
     if html:

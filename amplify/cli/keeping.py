@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import Group, takes_task
+from amplify.cli.common import Group, say, takes_task
 
 
 @click.command("list")
@@ -16,9 +16,9 @@ from amplify.cli.common import Group, takes_task
 def list_(what: str) -> None:
     """Show the tasks, methods, explainers, models or proxies there are."""
     for name, line in (rows := _listing(what)):
-        click.echo(f"{name:{max(len(n) for n, _ in rows)}}  {line}".rstrip())
+        say(f"{name:{max(len(n) for n, _ in rows)}}  {line}".rstrip())
     if not rows:
-        click.echo(f"no {what} yet")
+        say(f"no {what} yet")
 
 
 def _listing(what: str) -> list[tuple[str, str]]:
@@ -72,7 +72,7 @@ def pull(names: tuple[str, ...]) -> None:
     from amplify import models as store
 
     for name in names:
-        click.echo(f"{name}: {store.resolve(name)}")
+        say(f"{name}: {store.resolve(name)}")
 
 
 @click.command()
@@ -108,4 +108,4 @@ def proxy(
 
     loaded = load_task(task, data=data, text=text, label=label)
     trained = train_proxy(loaded, body=body, epochs=epochs, seed=seed, lora=lora, out=out)
-    click.echo(str(trained))
+    say(str(trained))

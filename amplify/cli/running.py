@@ -16,6 +16,7 @@ from amplify.cli.common import (
     numbers,
     pairs,
     required,
+    say,
     takes_backend,
     takes_task,
 )
@@ -60,19 +61,19 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
     declare_family(methods, suite.get("baseline"))
     common = {k: suite[k] for k in ("seeds", "limit") if suite.get(k) is not None}
     if dry_run and suite["backend"].startswith("vllm:"):
-        click.echo(str(plan(loaded, None, methods, **common)))
+        say(str(plan(loaded, None, methods, **common)))
         return
     steers = any(method.steers for method in methods)
     settings = for_vllm(suite["backend"], tuple(suite.get("backend_option") or ()), steering=steers)
     with backend_of(suite["backend"], settings) as backend:
         if dry_run:
-            click.echo(str(plan(loaded, backend, methods, **common)))
+            say(str(plan(loaded, backend, methods, **common)))
             return
         extra = {k: suite[k] for k in ("baseline", "batch_size") if suite.get(k) is not None}
         out = suite.get("out") or Path("runs") / Path(str(suite["task"])).with_suffix("").name
         report = evaluate(loaded, backend, methods, out=out, **common, **extra)
-    click.echo(str(report))
-    click.echo(f"\nreport: {Path(out) / 'report.html'}")
+    say(str(report))
+    say(f"\nreport: {Path(out) / 'report.html'}")
 
 
 SUITE_KEYS = (
@@ -148,6 +149,9 @@ def _all(value: Any, kind: type) -> bool:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows between two writes."
 )
+@click.option(
+    "--as-they-are", is_flag=True, help="Write cells that begin like a formula (=, +, -, @) without a ' in front."
+)
 def apply(
     program: Path,
     source: Path,
@@ -156,6 +160,7 @@ def apply(
     backend_option: tuple[str, ...],
     out: Path,
     batch_size: int,
+    as_they_are: bool,
 ) -> None:
     """Answer new, unlabelled rows with a fitted PROGRAM: answer, rationale and score per row. Resumes."""
     from amplify.evaluation.apply import apply_program
@@ -163,8 +168,8 @@ def apply(
 
     loaded = Program.load(program)
     with backend_of(required(backend, "--backend"), backend_option) as opened:
-        counts = apply_program(loaded, source, text, opened, out, batch_size=batch_size)
-    click.echo(f"{counts.rows} rows, {counts.unparsed} without an answer: {out}")
+        counts = apply_program(loaded, source, text, opened, out, batch_size=batch_size, as_they_are=as_they_are)
+    say(f"{counts.rows} rows, {counts.unparsed} without an answer: {out}")
 
 
 @click.command()
@@ -176,5 +181,5 @@ def report(folder: Path) -> None:
     loaded = load_report(folder)
     loaded.to_html(folder / "report.html")
     loaded.to_markdown(folder / "report.md")
-    click.echo(str(loaded))
-    click.echo(f"\nreport: {folder / 'report.html'}")
+    say(str(loaded))
+    say(f"\nreport: {folder / 'report.html'}")

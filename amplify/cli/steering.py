@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import backend_of, for_vllm, required, takes_backend, takes_data
+from amplify.cli.common import backend_of, for_vllm, required, say, takes_backend, takes_data
 from amplify.errors import InputError
 
 
@@ -39,9 +39,12 @@ def generate(
     A vLLM engine is started for one answer here, so it leaves the model uncompiled (-B enforce_eager=false compiles).
     """
     from amplify.steering import Steering, parse_emphasis
-    from amplify.values import Sampling
+    from amplify.untrusted import neutral_values
+    from amplify.values import Message, Sampling
 
     parsed = parse_emphasis(prompt, raw=raw, mark=mark)
+    turns = tuple(Message(m.role, neutral_values(m.content)) for m in parsed.messages)
+    parsed = replace(parsed, messages=turns)
     if alpha is not None and not steering:
         raise InputError("--alpha says how strongly --steering steers: name a head profile too")
     chosen = Steering.load(steering) if steering else None
@@ -52,7 +55,7 @@ def generate(
     options = for_vllm(backend, backend_option, steering=steering, enforce_eager=True)
     with backend_of(required(backend, "--backend"), options) as opened:
         [answer] = opened.generate([parsed], Sampling(max_tokens=max_tokens), steering=chosen)
-    click.echo(answer.text)
+    say(answer.text)
 
 
 @click.command()
@@ -134,4 +137,4 @@ def profile(
         )
     found.steering.save(out)
     chosen = sum(map(len, (found.steering.heads or {}).values()))
-    click.echo(f"{chosen} heads from {found.runs} runs: {out}")
+    say(f"{chosen} heads from {found.runs} runs: {out}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amplify.errors import BackendError, InputError, RunError
 from amplify.tasks import read_rows
+from amplify.untrusted import cell
 from amplify.values import Answer, Example
 
 if TYPE_CHECKING:
@@ -30,7 +31,14 @@ class Applied:
 
 
 def apply_program(
-    program: Program, source: Path, text: str, backend: Generator, out: Path, *, batch_size: int = 32
+    program: Program,
+    source: Path,
+    text: str,
+    backend: Generator,
+    out: Path,
+    *,
+    batch_size: int = 32,
+    as_they_are: bool = False,
 ) -> Applied:
     """Answer every row of a CSV or JSONL file and write a CSV: input, other columns, answer, rationale, score.
 
@@ -44,6 +52,7 @@ def apply_program(
         backend: answers.
         out: CSV to write.
         batch_size: rows answered between two writes.
+        as_they_are: write cells that a spreadsheet would run as formulas (`=…`) without an apostrophe in front.
 
     Raises:
         InputError: the column is missing, the file is empty, or a column of the input is called like one we add.
@@ -70,7 +79,7 @@ def apply_program(
                 _append(log, rows)
                 done += rows
                 bar.update(len(rows))
-        _write_csv(out, text, examples, done)
+        _write_csv(out, text, examples, done, (lambda value: value) if as_they_are else cell)
     except OSError as error:
         raise RunError(f"cannot write beside {out}: {error}. What was answered is in {partial}; it resumes") from error
     except BackendError as error:
@@ -126,13 +135,16 @@ def _columns(text: str, examples: list[Example]) -> list[str]:
     return list(dict.fromkeys([text, *(name for example in examples for name in example.fields)]))
 
 
-def _write_csv(out: Path, text: str, examples: list[Example], rows: list[dict[str, Any]]) -> None:
+def _write_csv(
+    out: Path, text: str, examples: list[Example], rows: list[dict[str, Any]], cell: Callable[[Any], Any]
+) -> None:
     """Write the CSV beside its place and move it there, so that it is whole or absent."""
     columns = _columns(text, examples)
     draft = out.with_name(out.name + ".tmp")
     with draft.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*columns, *COLUMNS], extrasaction="ignore")
-        writer.writeheader()
+        writer = csv.writer(file)
+        writer.writerow([cell(name) for name in (*columns, *COLUMNS)])
         for example, row in zip(examples, rows, strict=True):
-            writer.writerow({text: example.text, **example.fields, **row})
+            held = {text: example.text, **example.fields, **row}
+            writer.writerow([cell(held.get(name, "")) for name in (*columns, *COLUMNS)])
     draft.replace(out)

@@ -11,6 +11,7 @@ from amplify.methods.answering import Style
 from amplify.methods.marking import emphasised, unmarked
 from amplify.methods.parsing import shown
 from amplify.templates import Template
+from amplify.untrusted import Trusted
 from amplify.values import Demonstration, Example, Message, Prompt
 
 Layout = Literal["auto", "chat", "text"]
@@ -92,8 +93,11 @@ class Form:
         system = self.templates["system"].render({**variables, "marker": "" if begun else self.style.marker})
         question = self.templates["question"].render(variables)
         if self.layout == "text":
-            turns = [{"question": self.question(shot.example), "answer": self.reply(shot)} for shot in shots]
-            given = {"system": system, "shots": turns, "question": question}
+            turns = [
+                {"question": Trusted(self.question(shot.example)), "answer": Trusted(self.reply(shot))}
+                for shot in shots
+            ]
+            given = {"system": Trusted(system), "shots": turns, "question": Trusted(question)}
             text, spans = unmarked(self.templates["text"].render(given), self.marks)
             return Prompt(text=text, prefix=f" {lead}" if lead else "", emphasis=spans)
         messages = [Message("system", system)] if system else []

@@ -126,6 +126,9 @@ def attribute_sources(
     if isinstance(backend, str):
         raise InputError(f"backend is an open backend: amplify.open_backend({backend!r})")
     begun, before = time.perf_counter(), backend.usage.mine
+    for name, given_text in (("question", question), ("answer", "" if answer is None else answer)):
+        if not isinstance(given_text, str):
+            raise InputError(f"{name} is a text, not a {type(given_text).__name__}")
     structure = special_tokens(backend)
     check_documents(documents, structure)
     _check_names(value, index, engine, estimator, refine, order, budget)
@@ -158,6 +161,10 @@ def attribute_sources(
         template if isinstance(template, Template) else templates.load("sources", template),
         layout,
     )
+    if not context.template.writes("question", {"question": "", "documents": context.documents[:2]}):
+        raise InputError(
+            f"template {context.template.name!r} does not write {{{{ question }}}}, so it would not be asked"
+        )
     context.places(context.everything())
     sampling = Sampling(max_tokens=max_tokens, stop=tuple(stop))
     given = answer is not None and value == "logprob" and bool(answer.strip())
@@ -327,6 +334,8 @@ def _check_names(value: str, index: str, engine: str, estimator: str, refine: st
     ):  # fmt: skip
         if name not in known:
             raise UnknownNameError(kind, name, known)
+    if not isinstance(budget, int | np.integer) or isinstance(budget, bool):
+        raise InputError(f"the budget is a whole number of prompts, not {budget!r}")
     if budget < 2:
         raise InputError(f"the budget counts the empty and the full context, so it is at least 2; got {budget}")
     if index in CREDITS and value != "votes":

@@ -15,6 +15,7 @@ from amplify.attribution.words import word_spans
 from amplify.backends.base import Generator
 from amplify.errors import ContextLengthError, InputError
 from amplify.templates import Template
+from amplify.untrusted import neutral
 from amplify.values import Message, Prompt, Span
 
 Layout = Literal["chat", "text"]
@@ -22,16 +23,9 @@ Ordered = npt.NDArray[np.int64]  # [coalitions, sources]: -1 where the source is
 Piece = tuple[int, tuple[tuple[int, int], ...]]  # a document and the character ranges of it that are there
 Selection = tuple[Piece, ...]  # what stands in a prompt, in order
 
-# Strings that some chat template or tokenizer reads as structure. Those of the model at hand are added to them.
-_STRUCTURE = regex.compile(
-    r"<[|｜][^<>\n]{0,40}[|｜]>|</?s>|</?(?:bos|eos|pad|unk|mask|think|tool_call)>|<(?:start|end)_of_turn>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS)\]|<</?SYS>>"
-)
 # Control, private-use and unpaired surrogate characters, and line breaks that are not "\n"; tabs stay.
 _CONTROL = regex.compile(r"[\p{Cc}\p{Co}\p{Cs}\p{Zl}\p{Zp}--[\n\t]]", flags=regex.V1)
 _BLANK = regex.compile(r"\n(?=[^\S\n]*\n)")
-_LOOKALIKE = {"<": "‹", "[": "(", "·": "-"}
-_PASSES = 100  # what is exchanged may bring a token to light that it was part of; that ends after a few
 # the end of a sentence: a stop, closing quotes, white space, and then anything but a small letter
 _SENTENCE_END = regex.compile(
     r"(?<![.!?。！？])[.!?。！？]++[\"'”’)\]]*+(?:\s++(?=[^\p{Ll}\s])|\s*+$)|\n\s*+|(?<=[。！？])"
@@ -55,20 +49,7 @@ def harmless(text: str, structure: Iterable[str] = ()) -> str:
         text: a question or a document.
         structure: further strings that are structure, e.g. the special tokens of the model.
     """
-    text = _BLANK.sub(" ", _CONTROL.sub(" ", text))
-    own = sorted((s for s in structure if s.strip() and not s.isalnum()), key=len, reverse=True)
-    patterns = [_STRUCTURE, *([regex.compile("|".join(map(regex.escape, own)))] if own else [])]
-    for pattern in patterns:
-        for _ in range(_PASSES):
-            text, found = pattern.subn(_disguised, text)
-            if not found:
-                break
-    return text
-
-
-def _disguised(match: regex.Match[str]) -> str:
-    held = match[0]
-    return _LOOKALIKE.get(held[0], "·") + held[1:]
+    return neutral(_BLANK.sub(" ", _CONTROL.sub(" ", text)), structure)
 
 
 def special_tokens(backend: Generator) -> list[str]:
@@ -235,6 +216,10 @@ def check_documents(documents: Sequence[str], structure: Sequence[str] = ()) -> 
     """
     if isinstance(documents, str):
         raise InputError("documents is a list of strings, one per document; a single string was given")
+    if not isinstance(documents, list | tuple):
+        raise InputError(
+            f"documents is a list of strings, not a {type(documents).__name__}; list(documents) makes one of it"
+        )
     if not documents:
         raise InputError("there are no documents: give two or more to compare what they did to the answer")
     first: dict[str, int] = {}
