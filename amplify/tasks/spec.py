@@ -162,19 +162,13 @@ def _spec(name: str, content: dict[str, Any], path: Path) -> TaskSpec:
     values["files"] = {k: _names(where, f"files.{k}", v) for k, v in values["files"].items()}
     for key in ("label_files", "cot"):
         held = values.get(key) or ()
-        for name in held.values() if isinstance(held, dict) else [held] if held else []:
-            _names(where, key, name)
+        for file in held.values() if isinstance(held, dict) else [held] if held else []:
+            _names(where, key, file)
     check_keys(f"{where}, files", values["files"], (*SPLITS, "all"))
     check_keys(f"{where}, splits", values["splits"], SPLITS)
     check_keys(f"{where}, hub", values["hub"], HUB_KEYS)
-    for key, kind in (
-        ("path", str),
-        ("config", str),
-        ("revision", str),
-        ("splits", dict),
-        ("fields", dict),
-        ("files", dict),
-    ):
+    kinds: dict[str, type] = dict.fromkeys(("path", "config", "revision"), str)
+    for key, kind in (kinds | dict.fromkeys(("splits", "fields", "files"), dict)).items():
         if not isinstance(values["hub"].get(key) or kind(), kind):
             raise InputError(f"{where}: hub.{key} is a {'text' if kind is str else 'mapping'}")
     if values["hub"] and not values["hub"].get("path"):
