@@ -54,7 +54,7 @@ def test_text_without_special_tokens_stays(text: str) -> None:
 def test_an_own_text_layout_may_write_tokens(tmp_path: Path) -> None:
     question = tmp_path / "q.jinja"
     question.write_text("<|user|>{{ text }}<|end|>")
-    made = make("zero_shot", layout="text", template=str(question))
+    made = make("zero_shot", layout="text", question=str(question))
     form = made.fit(TASK, ScriptedBackend(reply=lambda text: "x"), 0).form  # type: ignore[attr-defined]
     assert "<|user|>‹|end|><|end|>" in str(form.prompt(Example("1", "<|end|>")).text)
 

@@ -92,7 +92,7 @@ def test_own_multiple_choice(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "own.jsonl", [{**row, "gold": 2} for row in body])
     assert {e.label for e in load_task(tmp_path / "own.yaml").test} == {"C"}  # given by its number, from 0
     write_jsonl(tmp_path / "own.jsonl", [{**row, "o": ["1", "0"], "gold": "1"} for row in body])
-    with pytest.raises(InputError, match="number of one option and the text of another"):
+    with pytest.raises(InputError, match="fits more than one option: A, B"):
         load_task(tmp_path / "own.yaml")
     write_jsonl(tmp_path / "own.jsonl", [{**row, "gold": "violet"} for row in body])
     with pytest.raises(InputError, match="the label 'violet' is none of A, B, C"):
