@@ -307,6 +307,7 @@ class Answer:
             `normalise` makes of it, e.g. the mean per token; empty in generate mode.
         logprobs: the log-probabilities behind those scores, before any division by a length; empty: the scores are
             log-probabilities themselves.
+        raw_scores: the scores before calibration; empty where there was none.
         first_tokens: log-probability of each label's first token alone.
         prompt_tokens, completion_tokens, calls: cost of this answer.
         prompt: the last prompt sent, for the report (None where it is no text).
@@ -318,6 +319,7 @@ class Answer:
     rationale: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     logprobs: Mapping[str, float] = field(default_factory=dict)
+    raw_scores: Mapping[str, float] = field(default_factory=dict)
     first_tokens: Mapping[str, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0

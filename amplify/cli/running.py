@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from amplify.cli.common import (
+    Listed,
     NewFile,
     backend_of,
     for_vllm,
@@ -31,6 +32,11 @@ from amplify.errors import InputError
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate this many test items only.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/TASK]")
 @click.option("--mode", type=click.Choice(["generate", "score"]), help="Parse what is written, or score the labels.")
+@click.option(
+    "--calibrate",
+    type=Listed("amplify.calibration:WAYS"),
+    help="How label scores are calibrated, of every method alike (score mode).  [default: none]",
+)
 @click.option(
     "--set",
     "settings",
@@ -69,7 +75,7 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
         if dry_run:
             say(str(plan(loaded, backend, methods, **common)))
             return
-        extra = {k: suite[k] for k in ("baseline", "batch_size") if suite.get(k) is not None}
+        extra = {k: suite[k] for k in ("baseline", "batch_size", "calibrate") if suite.get(k) is not None}
         out = suite.get("out") or Path("runs") / Path(str(suite["task"])).with_suffix("").name
         report = evaluate(loaded, backend, methods, out=out, **common, **extra)
     say(str(report))
@@ -78,7 +84,7 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
 
 SUITE_KEYS = (
     "task", "backend", "backend_option", "methods", "seeds", "limit", "out", "mode", "options",
-    "baseline", "batch_size", "data", "text", "label",
+    "baseline", "batch_size", "calibrate", "data", "text", "label",
 )  # fmt: skip
 
 

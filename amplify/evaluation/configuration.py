@@ -14,6 +14,7 @@ import numpy as np
 import amplify
 from amplify import resources
 from amplify.backends.base import Generator
+from amplify.calibration import WAYS, Way
 from amplify.errors import InputError, UnknownNameError
 from amplify.evaluation import folder as store
 from amplify.evaluation.folder import Json
@@ -34,6 +35,7 @@ def configuration(
     limit: int | None,
     batch_size: int,
     baseline: str | Sequence[str] | None,
+    calibrate: Way = "none",
 ) -> Json:
     """What run.json holds: everything that answers depend on, and the comparisons declared beforehand.
 
@@ -45,6 +47,10 @@ def configuration(
         raise InputError(f"give at least one seed and each only once, got {seeds}")
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
+    if calibrate not in WAYS:
+        raise UnknownNameError("calibration", calibrate, WAYS)
+    if calibrate != "none" and methods[0].mode != "score":
+        raise InputError(f"calibrate={calibrate!r} calibrates label scores: use score mode as well, or leave it out")
     if task.metric == "evidence":
         _need_documents(methods)
     items = chosen_items(task, limit)
@@ -56,6 +62,7 @@ def configuration(
             "backend": {"spec": backend.spec, **backend.describe()},
             "score": scorer(task)[0],
             "mode": methods[0].mode,
+            "calibrate": calibrate,
             "seeds": seeds,
             "limit": limit,
             "batch_size": batch_size,

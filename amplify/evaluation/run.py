@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from amplify.backends.base import Generator
+from amplify.calibration import Way
 from amplify.errors import BackendError, ContextLengthError, InputError, RunError
 from amplify.evaluation import folder as store
 from amplify.evaluation.configuration import chosen_items, configuration, make_methods, scorer
 from amplify.evaluation.folder import Cell, Json
 from amplify.evaluation.report import Report, load_report
-from amplify.methods.base import Method, Mode, Program, PromptProgram
+from amplify.methods.base import Method, Mode, Program, PromptProgram, examples_in
+from amplify.methods.calibrated import calibrated
 from amplify.tasks import Task
 from amplify.values import Answer, Example, Prompt
 
@@ -37,6 +39,7 @@ def evaluate(
     progress: bool = True,
     baseline: str | Sequence[str] | None = None,
     resume: bool = True,
+    calibrate: Way = "none",
 ) -> Report:
     """Evaluate methods on the test split of a task.
 
@@ -58,6 +61,7 @@ def evaluate(
         baseline: label(s) of the methods that the others are compared with. None: every baseline and control with
             every method proper; where there are only baselines, or none, the first method with the others.
         resume: False refuses a folder that already holds a run.
+        calibrate: how label scores are calibrated, of every method alike (`amplify.calibration`); score mode only.
 
     Returns:
         The report; with `out`, also written as report.html and report.md.
@@ -71,7 +75,7 @@ def evaluate(
         BackendError: the model failed; finished batches are kept.
     """
     made = make_methods(methods, mode, options or {})
-    config = configuration(task, backend, made, seeds, limit, batch_size, baseline)
+    config = configuration(task, backend, made, seeds, limit, batch_size, baseline, calibrate)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-") as temporary:
             return _run(Path(temporary), config, task, backend, made, progress, kept=False)
@@ -162,7 +166,9 @@ def _fit_all(
             if (cell.method, cell.seed) in answered:
                 raise RunError(f"{file} is missing, but records.jsonl holds answers of it; put it back or start anew")
             before, start = backend.usage.snapshot(), time.perf_counter()
-            program = methods[cell.index].fit(task, backend, config["seeds"][0] if cell.seed is None else cell.seed)
+            seed = config["seeds"][0] if cell.seed is None else cell.seed
+            program = methods[cell.index].fit(task, backend, seed)
+            program = calibrated(program, task, backend, config["calibrate"], seed)
             spent = {"seconds": time.perf_counter() - start, **asdict(backend.usage.since(before))}
             store.append(
                 path / "timing.jsonl", [{"method": cell.method, "seed": cell.seed, "fit": True, **store.plain(spent)}]
@@ -214,18 +220,6 @@ def _content(text: str, options: Sequence[str]) -> tuple[str, ...]:
     return " ".join(text.split()), *options
 
 
-def examples_in(data: Any) -> Iterator[Json]:
-    """Every labelled example inside a program's JSON, however deep: its shots, and a pool it draws shots from."""
-    if isinstance(data, Mapping):
-        if isinstance(data.get("id"), str) and isinstance(data.get("text"), str):
-            yield dict(data)
-        for value in data.values():
-            yield from examples_in(value)
-    elif isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
-        for value in data:
-            yield from examples_in(value)
-
-
 def _record(cell: Cell, item: Example, answer: Answer, scores: dict[str, float]) -> Json:
     score, *_ = scores.values()
     record = {
@@ -241,6 +235,7 @@ def _record(cell: Cell, item: Example, answer: Answer, scores: dict[str, float])
         "rationale": answer.rationale,
         "label_scores": answer.scores,
         "label_logprobs": answer.logprobs or answer.scores,
+        **({"raw_label_scores": answer.raw_scores} if answer.raw_scores else {}),
         "calls": answer.calls,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,

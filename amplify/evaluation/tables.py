@@ -55,7 +55,7 @@ def header(report: Report) -> list[tuple[str, str]]:
     return [
         ("task", f"{task['name']}, {n} of {splits['test']} test items, metric {metric_name(report)}"),
         ("model", backend["spec"] + (f" ({details})" if details else "")),
-        ("answers", "parsed from what the model writes" if config["mode"] == "generate" else "labels scored"),
+        ("answers", _how_answered(config)),
         ("seeds", f"{seeds} (methods marked * do not depend on the seed and run once)"),
         *([("options", f"{shared} in every method that has them")] if shared else []),
         *([("labels", spelt)] if (spelt := spellings(task["labels"])) else []),
@@ -71,6 +71,13 @@ def spellings(labels: Sequence[str]) -> str:
         folded.setdefault(unicodedata.normalize("NFC", label).casefold(), []).append(label)
     same = [" and ".join(map(repr, group)) for group in folded.values() if len(group) > 1]
     return f"{', '.join(same)} differ in letter case alone and count as different labels" if same else ""
+
+
+def _how_answered(config: Mapping[str, Any]) -> str:
+    if config["mode"] == "generate":
+        return "parsed from what the model writes"
+    way = config.get("calibrate", "none")
+    return "labels scored" if way == "none" else f"labels scored, calibrated ({way})"
 
 
 def _details(described: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -135,3 +135,15 @@ class Method(ABC):
 def as_typed(value: Any) -> str:
     """An option's value as `--set` takes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def examples_in(data: Any) -> Iterator[dict[str, Any]]:
+    """Every labelled example inside a program's JSON, however deep: its shots, and a pool it draws shots from."""
+    if isinstance(data, Mapping):
+        if isinstance(data.get("id"), str) and isinstance(data.get("text"), str):
+            yield dict(data)
+        for value in data.values():
+            yield from examples_in(value)
+    elif isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
+        for value in data:
+            yield from examples_in(value)

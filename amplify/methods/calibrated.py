@@ -1,0 +1,147 @@
+"""A program whose label scores are calibrated: any program in score mode, and what its prompt says beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from amplify.backends.base import Generator
+from amplify.calibration import SIMPLEST_FIRST, WAYS, Calibration, Scores, Way, affine, from_answers, simplest
+from amplify.errors import InputError, UnknownNameError
+from amplify.methods.base import Program, examples_in
+from amplify.streams import stream
+from amplify.values import Answer, Example
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+CONTENT_FREE = ("N/A", "[MASK]", "")
+INPUTS = 64  # of a split are asked at most
+
+
+@dataclass(frozen=True)
+class CalibratedProgram(Program):
+    """Another program's answers, the best label taken after its scores are calibrated.
+
+    Attributes:
+        program: who scores the labels.
+        calibration: the map of its scores.
+        meta: what fitting found: the inputs asked, and with "auto" the cross-fitted accuracy of each way.
+    """
+
+    kind: ClassVar[str] = "calibrated"
+
+    program: Program
+    calibration: Calibration
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+        """Answer a batch; `scores` are calibrated, `raw_scores` as they were."""
+        return [self._calibrated(answer) for answer in self.program.answer(examples, backend)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        offsets = {
+            "way": self.calibration.way,
+            "offsets": dict(self.calibration.offsets),
+            "scale": self.calibration.scale,
+        }
+        inner = {"kind": self.program.kind, **self.program.to_dict()}
+        return {"program": inner, "calibration": offsets, "meta": dict(self.meta)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        inner = dict(data["program"])
+        program = Program._kinds[inner.pop("kind")].from_dict(inner)
+        return cls(program, Calibration(**data["calibration"]), data["meta"])
+
+    def _calibrated(self, answer: Answer) -> Answer:
+        if not answer.scores:
+            return answer
+        scores = self.calibration(answer.scores)
+        best = max(scores, key=scores.__getitem__)
+        return replace(answer, value=best, scores=scores, raw_scores=answer.scores, logprobs={})
+
+
+def calibrated(program: Program, task: Task, backend: Generator, way: Way, seed: int = 0) -> Program:
+    """Fit a calibration of a program's label scores. No test item is looked at.
+
+    Args:
+        program: fitted in score mode.
+        task: whose inputs are asked: of its validation split (without one, of the training split, the program's own
+            shots left out) at most `INPUTS`, drawn with the seed.
+        backend: who answers.
+        way: one of `calibration.WAYS`; "none" gives the program back as it is.
+        seed: of what is drawn.
+
+    Raises:
+        UnknownNameError: no such way.
+        InputError: the program scores no labels, or the task has no inputs to fit on.
+    """
+    if way not in WAYS:
+        raise UnknownNameError("calibration", way, WAYS)
+    if way == "none":
+        return program
+    inputs = _inputs(program, task, seed) if way in ("batch", "affine", "auto") else []
+    fits: dict[Way, Any] = {}
+    scores, gold = _scored(program, inputs, backend), [str(example.label) for example in inputs]
+    tried: tuple[Way, ...] = SIMPLEST_FIRST if way == "auto" else (way,)
+    for each in tried:
+        if each in ("contextual", "pmi"):
+            fixed = from_answers(each, _without_content(each, program, task, backend))
+            fits[each] = partial(_always, fixed)
+        else:
+            fits[each] = partial(_fitted, each, scores, gold)
+    meta: dict[str, Any] = {"inputs": len(inputs)}
+    chosen: Way = way
+    if way == "auto":
+        chosen, meta["cross_fitted_accuracy"] = simplest(fits, scores, gold, seed)
+    return CalibratedProgram(program, fits[chosen](range(len(inputs))), meta)
+
+
+def _always(calibration: Calibration, _: Sequence[int]) -> Calibration:
+    return calibration
+
+
+def _fitted(way: Way, scores: Sequence[Scores], gold: Sequence[str], items: Sequence[int]) -> Calibration:
+    if way == "none":
+        return Calibration()
+    chosen = [scores[i] for i in items]
+    return affine(chosen, [gold[i] for i in items]) if way == "affine" else from_answers(way, chosen)
+
+
+def _inputs(program: Program, task: Task, seed: int) -> list[Example]:
+    shown = {shot["id"] for shot in examples_in(program.to_dict())}
+    pool = task.validation or [example for example in task.train if example.id not in shown]
+    if not pool:
+        raise InputError(
+            f"task {task.name!r} has no validation or training inputs left to calibrate on: "
+            "calibrate='contextual' and 'pmi' need none"
+        )
+    order = stream(seed, "calibration inputs").permutation(len(pool))[:INPUTS]
+    return [pool[i] for i in sorted(order.tolist())]
+
+
+def _scored(program: Program, inputs: Sequence[Example], backend: Generator) -> list[Scores]:
+    answers = program.answer(inputs, backend) if inputs else []
+    if any(not answer.scores for answer in answers):
+        raise InputError("only label scores can be calibrated: use score mode, on a task with labels to choose from")
+    return [answer.scores for answer in answers]
+
+
+def _without_content(way: Way, program: Program, task: Task, backend: Generator) -> list[Scores]:
+    """Label scores where there is nothing to judge by: by the program itself, or zero-shot and without any input."""
+    from amplify.methods.baselines import ZeroShot
+
+    asks, texts = (ZeroShot(mode="score").fit(task, backend, 0), ("",)) if way == "pmi" else (program, CONTENT_FREE)
+    # one for each set of choices that the task has; of the items behind them nothing but those is shown
+    sets = {task.labels_of(e): e for e in (*task.test, *task.train, *task.validation)}
+    return _scored(asks, [_emptied(e, text) for e in sets.values() for text in texts], backend)
+
+
+def _emptied(example: Example, text: str) -> Example:
+    fields = {name: text if isinstance(value, str) else value for name, value in example.fields.items()}
+    return replace(example, text=text, options=tuple(text for _ in example.options), fields=fields)
