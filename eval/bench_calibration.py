@@ -123,7 +123,8 @@ def rows(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
 def main(backend: str, backend_option: tuple[str, ...], tasks: str, methods: str, seeds: str, limit: int,
          settings: tuple[str, ...], out: Path) -> None:  # fmt: skip
     """Score, calibrate in every way, write the table."""
-    cells: list[dict[str, Any]] = json.loads(out.read_text())["cells"] if out.exists() else []
+    header: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    cells: list[dict[str, Any]] = header.pop("cells", [])
     done = {(c["task"], c["method"], c["seed"]) for c in cells}
     with amplify.open_backend(backend, **pairs(backend_option, "-B")) as model:
         for name in tasks.split(","):
@@ -144,8 +145,8 @@ def main(backend: str, backend_option: tuple[str, ...], tasks: str, methods: str
                         "limit": limit,
                     }
                     out.write_text(json.dumps({**header, "cells": cells}, indent=1) + "\n")
-                    click.echo(f"{name} {method.label} {seed}: "
-                               + ", ".join(f"{w} {100 * np.mean(v['right']):.1f}" for w, v in ways.items()))  # fmt: skip
+                    means = {way: 100 * float(np.mean(found["right"])) for way, found in ways.items()}
+                    click.echo(f"{name} {method.label} {seed}: {', '.join(f'{w} {m:.1f}' for w, m in means.items())}")
     table = "\n".join(rows(cells))
     about = f"{backend}, {limit} test items a task at most, label scoring; `{command()}`, {header['date'][:10]}"
     out.with_suffix(".md").write_text(f"# Calibration of label scores\n\n{about}\n\n{table}\n")
