@@ -128,7 +128,8 @@ def test_proxies_are_listed_with_their_training_and_accuracy(amplify, tmp_path: 
     training = {"epochs": 4, "seed": 1, "lora": True}
     card = {
         "format": 1, "kind": "encoder", "task": "reviews", "labels": ["bad", "good"], "columns": [0, 1],
-        "trained": True, "identity": "", "body": {}, "training": training, "validation": {"accuracy": 0.9289340101522843},
+        "trained": True, "identity": "", "body": {}, "training": training,
+        "validation": {"accuracy": 0.9289340101522843},
         "template": "", "instruction": "", "input_name": "Text",
     }  # fmt: skip
     for name, one in {"a": card, "b": {**card, "validation": {}}}.items():
