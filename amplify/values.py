@@ -56,6 +56,9 @@ class Span:
 class Prompt:
     """What is sent to a model: raw text, or messages that the model's chat template renders.
 
+    It is sent as it is, special tokens included: what comes from data is neutralised before, by the templates of
+    `prompts/` that write it.
+
     Attributes:
         text: raw text, sent as it is. Exactly one of `text` and `messages` is given.
         messages: a chat; the template's generation prompt is added after the last message.

@@ -170,13 +170,12 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
         choices, options = tuple(letter for _, _, letter in held), tuple(text for _, text, _ in held)
         by_name, by_text = {name: letter for name, _, letter in held}, {text: letter for _, text, letter in held}
         label = _letter(label, by_name, by_text, where)
-    plain = json.dumps([text, choices, options], ensure_ascii=False)
     own = str(column(row, fields["id"], where)) if "id" in fields else fallback_id
     used = {str(v) for v in fields.values() if isinstance(v, str)}
     keep = fields.get("keep", ())
     extra = [c for c in row if c not in used] if keep == "*" else [keep] if isinstance(keep, str) else keep
     return Example(
-        id=own or hashlib.sha256(plain.encode()).hexdigest()[:12],
+        id=own or _digest([text, choices, options]),
         text=text,
         label=None if label is None or str(label) == "" else str(label).strip(),
         choices=choices,
@@ -184,6 +183,14 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
         answers=tuple(map(str, answers)) if isinstance(answers, list | tuple) else (str(answers),),
         fields={name: column(row, name, where) for name in extra},
     )
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False)
+
+
+def _digest(content: Any) -> str:
+    """An id that follows from an example's content."""
+    return hashlib.sha256(_JSON.encode(content).encode()).hexdigest()[:12]
 
 
 def iter_rows(path: str | Path, text: str, *, id: str | None = None, label: str | None = None) -> Iterator[Example]:
@@ -286,5 +293,4 @@ def bbh_example(text: str, target: str | None, where: str) -> Example:
     options = tuple(match[2].strip() for match in lettered)
     if CANARY in text:
         raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
-    plain = json.dumps([question.strip(), choices, options], ensure_ascii=False)
-    return Example(hashlib.sha256(plain.encode()).hexdigest()[:12], question.strip(), gold, choices, options)
+    return Example(_digest([question.strip(), choices, options]), question.strip(), gold, choices, options)
