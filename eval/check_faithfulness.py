@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from planted_reader import reader
+
 from amplify.attribution.explaining import explain_many
 from amplify.attribution.faithfulness import faithfulness
 from amplify.attribution.faithfulness_metrics import METRICS
@@ -53,7 +55,7 @@ def trained(task: Task, body: str) -> Proxy:
     if body != "reader":
         return train_proxy(task, body)
     with tempfile.TemporaryDirectory() as folder:
-        return train_proxy(task, planted.reader(Path(folder) / "reader"), epochs=8, learning_rate=3e-3)
+        return train_proxy(task, reader(Path(folder) / "reader"), epochs=8, learning_rate=3e-3)
 
 
 def ideal(example: Example, sign: float) -> Attribution:

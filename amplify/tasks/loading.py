@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,26 +136,25 @@ def build(spec: TaskSpec, data: Path | None, *, infer_labels: bool = False, limi
     if infer_labels or spec.labels:
         _enough(spec.name, (*train, *validation, *test), labels)
     return Task(
-        name=spec.name,
+        **{name: getattr(spec, name) for name in SHARED},
         instruction=spec.instruction or _instruction(spec.input_name, labels),
         train=train,
         validation=validation,
         test=test[:limit],
         labels=labels,
-        input_name=spec.input_name,
-        announce=spec.announce,
-        metric=spec.metric,
         cot=cot,
-        template=spec.template,
-        layout=spec.layout,
-        emphasis=spec.emphasis,
-        max_tokens=spec.max_tokens,
         source=found.source,
         revision=found.revision,
-        licence=spec.licence,
-        citation=spec.citation,
         fields={"dropped": dropped, "seed": spec.seed, "description": spec.description},
     )
+
+
+SHARED = tuple(
+    f.name
+    for f in dataclasses.fields(Task)
+    if f.name in {own.name for own in dataclasses.fields(TaskSpec)} - {"instruction", "labels", "cot", "fields"}
+)
+"""What a task takes over from its file as it stands."""
 
 
 def _instruction(input_name: str, labels: Sequence[str]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -116,10 +118,10 @@ def test_shapley_values_find_what_was_planted_and_leaving_one_out_is_blind_to_th
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory):
+def reader(tmp_path_factory: pytest.TempPathFactory, script: Callable[[str], ModuleType]):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMPLIFY_HOME", str(tmp_path_factory.mktemp("home")))
-        yield planted.reader(tmp_path_factory.mktemp("reader"))
+        yield script("planted_reader").reader(tmp_path_factory.mktemp("reader"))
 
 
 @pytest.mark.parametrize("rule", ["planted_single", "planted_redundant"])
