@@ -11,6 +11,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 OWNER = "AMPLIFY_ENGINE_OWNER"
 """Environment variable: the process whose engines end with it."""
@@ -18,9 +20,24 @@ _LOOKS = 1.0  # seconds between two looks
 _PATIENCE = 5.0  # seconds for an orderly end
 
 
-def own_engines() -> None:
-    """Engines that this process starts from now on are to end with it."""
-    os.environ[OWNER] = str(os.getpid())
+@contextmanager
+def owning(**variables: str) -> Iterator[None]:
+    """Engines that this process starts inside the block end with it.
+
+    Args:
+        **variables: of the environment, for these engines alone; those that are set stay as they are.
+    """
+    given = {OWNER: str(os.getpid()), **{name: os.environ.get(name, value) for name, value in variables.items()}}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def watch() -> None:

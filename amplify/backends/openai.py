@@ -245,9 +245,10 @@ class OpenAIBackend:
                 data = await self._server.post(path, sent, tokens)
             except GiveUpError as error:
                 first = first or error
-                other = (
-                    dialect.after(str(error), sent.keys() - self._extra.keys()) if error.status in REFUSALS else None
-                )
+                if error.status not in REFUSALS:
+                    raise first from None
+                known = replace(dialect, taken=self._dialect.taken)  # what was taken of other requests meanwhile
+                other = known.after(str(error), sent.keys() - self._extra.keys())
                 if other is None:
                     raise first from None
                 dialect = other

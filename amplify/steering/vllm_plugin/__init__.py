@@ -1,8 +1,9 @@
 """The vLLM plugin: attention heads a little wider, so that stock kernels steer them.
 
 The algebra is that of `steering.attention`. vLLM calls `register` in each of its processes (entry point group
-`vllm.general_plugins`). Nothing changes in an engine until `additional_config={"amplify_steering": {}}` switches it on,
-or `{"layers": [3, 10]}` for these layers alone; then
+`vllm.general_plugins`). It sets a look-out in three constructors that are given the engine's configuration, one for
+each kind of process, and nothing else: an engine runs as it would without amplify until
+`additional_config={"amplify_steering": {}}` switches steering on, or `{"layers": [3, 10]}` for these layers alone. Then
 
 - `Attention` allots each head of the KV cache the next width that its kernel supports; queries get the gate of their
   request, layer and head, keys get log(w)/scale, values nothing that counts; the output is cut back;
@@ -10,44 +11,37 @@ or `{"layers": [3, 10]}` for these layers alone; then
 - the prefix cache keys blocks from the first token on whose attention changes;
 - the front end refuses a request that does not fit, so that no bad one reaches a worker.
 
+A vLLM whose inside is another one is refused there and then, by what differs (`fitting`).
+
 State belongs to an engine: it hangs on the engine's own layers. Buffers keep their addresses, so compiled graphs and
 CUDA graphs read them as they are. Under tensor parallelism each rank takes the gates of its own heads.
 """
 
 from __future__ import annotations
 
-import inspect
+import functools
 from typing import Any
 
 from amplify import engine_watch
 from amplify.errors import CapabilityError
+from amplify.steering.vllm_plugin.fitting import differences
+from amplify.steering.vllm_plugin.options import enabled
 from amplify.steering.vllm_plugin.requests import extend_front_end, extend_prefix_cache
 from amplify.steering.vllm_plugin.runners import extend_runners
 from amplify.steering.vllm_plugin.widening import extend_attention
 
-MISFIT = ""  # why this vLLM cannot be extended, if it cannot
+_MARK = "amplify_looks"  # on a constructor with a look-out
 
 
 def register() -> None:
-    """Extend vLLM in this process; a second call does nothing."""
-    global MISFIT
+    """Look out for engines that are to steer, in this process; a second call does nothing."""
     engine_watch.watch()
     from vllm.logger import init_logger
-    from vllm.model_executor.layers.attention.attention import Attention
 
-    if hasattr(Attention, "amplify_bank"):
-        return
     try:
-        _check_signatures()
-    except (ImportError, AttributeError, TypeError) as error:
-        MISFIT = f"this version of vLLM cannot be extended for steering: {error}"
-        init_logger("vllm.amplify").warning("amplify: %s", MISFIT)
-        return
-    Attention.amplify_bank = None
-    extend_attention(Attention)
-    extend_runners()
-    extend_prefix_cache()
-    extend_front_end()
+        _look_out()
+    except (ImportError, AttributeError) as error:
+        init_logger("vllm.amplify").warning("amplify: this version of vLLM cannot be extended for steering: %s", error)
 
 
 def ready() -> None:
@@ -61,8 +55,7 @@ def ready() -> None:
     from vllm import envs
 
     register()
-    if MISFIT:
-        raise CapabilityError(MISFIT)
+    extend()
     if not envs.VLLM_ENABLE_V1_MULTIPROCESSING:
         return
     own = [e for e in entry_points(group="vllm.general_plugins") if e.value.startswith(__name__)]
@@ -72,26 +65,42 @@ def ready() -> None:
         raise CapabilityError(f"VLLM_PLUGINS leaves out {own[0].name!r}; add it")
 
 
-def _check_signatures() -> None:
-    """Everything that is replaced must take what we pass on."""
-    from vllm.model_executor.layers.attention.attention import Attention
-    from vllm.v1.core import kv_cache_utils
-    from vllm.v1.engine.input_processor import InputProcessor
-    from vllm.v1.worker.gpu import model_states
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+@functools.cache
+def extend() -> None:
+    """Extend vLLM in this process.
 
-    wanted: list[tuple[Any, tuple[str, ...]]] = [
-        (Attention.__init__, ("num_heads", "head_size", "scale", "num_kv_heads", "logits_soft_cap", "prefix")),
-        (Attention.forward, ("query", "key", "value", "output_shape", "output_dtype")),
-        (GPUModelRunner._model_forward, ("input_ids", "positions")),
-        (kv_cache_utils.generate_block_hash_extra_keys, ("request", "start_token_idx", "end_token_idx")),
-        (InputProcessor.process_inputs, ("request_id", "prompt", "params")),
-        (model_states.resolve_model_state_cls, ("vllm_config", "model")),
-        (model_states.ModelState.add_request, ("req_index", "new_req_data")),
-        (model_states.ModelState.remove_request, ("req_id",)),
-        (model_states.ModelState.prepare_inputs, ("input_batch", "req_states")),
-    ]
-    for function, names in wanted:
-        missing = set(names) - set(inspect.signature(function).parameters)
-        if missing:
-            raise TypeError(f"{function.__qualname__} takes no {', '.join(sorted(missing))}")
+    Raises:
+        CapabilityError: this vLLM is another one inside than steering was written for.
+    """
+    if differ := differences():
+        raise CapabilityError(f"this version of vLLM cannot be extended for steering: {'; '.join(differ)}")
+    from vllm.model_executor.layers.attention.attention import Attention
+
+    Attention.amplify_bank = None
+    extend_attention(Attention)
+    extend_runners()
+    extend_prefix_cache()
+    extend_front_end()
+
+
+def _look_out() -> None:
+    """Have the front end, the engine and each worker extend vLLM where their configuration asks for it."""
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.executor.abstract import Executor
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    doors: tuple[Any, ...] = (InputProcessor, Executor, WorkerBase)
+    for door in doors:
+        if not hasattr(door.__init__, _MARK):
+            door.__init__ = _looking(door.__init__)
+
+
+def _looking(plain: Any) -> Any:
+    @functools.wraps(plain)
+    def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        if enabled(vllm_config):
+            extend()
+        plain(self, vllm_config, *args, **kwargs)
+
+    setattr(init, _MARK, True)
+    return init

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from typing import Any
 
@@ -43,6 +44,7 @@ def extend_front_end() -> None:
                     "this engine was started without steering: start it with "
                     f"--additional-config '{{\"{KEY}\": {{}}}}' (in process: steering=True)"
                 )
+            _refuse_misspelt(request.sampling_params)
             asks = asked(request.sampling_params)
             if asks is not None:
                 if request.prompt_token_ids is None:
@@ -62,3 +64,15 @@ def extend_front_end() -> None:
         return request
 
     InputProcessor.process_inputs = process_inputs
+
+
+def _refuse_misspelt(sampling_params: Any) -> None:
+    """Refuse an argument that is meant for us and is not: vLLM would ignore it, and the request would go unsteered.
+
+    Raises:
+        InputError: a name of ours, or nearly the one that we know.
+    """
+    for name in getattr(sampling_params, "extra_args", None) or {}:
+        ours = name.startswith("amplify") or difflib.get_close_matches(name, [KEY], cutoff=0.8)
+        if name != KEY and ours:
+            raise InputError(f"there is no argument {name!r}: did you mean {KEY!r}?")
