@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 REFUSALS = (400, 422)  # statuses by which servers refuse a field
+CONTINUING = ("vllm", "sglang")  # servers that continue an answer begun for the model, by what they say they are
 
 
 def connect(model_at_url: str, **options: Any) -> OpenAIBackend:
@@ -68,7 +69,8 @@ class OpenAIBackend:
         retries: int = 5,
         timeout: float = 120.0,
         max_context: int | None = None,
-        continue_final_message: bool = False,
+        continue_final_message: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepare the client; nothing is sent yet.
@@ -83,7 +85,10 @@ class OpenAIBackend:
             timeout: seconds within which each try must be answered in full, to the last byte. A server that never
                 answers is given up after (retries + 1) * timeout and the waits between.
             max_context: the model's window in tokens, where known.
-            continue_final_message: send an answer prefix on a chat as vLLM's `continue_final_message`.
+            continue_final_message: whether the server can continue an answer that is begun for it (a prompt's `prefix`
+                on a chat), as vLLM does. None: yes, where the server says that it is vLLM or SGLang. Where it cannot,
+                the model is asked in words to begin so, and the header says it.
+            chat_template_kwargs: switches of the model's chat template, e.g. {"enable_thinking": False}.
             extra_body: further fields of every request, e.g. {"top_k": 1}; they go before what amplify sends itself.
 
         Raises:
@@ -102,12 +107,13 @@ class OpenAIBackend:
         self.usage = Usage()
         self.max_context = max_context
         self._concurrency, self._retries = concurrency, retries
-        self._continue, self._extra = continue_final_message, dict(extra_body or {})
+        self._continue, self._switches = continue_final_message, dict(chat_template_kwargs or {})
+        self._extra = dict(extra_body or {})
         self._dialect = Dialect()
         self._server = Server(self.url, timeout)
         self._steers = self._settled = False  # until the server has shown it
         self._tokenizer_name = tokenizer
-        self._tokenizer: Any = _load_tokenizer(tokenizer) if tokenizer else None
+        self._tokenizer: Any = _load_tokenizer(tokenizer, self._switches) if tokenizer else None
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
@@ -115,8 +121,7 @@ class OpenAIBackend:
         """See `Generator.generate`.
 
         Raises:
-            CapabilityError: an answer prefix on a chat, and neither `tokenizer` nor `continue_final_message` is given;
-                or steering, and the server does not steer or `tokenizer` is not given.
+            CapabilityError: steering, and the server does not steer or `tokenizer` is not given.
         """
         self._check(steering)
         ids: Sequence[Sequence[int] | None] = [None] * len(prompts)
@@ -130,14 +135,16 @@ class OpenAIBackend:
             asked = payloads(steering, [(r, e.offsets, len(e.ids)) for r, e in zip(rendered, encoded, strict=True)])
             check_window(counts, sampling.max_tokens, self.max_context)
         requests = [self._request(prompt, ids[i], sampling, i, asked[i]) for i, prompt in enumerate(prompts)]
-        done = run_all(
-            [partial(self._complete, *r, sampling, count) for r, count in zip(requests, counts, strict=True)],
+        return run_all(
+            [
+                partial(self._whole, rendered[i] if rendered else None, *requests[i], prompt, sampling, counts[i])
+                for i, prompt in enumerate(prompts)
+            ],
             who=self.spec,
             concurrency=self._concurrency,
             retries=self._retries,
             answered=lambda i, done: self._count(done.prompt_tokens, done.completion_tokens),
         )
-        return [r.whole(completion) for r, completion in zip(rendered, done, strict=True)] if rendered else done
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Exact with `tokenizer`; without it an estimate of one token per four bytes, and four more per message."""
@@ -164,6 +171,8 @@ class OpenAIBackend:
             if self._tokenizer is not None
             else "estimated before a run, the server's own in it",
             "max_context": self.max_context,
+            "prefill": "continued" if self._tokenizer is not None or self._continues else "asked for in words",
+            "chat_template_kwargs": self._switches,
             "extra_body": redact_fields(self._extra),
             "not_taken": sorted(self._dialect.without),
             "versions": {"httpx": httpx.__version__},
@@ -204,31 +213,44 @@ class OpenAIBackend:
             return "/completions", {**body, "prompt": list(ids)}
         if prompt.text is not None:
             return "/completions", {**body, "prompt": prompt.text + prompt.prefix}
-        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
-        if prompt.prefix:
-            if not self._continue:
-                raise CapabilityError(
-                    f"{self.spec!r} renders chats itself, so the beginning of an answer cannot be given. Pass "
-                    "tokenizer=FOLDER (the model's tokenizer; templates are then rendered here), or "
-                    "continue_final_message=True where the server is vLLM; or let the model begin by itself, with "
-                    "lead=False for each method (--set zero_shot.lead=false)."
-                )
-            messages.append({"role": "assistant", "content": prompt.prefix})
+        turns = list(prompt.messages)
+        if prompt.prefix and self._continues:
+            turns.append(Message("assistant", prompt.prefix))
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        return "/chat/completions", {**body, "messages": messages}
+        elif prompt.prefix:
+            turns = _begun(turns, prompt.prefix)
+            body["max_tokens"] += self._text_tokens(prompt.prefix)  # it writes them itself
+            body["stop"] = [stop for stop in sampling.stop if stop not in prompt.prefix]
+            if not body["stop"]:
+                del body["stop"]
+        if self._switches:
+            body["chat_template_kwargs"] = self._switches
+        return "/chat/completions", {**body, "messages": [{"role": m.role, "content": m.content} for m in turns]}
 
-    async def _complete(self, path: str, body: Json, sampling: Sampling, prompt_tokens: int) -> Completion:
-        data = await self._post(path, body, prompt_tokens + sampling.max_tokens)
-        text, finish = written(data)
-        counted, generated = usage(data)
-        cut = min(
-            (at for s in sampling.stop if (at := text.find(s)) >= 0), default=None
-        )  # not every server stops there
+    @property
+    def _continues(self) -> bool:
+        """Whether a chat's answer can be begun for the model."""
+        if self._continue is None:
+            self._continue = self._listed.get("owned_by") in CONTINUING
+        return self._continue
+
+    async def _whole(self, rendered: Rendered | None, *request: Any) -> Completion:
+        completion = await self._complete(*request)
+        return completion if rendered is None else rendered.whole(completion)
+
+    async def _complete(self, path: str, body: Json, prompt: Prompt, sampling: Sampling, counted: int) -> Completion:
+        data = await self._post(path, body, counted + sampling.max_tokens)
+        reasoning, text, finish = written(data)
+        given, generated = usage(data)
+        if prompt.prefix and path == "/chat/completions" and "continue_final_message" not in body:
+            text = _behind(prompt.prefix, text)
+        # not every server stops there
+        cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
         return Completion(
-            text=text[:cut],
+            text=reasoning + text[:cut],
             finish_reason=finish if cut is None else "stop",
-            prompt_tokens=prompt_tokens if counted is None else counted,
-            completion_tokens=self._text_tokens(text) if generated is None else generated,
+            prompt_tokens=counted if given is None else given,
+            completion_tokens=self._text_tokens(reasoning + text) if generated is None else generated,
         )
 
     async def _post(self, path: str, body: Json, tokens: int) -> Json:
@@ -410,12 +432,29 @@ class OpenAIScorer(OpenAIBackend):
         return TokenLogProbs(tuple(self._tokenizer.decode([token]) for token in target), target, found)
 
 
-def _load_tokenizer(name: str) -> Any:
+def _load_tokenizer(name: str, switches: Mapping[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     from amplify import models
+    from amplify.backends.text import switch_template
 
     try:
-        return AutoTokenizer.from_pretrained(models.resolve(name, weights=False))
+        return switch_template(AutoTokenizer.from_pretrained(models.resolve(name, weights=False)), switches)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{name} has no readable tokenizer: {error}") from error
+
+
+def _begun(messages: Sequence[Message], prefix: str) -> list[Message]:
+    """A chat whose model is asked in words to begin its answer so."""
+    asked = f"Begin your answer with exactly these words, and go on from there:\n{prefix.strip()}"
+    *before, last = messages
+    if last.role != "user":
+        return [*messages, Message("user", asked)]
+    return [*before, Message("user", f"{last.content}\n\n{asked}")]
+
+
+def _behind(prefix: str, text: str) -> str:
+    """What an answer says behind a beginning that it was asked for in words, whether or not it begins so."""
+    if text.lstrip().startswith(prefix.strip()):
+        return text.lstrip()[len(prefix.strip()) :]
+    return text if prefix[-1].isspace() or text[:1].isspace() else f" {text}"

@@ -29,10 +29,13 @@ class Written(NamedTuple):
     """What a server says that its model wrote.
 
     Attributes:
+        reasoning: what it thought before, in a block of its own (`<think>…</think>`, open where it was cut off in it),
+            where the server keeps that apart; else "".
         text: the answer.
         finish: "length" where it was cut off, else "stop".
     """
 
+    reasoning: str
     text: str
     finish: Literal["stop", "length"]
 
@@ -69,13 +72,13 @@ def written(data: Json) -> Written:
     text = choice.get("text") if message is None else message.get("content")
     if text is None and message is not None:
         text = _without_content(message, finish)
-    if not isinstance(text, str):
-        raise ReplyError("the answer holds no text" if text is None else f"its text is {_kind(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ReplyError("its text holds half a character (a lone surrogate)") from None
-    return Written(hide_keys(text), "length" if finish == "length" else "stop")
+    if text is None:
+        raise ReplyError("the answer holds no text")
+    reasoning = _text((message or {}).get("reasoning_content") or (message or {}).get("reasoning") or "")
+    cut = finish == "length"
+    if reasoning:
+        reasoning = f"<think>\n{reasoning.strip()}" + ("" if cut and not text else "\n</think>\n\n")
+    return Written(reasoning, _text(text), "length" if cut else "stop")
 
 
 def usage(data: Json) -> tuple[int | None, int | None]:
@@ -153,6 +156,16 @@ def _choice(data: Json) -> Json:
     if not isinstance(choices[0], dict):
         raise ReplyError(f"its choice is {_kind(choices[0])}")
     return choices[0]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ReplyError(f"its text is {_kind(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ReplyError("its text holds half a character (a lone surrogate)") from None
+    return hide_keys(value)
 
 
 def _without_content(message: Json, finish: str | None) -> str | None:

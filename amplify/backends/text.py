@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,13 @@ def _chat(prompt: Prompt, contents: Sequence[str], tokenizer: PreTrainedTokenize
                 raise PromptFormatError(problem, "system") from error
         problem = f"the model's chat template refuses these messages ({error})"
         raise PromptFormatError(problem, "messages") from error
+
+
+def switch_template(tokenizer: PreTrainedTokenizerBase, switches: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer, with switches of its chat template set from now on (e.g. enable_thinking=False)."""
+    if switches:
+        tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, **switches)
+    return tokenizer
 
 
 def _places(

@@ -66,7 +66,14 @@ class VLLMBackend:
         tokenizer: the model's tokenizer.
     """
 
-    def __init__(self, model: str | Path, *, steering: bool | str | Steering = False, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        steering: bool | str | Steering = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         """Start the engine; this takes from half a minute up.
 
         Args:
@@ -74,6 +81,7 @@ class VLLMBackend:
             steering: start the engine so that it can steer attention: its cache holds wider heads (on a CPU 80 channels
                 instead of 64), which costs a few per cent of speed, also for plain requests. Given a `Steering`, or
                 the name or path of a profile, only in the layers that it names.
+            chat_template_kwargs: switches of the model's chat template, e.g. {"enable_thinking": False}.
             **options: engine arguments of vLLM by keyword, e.g. dtype="float32", max_model_len=2048,
                 enforce_eager=True, tensor_parallel_size=2. Prefix caching is on unless switched off here. On a CPU
                 dtype is float32 unless given, as for `transformers:` (vLLM would take bfloat16, which many CPUs only
@@ -101,6 +109,7 @@ class VLLMBackend:
         from transformers import AutoTokenizer
 
         from amplify import models
+        from amplify.backends.text import switch_template
 
         known = {f.name for f in dataclasses.fields(vllm.EngineArgs)}
         for name in options:
@@ -121,7 +130,7 @@ class VLLMBackend:
             switch = self._switch(steering)
             options["additional_config"] = {**options.get("additional_config", {}), KEY: switch}
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            self.tokenizer = switch_template(AutoTokenizer.from_pretrained(self.folder), chat_template_kwargs or {})
         except (OSError, ValueError) as error:
             raise DataError(f"{model} has no readable tokenizer: {error}") from error
         # ahead-of-time artefacts cannot be loaded again on a CPU (vLLM 0.32), so each start would compile anew
@@ -133,7 +142,7 @@ class VLLMBackend:
             raise InputError(f"vLLM refuses these options for {model}: {_short(error)}") from error
         except Exception as error:
             raise BackendError(f"the vLLM engine for {model} did not start: {_short(error)}") from error
-        self._options = dict(options)
+        self._options = {**options, **({"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {})}
         self._stop = weakref.finalize(self, self.llm.llm_engine.engine_core.shutdown)  # at exit at the latest
         self.max_context: int | None = int(self.llm.llm_engine.model_config.max_model_len)
 

@@ -14,7 +14,7 @@ import pytest
 from amplify import Prompt, Sampling
 from amplify.backends import Scorer, open_backend, retry
 from amplify.backends.openai import OpenAIBackend
-from amplify.errors import BackendError, CapabilityError, ContextLengthError, InputError
+from amplify.errors import BackendError, ContextLengthError, InputError
 
 ASK = [Prompt(messages=({"role": "user", "content": f"question {i}"},)) for i in range(6)]
 
@@ -147,16 +147,85 @@ def test_raw_text_goes_to_the_completions_api_and_missing_usage_is_estimated(ser
     assert backend.describe()["token_counts"].startswith("estimated")
 
 
-def test_prefix_on_a_chat_needs_a_way_to_say_it(serve):
+PREFIXED = Prompt(messages=ASK[0].messages, prefix="The answer is")
+
+
+def test_a_server_that_continues_a_begun_answer_is_given_it(serve):
     fake = serve()
-    prompt = Prompt(messages=ASK[0].messages, prefix="The answer is")
-    with pytest.raises(CapabilityError, match="tokenizer=FOLDER"):
-        connect(fake).generate([prompt], Sampling())
-    assert fake.seen == []
-    connect(fake, continue_final_message=True).generate([prompt], Sampling())
+    connect(fake, continue_final_message=True).generate([PREFIXED], Sampling())
     body = fake.seen[0][1]
     assert body["messages"][-1] == {"role": "assistant", "content": "The answer is"}
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+
+
+@pytest.mark.parametrize("owner", ["vllm", "sglang", "somebody"])
+def test_a_server_says_what_it_is(serve, owner):
+    models = {"data": [{"id": "m", "owned_by": owner}]}
+    fake = serve(lambda s, path, body, n: models if path == "/v1/models" else chat(body, "The answer is blue."))
+    backend = connect(fake)
+    done = backend.generate([PREFIXED], Sampling())[0]
+    begun = fake.seen[-1][1]["messages"][-1] == {"role": "assistant", "content": "The answer is"}
+    assert begun == (owner != "somebody")
+    assert backend.describe()["prefill"] == ("continued" if begun else "asked for in words")
+    assert begun or done.text == " blue."
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ("The answer is blue.", " blue."),
+        ("\nThe answer is blue.", " blue."),
+        ("blue", " blue"),
+        ("It is blue.\nOr red.", " It is blue."),
+    ],
+)
+def test_elsewhere_the_beginning_is_asked_for_in_words_and_is_no_part_of_the_completion(serve, said, text):
+    fake = serve(lambda s, path, body, n: chat(body, said))
+    backend = connect(fake, continue_final_message=False)
+    assert backend.generate([PREFIXED], Sampling(max_tokens=5, stop=("\n",)))[0].text.rstrip() == text
+    body = fake.seen[0][1]
+    assert [m["role"] for m in body["messages"]] == ["user"]
+    assert body["messages"][0]["content"].startswith("question 0\n\n")
+    assert body["messages"][0]["content"].endswith("\nThe answer is")
+    assert body["max_tokens"] > 5  # room for the words that it was asked to write
+
+
+def test_a_stop_string_that_stands_in_the_beginning_ends_only_what_follows_it(serve):
+    fake = serve(lambda s, path, body, n: chat(body, "First this.\nThe answer is blue.\nmore"))
+    prompt = Prompt(messages=ASK[0].messages, prefix="First this.\nThe answer is")
+    done = connect(fake, continue_final_message=False).generate([prompt], Sampling(stop=("\n",)))[0]
+    assert done.text == " blue."
+    assert "stop" not in fake.seen[0][1]
+
+
+def test_reasoning_that_a_server_keeps_apart_stands_in_a_block_before_the_answer(serve):
+    from amplify.text import split_reasoning
+
+    replies = iter(
+        [
+            ({"content": "blue\nx", "reasoning_content": "Sky?\nYes."}, "stop", ("Sky?\nYes.", "blue")),
+            ({"content": "blue", "reasoning": "Sky."}, "stop", ("Sky.", "blue")),
+            ({"content": None, "reasoning_content": "Sky and"}, "length", ("Sky and", "")),
+        ]
+    )
+    fake = serve(lambda s, path, body, n: {"choices": [{"message": now[0], "finish_reason": now[1]}]})
+    for now in replies:
+        done = connect(fake).generate(ASK[:1], Sampling(stop=("\n",)))[0]
+        assert split_reasoning(done.text) == now[2]
+
+
+def test_switches_of_the_template_are_sent_or_used_here(serve, tiny_lm):
+    fake = serve()
+    connect(fake, chat_template_kwargs={"enable_thinking": False}).generate(ASK[:1], Sampling())
+    assert fake.seen[0][1]["chat_template_kwargs"] == {"enable_thinking": False}
+    from transformers import AutoTokenizer
+
+    from amplify.backends.text import render, switch_template
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    tokenizer.chat_template = "{{ messages[0].content }}{{ '' if enable_thinking is false else '<think>' }}"
+    assert render(ASK[0], tokenizer).text == "question 0<think>"
+    assert render(ASK[0], switch_template(tokenizer, {"enable_thinking": False})).text == "question 0"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +233,6 @@ def test_prefix_on_a_chat_needs_a_way_to_say_it(serve):
     [
         ({"content": None, "refusal": "I will not."}, "stop", "I will not."),
         ({"content": None}, "content_filter", ""),
-        ({"content": None, "reasoning_content": "Let me see"}, "length", ""),
         ({"content": None, "tool_calls": [{"id": "1"}]}, "tool_calls", ""),
     ],
 )
