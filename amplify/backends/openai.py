@@ -352,7 +352,11 @@ class OpenAIBackend:
         from amplify import models
 
         folder = models.resolve(str(self._tokenizer_name), weights=False)
-        return AutoConfig.from_pretrained(folder), models.identity(folder)
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise DataError(f"steering compares heads with the model's config.json, which {folder} lacks") from error
+        return config, models.identity(folder) if any(folder.glob("*.safetensors")) else {}
 
     async def _probe(self) -> str:
         """What the server says to steering that it cannot read; "" where it does not look at it."""

@@ -15,7 +15,7 @@ from fake_server import FAULTS, PLAIN_FIELDS, FakeServer
 import amplify
 from amplify import Prompt, Sampling
 from amplify.backends import Scorer, open_backend, retry
-from amplify.errors import AmplifyError, BackendError, InputError
+from amplify.errors import AmplifyError, BackendError, DataError, InputError
 from amplify.redaction import keep_secret, redact, redact_fields
 
 pytestmark = pytest.mark.timeout(120)
@@ -360,3 +360,5 @@ def test_a_tokenizer_needs_no_weights(tiny_lm, tmp_path):
     with FakeServer() as server, connect(server, tokenizer=str(tmp_path)) as backend:
         assert isinstance(backend, Scorer)
         assert backend.score(ASK[:1], [" blue"])[0].total < 0
+        with pytest.raises(DataError, match=r"config\.json"):
+            backend.generate(ASK[:1], Sampling(), steering=amplify.Steering(heads={0: [0]}))
