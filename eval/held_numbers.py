@@ -3,10 +3,11 @@
     python eval/held_numbers.py                  compares with results/held_numbers.json; exit code 1 if anything moved
     python eval/held_numbers.py --only words     one group (games word_games words faithful steering prompts sources)
     python eval/held_numbers.py --record FILE    writes what the code gives now
+    python eval/held_numbers.py --accept WHY     what moved is meant, for this reason: kept, and held from now on
 
 Estimates of closed-form and random games, words of tiny models of random weights (float32) by every explainer, steered
 log-probabilities, what every method asks on the tasks of this repository (hashes of its prompts), and attributions of
-sources. What differs is either a fault or stands in `CHANGED` with its reason; so does what is no longer there.
+sources. What differs is either a fault, or stands in the file's "changed" with the reason and what it is now.
 
 The recording was made with this script on a checkout of the commit it names: the script's calls follow the code's
 names, the keys of the numbers stay.
@@ -25,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,6 @@ from amplify.errors import AmplifyError, DataError
 
 HELD = Path(__file__).parent / "results" / "held_numbers.json"
 Found = Iterator[tuple[str, Any]]
-
-CHANGED: dict[str, str] = {}
-"""Pattern of keys -> why they are not what they were."""
 
 TOLERANCE = {"games": 1e-9, "word_games": 1e-9, "words": 1e-4, "faithful": 1e-4, "steering": 1e-5, "sources": 1e-4}
 """Of numbers, absolute, in units of the value: pure arithmetic to 1e-9; a float32 forward pass in batches of another
@@ -356,7 +353,13 @@ DOCUMENTS = [
 
 def _worth(text: str, answer: str) -> float:
     both = "capital is Paris" in text and "Seine" in text
-    return 5.0 * ("capital is Paris" in text) + 1.0 * ("has a capital" in text) - 2.0 * ("Spain" in text) + 0.7 * both
+    return (
+        -9.0
+        + 5.0 * ("capital is Paris" in text)
+        + 1.0 * ("has a capital" in text)
+        - 2.0 * ("Spain" in text)
+        + 0.7 * both
+    )
 
 
 def _reply(text: str) -> str:
@@ -440,7 +443,7 @@ def _number(value: Any) -> Any:
 
 def gap(before: Any, now: Any) -> float:
     """Largest absolute difference; infinite where they are no numbers of the same count."""
-    if isinstance(before, str) or isinstance(now, str) or len(before) != len(now):
+    if not isinstance(before, list) or not isinstance(now, list) or len(before) != len(now):
         return 0.0 if before == now else np.inf
     worst = 0.0
     for a, b in zip(before, now, strict=True):
@@ -454,36 +457,49 @@ def gap(before: Any, now: Any) -> float:
 WIDTHS = (6, 7, 12, 7, 6, 6, 20)
 
 
-def compare(held: dict[str, Any], now: dict[str, Any]) -> int:
-    """Print, group by group, what is equal and what changed; the number of changes without a reason."""
-    wrong = 0
-    groups = list(dict.fromkeys(key.partition(":")[0] for key in now))
+def compare(held: dict[str, Any], now: dict[str, Any], changed: dict[str, dict[str, Any]]) -> list[str]:
+    """Print, group by group, what is equal and what changed; the keys that changed without a reason.
+
+    Args:
+        held: key -> numbers, as recorded.
+        now: the same of the code as it is.
+        changed: reason -> key -> numbers that it has changed to; None where there are none any more.
+    """
+    wrong: list[str] = []
+    meant = {key: (why, value) for why, some in changed.items() for key, value in some.items()}
     heads = ("held", "equal", "on purpose", "moved", "gone", "new", "largest difference")
     print(f"{'group':<12}" + "".join(f"{name:>{width}}" for name, width in zip(heads, WIDTHS, strict=True)))
-    for group in groups:
+    for group in dict.fromkeys(key.partition(":")[0] for key in now):
         keys = [k for k in held if k.partition(":")[0] == group]
-        tolerance, equal, meant, moved, gone, worst = TOLERANCE.get(group, 0.0), 0, [], [], [], 0.0
+        equal, worst, purposes, lines = 0, 0.0, [], []
+        moved = gone = 0
         for key in keys:
-            reason = next((why for pattern, why in CHANGED.items() if fnmatch(key, pattern)), None)
-            off = gap(held[key], now[key]) if key in now else np.inf
-            if off <= tolerance:
-                equal, worst = equal + 1, max(worst, off)
-            elif reason is not None:
-                meant.append((key, reason))
-            elif key in now:
-                moved.append((key, off))
-            else:
-                gone.append(key)
+            why, wanted = meant.get(key, ("", held[key]))
+            off = gap(wanted, now.get(key))
+            if off <= TOLERANCE.get(group, 0.0):
+                equal, worst = equal + (not why), max(worst, off)
+                purposes += [why] if why else []
+                continue
+            wrong.append(key)
+            moved, gone = moved + (key in now), gone + (key not in now)
+            lines.append(f"    {'moved' if key in now else 'gone'}: {key}" + (f" by {off:.3g}" if off < np.inf else ""))
         new = sum(k not in held for k in now if k.partition(":")[0] == group)
-        print(f"{group:<12}{len(keys):>6}{equal:>7}{len(meant):>12}{len(moved):>7}{len(gone):>6}{new:>6}{worst:>20.1e}")
-        for why in dict.fromkeys(reason for _, reason in meant):
-            print(f"    on purpose, {sum(r == why for _, r in meant)}: {why}")
-        for key, off in moved:
-            print(f"    moved: {key} by {off:.3g}" if np.isfinite(off) else f"    moved: {key}")
-        for key in gone:
-            print(f"    gone: {key}")
-        wrong += len(moved) + len(gone)
+        counts = (len(keys), equal, len(purposes), moved, gone, new, f"{worst:.1e}")
+        print(f"{group:<12}" + "".join(f"{count:>{width}}" for count, width in zip(counts, WIDTHS, strict=True)))
+        lines += [f"    on purpose, {purposes.count(why)}: {why}" for why in dict.fromkeys(purposes)]
+        print(*lines, sep="\n", end="\n" if lines else "")
     return wrong
+
+
+def write(path: Path, held: dict[str, Any]) -> None:
+    """The file, a line for each key."""
+
+    def rows(some: dict[str, Any]) -> str:
+        return ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in some.items())
+
+    reasons = ",\n".join(f"{json.dumps(why)}: {{\n{rows(some)}\n}}" for why, some in held["changed"].items())
+    numbers = f'"about": {json.dumps(held["about"])},\n"numbers": {{\n{rows(held["numbers"])}\n}}'
+    path.write_text(f'{{\n{numbers},\n"changed": {{\n{reasons}\n}}\n}}\n', encoding="utf-8")
 
 
 def main() -> None:
@@ -491,6 +507,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--record", type=Path, help="write the numbers to this file instead of comparing")
     parser.add_argument("--held", type=Path, default=HELD, help="what to compare with")
+    parser.add_argument("--accept", metavar="WHY", help="what moved is meant, for this reason")
     parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=[], help="groups")
     given = parser.parse_args()
     now = measured(given.only)
@@ -504,14 +521,18 @@ def main() -> None:
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
             "machine": platform.machine(),
         }
-        rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in now.items())
-        given.record.write_text(
-            f'{{\n "about": {json.dumps(head)},\n "numbers": {{\n{rows}\n }}\n}}\n', encoding="utf-8"
-        )
+        write(given.record, {"about": head, "numbers": now, "changed": {}})
         return
     held = json.loads(given.held.read_text(encoding="utf-8"))
     print(f"held since {held['about']['commit']}, {held['about']['versions']}")
-    sys.exit(bool(compare(held["numbers"], now)))
+    wrong = compare(held["numbers"], now, held["changed"])
+    if given.accept:
+        for some in held["changed"].values():  # a key has one reason, the latest
+            for key in wrong:
+                some.pop(key, None)
+        held["changed"].setdefault(given.accept, {}).update({key: now.get(key) for key in wrong})
+        write(given.held, {**held, "changed": {why: some for why, some in held["changed"].items() if some}})
+    sys.exit(bool(wrong) and not given.accept)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from amplify.attribution.first_token import first_token_alone
-from amplify.attribution.perturbation import Coalitions, Floats, Value
+from amplify.attribution.perturbation import Coalitions, Floats, Value, evaluated
 from amplify.attribution.words import Spans, without_words
 from amplify.backends.base import Scorer, WhiteBox, need_white_box
 from amplify.batching import batches
@@ -165,14 +165,19 @@ def prompt_value(
 
 
 def remembered(evaluate: Callable[[Coalitions], Sequence[float]]) -> Value:
-    """A value function that evaluates each coalition once, all new ones of a call together."""
+    """A value function that evaluates each coalition once, all new ones of a call together.
+
+    Raises:
+        InputError: a value that is not finite, which is not kept.
+    """
     seen: dict[bytes, float] = {}
 
     def value(coalitions: Coalitions) -> Floats:
         keys = [row.tobytes() for row in coalitions]
         new = {key: row for key, row in zip(keys, coalitions, strict=True) if key not in seen}
         if new:
-            seen.update(zip(new, evaluate(np.array(list(new.values()))), strict=True))
+            found = evaluated(evaluate, np.array(list(new.values())))
+            seen.update(zip(new, found.tolist(), strict=True))
         return np.array([seen[key] for key in keys], dtype=np.float64)
 
     return value

@@ -33,6 +33,7 @@ from amplify.attribution.words import Mask, Spans, word_spans
 from amplify.errors import CapabilityError, InputError
 from amplify.layout import input_text
 from amplify.proxies import Proxy
+from amplify.shapley.budget import least
 from amplify.values import Attribution, Example, Prompt
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ SETS = 40
 SHARE = 0.9
 """A rationale passes when it beats this share of random ones: of random rationales one in ten gets through."""
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def explain_words(
         examples, targets, foils: see `amplify.attribution.gradients.explain`.
         method: of `amplify.attribution.registry.METHODS` or `amplify.attribution.gradients.METHODS`.
         mask: which words of an example are scored; None for all. The others stay in the text.
-        budget: evaluations per example of perturbation methods; two more than its words where those are more.
+        budget: evaluations per example of perturbation methods; as many as the method needs where those are more.
         seed: of sampled methods.
 
     Raises:
@@ -183,7 +184,7 @@ def explain_words(
         subject(proxy, *case, truncate=True)
         for case in zip(examples, targets, foils or [None] * len(examples), players, strict=True)
     ]
-    enough = max([budget, *(len(spans) + 2 for spans in players)])
+    enough = max([budget, *(least(method, len(spans)) for spans in players)])
     return run(proxy, subjects, [method], budget=enough, seed=seed)[method]
 
 
@@ -309,7 +310,9 @@ def choose_on(
     count = min(items, len(given))
     nothing: list[None] = [None] * len(given)
     cases = list(zip(given, targets, foils or nothing, players or nothing, strict=True))[:count]
-    found = run(backend, [subject(backend, *case) for case in cases], names, budget=budget, seed=seed)
+    subjects = [subject(backend, *case) for case in cases]
+    enough = max([budget, *(least(name, len(one.spans)) for name in names for one in subjects)])
+    found = run(backend, subjects, names, budget=enough, seed=seed)
     prompts = [Prompt(text=one) if isinstance(one, str) else one for one in given[:count]]
     return _best(found, backend, metrics, prompts, k, seed)
 

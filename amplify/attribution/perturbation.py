@@ -27,6 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify.errors import InputError, UnknownNameError
+from amplify.shapley.budget import check_budget
+from amplify.textgenshap.exact import MAX_SOURCES
+from amplify.textgenshap.sampling import spanning, with_complements
 
 Coalitions = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -55,7 +58,7 @@ class Neighbourhood:
 
 def occlusion(words: int, budget: int, seed: int) -> Neighbourhood:
     """Leave one word out (erasure; Li et al. 2016). Exact: neither budget nor seed changes it, n coalitions needed."""
-    _need(budget, words + 1, "occlusion")
+    check_budget("occlusion", words, budget, "words")
     return Neighbourhood(~np.eye(words, dtype=bool), np.ones(words), frozenset({"full"}))
 
 
@@ -64,7 +67,7 @@ def lime(words: int, budget: int, seed: int, *, width: float = 0.25, ridge: floa
 
     The distance of a coalition is one minus its cosine with the full input, that is 1 - sqrt(words kept / words).
     """
-    _need(budget, 3, "lime")
+    check_budget("lime", words, budget, "words")
     masks = np.random.default_rng(seed).random((budget - 1, words)) < 0.5
     distance = 1 - np.sqrt(masks.mean(1))
     masks = np.concatenate([np.ones((1, words), dtype=bool), masks])
@@ -77,9 +80,9 @@ def kernel_shap(words: int, budget: int, seed: int) -> Neighbourhood:
 
     Every coalition with its kernel weight, and so exact Shapley values, where the budget covers all 2^n.
     """
-    _need(budget, min(words + 2, 2**words), "kernel_shap")
+    check_budget("kernel_shap", words, budget, "words")
     through = frozenset({"full", "empty"})
-    if 2**words <= budget:
+    if words <= MAX_SOURCES and 2**words <= budget:
         masks = ((np.arange(1, 2**words - 1)[:, None] >> np.arange(words)) & 1).astype(bool)
         sizes = masks.sum(1)
         kernel = [(words - 1) / (comb(words, s) * s * (words - s)) for s in sizes]
@@ -97,7 +100,9 @@ def kernel_shap(words: int, budget: int, seed: int) -> Neighbourhood:
         for one in (mask, ~mask):
             counts[one.tobytes()] = counts.get(one.tobytes(), 0) + 1
     masks = np.array([np.frombuffer(key, dtype=bool) for key in counts])
-    return Neighbourhood(masks, np.array(list(counts.values()), dtype=np.float64), through, draws=len(masks) // 2)
+    masks = with_complements(spanning(masks[::2], "shapley"))
+    weights = [counts.get(mask.tobytes(), 1) for mask in masks]
+    return Neighbourhood(masks, np.array(weights, dtype=np.float64), through, draws=len(masks) // 2)
 
 
 def scaled(words: int, draws: int, seed: int, *, deviation: float = 0.1) -> Neighbourhood:
@@ -105,7 +110,7 @@ def scaled(words: int, draws: int, seed: int, *, deviation: float = 0.1) -> Neig
 
     `masks` holds the Gaussian draws. As the deviation goes to 0 the scores become gradient x input.
     """
-    _need(draws, words + 2, "c_lime")
+    check_budget("c_lime", words, draws, "words")
     noise = np.random.default_rng(seed).normal(0, deviation, (draws, words))
     return Neighbourhood(noise, np.ones(draws), frozenset(), draws=draws)
 
@@ -176,7 +181,7 @@ def attribute(value: Value, words: int, method: str, *, budget: int, seed: int =
 
 def shapley_sampling(value: Value, words: int, budget: int, seed: int) -> Estimate:
     """Mean of what a word adds over random orders, each taken forwards and backwards (Castro et al. 2009)."""
-    _need(budget, words + 1, "shapley_sampling")
+    check_budget("shapley_sampling", words, budget, "words")
     rng = np.random.default_rng(seed)
     fit_in = (budget - 2) // max(words - 1, 1)  # orders; the ends of all are the same two coalitions
     orders = [rng.permutation(words) for _ in range(max(1, fit_in // 2))] if words > 1 else [np.zeros(1, np.int64)]
@@ -196,7 +201,7 @@ def shapley_sampling(value: Value, words: int, budget: int, seed: int) -> Estima
     return Estimate(scores, scores - half, scores + half, len(different))
 
 
-def evaluated(value: Value, masks: Coalitions) -> Floats:
+def evaluated(value: Callable[[Coalitions], npt.ArrayLike], masks: Coalitions) -> Floats:
     """The values, checked.
 
     Raises:
@@ -281,8 +286,3 @@ def _half(deviation: Floats, freedom: float) -> Floats:
     if freedom < 1:
         return np.where(deviation > 0, np.inf, 0.0)
     return np.asarray(deviation * float(t.ppf((1 + LEVEL) / 2, freedom)))
-
-
-def _need(budget: int, least: int, method: str) -> None:
-    if budget < least:
-        raise InputError(f"a budget of {budget} evaluations is too small for {method} here: it needs {least} or more")

@@ -15,6 +15,7 @@ from amplify.methods.answering import continuation
 from amplify.methods.forms import Form
 from amplify.methods.marking import marked_input
 from amplify.methods.prompting import PromptMethod
+from amplify.shapley.budget import least
 from amplify.values import Attribution, Demonstration, Example, Prompt
 
 if TYPE_CHECKING:
@@ -92,10 +93,13 @@ def explain_shots(
         InputError: a budget too small for the explainer.
     """
     from amplify.attribution.explaining import explain_many
+    from amplify.attribution.registry import METHODS
 
     asked = [_asked(method, task, shot, contrastive) for shot in shots]
-    # an explainer needs about one evaluation a word, however long the text
-    limit = budget or max([BUDGET, *(2 * len(one.words) + 2 for one in asked)])
+    # what looks at embeddings evaluates target and foil apart
+    apart = explainer in METHODS and METHODS[explainer].kind == "embedding"
+    needs = [least(explainer, len(one.words)) * (2 if apart and one.foil else 1) for one in asked]
+    limit = budget or max([BUDGET, *needs])
     found = explain_many(
         [one.prompt for one in asked],
         [one.target for one in asked],

@@ -311,7 +311,7 @@ def _credited(
         flips = sampled_flips(n, budget, chance, rng)
         said = game.ask([select(row, parts) for row in in_place(flips.reshape(-1, n)).tolist()])
     else:
-        orders = sampled_orders(n, budget, lambda o: len(set(rows(o))), rng)
+        orders = sampled_orders(n, budget, lambda order: rows(order[None]), rng)
         said = game.ask(rows(orders))
     candidates = [wanted, *[c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS]]
     if exact:

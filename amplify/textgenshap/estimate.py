@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from amplify.errors import InputError, UnknownNameError
+from amplify.shapley.budget import check_budget
 from amplify.textgenshap.costs import PrefixCost
 from amplify.textgenshap.estimators import ESTIMATORS, Helper, gaussian_process
 from amplify.textgenshap.exact import MAX_SOURCES, Index, all_coalitions
@@ -108,12 +109,15 @@ def estimate(
     if cost is not None and len(cost.sources) != n:
         raise InputError(f"the game has {n} sources, and the cost names {len(cost.sources)} sources")
     game = CachedValue(value, n, budget)
+    budget = min(budget, 2 ** min(n, 62))
     complete = n <= MAX_SOURCES and 2**n <= budget
     whole = cost.of(all_coalitions(n)) if cost is not None and complete else 0.0
     affordable = complete and (cost is None or whole <= cost.limit)
     name = estimator
     if estimator == "auto":
         name = "exact" if affordable else "gaussian_process"
+    if name != "exact":
+        check_budget(name, n, budget, index=index)
     run = ESTIMATORS[name]
     if name == "exact" and cost is not None and not affordable:
         raise InputError(f"exact values cost {whole:,.0f}, more than the limit {cost.limit:,.0f}")
@@ -148,7 +152,7 @@ def estimate(
         calls=game.calls,
         estimator=name,
         index=index,
-        meta={"budget": budget, "seed": seed, **spent, **raw.meta},
+        meta={"budget": game.budget, "seed": seed, **spent, **raw.meta},
     )
 
 
@@ -162,8 +166,8 @@ def _unseen(half: Floats, values: Floats) -> Floats:
 
 
 def _stages(n: int, budget: int) -> list[int]:
-    """Budgets at which the intervals are looked at: growing by half, from twice the number of sources."""
-    stages, now = [], max(2 * n, 8)
+    """Budgets at which the intervals are looked at: growing by half, from what every estimator can begin with."""
+    stages, now = [], 2 * n + 2 if n > 2 else 8
     while now < budget:
         stages.append(now)
         now = now * 3 // 2

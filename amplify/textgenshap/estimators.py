@@ -11,13 +11,23 @@ from typing import Any
 import numpy as np
 
 from amplify.errors import InputError
+from amplify.shapley.budget import CELLS
 from amplify.textgenshap import gp
 from amplify.textgenshap.costs import PrefixCost
-from amplify.textgenshap.exact import Index, all_coalitions, exact_scores
+from amplify.textgenshap.exact import MAX_SOURCES, Index, all_coalitions, exact_scores
 from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation, wild_bootstrap
 from amplify.textgenshap.permutation import permutation_scores
 from amplify.textgenshap.regression import lasso_scores, pair_scores
-from amplify.textgenshap.sampling import ends, leverage, paired, shapley_kernel, stands_for, with_complements
+from amplify.textgenshap.sampling import (
+    ends,
+    leverage,
+    paired,
+    shapley_kernel,
+    spanning,
+    stands_for,
+    uniform,
+    with_complements,
+)
 from amplify.textgenshap.surrogates import SURROGATES, corrected
 from amplify.textgenshap.value import CachedValue, Coalitions, Floats
 
@@ -46,11 +56,16 @@ def _permutation(game: CachedValue, index: Index, budget: int, seed: int) -> Raw
 
 
 def _sample_pairs(
-    game: CachedValue, shares: Floats, budget: int, seed: int
+    game: CachedValue, shares: Floats, budget: int, seed: int, fit: Index | None = None
 ) -> tuple[Coalitions, Floats, Floats, Floats]:
-    """Ask the two ends and as many complement pairs as fit: first halves, their values, weights, values of the ends."""
+    """Ask the two ends and as many complement pairs as fit: first halves, their values, weights, values of the ends.
+
+    `fit`: pairs that determine a linear fit of these scores.
+    """
     outer = game(ends(game.n))
     first = paired(game.n, (budget - 2) // 2, shares, seed)
+    if fit is not None:
+        first = spanning(first, fit)
     if not len(first):
         return first, np.zeros((0, 2, outer.shape[1])), np.zeros(0), outer
     values = game(with_complements(first)).reshape(len(first), 2, -1)
@@ -59,7 +74,9 @@ def _sample_pairs(
 
 def _regression(game: CachedValue, index: Index, budget: int, seed: int, *, shares: Callable[[int], Floats]) -> Raw:
     n = game.n
-    first, values, weight, outer = _sample_pairs(game, shares(n), budget, seed)
+    # a Banzhaf value weighs all coalitions alike: sampled by size, those that count would hardly be seen
+    chosen = shares(n) if index == "shapley" else uniform(n)
+    first, values, weight, outer = _sample_pairs(game, chosen, budget, seed, index)
 
     def estimate(v: Floats) -> Floats:
         return pair_scores(first, v, weight, outer, index)
@@ -112,13 +129,16 @@ def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> 
 
 
 def _candidates(n: int, budget: int, seed: int) -> Coalitions:
-    """Where the design may look: every coalition of few sources, else a sample balanced over sizes."""
-    if 2**n <= POOL:
+    """Where the design may look: every coalition of few sources, else a sample balanced over sizes.
+
+    Of very many sources not every single one, nor POOL coalitions: what is known of each candidate is a table.
+    """
+    if n <= MAX_SOURCES and 2**n <= POOL:
         return np.random.default_rng(seed).permutation(all_coalitions(n))  # ties of the design are broken by lot
-    single = np.eye(n, dtype=bool)
-    return np.concatenate(
-        [ends(n), single, ~single, with_complements(paired(n, max(POOL // 2, budget), leverage(n), seed))]
-    )
+    room = CELLS // 4 // n
+    single = np.eye(n, dtype=bool)[: room // 4]
+    pairs = paired(n, max(min(POOL // 2, room // 4), budget), leverage(n), seed)
+    return np.concatenate([ends(n), single, ~single, with_complements(pairs)])
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,14 @@ def log_binomial(n: int, k: npt.ArrayLike) -> Floats:
 
 def marginal_weights(n: int, index: Index) -> Floats:
     """Weight of one marginal v(S + i) - v(S) by the size of S, [n]: 1 / (n C(n-1, |S|)), or 2^-(n-1) for Banzhaf."""
-    sizes = np.arange(n)
+    return np.exp(log_marginal_weights(n, index))
+
+
+def log_marginal_weights(n: int, index: Index) -> Floats:
+    """Logarithms of `marginal_weights`, [n]."""
     if index == "banzhaf":
-        return np.full(n, 0.5 ** (n - 1))
-    return np.exp(-np.log(n) - log_binomial(n - 1, sizes))
+        return np.full(n, (1 - n) * np.log(2.0))
+    return -np.log(n) - log_binomial(n - 1, np.arange(n))
 
 
 def exact_scores(values: Floats, index: Index = "shapley") -> Floats:

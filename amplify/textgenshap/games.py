@@ -29,6 +29,7 @@ from amplify.values import Sampling, TokenLogProbs
 if TYPE_CHECKING:
     from amplify.backends.known import KnownAnswers
 
+ROUNDING = 1e-3  # how far above 0 a log-probability may lie in half precision
 PART = 256  # selections asked for between two writes to the cache file
 
 
@@ -164,13 +165,21 @@ class LogProbGame:
 
         def ask(new: Sequence[Selection]) -> Iterator[tuple[int, list[float]]]:
             for i, found in engines.score(self.engine, self.context, self.backend, new, self.answer, self.beginnings):
-                columns = self._columns(found)
-                if not all(map(math.isfinite, columns)):
-                    raise BackendError(f"{self.backend.spec} gave a log-probability that is {columns[0]}")
-                yield i, columns
+                self._check(found, new[i])
+                yield i, self._columns(found)
 
         self.memory.fill(selections, ask)
         return np.array([self.memory[s] for s in selections], dtype=np.float64)
+
+    def _check(self, found: TokenLogProbs, selection: Selection) -> None:
+        """What is no log-probability never becomes a value, nor a line of the cache."""
+        bad = [x for x in found.logprobs if not -np.inf < x <= ROUNDING]
+        if bad:
+            documents = [document for document, _ in selection]
+            raise BackendError(
+                f"{self.backend.spec} gave the answer a token of log-probability {bad[0]} with documents {documents} "
+                "in the prompt, which no model can mean: look at the server's log or the model's weights"
+            )
 
     def _columns(self, found: TokenLogProbs) -> list[float]:
         if len(self.parts) == 1:

@@ -18,26 +18,54 @@ v fades by itself, and what is not known of b is part of the posterior variance.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from amplify.shapley.budget import CELLS
 from amplify.textgenshap.costs import Bill, PrefixCost
-from amplify.textgenshap.exact import Index, coalition_weights, log_binomial, marginal_weights
+from amplify.textgenshap.exact import Index, coalition_weights, log_binomial, log_marginal_weights
 from amplify.textgenshap.value import Coalitions, Floats
 
 CONSTANT = 10.0  # prior variance of the mean, in units of the sample variance: large enough to be uninformative
 JITTER = 1e-9
+NODES = 128  # at most, of the integrals over inclusion probabilities
+TIE = 1e-9  # gains this close, relatively, are equal: sources that nothing is known of are alike
 ENOUGH = 192  # values that hyperparameters are fitted to: more cost cubic time and hardly move them
 
 
+@cache
+def _legendre(count: int) -> tuple[Floats, Floats]:
+    return np.polynomial.legendre.leggauss(count)
+
+
 def nodes(n: int, index: Index) -> tuple[Floats, Floats]:
-    """Points q and weights of the integral over inclusion probability: Shapley 0..1, Banzhaf the point 1/2."""
+    """Points q and weights of the integral over inclusion probability: Shapley 0..1, Banzhaf the point 1/2.
+
+    Exact up to 2 NODES sources; of more, what the nodes miss of a polynomial of such a degree is below round-off
+    unless most sources interact at once.
+    """
     if index == "banzhaf":
         return np.array([0.5]), np.array([1.0])
-    x, w = np.polynomial.legendre.leggauss(n // 2 + 1)
+    x, w = _legendre(min(n // 2 + 1, NODES))
     return (x + 1) / 2, w / 2
+
+
+def agreements(n: int, index: Index) -> tuple[Floats, Floats]:
+    """Points g and weights of the integral over the chance that a source is alike in two coalitions, both of `nodes`.
+
+    g = (1 + u v) / 2 with u and v symmetric about 0, so that a quarter of all pairs gives every g.
+    """
+    q, weight = nodes(n, index)
+    right = q > 0.5 + 1e-12
+    u, w = 2 * q[right] - 1, 2 * weight[right]  # with the nodes on the other side
+    i, j = np.triu_indices(len(u))
+    product, chance = u[i] * u[j], np.where(i == j, 1.0, 2.0) * w[i] * w[j]
+    middle = 1 - w.sum() ** 2  # of all pairs in which one is the node at 1/2
+    g = np.concatenate([(1 + product) / 2, (1 - product) / 2, [0.5]])
+    return g, np.concatenate([chance / 2, chance / 2, [middle]])
 
 
 @dataclass(frozen=True)
@@ -76,26 +104,29 @@ class Kernel:
         y = 2.0 * right - 1
         q, weight = nodes(self.n, index)
         r = np.exp(-self.decay)
-        # expectation of a factor when its source is present with probability q: [nodes, b, n]
-        present = q[:, None, None]
-        factor = np.where(right, present + (1 - present) * r, (1 - present) + present * r)
-        logs = np.log(np.maximum(factor, 1e-300))
-        others = np.exp(logs.sum(axis=2, keepdims=True) - logs)
-        smooth = np.einsum("q,qbi->ib", weight, others) * ((1 - r)[:, None] * y.T)
+        # expectation of a factor when its source is present with probability q, by whether T holds it: [nodes, n]
+        chance = q[:, None]
+        held = np.log(np.maximum(chance + (1 - chance) * r, 1e-300))
+        left = np.log(np.maximum((1 - chance) + chance * r, 1e-300))
+        product = weight * np.exp(right @ (held - left).T + left.sum(axis=1))  # of all factors, [b, nodes]
+        others = np.where(right, product @ np.exp(-held), product @ np.exp(-left)).T  # of all but one, integrated
+        smooth = others * ((1 - r)[:, None] * y.T)
         rough = coalition_weights(right, index).T
         return 2 * self.slopes[:, None] * y.T + self.smooth * smooth + self.rough * rough
 
     def scores_variance(self, index: Index) -> Floats:
         """Prior variance of each score, [n]."""
-        q, weight = nodes(self.n, index)
+        agree, weight = agreements(self.n, index)
         r = np.exp(-self.decay)
-        agree = q[:, None] * q[None] + (1 - q)[:, None] * (1 - q)[None]
-        factor = agree[..., None] + (1 - agree[..., None]) * r
-        logs = np.log(np.maximum(factor, 1e-300))
-        others = np.exp(logs.sum(axis=2, keepdims=True) - logs)
-        smooth = np.einsum("p,q,pqi->i", weight, weight, others) * 2 * (1 - r)
-        sizes = np.arange(self.n)
-        rough = 2 * np.sum(np.exp(log_binomial(self.n - 1, sizes)) * marginal_weights(self.n, index) ** 2)
+        smooth = np.zeros(self.n)
+        step = max(1, CELLS // 16 // self.n)
+        for k in range(0, len(agree), step):
+            g = agree[k : k + step, None]
+            logs = np.log(np.maximum(g + (1 - g) * r, 1e-300))
+            smooth += weight[k : k + step] @ np.exp(logs.sum(axis=1, keepdims=True) - logs)
+        smooth *= 2 * (1 - r)
+        counts = log_binomial(self.n - 1, np.arange(self.n))
+        rough = 2 * np.sum(np.exp(counts + 2 * log_marginal_weights(self.n, index)))
         return 4 * self.slopes + self.smooth * smooth + self.rough * float(rough)
 
 
@@ -145,14 +176,12 @@ def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, 
     x = 2.0 * coalitions - 1
     center = pack(prior(n))
     spread = np.concatenate([np.full(n, 2.0), [1.5], np.full(n, 1.0), [1.5, 1.5]])
-    apart = (coalitions[:, None, :] != coalitions[None]).astype(float).reshape(m * m, n)
-    signs = (x[:, None, :] * x[None]).reshape(m * m, n)
     alike = np.outer(u, u)
 
     def objective(theta: Floats) -> tuple[float, Floats]:
         kernel = unpack(theta)
-        smooth = kernel.smooth * np.exp(-apart @ kernel.decay).reshape(m, m)
-        gram = CONSTANT + (signs @ kernel.slopes).reshape(m, m) + smooth + kernel.follows * alike
+        smooth = kernel.smooth * np.exp(((x * kernel.decay) @ x.T - kernel.decay.sum()) / 2)
+        gram = CONSTANT + (x * kernel.slopes) @ x.T + smooth + kernel.follows * alike
         gram += (kernel.rough + JITTER) * np.eye(m)
         factor = cho_factor(gram, lower=True)
         inverse = cho_solve(factor, np.eye(m))
@@ -161,9 +190,11 @@ def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, 
         pull = (theta - center) / spread
         cost = values @ alpha / 2 + np.log(np.diag(factor[0])).sum() + pull @ pull / 2
         slope = np.empty_like(theta)
-        slope[:n] = (back.ravel() @ signs) * kernel.slopes
-        slope[n] = (back * smooth).sum()
-        slope[n + 1 : -2] = -((back * smooth).ravel() @ apart) * kernel.decay
+        slope[:n] = ((back @ x) * x).sum(axis=0) * kernel.slopes
+        faded = back * smooth
+        slope[n] = faded.sum()
+        # two coalitions differ in a source where the product of its signs is -1
+        slope[n + 1 : -2] = (((faded @ x) * x).sum(axis=0) - slope[n]) / 2 * kernel.decay
         slope[-2] = np.trace(back) * kernel.rough
         slope[-1] = (back * alike).sum() * kernel.follows
         return float(cost), slope + pull / spread
@@ -279,7 +310,8 @@ class Design:
             if self.bill is not None:
                 costs = self.bill.costs
                 gain, within = gain / costs, within & (self.bill.spent + costs <= upto)
-            best = int(np.where(within, gain, -1.0).argmax())
+            worth = np.where(within, gain, -1.0)
+            best = int((worth >= worth.max() * (1 - TIE)).argmax())  # the first of equals, whatever round-off says
             if not within[best]:
                 break
             now = known + len(picked)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from amplify.errors import InputError
 from amplify.textgenshap.sampling import ends, prefixes
 from amplify.textgenshap.value import CachedValue, Floats
 
@@ -18,16 +17,14 @@ def permutation_scores(game: CachedValue, rng: np.random.Generator, budget: int)
     Returns:
         The scores, [n, answers], and one row of marginals per independent unit (a permutation with its reverse;
         the last unit may be one permutation), [units, n, answers].
-
-    Raises:
-        InputError: the budget does not hold one permutation.
     """
     n = game.n
     game(ends(n))
     units: list[list[Floats]] = []
     complete = True
-    limit = budget  # on small games all coalitions become known and walks are free
-    while complete and len(units) < limit:
+    while complete and (
+        not units or game.calls < 2**n
+    ):  # once all coalitions are known there is nothing left to sample
         order = rng.permutation(n)
         walked: list[Floats] = []
         for walk in (order, order[::-1]):
@@ -41,7 +38,5 @@ def permutation_scores(game: CachedValue, rng: np.random.Generator, budget: int)
             walked.append(credit)
         if walked:
             units.append(walked)
-    if not units:
-        raise InputError(f"one permutation of {n} sources asks {n + 1} coalitions; the budget is {budget}")
     marginals = np.concatenate([np.stack(u) for u in units])
     return marginals.mean(axis=0), np.stack([np.mean(u, axis=0) for u in units])

@@ -7,6 +7,7 @@ from math import comb
 
 import numpy as np
 
+from amplify.textgenshap.exact import Index, log_binomial
 from amplify.textgenshap.value import Coalitions, Floats
 
 ENUMERATE = 20_000  # strata up to this many coalitions are listed and shuffled, larger ones are drawn and deduplicated
@@ -25,6 +26,19 @@ def pair_sizes(n: int) -> list[int]:
 def pairs_of_size(n: int, size: int) -> int:
     """How many complement pairs {S, N - S} there are with |S| = size <= n / 2."""
     return comb(n, size) // (2 if 2 * size == n else 1)
+
+
+def capacities(n: int) -> Floats:
+    """How many pairs there are of each pair size, as floats (1e300 for more). [n // 2]."""
+    if n <= 1000:
+        return np.array([float(pairs_of_size(n, s)) for s in pair_sizes(n)])
+    return np.exp(np.minimum(log_binomial(n, pair_sizes(n)), np.log(1e300)))
+
+
+def uniform(n: int) -> Floats:
+    """Share of each pair size where all pairs are equally likely. [n // 2]."""
+    share = capacities(n) / max(capacities(n), default=1.0)
+    return share / share.sum()
 
 
 def shapley_kernel(n: int) -> Floats:
@@ -61,7 +75,7 @@ def size_sequence(shares: Floats, capacity: Floats, count: int, rng: np.random.G
     given = np.zeros(len(shares))
     lot = 1 + 1e-6 * rng.random(len(shares))
     order: list[int] = []
-    for _ in range(min(count, int(capacity.sum()))):
+    for _ in range(int(min(count, capacity.sum()))):
         claim = np.where(given < capacity, shares * lot / (2 * given + 1), -1.0)
         order.append(int(claim.argmax()))
         given[order[-1]] += 1
@@ -107,17 +121,53 @@ def paired(n: int, count: int, shares: Floats, seed: int) -> Coalitions:
         bool[pairs, n]; every beginning of it is a balanced sample too.
     """
     sizes = pair_sizes(n)
-    capacity = np.array([float(pairs_of_size(n, s)) for s in sizes])
+    capacity = capacities(n)
     order = size_sequence(shares, capacity, count, np.random.default_rng(seed))
     drawn = {k: iter(draw_of_size(n, sizes[k], order.count(k), np.random.default_rng([seed, k]))) for k in set(order)}
     rows = [next(drawn[k]) for k in order]
     return np.stack(rows) if rows else np.zeros((0, n), bool)
 
 
+def spanning(first: Coalitions, index: Index) -> Coalitions:
+    """The same pairs; where they are few and leave a source's score open, some make way for pairs of a single source.
+
+    A linear fit is determined by n independent pairs, and one less where it goes through the empty and the full
+    coalition (Shapley). As many drawn at random often are not independent (of four: {1}, {2} and {1, 2}). The last ones
+    that say nothing new are exchanged; a sample that determines the fit stays as it is.
+
+    Args:
+        first: first halves of complement pairs, bool[pairs, n], as many as are needed.
+        index: "shapley" or "banzhaf".
+    """
+    pairs, n = first.shape
+    if n > 512 or pairs > max(3 * n, 64):  # of so many enough are independent
+        return first
+    needed = n - (index == "shapley")
+    # Gram-Schmidt in the order of asking
+    basis, found = np.zeros((needed, n)), 0
+    idle, better = [], []
+    for k, row in enumerate([*first, *np.eye(n, dtype=bool)]):
+        if found == needed:
+            break
+        sign = row - (row.mean() if index == "shapley" else 0.5)
+        rest = sign - basis[:found].T @ (basis[:found] @ sign)
+        if (length := float(np.linalg.norm(rest))) > 1e-6:
+            basis[found] = rest / length
+            found += 1
+            if k >= pairs:
+                better.append(row)
+        elif k < pairs:
+            idle.append(k)
+    result = first.copy()
+    for k, row in zip(reversed(idle), better, strict=False):
+        result[k] = row
+    return result
+
+
 def stands_for(first: Coalitions, shares: Floats) -> Floats:
     """Inverse inclusion probability of each pair of `paired`: how many pairs of its size it stands for. [pairs]."""
     n = first.shape[1]
-    capacity = np.array([float(pairs_of_size(n, s)) for s in pair_sizes(n)])
+    capacity = capacities(n)
     expected = expected_counts(shares, capacity, len(first))
     size = first.sum(axis=1)
     stratum = np.minimum(size, n - size) - 1

@@ -8,7 +8,7 @@ neighbouring coalitions alone, never from a regression.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from amplify.textgenshap.exact import all_coalitions, marginal_weights
 from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation
 from amplify.textgenshap.value import Coalitions, Floats
 
+MOST_ORDERS = 10_000  # of few sources all coalitions become known, and orders cost nothing: so many tell enough
 Answers = npt.NDArray[np.object_]
 
 
@@ -85,14 +86,14 @@ def walked_shubik(orders: npt.NDArray[np.int64], said: Answers, candidates: Sequ
 
 
 def sampled_orders(
-    n: int, budget: int, new: Callable[[npt.NDArray[np.int64]], int], rng: np.random.Generator
+    n: int, budget: int, asked: Callable[[npt.NDArray[np.int64]], Iterable[Hashable]], rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Random orders and their reverses, as many as the budget holds.
+    """Random orders and their reverses, as many as the budget holds, `budget` and MOST_ORDERS at most.
 
     Args:
         n: number of sources.
         budget: distinct coalitions.
-        new: orders so far -> distinct coalitions that they ask.
+        asked: an order -> what it asks; what is equal is one coalition.
         rng: random numbers.
 
     Returns:
@@ -101,17 +102,18 @@ def sampled_orders(
     Raises:
         InputError: not one order fits.
     """
-    orders = np.zeros((0, n), np.int64)
-    while len(orders) < budget:
+    if budget < n + 1:
+        raise InputError(f"one order of {n} documents asks {n + 1} coalitions; the budget is {budget}")
+    orders: list[npt.NDArray[np.int64]] = []
+    known: set[Hashable] = set()
+    while True:
         drawn = rng.permutation(n)
         for order in (drawn, drawn[::-1]):
-            longer = np.concatenate([orders, order[None]])
-            if new(longer) > budget:
-                if not len(orders):
-                    raise InputError(f"one order of {n} documents asks {n + 1} coalitions; the budget is {budget}")
-                return orders
-            orders = longer
-    return orders
+            new = set(asked(order)) - known
+            if len(known) + len(new) > budget or len(orders) == min(budget, MOST_ORDERS):
+                return np.stack(orders)
+            known |= new
+            orders.append(order)
 
 
 def sampled_flips(n: int, budget: int, chance: float, rng: np.random.Generator) -> Coalitions:
@@ -124,14 +126,14 @@ def sampled_flips(n: int, budget: int, chance: float, rng: np.random.Generator) 
         InputError: not one draw fits.
     """
     flips: list[Coalitions] = []
-    asked = {np.full(n, end).tobytes() for end in (False, True)}
-    while len(flips) < budget:
+    known = {np.full(n, end).tobytes() for end in (False, True)}
+    while len(flips) < min(budget, MOST_ORDERS):
         drawn = np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool)]) ^ (rng.random(n) < chance)
-        more = asked | {row.tobytes() for row in drawn}
-        if len(more) > budget:
+        new = {row.tobytes() for row in drawn} - known
+        if len(known) + len(new) > budget:
             break
         flips.append(drawn)
-        asked = more
+        known |= new
     if not flips:
         raise InputError(f"one coalition of {n} documents has {n} neighbours, all to be asked; the budget is {budget}")
     return np.stack(flips)

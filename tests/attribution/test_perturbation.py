@@ -124,8 +124,42 @@ def test_exact_methods_have_no_interval():
 
 
 def test_too_few_samples_give_no_finite_interval():
-    found = estimate(bent(12, 0), 12, "kernel_shap", budget=20)
+    found = estimate(bent(12, 0), 12, "kernel_shap", budget=24)
     assert np.isinf(found.high).all()
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 6, 9, 30, 100])
+@pytest.mark.parametrize("seed", range(5))
+def test_kernel_shap_is_determined_or_refused(n, seed):
+    """A coalition and its complement give one equation: 2 n evaluations, not n + 2, find an additive game."""
+    w = np.random.default_rng(seed).normal(size=n)
+    with pytest.raises(InputError, match=f"scores of {n} words need {2 * n} or more"):
+        estimate(lambda m: m @ w, n, "kernel_shap", budget=2 * n - 1)
+    found = estimate(lambda m: m @ w, n, "kernel_shap", budget=2 * n, seed=seed)
+    np.testing.assert_allclose(found.scores, w, atol=1e-9)
+    assert found.calls <= 2 * n
+
+
+def test_a_budget_that_no_memory_holds_is_refused_before_it_is_asked_for():
+    def never(masks):
+        raise AssertionError("a table was made")
+
+    for method in ("lime", "kernel_shap", "shapley_sampling"):
+        with pytest.raises(InputError, match="at most 559,240 do"):
+            estimate(never, 30, method, budget=10**9)
+    with pytest.raises(InputError, match="10,000 words are too many for kernel_shap: it needs 20,000"):
+        estimate(never, 10_000, "kernel_shap", budget=10**9)
+
+
+def test_a_value_that_is_not_finite_is_not_kept():
+    from amplify.attribution.games import remembered
+
+    broken = [True]
+    value = remembered(lambda m: np.where(m.all(1) & broken[0], np.nan, m.sum(1)))
+    with pytest.raises(InputError, match=r"not finite with words \[0, 1, 2\] of 3 kept"):
+        estimate(value, 3, "occlusion", budget=10)
+    broken[0] = False
+    np.testing.assert_allclose(estimate(value, 3, "occlusion", budget=10).scores, 1)
 
 
 def test_shapley_sampling_averages_orders_both_ways():

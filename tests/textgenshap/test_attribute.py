@@ -33,7 +33,7 @@ QUESTION = "What is the capital of France?"
 
 def worth(text: str, continuation: str) -> float:
     """Document 1 makes the answer likelier, document 2 less likely; the others do nothing."""
-    return 5.0 * ("capital is Paris" in text) + 1.0 * ("has a capital" in text) - 2.0 * ("Spain" in text)
+    return -9.0 + 5.0 * ("capital is Paris" in text) + 1.0 * ("has a capital" in text) - 2.0 * ("Spain" in text)
 
 
 def reply(text: str) -> str:

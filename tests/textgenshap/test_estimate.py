@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import permutations
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amplify.errors import InputError, UnknownNameError
+from amplify.shapley.budget import least, most
 from amplify.textgenshap import ESTIMATORS, all_coalitions, estimate, exact_scores
 
 SAMPLED = [name for name in ESTIMATORS if name != "exact"]
@@ -150,10 +152,10 @@ def test_budget_and_efficiency(n: int, budget: int, seed: int, name: str) -> Non
         assert len(set(rows)) == len(rows)
         return table[rows]
 
-    if name == "permutation" and budget < n + 1:
-        with pytest.raises(InputError, match="one permutation"):
+    if budget < least(name, n):
+        with pytest.raises(InputError, match=f"scores of {n} sources need {least(name, n)} or more"):
             estimate(value, n, estimator=name, budget=budget, seed=seed)
-        assert len(asked) <= budget
+        assert not asked
         return
     found = estimate(value, n, estimator=name, budget=budget, seed=seed)
     assert found.calls == len(asked) <= budget
@@ -162,6 +164,41 @@ def test_budget_and_efficiency(n: int, budget: int, seed: int, name: str) -> Non
     assert np.isfinite(found.scores).all()
     if name != "lasso":
         assert abs(found.scores.sum() - (table[-1] - table[0])) < 1e-6 * max(1, abs(table).max())
+
+
+@pytest.mark.parametrize("name", ["kernel_shap", "leverage_shap"])
+@pytest.mark.parametrize("n", [3, 4, 5, 6, 9, 30, 100])
+def test_a_regression_is_determined_or_refused(name: str, n: int) -> None:
+    """A coalition and its complement give one equation, so additive games need 2 n evaluations."""
+    for seed in range(5):
+        slopes = np.random.default_rng(seed).normal(size=n)
+        for index, needed in (("shapley", 2 * n), ("banzhaf", 2 * n + 2)):
+            with pytest.raises(InputError, match=f"need {needed} or more"):
+                estimate(lambda s, w=slopes: s @ w, n, index, name, needed - 1)  # type: ignore[arg-type]
+            found = estimate(lambda s, w=slopes: s @ w, n, index, name, needed, seed)  # type: ignore[arg-type]
+            np.testing.assert_allclose(found.scores, slopes, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", [*SAMPLED, "auto"])
+def test_a_budget_that_no_memory_holds_is_refused_before_it_is_asked_for(name: str) -> None:
+    def never(s: np.ndarray) -> np.ndarray:
+        raise AssertionError("a table was made")
+
+    with pytest.raises(InputError, match=f"at most {most(name, 30):,} do"):
+        estimate(never, 30, estimator=name, budget=10**9)
+    assert estimate(lambda s: s.sum(axis=1), 5, estimator=name, budget=10**9).calls == 32
+
+
+@pytest.mark.parametrize("n", [1000, 3000, 10_000])
+def test_many_sources_take_little_memory(n: int) -> None:
+    slopes = np.zeros(n)
+    slopes[: n // 100] = 1.0
+    tracemalloc.start()
+    found = estimate(lambda s: s @ slopes, n, budget=40)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e9
+    assert found.scores.sum() == pytest.approx(n // 100)
 
 
 def test_same_seed_same_answer() -> None:

@@ -154,7 +154,7 @@ def test_too_long_says_by_how_much_and_which_documents() -> None:
 
 def additive(text: str, continuation: str) -> float:
     """Each document is worth something; two of them only together."""
-    return 1.0 * ("Rome" in text) - 2.0 * ("Cats" in text) + 4.0 * ("Rome" in text and "Paris is" in text)
+    return -9.0 + 1.0 * ("Rome" in text) - 2.0 * ("Cats" in text) + 4.0 * ("Rome" in text and "Paris is" in text)
 
 
 def test_log_probability_game_by_hand() -> None:
@@ -177,9 +177,9 @@ def test_log_probability_of_each_sentence_of_the_answer(tiny_lm) -> None:  # typ
 
 
 def test_order_of_the_documents_is_part_of_the_question_asked() -> None:
-    backend = ScriptedBackend(logprob=lambda text, _: float(text.index("Rome") < text.index("Cats")))
+    backend = ScriptedBackend(logprob=lambda text, _: -float(text.index("Rome") > text.index("Cats")))
     game = LogProbGame(context(), backend, "x")
-    assert game(np.array([[-1, 0, 1], [-1, 1, 0], [-1, 0, 1]])).ravel().tolist() == [1.0, 0.0, 1.0]
+    assert game(np.array([[-1, 0, 1], [-1, 1, 0], [-1, 0, 1]])).ravel().tolist() == [0.0, -1.0, 0.0]
     assert len(backend.calls) == 2
 
 
@@ -272,3 +272,23 @@ def test_a_dead_server_keeps_what_was_known_and_resumes(tmp_path) -> None:  # ty
     assert len([json.loads(line) for line in file.read_text().splitlines()]) == 9
     with pytest.raises(RunError, match="another question"):
         Memory({"a": 2}, file)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf"), 0.5])
+def test_what_is_no_log_probability_is_neither_a_value_nor_a_line_of_the_cache(broken: float, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "values.jsonl"
+    rows = in_place(all_coalitions(3))
+    ill = [True]
+
+    def logprob(text: str, answer: str) -> float:
+        return broken if ill[0] and "Rome" in text and "Cats" not in text else -1.0
+
+    def game() -> LogProbGame:
+        return LogProbGame(context(), ScriptedBackend(logprob=logprob), "France", memory=Memory({}, file))
+
+    with pytest.raises(BackendError, match=r"scripted:.* of log-probability -?(nan|inf|0.5) with documents \[1\]"):
+        game()(rows[[0, 2]])
+    with file.open("a") as lines:  # as an earlier version kept it
+        lines.write(json.dumps([[[1, [[0, 17]]]], [broken if broken != 0.5 else float("nan")]]) + "\n")
+    ill[0] = False
+    np.testing.assert_array_equal(game()(rows), -1.0)

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from amplify.errors import InputError
 from amplify.textgenshap import all_coalitions, estimate, exact_scores
 from amplify.textgenshap.given import given_scores
 from amplify.textgenshap.sampling import prefixes
@@ -100,7 +101,7 @@ def test_intervals_of_credit_cover(budget: int, stray: float) -> None:
             def rows(orders: np.ndarray) -> np.ndarray:
                 return np.concatenate([prefixes(o) for o in orders]) @ BITS
 
-            orders = sampled_orders(N, budget, lambda o: len(np.unique(rows(o))), np.random.default_rng([run, 2]))
+            orders = sampled_orders(N, budget, lambda o: rows(o[None]).tolist(), np.random.default_rng([run, 2]))
             path = rows(orders)
             candidates = [said[-1], *others(said[np.unique(path)], said[-1])]
             scores, half = walked_shubik(orders, said[path].reshape(len(orders), N + 1), candidates)
@@ -123,3 +124,21 @@ def test_an_order_and_its_reverse_are_one_draw() -> None:
     assert alone[:, 0].tolist() == [0.5, 0.5]
     assert half.max() < 0.6 * wide.min()
     assert walked_shubik(orders[:2], said[:2], ["a"])[1].max() == 1.0  # one draw tells nothing of the spread
+
+
+def test_orders_are_drawn_without_asking_about_earlier_ones_again() -> None:
+    """Of three sources all coalitions are known after a few orders; each order is looked at once all the same."""
+    looked = []
+
+    def asked(order: np.ndarray) -> list[bytes]:
+        looked.append(order)
+        return [row.tobytes() for row in prefixes(order)]
+
+    orders = sampled_orders(3, 400, asked, np.random.default_rng(0))
+    assert orders.shape == (400, 3)
+    assert len(looked) <= 402
+    assert len(sampled_orders(3, 10**9, asked, np.random.default_rng(0))) < 20_000
+    known = {key for order in sampled_orders(6, 20, asked, np.random.default_rng(1)) for key in asked(order)}
+    assert 7 <= len(known) <= 20
+    with pytest.raises(InputError, match="one order of 3 documents asks 4 coalitions; the budget is 3"):
+        sampled_orders(3, 3, asked, np.random.default_rng(0))

@@ -1,0 +1,1 @@
+"""Games over coalitions and how to score their players: one library for words, documents and whatever comes next."""
