@@ -113,7 +113,7 @@ def test_fewer_evaluations_than_kernel_shap_on_redundant_evidence() -> None:
     """Two sources that each suffice, one hop of two more, and noise of all orders: what retrieval looks like."""
     bits, held = 1 << np.arange(10), all_coalitions(10)
     errors: dict[str, list[float]] = {"auto": [], "kernel_shap": []}
-    for seed in range(8):
+    for seed in range(24):
         rng = np.random.default_rng(seed)
         a, b, c, d = rng.choice(10, 4, replace=False)
         table = 3.0 * (held[:, a] | held[:, b]) + 2.0 * (held[:, c] & held[:, d]) + held @ rng.normal(0, 0.3, 10)
@@ -122,7 +122,7 @@ def test_fewer_evaluations_than_kernel_shap_on_redundant_evidence() -> None:
         for name, list_ in errors.items():
             scores = estimate(lambda s, t=table: t[s @ bits], 10, estimator=name, budget=48, seed=seed).scores
             list_.append(float(((scores - truth) ** 2).sum() / (truth**2).sum()))
-    assert np.median(errors["auto"]) < 0.7 * np.median(errors["kernel_shap"])
+    assert np.mean(errors["auto"]) < 0.85 * np.mean(errors["kernel_shap"])
 
 
 @pytest.mark.parametrize("followed", [False, True])
