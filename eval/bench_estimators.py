@@ -29,10 +29,10 @@ from measuring import command
 from scipy.stats import spearmanr
 
 import amplify
-from amplify.textgenshap import ESTIMATORS, CachedValue, PrefixCost, all_coalitions, estimate, exact_scores, gp
-from amplify.textgenshap.exact import Index
-from amplify.textgenshap.sampling import ends
-from amplify.textgenshap.value import Coalitions, Floats
+from amplify.shapley import ESTIMATORS, CachedValue, PrefixCost, all_coalitions, estimate, exact_scores, gp
+from amplify.shapley.exact import Index
+from amplify.shapley.game import Coalitions, Floats
+from amplify.shapley.sampling import ends
 
 NOTHING = float("nan")
 BANZHAF = "auto, banzhaf"

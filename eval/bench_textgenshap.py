@@ -32,7 +32,7 @@ from source_game import SourceGame, paragraphs
 import amplify
 from amplify.backends.known import KnownAnswers, generate_known
 from amplify.backends.tree import plan
-from amplify.textgenshap import all_coalitions
+from amplify.shapley import all_coalitions
 from amplify.textgenshap.sources import Context, Selection, in_place, select
 from amplify.values import Sampling
 

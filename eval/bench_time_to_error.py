@@ -36,8 +36,8 @@ from bench_estimators import Game, ours
 from measuring import command
 
 import amplify
-from amplify.textgenshap import exact_scores
-from amplify.textgenshap.value import Floats
+from amplify.shapley import exact_scores
+from amplify.shapley.game import Floats
 
 Scores = Callable[[Game, int, int], Floats]  # game, budget, seed
 
@@ -86,7 +86,7 @@ def context_cite(game: Game, budget: int, seed: int) -> Floats:
 def by_tokens(game: Game, budget: int, seed: int) -> Floats:
     """amplify with a budget of tokens."""
     cost = game.prices(limit=budget)
-    return amplify.textgenshap.estimate(game.value, game.n, budget=2**game.n, seed=seed, cost=cost).scores
+    return amplify.shapley.estimate(game.value, game.n, budget=2**game.n, seed=seed, cost=cost).scores
 
 
 TOKENS = "auto, tokens"

@@ -64,7 +64,7 @@ def _games() -> dict[str, tuple[int, Callable[[Any], Any]]]:
 
 def games() -> Found:
     """Estimates of sources of games."""
-    from amplify.textgenshap import ESTIMATORS, PrefixCost, estimate
+    from amplify.shapley import ESTIMATORS, PrefixCost, estimate
 
     for name, (n, value) in _games().items():
         for index in ("shapley", "banzhaf"):

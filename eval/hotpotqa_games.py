@@ -28,7 +28,7 @@ from measuring import command
 import amplify
 from amplify import templates
 from amplify.backends import WhiteBox, need_white_box
-from amplify.textgenshap import all_coalitions
+from amplify.shapley import all_coalitions
 from amplify.textgenshap.engines import Engine, blocks_tree
 from amplify.textgenshap.games import LogProbGame, Memory, fixed_order
 from amplify.textgenshap.sources import Context, harmless, in_place, select, special_tokens

@@ -12,8 +12,8 @@ from measuring import timed
 from amplify import templates
 from amplify.backends.text import encode_with_target, render
 from amplify.backends.tree import TokenTree, trie
+from amplify.shapley.sampling import prefixes
 from amplify.textgenshap.games import LogProbGame
-from amplify.textgenshap.sampling import prefixes
 from amplify.textgenshap.sources import Context, Selection, harmless, select
 from amplify.values import Sampling
 

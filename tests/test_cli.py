@@ -211,8 +211,8 @@ def test_attribute_names_the_file_that_is_wrong(amplify, arguments: tuple[str, .
 
 
 def test_attribute_offers_what_the_library_has(amplify) -> None:  # type: ignore[no-untyped-def]
+    from amplify.shapley.estimators import ESTIMATORS
     from amplify.textgenshap.engines import ENGINES
-    from amplify.textgenshap.estimators import ESTIMATORS
 
     told = "".join(amplify("attribute", "--help")[1].split())
     for names in (ENGINES, tuple(ESTIMATORS)):

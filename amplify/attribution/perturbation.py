@@ -28,8 +28,8 @@ import numpy.typing as npt
 
 from amplify.errors import InputError, UnknownNameError
 from amplify.shapley.budget import check_budget
-from amplify.textgenshap.exact import MAX_SOURCES
-from amplify.textgenshap.sampling import spanning, with_complements
+from amplify.shapley.exact import MAX_SOURCES
+from amplify.shapley.sampling import spanning, with_complements
 
 Coalitions = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]

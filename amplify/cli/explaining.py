@@ -148,7 +148,7 @@ def explain(
 )
 @click.option(
     "--estimator",
-    type=Listed("amplify.textgenshap.estimators:ESTIMATORS", "auto"),
+    type=Listed("amplify.shapley.estimators:ESTIMATORS", "auto"),
     default="auto",
     show_default=True,
     help="How scores are made of the values asked; auto is exact where all coalitions fit the budget.",

@@ -1,1 +1,20 @@
 """Games over coalitions and how to score their players: one library for words, documents and whatever comes next."""
+
+from amplify.shapley.budget import PrefixCost, least
+from amplify.shapley.estimate import Estimate, estimate
+from amplify.shapley.estimators import ESTIMATORS
+from amplify.shapley.exact import all_coalitions, exact_scores
+from amplify.shapley.game import CachedValue, Coalitions, Value
+
+__all__ = [
+    "ESTIMATORS",
+    "CachedValue",
+    "Coalitions",
+    "Estimate",
+    "PrefixCost",
+    "Value",
+    "all_coalitions",
+    "estimate",
+    "exact_scores",
+    "least",
+]

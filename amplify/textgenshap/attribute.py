@@ -15,16 +15,26 @@ from amplify import templates
 from amplify.backends.base import Generator, WhiteBox, need_scorer, need_white_box
 from amplify.errors import InputError, UnknownNameError
 from amplify.metrics import normalise
+from amplify.shapley.budget import PrefixCost
+from amplify.shapley.estimators import ESTIMATORS
+from amplify.shapley.exact import MAX_SOURCES, all_coalitions
+from amplify.shapley.game import Coalitions, Floats
+from amplify.shapley.sampling import prefixes
+from amplify.shapley.votes import (
+    exact_credit,
+    flipped_credit,
+    penrose_weights,
+    sampled_flips,
+    sampled_orders,
+    shubik_weights,
+    walked_shubik,
+)
 from amplify.templates import Template
-from amplify.textgenshap.costs import PrefixCost
 from amplify.textgenshap.engines import ENGINES, Engine, blocks_tree
-from amplify.textgenshap.estimators import ESTIMATORS
-from amplify.textgenshap.exact import MAX_SOURCES, all_coalitions
 from amplify.textgenshap.games import LogProbGame, Memory, VoteGame, fixed_order
 from amplify.textgenshap.hierarchy import REFINEMENTS, Settings, explain
 from amplify.textgenshap.parts import Explained, Play, Scored
 from amplify.textgenshap.result import Cost, SourceAttribution, level
-from amplify.textgenshap.sampling import prefixes
 from amplify.textgenshap.sources import (
     Context,
     Layout,
@@ -35,16 +45,6 @@ from amplify.textgenshap.sources import (
     in_place,
     select,
     special_tokens,
-)
-from amplify.textgenshap.value import Coalitions, Floats
-from amplify.textgenshap.votes import (
-    exact_credit,
-    flipped_credit,
-    penrose_weights,
-    sampled_flips,
-    sampled_orders,
-    shubik_weights,
-    walked_shubik,
 )
 from amplify.values import Prompt, Sampling
 

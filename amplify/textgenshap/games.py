@@ -20,10 +20,10 @@ import numpy as np
 from amplify.backends.base import Generator, WhiteBox
 from amplify.errors import BackendError, InputError, RunError
 from amplify.metrics import normalise
+from amplify.shapley.game import Coalitions, Floats
 from amplify.textgenshap import engines
 from amplify.textgenshap.engines import Engine
 from amplify.textgenshap.sources import Context, Ordered, Selection, Source, in_place, select, sentences
-from amplify.textgenshap.value import Coalitions, Floats
 from amplify.values import Sampling, TokenLogProbs
 
 if TYPE_CHECKING:

@@ -14,15 +14,15 @@ from typing import Any, Literal
 import numpy as np
 
 from amplify.errors import InputError
-from amplify.textgenshap.costs import PrefixCost
-from amplify.textgenshap.estimate import estimate
-from amplify.textgenshap.exact import Index, log_binomial, marginal_weights
-from amplify.textgenshap.given import given_each, given_scores
-from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation
+from amplify.shapley.budget import PrefixCost
+from amplify.shapley.estimate import estimate
+from amplify.shapley.exact import Index, log_binomial, marginal_weights
+from amplify.shapley.game import Coalitions, Floats, Value
+from amplify.shapley.given import given_each, given_scores
+from amplify.shapley.intervals import BORROWED, half_width, mean_deviation
 from amplify.textgenshap.orders import random_order
 from amplify.textgenshap.parts import CONTEXTS, Around, Explained, Key, Play, Scored, Trace, spread_over
 from amplify.textgenshap.sources import Context, Source, sentences, words
-from amplify.textgenshap.value import Coalitions, Floats, Value
 
 Refine = Literal["documents", "sentences", "words"]
 REFINEMENTS: tuple[Refine, ...] = ("documents", "sentences", "words")

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from amplify.errors import InputError
-from amplify.textgenshap.exact import Index
-from amplify.textgenshap.given import given_scores
-from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation
+from amplify.shapley.exact import Index
+from amplify.shapley.game import Floats
+from amplify.shapley.given import given_scores
+from amplify.shapley.intervals import BORROWED, half_width, mean_deviation
+from amplify.shapley.regression import constrained_least_squares
+from amplify.shapley.sampling import prefixes
 from amplify.textgenshap.parts import CONTEXTS, Around, Play, Scored, spread_over
-from amplify.textgenshap.regression import constrained_least_squares
-from amplify.textgenshap.sampling import prefixes
 from amplify.textgenshap.sources import Context, Ordered
-from amplify.textgenshap.value import Floats
 
 GROUPS = 20
 

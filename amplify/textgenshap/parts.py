@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from amplify.shapley.game import Coalitions, Floats
 from amplify.textgenshap.sources import Selection, Source, select
-from amplify.textgenshap.value import Coalitions, Floats
 
 T = TypeVar("T")
 CONTEXTS = 12  # kept of each part; its children are scored in some of them

@@ -15,9 +15,9 @@ from amplify.errors import DataError, InputError
 from amplify.keeping import ROUNDING
 from amplify.metrics import normalise
 from amplify.render import visible
+from amplify.shapley.game import Floats
 from amplify.templates import Template
 from amplify.textgenshap.sources import Context, Source
-from amplify.textgenshap.value import Floats
 from amplify.values import Prompt
 
 LevelName = Literal["documents", "sentences", "words"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from amplify import resources
-from amplify.textgenshap import estimate, exact_scores
+from amplify.shapley import estimate, exact_scores
 
 GAMES = resources.content("eval") / "results" / "hotpotqa_games.json"
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amplify.textgenshap import all_coalitions
+from amplify.shapley import all_coalitions
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from amplify.attribution.opening import subject
 from amplify.attribution.words import word_spans
 from amplify.backends.scripted import ScriptedBackend
 from amplify.proxies import train_proxy
+from amplify.shapley.estimate import estimate
 from amplify.tasks import Task, load_task, planted
-from amplify.textgenshap.estimate import estimate
 from amplify.values import Attribution, Example
 
 RESULT = Path(__file__).parents[2] / "eval" / "results" / "faithfulness_check.json"

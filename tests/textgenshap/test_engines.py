@@ -14,10 +14,10 @@ from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator, plain_
 from amplify.backends.text import encode_with_target, render
 from amplify.backends.tree import common_prefix
 from amplify.errors import CapabilityError, InputError
+from amplify.shapley.exact import all_coalitions
+from amplify.shapley.sampling import prefixes
 from amplify.textgenshap.engines import blocks_tree, score, waves
-from amplify.textgenshap.exact import all_coalitions
 from amplify.textgenshap.games import LogProbGame, VoteGame
-from amplify.textgenshap.sampling import prefixes
 from amplify.textgenshap.sources import Context, in_place, select
 from amplify.values import Sampling
 

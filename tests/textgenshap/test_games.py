@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from amplify import templates
 from amplify.backends.scripted import ScriptedBackend, plain_text
 from amplify.errors import BackendError, ContextLengthError, InputError, RunError
-from amplify.textgenshap.exact import all_coalitions, exact_scores
+from amplify.shapley.exact import all_coalitions, exact_scores
+from amplify.shapley.votes import (
+    exact_credit,
+    flipped_credit,
+    penrose_weights,
+    sampled_flips,
+    shubik_weights,
+    walked_shubik,
+)
 from amplify.textgenshap.games import LogProbGame, Memory, VoteGame, fixed_order
 from amplify.textgenshap.sources import (
     Context,
@@ -25,14 +33,6 @@ from amplify.textgenshap.sources import (
     select,
     sentences,
     words,
-)
-from amplify.textgenshap.votes import (
-    exact_credit,
-    flipped_credit,
-    penrose_weights,
-    sampled_flips,
-    shubik_weights,
-    walked_shubik,
 )
 
 DOCUMENTS = ("Paris\nParis is in France. It is big.", "Rome is in Italy.", "Cats sleep. Dogs bark.")

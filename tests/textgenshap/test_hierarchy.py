@@ -9,12 +9,12 @@ import pytest
 
 from amplify import templates
 from amplify.errors import InputError
-from amplify.textgenshap.exact import all_coalitions, exact_scores
-from amplify.textgenshap.given import given_each, given_scores
+from amplify.shapley.exact import all_coalitions, exact_scores
+from amplify.shapley.given import given_each, given_scores
+from amplify.shapley.sampling import prefixes
 from amplify.textgenshap.hierarchy import Settings, explain
 from amplify.textgenshap.orders import random_order_scores
 from amplify.textgenshap.parts import Play, Scored
-from amplify.textgenshap.sampling import prefixes
 from amplify.textgenshap.sources import Context, Selection
 
 DOCUMENTS = ("Gold lies here. Nothing else does. More is less.", "Silver is cheap. Iron too.", "Salt. Pepper. Oil.")

@@ -7,7 +7,7 @@ import pytest
 
 from amplify import templates
 from amplify.backends import open_backend
-from amplify.textgenshap.exact import all_coalitions
+from amplify.shapley.exact import all_coalitions
 from amplify.textgenshap.games import LogProbGame, VoteGame
 from amplify.textgenshap.sources import Context, in_place, select
 from amplify.values import Sampling

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amplify.errors import InputError, UnknownNameError
+from amplify.shapley import ESTIMATORS, all_coalitions, estimate, exact_scores
 from amplify.shapley.budget import least, most
-from amplify.textgenshap import ESTIMATORS, all_coalitions, estimate, exact_scores
 
 SAMPLED = [name for name in ESTIMATORS if name != "exact"]
 EFFICIENT = [name for name in ESTIMATORS if name != "lasso"]

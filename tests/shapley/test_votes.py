@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from amplify.errors import InputError
-from amplify.textgenshap import all_coalitions, estimate, exact_scores
-from amplify.textgenshap.given import given_scores
-from amplify.textgenshap.sampling import prefixes
-from amplify.textgenshap.votes import exact_credit, sampled_orders, shubik_weights, walked_shubik
+from amplify.shapley import all_coalitions, estimate, exact_scores
+from amplify.shapley.given import given_scores
+from amplify.shapley.sampling import prefixes
+from amplify.shapley.votes import exact_credit, sampled_orders, shubik_weights, walked_shubik
 
 N = 10
 HELD = all_coalitions(N)

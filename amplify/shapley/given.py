@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from amplify.textgenshap import gp
-from amplify.textgenshap.exact import Index, all_coalitions, exact_scores
-from amplify.textgenshap.intervals import half_width
-from amplify.textgenshap.value import Coalitions, Floats
+from amplify.shapley import gp
+from amplify.shapley.exact import Index, all_coalitions, exact_scores
+from amplify.shapley.game import Coalitions, Floats
+from amplify.shapley.intervals import half_width
 
 MOVES = 3  # doublings of the sample that tell how far scores still move
 

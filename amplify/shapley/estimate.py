@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from amplify.errors import InputError, UnknownNameError
-from amplify.shapley.budget import check_budget
-from amplify.textgenshap.costs import PrefixCost
-from amplify.textgenshap.estimators import ESTIMATORS, Helper, gaussian_process
-from amplify.textgenshap.exact import MAX_SOURCES, Index, all_coalitions
-from amplify.textgenshap.sampling import ends
-from amplify.textgenshap.value import CachedValue, Floats, Value
+from amplify.shapley.budget import PrefixCost, check_budget
+from amplify.shapley.estimators import ESTIMATORS, Helper, gaussian_process
+from amplify.shapley.exact import MAX_SOURCES, Index, all_coalitions
+from amplify.shapley.game import CachedValue, Floats, Value
+from amplify.shapley.sampling import ends
 
 CONTROL_CALLS = 16  # how many values of the control may be asked for each of the game's
 

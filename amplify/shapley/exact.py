@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaln
 
-from amplify.textgenshap.value import Coalitions, Floats
+from amplify.shapley.game import Coalitions, Floats
 
 Index = Literal["shapley", "banzhaf"]
 MAX_SOURCES = 20  # 2^20 values of float64 are 8 MiB an answer

@@ -7,8 +7,8 @@ from math import comb
 
 import numpy as np
 
-from amplify.textgenshap.exact import Index, log_binomial
-from amplify.textgenshap.value import Coalitions, Floats
+from amplify.shapley.exact import Index, log_binomial
+from amplify.shapley.game import Coalitions, Floats
 
 ENUMERATE = 20_000  # strata up to this many coalitions are listed and shuffled, larger ones are drawn and deduplicated
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from amplify.errors import InputError
-from amplify.textgenshap import all_coalitions, estimate, exact_scores
-from amplify.textgenshap.surrogates import SURROGATES
+from amplify.shapley import all_coalitions, estimate, exact_scores
+from amplify.shapley.surrogates import SURROGATES
 
 HELD = all_coalitions(10)
 BITS = 1 << np.arange(10)

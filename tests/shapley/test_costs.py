@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from amplify.errors import InputError
-from amplify.textgenshap import PrefixCost, all_coalitions, estimate, exact_scores, gp
-from amplify.textgenshap.costs import Bill
-from amplify.textgenshap.sampling import ends
+from amplify.shapley import PrefixCost, all_coalitions, estimate, exact_scores, gp
+from amplify.shapley.budget import Bill
+from amplify.shapley.sampling import ends
 
 LENGTHS = (50.0, 40.0, 30.0, 20.0, 10.0, 5.0)
 

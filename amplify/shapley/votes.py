@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify.errors import InputError
-from amplify.textgenshap.exact import all_coalitions, marginal_weights
-from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation
-from amplify.textgenshap.value import Coalitions, Floats
+from amplify.shapley.exact import all_coalitions, marginal_weights
+from amplify.shapley.game import Coalitions, Floats
+from amplify.shapley.intervals import BORROWED, half_width, mean_deviation
 
 MOST_ORDERS = 10_000  # of few sources all coalitions become known, and orders cost nothing: so many tell enough
 Answers = npt.NDArray[np.object_]

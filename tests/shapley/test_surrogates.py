@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from amplify.textgenshap import CachedValue, all_coalitions, estimate, exact_scores
-from amplify.textgenshap.regression import constrained_least_squares, kernel_weights, lasso_scores, least_squares
-from amplify.textgenshap.sampling import leverage, paired, stands_for
-from amplify.textgenshap.surrogates import SURROGATES, corrected
-from amplify.textgenshap.trees import leaf_credit
+from amplify.shapley import CachedValue, all_coalitions, estimate, exact_scores
+from amplify.shapley.regression import constrained_least_squares, kernel_weights, lasso_scores, least_squares
+from amplify.shapley.sampling import leverage, paired, stands_for
+from amplify.shapley.surrogates import SURROGATES, corrected, leaf_credit
 
 
 def test_kernel_regression_on_all_coalitions_is_exact() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import t as student
 
-from amplify.textgenshap.value import Floats
+from amplify.shapley.game import Floats
 
 LEVEL = 0.95
 BORROWED = 4.0

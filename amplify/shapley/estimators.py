@@ -11,25 +11,24 @@ from typing import Any
 import numpy as np
 
 from amplify.errors import InputError
-from amplify.shapley.budget import CELLS
-from amplify.textgenshap import gp
-from amplify.textgenshap.costs import PrefixCost
-from amplify.textgenshap.exact import MAX_SOURCES, Index, all_coalitions, exact_scores
-from amplify.textgenshap.intervals import BORROWED, half_width, mean_deviation, wild_bootstrap
-from amplify.textgenshap.permutation import permutation_scores
-from amplify.textgenshap.regression import lasso_scores, pair_scores
-from amplify.textgenshap.sampling import (
+from amplify.shapley import gp
+from amplify.shapley.budget import CELLS, PrefixCost
+from amplify.shapley.exact import MAX_SOURCES, Index, all_coalitions, exact_scores
+from amplify.shapley.game import CachedValue, Coalitions, Floats
+from amplify.shapley.intervals import BORROWED, half_width, mean_deviation, wild_bootstrap
+from amplify.shapley.regression import lasso_scores, pair_scores
+from amplify.shapley.sampling import (
     ends,
     leverage,
     paired,
+    prefixes,
     shapley_kernel,
     spanning,
     stands_for,
     uniform,
     with_complements,
 )
-from amplify.textgenshap.surrogates import SURROGATES, corrected
-from amplify.textgenshap.value import CachedValue, Coalitions, Floats
+from amplify.shapley.surrogates import SURROGATES, corrected
 
 POOL = 2048  # coalitions that the Gaussian process's design looks at, at least
 
@@ -241,6 +240,40 @@ def _conditioned(
         together = np.mean(_standardised(u)[0] * scaled, axis=0)
         meta["control"] = {"correlation": together.tolist(), "slope": slope.tolist(), "calls": helper.game.calls}
     return Raw(scores, half, meta)
+
+
+def permutation_scores(game: CachedValue, rng: np.random.Generator, budget: int) -> tuple[Floats, Floats]:
+    """Walk permutations and their reverses until the next one no longer fits the budget.
+
+    Castro et al. 2009; the reverse of each permutation is walked too (antithetic, Mitchell et al. 2022): it asks the
+    complements. Coalitions met before cost nothing.
+
+    Returns:
+        The scores, [n, answers], and one row of marginals per independent unit (a permutation with its reverse;
+        the last unit may be one permutation), [units, n, answers].
+    """
+    n = game.n
+    game(ends(n))
+    units: list[list[Floats]] = []
+    complete = True
+    while complete and (
+        not units or game.calls < 2**n
+    ):  # once all coalitions are known there is nothing left to sample
+        order = rng.permutation(n)
+        walked: list[Floats] = []
+        for walk in (order, order[::-1]):
+            path = prefixes(walk)
+            if game.new_among(path) > budget - game.calls:
+                complete = False
+                break
+            values = game(path)
+            credit = np.empty((n, values.shape[1]))
+            credit[walk] = values[1:] - values[:-1]
+            walked.append(credit)
+        if walked:
+            units.append(walked)
+    marginals = np.concatenate([np.stack(u) for u in units])
+    return marginals.mean(axis=0), np.stack([np.mean(u, axis=0) for u in units])
 
 
 Estimator = Callable[[CachedValue, Index, int, int], Raw]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from amplify.textgenshap.exact import Index, log_binomial
-from amplify.textgenshap.value import Coalitions, Floats
+from amplify.shapley.exact import Index, log_binomial
+from amplify.shapley.game import Coalitions, Floats
 
 
 def kernel_weights(coalitions: Coalitions) -> Floats:

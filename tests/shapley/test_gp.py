@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from amplify.textgenshap import all_coalitions, estimate, exact_scores, gp
-from amplify.textgenshap.exact import coalition_weights
+from amplify.shapley import all_coalitions, estimate, exact_scores, gp
+from amplify.shapley.exact import coalition_weights
 
 
 def random_kernel(n: int) -> gp.Kernel:

@@ -24,10 +24,9 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-from amplify.shapley.budget import CELLS
-from amplify.textgenshap.costs import Bill, PrefixCost
-from amplify.textgenshap.exact import Index, coalition_weights, log_binomial, log_marginal_weights
-from amplify.textgenshap.value import Coalitions, Floats
+from amplify.shapley.budget import CELLS, Bill, PrefixCost
+from amplify.shapley.exact import Index, coalition_weights, log_binomial, log_marginal_weights
+from amplify.shapley.game import Coalitions, Floats
 
 CONSTANT = 10.0  # prior variance of the mean, in units of the sample variance: large enough to be uninformative
 JITTER = 1e-9

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplify.textgenshap.sampling import (
+from amplify.shapley.sampling import (
     leverage,
     paired,
     pairs_of_size,
