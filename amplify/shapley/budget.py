@@ -41,7 +41,7 @@ def least(estimator: str, n: int, index: str = "shapley") -> int:
         >>> least("kernel_shap", 100)
         200
     """
-    needed = LEAST.get(estimator, lambda n: 2)(n)
+    needed = LEAST[estimator](n) if estimator in LEAST else 2
     # the two ends hardly weigh in a Banzhaf value, so that one more pair is needed
     more = 2 if index == "banzhaf" and estimator in PAIRED else 0
     return min(needed + more, 2**n) if n < 63 else needed + more
