@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amplify.methods.base import Program
     from amplify.proxies import train_proxy
     from amplify.rationales import rationalise
+    from amplify.registry import register
     from amplify.steering import Steering, parse_emphasis
     from amplify.tasks import load_task
     from amplify.textgenshap.attribute import attribute_sources
@@ -35,6 +36,7 @@ _LAZY = {
     "open_backend": "amplify.backends",
     "parse_emphasis": "amplify.steering",
     "rationalise": "amplify.rationales",
+    "register": "amplify.registry",
     "steered": "amplify.backends.own_model",
     "train_proxy": "amplify.proxies",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "open_backend",
     "parse_emphasis",
     "rationalise",
+    "register",
     "steered",
     "train_proxy",
 ]

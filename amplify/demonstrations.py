@@ -4,23 +4,75 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from amplify.embeddings import Embedder, nearest
-from amplify.errors import InputError, UnknownNameError
+from amplify.errors import InputError
 from amplify.layout import input_text
 from amplify.proxies import Proxy
+from amplify.registry import Table, register
 from amplify.tasks import Task
 from amplify.tasks.splits import content_hash
 from amplify.values import Attribution, Demonstration, Example
 
-STRATEGIES = ("random", "balanced", "knn", "mcs_high", "mcs_low", "most_faithful")
-"""What `select` knows: random; balanced over labels; knn (nearest to each test input); mcs_high and mcs_low (highest or
-lowest misclassification confidence score); most_faithful (the explanation whose words the proxy needs most)."""
+
+@dataclass(frozen=True)
+class Candidates:
+    """What shots are chosen from, as a way to choose sees it.
+
+    Attributes:
+        task: whose shots they are.
+        examples: to be judged, in an order that the seed decided.
+        seed: of the choice.
+        proxy: the small model, where there is one.
+        wrong: example id -> the label that the large model gave wrongly (None: unparsed).
+        explain: makes explanations of examples, those that shots will show; None for a proxy's default.
+        k: words of an explanation.
+    """
+
+    task: Task
+    examples: Sequence[Example]
+    seed: int = 0
+    proxy: Proxy | None = None
+    wrong: Mapping[str, str | None] = field(default_factory=dict)
+    explain: Callable[[Sequence[Example]], Sequence[Attribution]] | None = None
+    k: int = 5
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to choose shots.
+
+    Attributes:
+        description: one line.
+        scores: one number a candidate, the highest is shown first; None leaves them in their order by lot.
+        lowest: the lowest is shown first instead.
+        spread: labels take turns.
+        proxy: whether it asks a small model.
+    """
+
+    description: str
+    scores: Callable[[Candidates], Sequence[float]] | None = None
+    lowest: bool = False
+    spread: bool = False
+    proxy: bool = False
+
+
+def _adopt(name: str, value: Any) -> Strategy:
+    if isinstance(value, Strategy):
+        return value
+    if not callable(value):
+        raise InputError(f"the selection {name!r} is a function of Candidates, or a Strategy, not {value!r}")
+    return Strategy(next(iter((value.__doc__ or "").strip().splitlines()), ""), value)
+
+
+SELECTIONS: Table[Strategy] = Table("selection", _adopt)
+"""Every way to choose shots by name. The nearest examples of each test input are another thing: see `Neighbours`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +122,7 @@ def select(
     k: int = 5,
     balanced: bool = False,
 ) -> Selection:
-    """Choose shots by one of `STRATEGIES`, `knn` apart (it chooses per test input: see `Neighbours`).
+    """Choose shots by one of `SELECTIONS`.
 
     The same arguments give the same shots. Ties, and the order of shots with equal scores, are decided by the seed.
 
@@ -98,15 +150,11 @@ def select(
         InputError: too few examples, an unlabelled one, a test item in the pool, no or an untrained proxy, or labels to
             be balanced where each example has choices of its own.
     """
-    if strategy not in STRATEGIES:
-        raise UnknownNameError("selection strategy", strategy, STRATEGIES)
-    if strategy == "knn":
-        raise InputError("knn chooses shots for each test input: use amplify.demonstrations.Neighbours")
+    way = SELECTIONS.find(strategy, "(knn chooses for each test input: use amplify.demonstrations.Neighbours.)")
     if balanced:
         require_labels(task, "balanced shots")
-    scored = strategy in ("mcs_high", "mcs_low", "most_faithful")
     if pool is None:
-        pool = task.validation if scored or wrong is not None else task.train
+        pool = task.validation if way.proxy or wrong is not None else task.train
     pool = _checked(task, pool, shots)
     if shots == 0:
         return Selection(())
@@ -117,18 +165,17 @@ def select(
         raise InputError(f"wrong= names examples that are not in the pool: {', '.join(sorted(strangers)[:5])}")
     preferred = [e for e in pool if e.id in (wrong or {})]
     rest = [e for e in pool if e.id not in (wrong or {})]
-    if not scored:
-        spread = _balanced if strategy == "balanced" else list[Example]
-        chosen = [*spread(preferred), *spread(rest)]
-        scores: dict[str, float] = {}
-    else:
-        if proxy is None:
-            raise InputError(f"{strategy} needs a proxy=: amplify.train_proxy(task)")
-        proxy.require_head(f"selection by {strategy}")
+    scores: dict[str, float] = {}
+    if way.scores is not None:
+        if way.proxy:
+            if proxy is None:
+                raise InputError(f"{strategy} needs a proxy=: amplify.train_proxy(task)")
+            proxy.require_head(f"selection by {strategy}")
         looked_at = preferred if len(preferred) >= shots and not balanced else [*preferred, *rest]
-        scores = _scores(strategy, task, proxy, looked_at, wrong or {}, explain, k)
-        sign = 1.0 if strategy == "mcs_low" else -1.0
-        chosen = [e for group in (preferred, rest) for e in sorted(group, key=lambda e: sign * scores.get(e.id, 0.0))]
+        scores = _scores(strategy, way.scores, Candidates(task, looked_at, seed, proxy, wrong or {}, explain, k))
+    sign = 1.0 if way.lowest else -1.0
+    groups = [sorted(group, key=lambda e: sign * scores.get(e.id, 0.0)) for group in (preferred, rest)]
+    chosen = [e for group in groups for e in (_balanced(group) if way.spread else group)]
     if balanced:
         # what comes earlier is better
         chosen = [chosen[i] for i in pick(-np.arange(len(chosen)), shots, groups=[e.label for e in chosen])]
@@ -313,27 +360,50 @@ def _balanced(pool: Sequence[Example]) -> list[Example]:
     return [example for turn in zip_longest(*groups.values()) for example in turn if example is not None]
 
 
-def _scores(
-    strategy: str,
-    task: Task,
-    proxy: Proxy,
-    examples: Sequence[Example],
-    wrong: Mapping[str, str | None],
-    explain: Callable[[Sequence[Example]], Sequence[Attribution]] | None,
-    k: int,
-) -> dict[str, float]:
-    """Per example id, the misclassification confidence or the faithfulness of its explanation."""
-    if strategy == "most_faithful":
-        from amplify.attribution.faithfulness import comprehensiveness
+def _scores(name: str, judge: Callable[[Candidates], Sequence[float]], candidates: Candidates) -> dict[str, float]:
+    """What each candidate is worth, by its id."""
+    values = np.asarray(judge(candidates), dtype=np.float64)
+    if values.shape != (len(candidates.examples),) or not np.isfinite(values).all():
+        raise InputError(
+            f"the selection {name!r} gives {values.tolist()!r:.80} for {len(candidates.examples)} candidates: one "
+            "finite number each is needed"
+        )
+    return {e.id: v for e, v in zip(candidates.examples, values.tolist(), strict=True)}
 
-        found = explain(examples) if explain is not None else _explained(task, proxy, examples, wrong)
-        values = comprehensiveness(proxy, examples, found, k).tolist()
-    else:
-        values = [
-            misclassification_confidence(p, proxy.labels_of(e).index(str(e.label)))
-            for e, p in zip(examples, proxy.probabilities(examples), strict=True)
-        ]
-    return {e.id: v for e, v in zip(examples, values, strict=True)}
+
+def _confidently_wrong(candidates: Candidates) -> list[float]:
+    proxy, examples = candidates.proxy, candidates.examples
+    assert proxy is not None
+    return [
+        misclassification_confidence(p, proxy.labels_of(e).index(str(e.label)))
+        for e, p in zip(examples, proxy.probabilities(examples), strict=True)
+    ]
+
+
+def _faithful(candidates: Candidates) -> list[float]:
+    from amplify.attribution.faithfulness import comprehensiveness
+
+    proxy, examples = candidates.proxy, candidates.examples
+    assert proxy is not None
+    found = (
+        candidates.explain(examples)
+        if candidates.explain is not None
+        else _explained(candidates.task, proxy, examples, candidates.wrong)
+    )
+    return comprehensiveness(proxy, examples, found, candidates.k).tolist()
+
+
+register("selection", "random", Strategy("by lot"))
+register("selection", "balanced", Strategy("by lot, as many of each label as possible", spread=True))
+register(
+    "selection", "mcs_high",
+    Strategy("what the proxy is most confidently wrong about (AMPLIFY)", _confidently_wrong, proxy=True),
+)  # fmt: skip
+register(
+    "selection", "mcs_low",
+    Strategy("what the proxy is most confidently right about", _confidently_wrong, lowest=True, proxy=True),
+)  # fmt: skip
+register("selection", "most_faithful", Strategy("those whose explanation the proxy needs most", _faithful, proxy=True))
 
 
 def _explained(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from amplify.errors import InputError, UnknownNameError, extras
-
-RETRIEVERS = ("minilm", "bm25")
+from amplify.errors import InputError, extras
+from amplify.registry import Table, register
 
 
 class Hit(NamedTuple):
@@ -28,6 +27,17 @@ class Retriever(Protocol):
         ...
 
 
+def _adopt(name: str, value: Any) -> Callable[[Sequence[str]], Retriever]:
+    if not callable(value):
+        raise InputError(f"the retriever {name!r} is a class or function of a list of documents, not {value!r}")
+    return value
+
+
+RETRIEVERS: Table[Callable[[Sequence[str]], Retriever]] = Table("retriever", _adopt)
+"""Every retriever by name: a list of documents -> what searches it."""
+
+
+@register("retriever", "minilm")
 class DenseRetriever:
     """Cosine similarity of sentence embeddings, exact search over all documents."""
 
@@ -56,6 +66,7 @@ class DenseRetriever:
         return [Hit(int(i), float(query[0] @ self._keys[i])) for i in found]
 
 
+@register("retriever", "bm25")
 class BM25Retriever:
     """BM25 (Robertson & Zaragoza 2009), as the package bm25s computes it; English stop words left out."""
 
@@ -95,11 +106,7 @@ def open_retriever(name: str, documents: Sequence[str]) -> Retriever:
     Raises:
         UnknownNameError: no such retriever.
     """
-    if name == "bm25":
-        return BM25Retriever(documents)
-    if name == "minilm":
-        return DenseRetriever(documents)
-    raise UnknownNameError("retriever", name, RETRIEVERS)
+    return RETRIEVERS.find(name)(documents)
 
 
 def _some(documents: Sequence[str]) -> None:

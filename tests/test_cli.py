@@ -100,13 +100,28 @@ def test_methods_and_explainers_are_listed_with_what_they_are(amplify) -> None: 
 
     methods = listed(amplify, "methods")
     assert list(methods) == list(METHODS)
-    assert methods["zero_shot"] == "The instruction and the question alone."
-    assert all(methods.values())
+    assert methods["zero_shot"] == "baseline The instruction and the question alone."
+    assert {said.split()[0] for said in methods.values()} == {"method", "baseline", "control"}
+    assert all(len(said.split()) > 1 for said in methods.values())
     explainers = listed(amplify, "explainers")
     assert list(explainers) == list(EXPLAINERS)
     assert [name for name, said in explainers.items() if said.endswith("unsigned")] == [
         name for name, explainer in EXPLAINERS.items() if not explainer.signed
     ]
+
+
+def test_one_of_them_is_described_with_its_options(amplify) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = amplify("list", "methods", "few_shot")
+    assert status == 0
+    assert out.startswith("Labelled examples of the training split")
+    assert "\nrole: baseline\n" in out
+    assert "\n  few_shot.shots=8\n" in out
+    assert amplify("list", "metrics", "accuracy")[1] == "share of right labels; an unparsed answer is wrong\n"
+    assert amplify("list", "models", "scripted")[1] == "Answers by a rule, for trying things out.\n"
+    status, _, err = amplify("list", "methods", "few_shott")
+    assert status == 2
+    assert "Did you mean 'few_shot'?" in err
+    assert "takes no NAME" in amplify("list", "proxies", "x")[2]
 
 
 def test_tasks_and_models_are_listed_with_what_is_here(amplify, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -118,28 +133,29 @@ def test_tasks_and_models_are_listed_with_what_is_here(amplify, tmp_path: Path, 
     assert tasks["support_tickets"].startswith("ready")
     assert tasks["hotpotqa"].startswith("no data")
     models = listed(amplify, "models")
-    assert list(models) == list(ALIASES)
-    assert all(said.startswith("not pulled") for said in models.values())
+    assert list(models) == [*(f"{kind}:…" for kind in ("transformers", "vllm", "openai", "scripted")), *ALIASES]
+    assert all(models[alias].startswith("not pulled") for alias in ALIASES)
 
 
 def test_proxies_are_listed_with_their_training_and_accuracy(amplify, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from amplify.proxies.folders import FORMAT
+
     monkeypatch.setenv("AMPLIFY_HOME", str(tmp_path / "home"))
     assert listed(amplify, "proxies") == {"no": "proxies yet"}
-    training = {"epochs": 4, "seed": 1, "lora": True}
     card = {
-        "format": 1, "kind": "encoder", "task": "reviews", "labels": ["bad", "good"], "columns": [0, 1],
-        "trained": True, "identity": "", "body": {}, "training": training,
-        "validation": {"accuracy": 0.9289340101522843},
-        "template": "", "instruction": "", "input_name": "Text",
+        "format": FORMAT, "kind": "encoder", "task": "reviews", "labels": ["good", "bad"], "columns": [0, 1],
+        "trained": True, "identity": "x", "body": {}, "template": "", "instruction": "", "input_name": "Review",
+        "training": {"epochs": 4, "seed": 1, "lora": True}, "validation": {"accuracy": 0.9289340101522843},
     }  # fmt: skip
-    for name, one in {"a": card, "b": {**card, "validation": {}}}.items():
+    for name, one in {"a": card, "b": {**card, "validation": {}}, "c": {**card, "kind": "odd"}}.items():
         folder = tmp_path / "home" / "proxies" / name
         folder.mkdir(parents=True)
         (folder / "amplify_proxy.json").write_text(json.dumps(one))
-    assert listed(amplify, "proxies") == {
-        str(tmp_path / "home" / "proxies" / "a"): "reviews, 4 epochs, seed 1, LoRA, accuracy 92.9 %",
-        str(tmp_path / "home" / "proxies" / "b"): "reviews, 4 epochs, seed 1, LoRA",
-    }
+    found = listed(amplify, "proxies")
+    root = tmp_path / "home" / "proxies"
+    assert found[str(root / "a")] == "reviews, 4 epochs, seed 1, LoRA, accuracy 92.9 %"
+    assert found[str(root / "b")] == "reviews, 4 epochs, seed 1, LoRA"
+    assert "is broken (kind is 'odd')" in found[str(root / "c")]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from amplify.demonstrations import STRATEGIES, Neighbours, misclassification_confidence, select
+import amplify
+from amplify.backends.scripted import ScriptedBackend
+from amplify.demonstrations import SELECTIONS, Neighbours, misclassification_confidence, select
 from amplify.errors import InputError, UnknownNameError
+from amplify.methods import make
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
 from amplify.values import Example
@@ -145,7 +148,7 @@ def test_ties_are_decided_by_the_seed():
     assert first == again != other
 
 
-@pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "knn"])
+@pytest.mark.parametrize("strategy", list(SELECTIONS))
 def test_never_a_test_item(strategy):
     with pytest.raises(InputError, match="test split"):
         select(strategy, task(), 1, seed=0, pool=[*task().validation, *task().test], proxy=FakeProxy())
@@ -202,3 +205,35 @@ def test_neighbours_by_meaning(minilm):
     small = Task(name="t", instruction="i", train=pool, validation=(), test=task().test, labels=LABELS)
     (shots,) = Neighbours(small, model=minilm).shots([Example(id="new", text="My phone runs out of power fast.")], 1)
     assert shots[0].example.id == "battery"
+
+
+def test_a_way_to_choose_of_ones_own():
+    @amplify.register("selection", "longest")
+    def longest(candidates):
+        """The longest texts first."""
+        return [len(e.text) for e in candidates.examples]
+
+    try:
+        lengths = replace(task(), train=tuple(replace(e, text=e.text + " x" * i) for i, e in enumerate(task().train)))
+        found = select("longest", lengths, 3, seed=0)
+        assert [s.example.id for s in found.shots] == ["train19", "train18", "train17"]
+        assert [s.score for s in found.shots] == [float(len(e.text)) for e in lengths.train[:-4:-1]]
+        chosen = make("few_shot", selection="longest", shots=3).fit(lengths, ScriptedBackend("echo"), 0).shots
+        assert {s.example.id for s in chosen} == {s.example.id for s in found.shots}
+        assert make("amplify", selection="longest").label == "amplify[selection=longest]"
+        with pytest.raises(UnknownNameError, match="Did you mean 'longest'"):
+            make("amplify", selection="longets")
+        with pytest.raises(InputError, match="which few-shot prompting has none of"):
+            make("few_shot", selection="mcs_high").fit(lengths, ScriptedBackend("echo"), 0)
+    finally:
+        SELECTIONS.remove("longest")
+
+
+@pytest.mark.parametrize("values", [[1.0], [float("nan")] * 20])
+def test_a_way_to_choose_that_gives_no_numbers_is_refused(values):
+    amplify.register("selection", "odd", lambda candidates: values)
+    try:
+        with pytest.raises(InputError, match="the selection 'odd' gives"):
+            select("odd", task(), 3, seed=0)
+    finally:
+        SELECTIONS.remove("odd")

@@ -13,8 +13,8 @@ import numpy as np
 
 from amplify.attribution.explaining import chosen, explain_many
 from amplify.attribution.opening import Given, Model, opened
-from amplify.attribution.registry import METHODS
-from amplify.errors import CapabilityError, InputError, UnknownNameError
+from amplify.attribution.registry import AUTO, METHODS
+from amplify.errors import CapabilityError, InputError
 from amplify.render import attribution_html, escape
 from amplify.values import Attribution
 
@@ -147,8 +147,8 @@ def compare(
     """
     names = list(dict.fromkeys(methods or METHODS))
     for name in names:
-        if name not in METHODS and name != "auto":
-            raise UnknownNameError("explainer", name, (*METHODS, "auto"))
+        if name != "auto":
+            METHODS.find(name, AUTO)
     cases = list(zip(texts, targets, foils or [None] * len(texts), strict=True))
 
     with opened(model) as one:

@@ -8,11 +8,11 @@ from typing import Any
 
 from amplify.attribution.gate import Choice, choose_on, chosen_for
 from amplify.attribution.opening import Given, Model, opened, subject
-from amplify.attribution.registry import METHODS
+from amplify.attribution.registry import AUTO, METHODS
 from amplify.attribution.running import run
 from amplify.attribution.words import Spans
 from amplify.backends.base import Generator
-from amplify.errors import InputError, UnknownNameError, extras
+from amplify.errors import InputError, extras
 from amplify.proxies import Proxy
 from amplify.values import Attribution
 
@@ -103,8 +103,8 @@ def explain_many(
         Method -> one attribution per input; under the name of the one chosen for "auto".
     """
     for name in methods:
-        if name not in METHODS and name != "auto":
-            raise UnknownNameError("explainer", name, (*METHODS, "auto"))
+        if name != "auto":
+            METHODS.find(name, AUTO)
     nothing = [None] * len(texts)
     cases: list[Sequence[Any]] = [texts, *(nothing if some is None else some for some in (targets, foils, players))]
     if {len(some) for some in cases} != {len(texts)}:

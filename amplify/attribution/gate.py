@@ -28,6 +28,7 @@ from amplify.attribution.faithfulness import faithfulness
 from amplify.attribution.faithfulness_metrics import DEFAULT
 from amplify.attribution.faithfulness_table import Faithfulness
 from amplify.attribution.opening import able, subject
+from amplify.attribution.registry import METHODS
 from amplify.attribution.running import run
 from amplify.attribution.words import Mask, Spans, word_spans
 from amplify.errors import CapabilityError, InputError
@@ -304,7 +305,7 @@ def choose_on(
     """
     if not given:
         raise InputError("there is no input to choose an explainer on")
-    names = [name for name in pool if name in able(backend)]
+    names = [name for name in pool if able(backend, METHODS[name])]
     if not names:
         raise CapabilityError(f"{backend.spec} gives no log-probabilities, which every explainer of the pool needs")
     count = min(items, len(given))

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from amplify.attribution.registry import METHODS
+from amplify.attribution.registry import METHODS, Explainer
 from amplify.attribution.subjects import PromptSubject, ProxySubject, prompt_subject, proxy_subject
 from amplify.attribution.words import Spans
 from amplify.backends.base import Generator, Scorer, WhiteBox
-from amplify.errors import CapabilityError, InputError, UnknownNameError
+from amplify.errors import CapabilityError, InputError
 from amplify.proxies import CARD, Proxy, load_proxy
 from amplify.values import Example, Prompt
 
@@ -24,10 +24,10 @@ def opened(model: Model) -> Iterator[Proxy | Generator]:
     if isinstance(model, Proxy):
         yield model
     elif isinstance(model, (str, Path)):
-        from amplify.backends import KINDS, open_backend
+        from amplify.backends import MODELS, open_backend
 
         name = str(model)
-        if (Path(model) / CARD).is_file() or name.partition(":")[0] not in KINDS:
+        if (Path(model) / CARD).is_file() or name.partition(":")[0] not in MODELS:
             if not Path(model).is_dir():
                 raise InputError(
                     f"{name!r} is neither a proxy folder nor a backend: give a folder that `amplify proxy` wrote, or "
@@ -60,12 +60,11 @@ def subject(
     return prompt_subject(model, given, target, foil, players=players)
 
 
-def able(model: Proxy | Generator) -> list[str]:
-    """The methods that work with a model."""
+def able(model: Proxy | Generator, explainer: Explainer) -> bool:
+    """Whether an explainer works with a model."""
     if isinstance(model, (Proxy, WhiteBox)):
-        return list(METHODS)
-    scores = isinstance(model, Scorer)
-    return [name for name, m in METHODS.items() if not m.inside and (scores or m.kind == "baseline")]
+        return True
+    return not explainer.inside and (isinstance(model, Scorer) or explainer.kind == "baseline")
 
 
 def check_able(model: Proxy | Generator, methods: Sequence[str]) -> None:
@@ -75,13 +74,12 @@ def check_able(model: Proxy | Generator, methods: Sequence[str]) -> None:
         UnknownNameError: no such method.
         CapabilityError: names those that do.
     """
-    names = able(model)
     for name in methods:
-        if name not in METHODS:
-            raise UnknownNameError("explainer", name, METHODS)
-        if name not in names and not isinstance(model, Proxy):
+        explainer = METHODS.find(name)
+        if not isinstance(model, Proxy) and not able(model, explainer):
+            work = [other for other, one in METHODS.items() if able(model, one)]
             raise CapabilityError(
-                f"{name} {'looks inside the model' if METHODS[name].inside else 'needs log-probabilities'}, which "
-                f"{model.spec!r} does not give. What works with it: {', '.join(names)}. For the others use a "
+                f"{name} {'looks inside the model' if explainer.inside else 'needs log-probabilities'}, which "
+                f"{model.spec!r} does not give. What works with it: {', '.join(work)}. For the others use a "
                 "transformers: backend or a proxy."
             )

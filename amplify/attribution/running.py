@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from amplify.attribution.baselines import random_scores, tfidf_scores
 from amplify.attribution.opening import check_able
-from amplify.attribution.perturbation import Estimate, estimate, exact
-from amplify.attribution.registry import METHODS
+from amplify.attribution.perturbation import Estimate, exact
+from amplify.attribution.registry import METHODS, Case, Game
 from amplify.attribution.subjects import ProxySubject, Subject
 from amplify.attribution.words import word_spans
 from amplify.backends.base import Generator
@@ -19,8 +18,6 @@ from amplify.errors import InputError
 from amplify.layout import input_text
 from amplify.proxies import Proxy, versions
 from amplify.values import Attribution
-
-SHARED = ("grad_norm", "grad_x_input")  # of a proxy: one forward and one backward for both
 
 
 def run(
@@ -46,16 +43,14 @@ def run(
     check_able(model, methods)
     corpus = corpus or [s.text for s in subjects]
     results: dict[str, list[Attribution]] = {name: [] for name in methods}
-    together = _shared_pass(subjects, [name for name in methods if name in SHARED])
-    for case in tqdm(subjects, disable=None if progress else True, unit="text"):
-        value = None
+    together = _shared_pass(subjects, [name for name in methods if METHODS[name].together])
+    for one in tqdm(subjects, disable=None if progress else True, unit="text"):
+        game = Game(one, removal)
         for name in methods:
             if name in together:
                 results[name].append(together[name][len(results[name])])
-                continue
-            if METHODS[name].kind == "perturbation" and value is None:
-                value = case.value(removal)
-            results[name].append(_explain(case, name, value, budget, seed, corpus, removal))
+            else:
+                results[name].append(_explain(Case(one, game, budget, seed, corpus), name))
     return results
 
 
@@ -81,30 +76,20 @@ def _shared_pass(subjects: Sequence[Subject], methods: Sequence[str]) -> dict[st
     }
 
 
-def _explain(
-    case: Subject, name: str, value: Any, budget: int, seed: int, corpus: Sequence[str], removal: str
-) -> Attribution:
+def _explain(case: Case, name: str) -> Attribution:
     method = METHODS[name]
-    words = [case.text[a:b] for a, b in case.spans]
-    meta: dict[str, Any] = {"versions": versions(), **case.meta}
+    case.meta |= {"versions": versions(), **case.subject.meta}
+    found = method.score(case)
+    if not isinstance(found, Estimate):
+        scores = np.asarray(found, dtype=np.float64)
+        if scores.shape != (len(case.words),):
+            raise InputError(
+                f"{name} gives scores of shape {scores.shape} for {len(case.words)} words: one each is needed"
+            )
+        found = exact(scores, case.calls)
     if method.kind == "perturbation":
-        found = estimate(value, len(words), name, budget=budget, seed=seed)
-        meta["removal"] = removal
-    elif method.kind == "embedding":
-        from amplify.attribution.embedded import embedded
-
-        found, more = embedded(case.parts(), name, budget=budget, seed=seed)
-        meta |= more
-    elif method.kind == "attention":
-        from amplify.attribution.attention import attention_scores
-
-        found = exact(attention_scores(case.parts()[0], name), 1)
-    elif name == "random":
-        found = exact(random_scores(case.text, len(words), seed), 0)
-        return attribution(case, name, found, seed=seed, meta=meta)
-    else:
-        found = exact(tfidf_scores(words, corpus), 0)
-    return attribution(case, name, found, seed=seed if method.sampled else None, meta=meta)
+        case.meta["removal"] = case.game.removal
+    return attribution(case.subject, name, found, seed=case.seed if method.sampled else None, meta=case.meta)
 
 
 def attribution(case: Subject, method: str, found: Estimate, *, seed: int | None, meta: dict[str, Any]) -> Attribution:

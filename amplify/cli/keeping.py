@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,38 @@ from typing import Any
 import click
 
 from amplify.cli.common import Group, say, takes_task
+from amplify.errors import InputError
+
+LISTED = {
+    "methods": "method",
+    "metrics": "metric",
+    "explainers": "explainer",
+    "models": "model",
+    "task_formats": "task_format",
+    "estimators": "estimator",
+    "retrievers": "retriever",
+    "selections": "selection",
+    "steering_modes": "steering_mode",
+}
+"""What is listed -> the kind that it is registered as."""
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["tasks", "methods", "explainers", "models", "proxies"]))
-def list_(what: str) -> None:
-    """Show the tasks, methods, explainers, models or proxies there are."""
+@click.argument("what", type=click.Choice(["tasks", "proxies", *LISTED]))
+@click.argument("name", required=False)
+def list_(what: str, name: str | None) -> None:
+    """Show what there is of a kind, what plugins add included; or one NAME of it, with its options."""
+    from amplify import registry
+
+    if name is not None:
+        say(_described(what, name))
+        return
     for name, line in (rows := _listing(what)):
         say(f"{name:{max(len(n) for n, _ in rows)}}  {line}".rstrip())
     if not rows:
         say(f"no {what} yet")
+    for complaint in registry.broken():
+        say(f"amplify: {complaint}", err=True)
 
 
 def _listing(what: str) -> list[tuple[str, str]]:
@@ -26,24 +50,55 @@ def _listing(what: str) -> list[tuple[str, str]]:
         from amplify.tasks import list_tasks
 
         return [(t.name, f"{'ready  ' if t.available else 'no data'}  {t.description}") for t in list_tasks()]
-    if what == "methods":
-        from amplify.methods import METHODS
+    if what == "proxies":
+        from amplify.proxies import list_proxies
 
-        return [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in METHODS.items()]
-    if what == "explainers":
-        from amplify.attribution import METHODS as EXPLAINERS
-
-        return [(name, explainer.summary) for name, explainer in EXPLAINERS.items()]
+        return [(card["folder"], _about(card)) for card in list_proxies()]
+    rows = _registered(LISTED[what])
     if what == "models":
         from amplify.models import ALIASES, describe
 
-        return [
+        return [(f"{kind}:…", said) for kind, said in rows] + [
             (alias, f"{'pulled    ' if (m := describe(alias))['here'] else 'not pulled'}  {m['what']}; {m['licence']}")
             for alias in ALIASES
         ]
-    from amplify.proxies import list_proxies
+    return rows
 
-    return [(card["folder"], _about(card)) for card in list_proxies()]
+
+def _described(what: str, name: str) -> str:
+    """All that is said of one thing: its docstring, and the options that --set takes."""
+    from amplify import registry
+
+    if what not in LISTED:
+        raise InputError(f"`amplify list {what}` takes no NAME; those that do: {', '.join(LISTED)}")
+    table = registry.table(LISTED[what])
+    thing = table.find(name)
+    own = not any(hasattr(thing, attribute) for attribute in ("summary", "description"))
+    said = [inspect.getdoc(thing) or "" if own else _line(thing)]
+    if what == "methods":
+        options = [f"  {name}.{f.name}={f.default!r}" for f in dataclasses.fields(thing) if f.name != "mode"]
+        said += ["", f"role: {thing.role}", "options (--set), with their defaults:", *options]
+    if package := table.package(name):
+        said += ["", f"from {package}"]
+    return "\n".join(said)
+
+
+def _registered(kind: str) -> list[tuple[str, str]]:
+    """A line for each name of a kind, with the package that it came from."""
+    from amplify import registry
+
+    table = registry.table(kind)
+    return [
+        (name, _line(thing) + (f"  [{package}]" if (package := table.package(name)) else ""))
+        for name, thing in table.items()
+    ]
+
+
+def _line(thing: Any) -> str:
+    """What something says of itself in one line: its summary, description or docstring; a method's role before it."""
+    said = getattr(thing, "summary", None) or getattr(thing, "description", None) or thing.__doc__ or ""
+    role = f"{thing.role:9}" if hasattr(thing, "role") else ""
+    return role + next(iter(said.strip().splitlines()), "")
 
 
 def _about(card: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ from amplify.errors import InputError
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Suite: these options as YAML."
 )
 @click.option("--baseline", help="Compare with this method only, instead of with every baseline.")
+@click.option("--metric", help="Instead of the task's: see `amplify list metrics`; evaluate:FOLDER of Hugging Face.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Examples answered between two writes.  [default: 32]")
 @takes_task
 @click.option("--dry-run", is_flag=True, help="Print the calls and tokens to expect, and stop.")
@@ -61,7 +62,7 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
     from amplify.tasks import load_task
 
     suite = _suite(config, {"task": task, **given}, pairs(settings, "--set"))
-    loaded = load_task(suite["task"], data=suite.get("data"), text=suite.get("text"), label=suite.get("label"))
+    loaded = load_task(suite["task"], **{key: suite.get(key) for key in ("data", "text", "label", "metric")})
     # before an engine starts, which can take a minute
     methods = make_methods(suite["methods"], suite.get("mode") or "generate", suite["options"])
     declare_family(methods, suite.get("baseline"))
@@ -84,7 +85,7 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
 
 SUITE_KEYS = (
     "task", "backend", "backend_option", "methods", "seeds", "limit", "out", "mode", "options",
-    "baseline", "batch_size", "calibrate", "data", "text", "label",
+    "baseline", "batch_size", "calibrate", "data", "text", "label", "metric",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import amplify
-from amplify import resources
+from amplify import registry, resources
 from amplify.backends.base import Generator
 from amplify.calibration import WAYS, Way
 from amplify.errors import InputError, UnknownNameError
@@ -71,7 +71,7 @@ def configuration(
                 for m in methods
             ],
             "family": declare_family(methods, baseline),
-            "versions": _versions(),
+            "versions": {**_versions(), **_plugins(task, backend, methods)},
             "templates": _template_hashes(),
             "items": [_describe_item(task, item) for item in items],
         }
@@ -132,8 +132,7 @@ def make_methods(methods: Sequence[str | Method], mode: Mode, options: Mapping[s
     names = [m for m in methods if isinstance(m, str)]
     own: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
-        if name not in METHODS:
-            raise UnknownNameError("method", name, METHODS)
+        METHODS.find(name)
     # what is set for one method wins over what is set for all
     for key, value in sorted(options.items(), key=lambda pair: not pair[0].startswith("*.")):
         name, dot, option = key.partition(".")
@@ -215,6 +214,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _plugins(task: Task, backend: Generator, methods: Sequence[Method]) -> dict[str, str]:
+    """The versions of packages that the run's methods, metric and model came from."""
+    used = [("method", m.name) for m in methods] + [("metric", task.metric), ("model", backend.spec.partition(":")[0])]
+    packages = {registry.table(kind).package(name) for kind, name in used} - {""}
+    return dict(sorted(package.rsplit(" ", 1) for package in packages))
+
+
 def _template_hashes() -> dict[str, str]:
     root = resources.content("prompts")
     return {
@@ -226,12 +232,11 @@ def _template_hashes() -> dict[str, str]:
 def scorer(task: Task) -> tuple[str, Callable[[Answer, Example], dict[str, float]]]:
     """The name of the score that items have, and a function that gives an answer its scores, that one first."""
     # the functions behind `metrics.load`, whose Metric classes take seconds to import
-    from amplify.metrics import KINDS, answer_scores
+    from amplify.metrics import answer_scores, find
 
-    if task.metric not in KINDS:
-        raise UnknownNameError("metric", task.metric, KINDS)
+    kind = find(task.metric)
 
     def scores(answer: Answer, item: Example) -> dict[str, float]:
         return {name: float(score) for name, score in answer_scores(task.metric, answer, item).items()}
 
-    return KINDS[task.metric].item_name, scores
+    return kind.item_name, scores

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 from amplify.backends.base import Generator, Usage
 from amplify.evaluation.configuration import chosen_items, make_methods
-from amplify.methods.base import Method, Mode, Program
+from amplify.methods.base import Method, Mode
 from amplify.tasks import Task
-from amplify.values import Completion, Example, Prompt, Rationale, Sampling, TokenLogProbs
+from amplify.values import Completion, Example, Prompt, Sampling, TokenLogProbs
 
 _SAMPLE = 24  # items whose prompts are really built; the others are taken to be as long
 _CHARACTERS = 4  # per token, where no tokenizer is at hand
-# options by which a method asks for a model of its own while fitting
-_OWN_MODEL = ("proxy", "encoder", "embedder", "retriever", "body")
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,9 @@ def plan(
 ) -> Plan:
     """Calls and tokens that `evaluate` will take with the same arguments. Nothing is asked of the model.
 
-    A method that fits without a model of its own is really fitted, against a backend that answers at once, and its
-    prompts are counted; its calls can still differ where they depend on what the model answers. For the others
-    (proxies, retrievers) prompts are taken to be as long as with random shots and random words.
+    Each method rehearses (`Method.rehearse`) against a backend that answers at once: one without a model of its own is
+    really fitted, and its calls can still differ where they depend on what the model answers; for the others (proxies,
+    embedders) prompts are taken to be as long as with random shots and random words.
 
     Args:
         task, methods, seeds, limit, mode, options: see `evaluate`.
@@ -97,93 +95,23 @@ def _plan(
     task: Task, backend: Generator | None, method: Method, seeds: Sequence[int], items: Sequence[Example]
 ) -> MethodPlan:
     runs = len(seeds) if method.seeded else 1
-    stand, asked, note = _StandIn(backend, task), 0, ""
-    if any(f.name in _OWN_MODEL for f in fields(method)) or _explains_itself(method):
-        program = _imitation(method, task)
-        asked = _asked(method, task)
-        note = "estimated: prompts with random shots and words"
-        if program is None:
-            note = "a small model answers alone"
-        elif asked:
-            note += f", fitting takes about {asked} short prompts (once for methods that share them)"
-    else:
-        program = method.fit(task, stand, seeds[0])
-        note = "fit calls can depend on the model's answers" if stand.usage.calls else ""
+    stand = _StandIn(backend, task)
+    rehearsal = method.rehearse(task, stand, seeds[0])
     fit = stand.usage.snapshot()
     sample = items[:: max(1, len(items) // _SAMPLE)]
-    if program is not None:
-        program.answer(sample, stand)
+    if rehearsal.program is not None:
+        rehearsal.program.answer(sample, stand)
     spent, factor = stand.usage.since(fit), len(items) * runs / len(sample)
-    asking = _StandIn(backend, task)
-    if asked:
-        _zero_shot(method).fit(task, asking, seeds[0]).answer(task.validation[:_SAMPLE], asking)
-    per_call = asking.usage.prompt_tokens / max(1, asking.usage.calls)
-    calls_each = asking.usage.calls / max(1, len(task.validation[:_SAMPLE]))
     return MethodPlan(
         method=method.label,
         answers=len(items) * runs,
         calls=round(spent.calls * factor),
         prompt_tokens=round(spent.prompt_tokens * factor),
         max_new_tokens=round(spent.completion_tokens * factor),
-        fit_calls=round((fit.calls + asked * calls_each) * runs),
-        fit_prompt_tokens=round((fit.prompt_tokens + asked * calls_each * per_call) * runs),
-        note=note,
+        fit_calls=fit.calls * runs,
+        fit_prompt_tokens=fit.prompt_tokens * runs,
+        note=rehearsal.note,
     )
-
-
-def _explains_itself(method: Method) -> bool:
-    from amplify.methods.self_selection import SelfMethod
-
-    return isinstance(method, SelfMethod)
-
-
-def _asked(method: Method, task: Task) -> int:
-    """How many validation items the model answers while the method is fitted, or explains as many prompts as."""
-    from amplify.methods.explained import ExplainedMethod
-    from amplify.methods.self_amplify import SelfAmplify
-    from amplify.methods.self_selection import SelfMethod
-
-    there = len(task.validation)
-    if isinstance(method, SelfMethod):
-        explaining = method.shots * method.prompts_per_shot if isinstance(method, SelfAmplify) else 0
-        return explaining + (0 if method.selection == "random" else min(method.pool or there, there))
-    return min(method.pool or there, there) if isinstance(method, ExplainedMethod) else 0
-
-
-def _zero_shot(method: Method) -> Method:
-    from amplify.methods import make
-
-    return make("zero_shot", mode=method.mode)
-
-
-def _imitation(method: Method, task: Task) -> Program | None:
-    """A program with prompts as long as the method's: random shots, random words. None where no prompt is sent."""
-    from amplify import templates
-    from amplify.methods.amplify import rationale_form
-    from amplify.methods.baselines import FewShot
-    from amplify.methods.controls import NoRationale
-    from amplify.methods.explained import ExplainedMethod
-    from amplify.methods.prompting import PromptMethod
-    from amplify.methods.self_amplify import SelfAmplify
-    from amplify.methods.shots import ShotProgram, with_rationales
-    from amplify.rationales.wording import variables
-
-    if not isinstance(method, PromptMethod):
-        return None
-    shared = {f.name: getattr(method, f.name) for f in fields(PromptMethod)}
-    program = FewShot(shots=getattr(method, "shots", 8), **shared).fit(task, _StandIn(None, task), 0)
-    if isinstance(method, SelfAmplify):
-        said = [method.imitation(shot.example) for shot in program.shots]
-        return ShotProgram(method.answering(task, said), with_rationales(program.shots, said))
-    if not isinstance(method, ExplainedMethod) or isinstance(method, NoRationale):
-        return program
-    form = templates.load("rationale", method.template)
-    made = []
-    for shot in program.shots:
-        words = tuple(shot.example.text.split()[: method.k])
-        given = variables(words, [1 / len(words)] * len(words), shot.example.label or "", None, shot.example.text)
-        made.append(Rationale(form.render(given), words))
-    return ShotProgram(rationale_form(method, task, made), with_rationales(program.shots, made))
 
 
 class _StandIn:

@@ -304,7 +304,7 @@ def _row(
         "fit": _fit_cost(timing, label),
         "answered": len(own),
         "planned": len(cells) * len(config["items"]),
-        "near_ties": sum(_near_tie(record["label_scores"], record["label_logprobs"]) for record in own),
+        "near_ties": sum(_near_tie(r["label_scores"], r.get("label_logprobs") or r["label_scores"]) for r in own),
         "notes": tuple(dict.fromkeys(map(str, notes))),
     }
     if not ids:
@@ -349,9 +349,9 @@ def _further_metrics(config: Json, records: Sequence[Json]) -> dict[str, float]:
     whole = config["task"]["metric"]
     if whole == config["score"]:
         return means
-    from amplify.metrics import KINDS
+    from amplify.metrics import find
 
-    score = KINDS[whole].whole
+    score = find(whole).whole
     if score is None:
         return means
     gold = {item["id"]: item["label"] for item in config["items"]}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.amplify import Amplify
-from amplify.methods.base import Method, Mode, Program, PromptProgram
+from amplify.methods.base import METHODS, Method, Mode, Program, PromptProgram, Rehearsal, Role
 from amplify.methods.baselines import FewShot, FewShotBalanced, HumanCoT, ZeroShot, ZeroShotCoT
 from amplify.methods.controls import (
     AnswerFormatOnly,
@@ -47,55 +48,6 @@ from amplify.methods.self_amplify import (
 from amplify.methods.self_controls import SelfNoRationale, SelfRandomWords
 from amplify.methods.shots import ShotProgram
 
-_CLASSES: tuple[type[Method], ...] = (
-    ZeroShot,
-    FewShot,
-    FewShotBalanced,
-    FewShotNearest,
-    ZeroShotCoT,
-    HumanCoT,
-    Amplify,
-    NoRationale,
-    RandomWords,
-    ShuffledRationales,
-    TfidfWords,
-    TestWords,
-    AnswerFormatOnly,
-    ProxyAlone,
-    Rag,
-    RagRerankRandom,
-    RagLeaveOneOut,
-    RagRerankShapley,
-    RagPruneShapley,
-    RagDistilShapley,
-    RagHighlightPasta,
-    SelfTopK,
-    SelfPhCoT,
-    SelfAutoCoT,
-    SelfShap,
-    SelfLime,
-    SelfOcclusion,
-    SelfGradient,
-    SelfDeepLift,
-    SelfShapleySampling,
-    SelfNoRationale,
-    SelfRandomWords,
-    MarkedPrompt,
-    Pasta,
-    PastaRandomHeads,
-    Spotlight,
-    InstaBoost,
-    AutoPasta,
-    AutoPastaRandom,
-    FewShotMarked,
-    FewShotPastaRandomHeads,
-    FewShotPasta,
-    IgnoreWord,
-    Rephrase,
-    NegativeEmphasis,
-)
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _CLASSES}
-
 
 def make(name: str, *, mode: Mode = "generate", **options: Any) -> Method:
     """A method by name.
@@ -109,9 +61,7 @@ def make(name: str, *, mode: Mode = "generate", **options: Any) -> Method:
         UnknownNameError: no such method, or no such option of it.
         InputError: a value that the option cannot take.
     """
-    if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
-    cls = METHODS[name]
+    cls = METHODS.find(name)
     known = {f.name for f in fields(cls)} - {"mode"}
     for option in options:
         if option not in known:
@@ -123,6 +73,11 @@ def make(name: str, *, mode: Mode = "generate", **options: Any) -> Method:
 
 def _convert(where: str, value: Any, wanted: Any) -> Any:
     """The value as the option's type, from a string of the command line or as it is."""
+    if NoneType in get_args(wanted):
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
+            return None
+        [wanted] = [one for one in get_args(wanted) if one is not NoneType][:1]
+        return _convert(where, value, wanted)
     if get_origin(wanted) is Literal:
         if value in get_args(wanted):
             return value
@@ -147,6 +102,8 @@ def _convert(where: str, value: Any, wanted: Any) -> Any:
             pass
     elif type(value) is wanted or (wanted is float and type(value) is int):
         return wanted(value)
+    if wanted not in (bool, int, float, str):  # a type of the method's own, which it checks itself
+        return value
     raise InputError(f"{where} is {'a' if wanted is not int else 'an'} {wanted.__name__}, not {value!r}")
 
 
@@ -154,14 +111,25 @@ __all__ = [
     "METHODS",
     "Amplify",
     "AnswerFormatOnly",
+    "AutoPasta",
+    "AutoPastaRandom",
     "FewShot",
     "FewShotBalanced",
+    "FewShotMarked",
     "FewShotNearest",
+    "FewShotPasta",
+    "FewShotPastaRandomHeads",
     "Form",
     "HumanCoT",
+    "IgnoreWord",
+    "InstaBoost",
+    "MarkedPrompt",
     "Method",
     "Mode",
+    "NegativeEmphasis",
     "NoRationale",
+    "Pasta",
+    "PastaRandomHeads",
     "Program",
     "PromptMethod",
     "PromptProgram",
@@ -174,6 +142,9 @@ __all__ = [
     "RagRerankRandom",
     "RagRerankShapley",
     "RandomWords",
+    "Rehearsal",
+    "Rephrase",
+    "Role",
     "SelfAutoCoT",
     "SelfDeepLift",
     "SelfGradient",
@@ -187,6 +158,7 @@ __all__ = [
     "SelfTopK",
     "ShotProgram",
     "ShuffledRationales",
+    "Spotlight",
     "TestWords",
     "TfidfWords",
     "ZeroShot",

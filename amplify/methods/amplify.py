@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from amplify import templates
 from amplify.backends.base import Generator
-from amplify.methods.explained import RATIONALE_TOKENS, Explained, ExplainedMethod
-from amplify.methods.forms import Form
+from amplify.methods.explained import Explained, ExplainedMethod, rationale_form
 from amplify.methods.shots import ShotProgram, with_rationales
-from amplify.rationales.wording import opening
+from amplify.registry import register
 from amplify.values import Rationale
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
 
 
+@register("method", "amplify")
 @dataclass(frozen=True)
 class Amplify(ExplainedMethod):
     """Few-shot prompting with rationales from a proxy's gradients; the model writes its own, then answers.
@@ -27,8 +26,6 @@ class Amplify(ExplainedMethod):
     against the label wrongly given, is attributed to the words of the input, and the top k are cited. 4. Input,
     rationale and label of each shot stand before the question.
     """
-
-    name: ClassVar[str] = "amplify"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """Select, explain, verbalise."""
@@ -58,10 +55,3 @@ def in_words(
         noted.append(f"{short} of {len(rationales)} rationales have fewer than {method.k} words to cite")
     shots = with_rationales(found.shots, rationales)
     return ShotProgram(rationale_form(method, task, rationales), shots, (*found.notes, *noted), found.meta)
-
-
-def rationale_form(method: ExplainedMethod, task: Task, rationales: Sequence[Rationale | None]) -> Form:
-    """The form of prompts whose answers begin with a rationale like these."""
-    lead = opening(templates.load("rationale", method.template))
-    line = not any("\n" in rationale.text for rationale in rationales if rationale)
-    return method.form(task, reasons=True, lead=lead, budget=RATIONALE_TOKENS, line=line)

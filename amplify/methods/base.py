@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from amplify.backends.base import Generator
 from amplify.errors import DataError, InputError
+from amplify.registry import Table, broken, load_plugins
 from amplify.values import Answer, Example, Prompt
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ class Program(ABC):
             raise DataError(f"{path} is not a program of format {FORMAT}; fit it again with this version of amplify")
         kind = data.pop("kind", None)
         if kind not in Program._kinds:
-            raise DataError(f"{path} holds a program of kind {kind!r}, which this version of amplify does not know")
+            load_plugins()
+        if kind not in Program._kinds:
+            unknown = f"{path} holds a program of kind {kind!r}, which neither amplify nor an installed plugin knows."
+            raise DataError(" ".join([unknown, *broken()]))
         try:
             return Program._kinds[kind].from_dict(data)
         except (KeyError, TypeError, AttributeError) as error:
@@ -82,6 +86,19 @@ class PromptProgram(Program):
     @abstractmethod
     def prompt(self, example: Example) -> Prompt:
         """The prompt that the model is asked for this example."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a plan takes for a fitted method.
+
+    Attributes:
+        program: sends prompts as long as those of the fitted one; None where no prompt is sent.
+        note: what is estimated, and from what; "" for nothing.
+    """
+
+    program: Program | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +118,7 @@ class Method(ABC):
             (a rationale method writes its rationale first and scores the labels behind it).
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # what `register` called it
     role: ClassVar[Role] = "method"
     seeded: ClassVar[bool] = True
     steers: ClassVar[bool] = False
@@ -116,6 +133,19 @@ class Method(ABC):
     @abstractmethod
     def fit(self, task: Task, backend: Generator, seed: int) -> Program:
         """Find the program: choose shots, train the proxy, write rationales. Never looks at the test split."""
+
+    def rehearse(self, task: Task, backend: Generator, seed: int) -> Rehearsal:
+        """What a run of this method will be like, for a plan.
+
+        By default it is really fitted, on a backend that answers at once and counts what it is asked. A method that
+        trains or loads a model of its own, or that explains, overrides this and asks as many prompts of that length.
+
+        Args:
+            task, seed: of the run.
+            backend: answers every prompt with a label at once; its usage is the plan's cost of fitting.
+        """
+        program = self.fit(task, backend, seed)
+        return Rehearsal(program, "fit calls can depend on the model's answers" if backend.usage.calls else "")
 
     @property
     def label(self) -> str:
@@ -147,3 +177,16 @@ def examples_in(data: Any) -> Iterator[dict[str, Any]]:
     elif isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
         for value in data:
             yield from examples_in(value)
+
+
+def _adopt(name: str, value: Any) -> type[Method]:
+    if not (isinstance(value, type) and issubclass(value, Method)):
+        raise InputError(f"the method {name!r} is a class that extends amplify.methods.Method, not {value!r}")
+    if value.__dict__.get("name", name) != name:
+        raise InputError(f"{value.__name__} is registered as {name!r}, but its name is {value.name!r}")
+    value.name = name
+    return value
+
+
+METHODS: Table[type[Method]] = Table("method", _adopt)
+"""Every method by name."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar
 
 from amplify import templates
 from amplify.backends.base import Generator
@@ -12,19 +12,18 @@ from amplify.errors import InputError
 from amplify.methods.base import Role
 from amplify.methods.prompting import PromptMethod, check_options
 from amplify.methods.shots import ShotProgram
+from amplify.registry import register
 from amplify.values import Demonstration, Example
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
 
-Selection = Literal["random", "balanced"]
 
-
+@register("method", "zero_shot")
 @dataclass(frozen=True)
 class ZeroShot(PromptMethod):
     """The instruction and the question alone."""
 
-    name: ClassVar[str] = "zero_shot"
     role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
@@ -33,6 +32,7 @@ class ZeroShot(PromptMethod):
         return ShotProgram(self.form(task), notes=self.notes_on(task, backend))
 
 
+@register("method", "zero_shot_cot")
 @dataclass(frozen=True)
 class ZeroShotCoT(PromptMethod):
     """A call to think in steps, then the answer (Kojima et al. 2022, arXiv 2205.11916).
@@ -41,7 +41,6 @@ class ZeroShotCoT(PromptMethod):
         thought: template of the words that begin the answer.
     """
 
-    name: ClassVar[str] = "zero_shot_cot"
     role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
@@ -54,20 +53,21 @@ class ZeroShotCoT(PromptMethod):
         return ShotProgram(form, notes=self.notes_on(task, backend))
 
 
+@register("method", "few_shot")
 @dataclass(frozen=True)
 class FewShot(PromptMethod):
     """Labelled examples of the training split before the question (Brown et al. 2020, arXiv 2005.14165).
 
     Attributes:
         shots: how many.
-        selection: "random", or "balanced" (as many of each label as possible).
+        selection: "random", "balanced" (as many of each label as possible), or one that is registered; the shots
+            chosen are then shown in random order.
     """
 
-    name: ClassVar[str] = "few_shot"
     role: ClassVar[Role] = "baseline"
 
     shots: int = 8
-    selection: Selection = "random"
+    selection: str = "random"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """Draw the shots with the seed."""
@@ -76,6 +76,7 @@ class FewShot(PromptMethod):
         return ShotProgram(self.form(task), shots, self.notes_on(task, backend))
 
 
+@register("method", "few_shot_balanced")
 @dataclass(frozen=True)
 class FewShotBalanced(PromptMethod):
     """Few-shot with as many shots of each label as possible.
@@ -84,7 +85,6 @@ class FewShotBalanced(PromptMethod):
         shots: how many.
     """
 
-    name: ClassVar[str] = "few_shot_balanced"
     role: ClassVar[Role] = "baseline"
 
     shots: int = 8
@@ -96,6 +96,7 @@ class FewShotBalanced(PromptMethod):
         return ShotProgram(self.form(task), shots, self.notes_on(task, backend))
 
 
+@register("method", "human_cot")
 @dataclass(frozen=True)
 class HumanCoT(PromptMethod):
     """Chain-of-thought demonstrations that people wrote (Wei et al. 2022, arXiv 2201.11903).
@@ -104,7 +105,6 @@ class HumanCoT(PromptMethod):
         shots: how many of the task's own; 0 for all of them.
     """
 
-    name: ClassVar[str] = "human_cot"
     role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
@@ -136,15 +136,28 @@ def shot_pool(task: Task) -> tuple[Example, ...]:
     raise InputError(f"task {task.name!r} has no training or validation split to take demonstrations from")
 
 
-def draw(task: Task, shots: int, selection: Selection, seed: int) -> tuple[Demonstration, ...]:
+def draw(task: Task, shots: int, selection: str, seed: int) -> tuple[Demonstration, ...]:
     """Draw shots, in random order.
 
     Raises:
         InputError: an unknown selection, or fewer examples than shots.
     """
-    from amplify.demonstrations import select
+    from amplify.demonstrations import SELECTIONS, select
 
-    if selection not in ("random", "balanced"):
-        raise InputError(f"selection is random or balanced, not {selection!r}")
+    if SELECTIONS.find(selection).proxy:
+        raise InputError(f"the selection {selection!r} asks a proxy, which few-shot prompting has none of; try amplify")
     chosen = select(selection, task, shots, seed=seed, pool=shot_pool(task)).shots
     return tuple(random.Random(seed).sample(chosen, len(chosen)))
+
+
+def random_shots(method: PromptMethod, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    """Random shots under a method's own options, as many as it shows: for plans."""
+    shared = {f.name: getattr(method, f.name) for f in fields(PromptMethod)}
+    return FewShot(shots=getattr(method, "shots", 8), **shared).fit(task, backend, seed)
+
+
+def ask_validation(method: PromptMethod, task: Task, backend: Generator, seed: int, n: int) -> None:
+    """Ask n times for the label of a validation example, from the first one on and over again: for plans."""
+    if n and task.validation:
+        asked = [task.validation[i % len(task.validation)] for i in range(n)]
+        ZeroShot(mode=method.mode).fit(task, backend, seed).answer(asked, backend)

@@ -13,12 +13,13 @@ from amplify import templates
 from amplify.backends.base import Generator
 from amplify.errors import DataError, InputError
 from amplify.methods.amplify import in_words, top_words
-from amplify.methods.base import Method, Program, PromptProgram, Role
+from amplify.methods.base import Method, Program, PromptProgram, Rehearsal, Role
 from amplify.methods.explained import Explained, ExplainedMethod, find_proxy
 from amplify.methods.prompting import PromptMethod
 from amplify.methods.shots import ShotProgram, answer_shots, as_example
 from amplify.rationales import others, random_words, rationalise, tfidf_words
 from amplify.rationales.wording import Words, variables, verbalise
+from amplify.registry import register
 from amplify.templates import Template
 from amplify.values import Answer, Attribution, Demonstration, Example, Prompt, Rationale
 
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from amplify.tasks import Task
 
 
+@register("method", "amplify_no_rationale")
 @dataclass(frozen=True)
 class NoRationale(ExplainedMethod):
     """AMPLIFY's shots, answers only: is it the selection that helps?"""
 
-    name: ClassVar[str] = "amplify_no_rationale"
     role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
@@ -40,12 +41,16 @@ class NoRationale(ExplainedMethod):
         found = self.explained(task, backend, seed)
         return ShotProgram(self.form(task), found.shots, (*found.notes, *notes), found.meta)
 
+    def imitated(self, task: Task, program: ShotProgram) -> ShotProgram:
+        """Shots alone."""
+        return program
 
+
+@register("method", "amplify_random_words")
 @dataclass(frozen=True)
 class RandomWords(ExplainedMethod):
     """AMPLIFY with random content words of the same input, as many as the rationale cited."""
 
-    name: ClassVar[str] = "amplify_random_words"
     role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
@@ -57,11 +62,11 @@ class RandomWords(ExplainedMethod):
         return in_words(self, task, found, _replaced(self, found, words, [_shares(r) for r in own]), notes)
 
 
+@register("method", "amplify_shuffled_rationales")
 @dataclass(frozen=True)
 class ShuffledRationales(ExplainedMethod):
     """AMPLIFY with the words of another shot, said of this shot's own label."""
 
-    name: ClassVar[str] = "amplify_shuffled_rationales"
     role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
@@ -79,11 +84,11 @@ class ShuffledRationales(ExplainedMethod):
         return in_words(self, task, found, _replaced(self, found, words, [_shares(r) for r in own]), notes)
 
 
+@register("method", "amplify_tfidf_words")
 @dataclass(frozen=True)
 class TfidfWords(ExplainedMethod):
     """AMPLIFY with the words of highest TF-IDF: do the proxy's gradients tell more than word counts?"""
 
-    name: ClassVar[str] = "amplify_tfidf_words"
     role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
@@ -98,6 +103,7 @@ class TfidfWords(ExplainedMethod):
         return in_words(self, task, found, _replaced(self, found, words, [_shares(r) for r in own]), notes)
 
 
+@register("method", "amplify_test_words")
 @dataclass(frozen=True)
 class TestWords(ExplainedMethod):
     """AMPLIFY with the proxy's words for the test input, too: the model completes the proxy's rationale.
@@ -106,7 +112,6 @@ class TestWords(ExplainedMethod):
     looked at. The label is not written; the model must name it.
     """
 
-    name: ClassVar[str] = "amplify_test_words"
     role: ClassVar[Role] = "control"
     __test__: ClassVar[bool] = False  # not a test class, whatever its name looks like to pytest
 
@@ -217,6 +222,7 @@ class TestWordsProgram(PromptProgram):
         return cls(**{**data, **held})
 
 
+@register("method", "proxy_alone")
 @dataclass(frozen=True)
 class ProxyAlone(Method):
     """The proxy's own answers: would the small model do?
@@ -225,7 +231,6 @@ class ProxyAlone(Method):
         proxy, epochs, lora: see `ExplainedMethod`.
     """
 
-    name: ClassVar[str] = "proxy_alone"
     role: ClassVar[Role] = "baseline"
 
     proxy: str = "minilm"
@@ -242,6 +247,10 @@ class ProxyAlone(Method):
         proxy.require_head(self.name)
         kept = keep(proxy, task, self.proxy, seed)
         return ProxyProgram(str(kept.folder), kept.identity, {"proxy": {"name": kept.name, "identity": kept.identity}})
+
+    def rehearse(self, task: Task, backend: Generator, seed: int) -> Rehearsal:
+        """The language model is never asked."""
+        return Rehearsal(None, "a small model answers alone")
 
 
 @dataclass(frozen=True)
@@ -282,11 +291,11 @@ class ProxyProgram(Program):
         return cls(**data)
 
 
+@register("method", "answer_format_only")
 @dataclass(frozen=True)
 class AnswerFormatOnly(PromptMethod):
     """Demonstrations without content, one a label: how much is knowing the form of an answer worth?"""
 
-    name: ClassVar[str] = "answer_format_only"
     role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:

@@ -14,6 +14,7 @@ from amplify.keeping import Use, keep
 from amplify.methods.base import Method, Program
 from amplify.methods.parsing import parse_text
 from amplify.methods.reading import Reading, attribution, is_title, leave_one_out, texts
+from amplify.retrieval import RETRIEVERS, open_retriever
 from amplify.templates import Template
 from amplify.values import Answer, Completion, Example, Prompt, Sampling, Sources
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from amplify.textgenshap.sources import Source
 
 Layout = Literal["auto", "chat", "text"]
-Search = Literal["none", "minilm", "bm25"]
 By = Literal["given", "shapley", "loo", "random"]
 Place = Literal["first", "last"]
 STOP = ("\n",)  # an answer is one line
@@ -33,14 +33,15 @@ class RagMethod(Method):
     """The options that every method with documents has. An example brings them in `fields["documents"]`.
 
     Attributes:
-        search: order the documents by a retriever first ("minilm", "bm25"), or take them as they come ("none").
+        search: order the documents by a retriever first ("minilm", "bm25", or one that is registered), or take them as
+            they come ("none").
         documents: how many of them are read, 0 for all.
         template: NAME of `prompts/sources_NAME.jinja`, or a path to a .jinja file.
         layout: "chat", "text" (for base models), or "auto": what the task asks for, else chat.
         max_tokens: of an answer.
     """
 
-    search: Search = field(default="none", kw_only=True)
+    search: str = field(default="none", kw_only=True)
     documents: int = field(default=0, kw_only=True)
     template: str = field(default="default", kw_only=True)
     layout: Layout = field(default="auto", kw_only=True)
@@ -57,6 +58,8 @@ class RagMethod(Method):
                 f"{self.name} answers from documents, and the items of {task.name!r} bring none. Tasks that do: "
                 "hotpotqa, nq_open, nq_open_hard, lost_in_the_middle/…, miracl/…"
             )
+        if self.search != "none":
+            RETRIEVERS.find(self.search, "Or 'none', to take the documents as they come.")
         if self.documents < 0 or self.max_tokens < 1:
             raise InputError(f"{self.name}: documents is 0 or more and max_tokens 1 or more")
         layout = ("text" if task.layout == "text" else "chat") if self.layout == "auto" else self.layout
@@ -103,7 +106,7 @@ class RagProgram(Program):
     method: str
     template: Template
     layout: Literal["chat", "text"] = "chat"
-    search: Search = "none"
+    search: str = "none"
     documents: int = 0
     max_tokens: int = 24
     seed: int = 0
@@ -180,8 +183,6 @@ class RagProgram(Program):
             raise InputError(f"example {example.id!r} has no document with any text")
         scores: tuple[float | None, ...] = ()
         if self.search != "none":
-            from amplify.retrieval import open_retriever
-
             hits = open_retriever(self.search, [every[i] for i in usable]).search(example.text, len(usable))
             found = {usable[hit.document]: hit.score for hit in hits}
             usable, scores = list(found), tuple(found.get(i) for i in range(len(every)))
@@ -201,7 +202,7 @@ class RagProgram(Program):
         if self.by != "random":
             return read
         numbers = list(read.numbers)
-        random.Random(f"{self.seed}:{read.example.text}").shuffle(numbers)
+        random.Random(f"random order:{self.seed}:{read.example.text}").shuffle(numbers)
         rest = [i for i in read.sources.ranking if i not in numbers]
         shown = tuple(numbers[: self.k or None])
         return replace(

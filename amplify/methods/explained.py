@@ -11,16 +11,18 @@ from weakref import WeakKeyDictionary
 
 from amplify import templates
 from amplify.backends.base import Generator
-from amplify.errors import InputError, UnknownNameError
+from amplify.errors import InputError
 from amplify.methods.answering import check_window
-from amplify.methods.baselines import FewShot, ZeroShot
+from amplify.methods.base import Rehearsal
+from amplify.methods.baselines import FewShot, ZeroShot, ask_validation, random_shots
 from amplify.methods.forms import Form
 from amplify.methods.gating import SPARE, Explanation, gate_shots, judge_for_proxy
 from amplify.methods.parsing import shown
 from amplify.methods.prompting import PromptMethod, check_options
+from amplify.methods.shots import ShotProgram, with_rationales
 from amplify.rationales import rationalise
 from amplify.rationales.salience import SEARCHES
-from amplify.rationales.wording import kind_of
+from amplify.rationales.wording import kind_of, opening, variables
 from amplify.values import Attribution, Demonstration, Example, Rationale
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ class ExplainedMethod(PromptMethod):
         pool: how many validation examples the model is asked, drawn with the seed; 0 for all.
         probe: how it is asked.
         misclassified: select among those it gets wrong.
-        selection: highest or lowest misclassification confidence of the proxy, most faithful explanation, or random.
+        selection: of `amplify.demonstrations.SELECTIONS`: highest ("mcs_high") or lowest ("mcs_low") misclassification
+            confidence of the proxy, "most_faithful" explanation, "random", …
         balanced: as many shots of each label as possible, each label's best by `selection` first. Without it (as in the
             paper) a model that errs on one label mostly gets shots of that label mostly. For tasks with fixed labels.
         explainer: any of `amplify.attribution.registry.METHODS`, e.g. gradient times input; "auto" takes the one that
@@ -89,7 +92,7 @@ class ExplainedMethod(PromptMethod):
     pool: int = 200
     probe: Literal["zero_shot", "few_shot"] = "zero_shot"
     misclassified: bool = True
-    selection: Literal["mcs_high", "mcs_low", "most_faithful", "random"] = "mcs_high"
+    selection: str = "mcs_high"
     balanced: bool = False
     explainer: str = "grad_x_input"
     budget: int = 128
@@ -102,10 +105,13 @@ class ExplainedMethod(PromptMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        from amplify.attribution.registry import METHODS
+        from amplify.attribution.registry import AUTO, METHODS
 
-        if self.explainer not in (*METHODS, "auto"):
-            raise UnknownNameError("explainer", self.explainer, (*METHODS, "auto"))
+        if self.explainer != "auto":
+            METHODS.find(self.explainer, AUTO)
+        from amplify.demonstrations import SELECTIONS
+
+        SELECTIONS.find(self.selection)
 
     def worded(self, attribution: Attribution, label: str) -> Rationale | None:
         """A shot's rationale; None where no word speaks for its label.
@@ -141,6 +147,29 @@ class ExplainedMethod(PromptMethod):
         if key not in known:
             known[key] = _fit(self, task, backend, seed)
         return known[key]
+
+    def rehearse(self, task: Task, backend: Generator, seed: int) -> Rehearsal:
+        """With random shots and random words: no proxy is trained."""
+        asked = min(self.pool or len(task.validation), len(task.validation))
+        ask_validation(self, task, backend, seed, asked)
+        return Rehearsal(self.imitated(task, random_shots(self, task, backend, seed)), planned(asked))
+
+    def imitated(self, task: Task, program: ShotProgram) -> ShotProgram:
+        """A program with rationales as long as the real ones: for plans."""
+        template = templates.load("rationale", self.template)
+        made = []
+        for shot in program.shots:
+            words = tuple(shot.example.text.split()[: self.k])
+            even = [1 / len(words)] * len(words)
+            given = variables(words, even, shot.example.label or "", None, shot.example.text)
+            made.append(Rationale(template.render(given), words))
+        return ShotProgram(rationale_form(self, task, made), with_rationales(program.shots, made))
+
+
+def planned(asked: int) -> str:
+    """What a plan of a method that asks about the validation split and cites words has to say."""
+    fitting = f", fitting takes about {asked} short prompts (once for methods that share them)" if asked else ""
+    return f"estimated: prompts with random shots and words{fitting}"
 
 
 # controls are compared with AMPLIFY on the very same shots, and asking the model for them once is enough
@@ -315,3 +344,10 @@ def check_room(form: Form, shots: int, task: Task, backend: Generator) -> None:
     longest = max(task.test, key=lambda e: len(form.question(e)))
     prompt = form.prompt(longest, shown)
     check_window(backend, [prompt], form.style, form.method, [len(shown)], lambda _, n: form.prompt(longest, shown[:n]))
+
+
+def rationale_form(method: ExplainedMethod, task: Task, rationales: Sequence[Rationale | None]) -> Form:
+    """The form of prompts whose answers begin with a rationale like these."""
+    lead = opening(templates.load("rationale", method.template))
+    line = not any("\n" in rationale.text for rationale in rationales if rationale)
+    return method.form(task, reasons=True, lead=lead, budget=RATIONALE_TOKENS, line=line)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from amplify.backends.base import Generator
 from amplify.errors import InputError
 from amplify.layout import input_text
-from amplify.methods.base import PromptProgram, Role
-from amplify.methods.baselines import shot_pool
+from amplify.methods.base import PromptProgram, Rehearsal, Role
+from amplify.methods.baselines import random_shots, shot_pool
 from amplify.methods.forms import Form
 from amplify.methods.prompting import PromptMethod, check_options
 from amplify.methods.shots import answer_shots, as_example, demonstration
+from amplify.registry import register
 from amplify.values import Answer, Demonstration, Example, Prompt
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from amplify.tasks import Task
 
 
+@register("method", "few_shot_knn")
 @dataclass(frozen=True)
 class FewShotNearest(PromptMethod):
     """For each input its nearest training examples by sentence embedding, the nearest last.
@@ -35,7 +37,6 @@ class FewShotNearest(PromptMethod):
         embedder: model of the embeddings.
     """
 
-    name: ClassVar[str] = "few_shot_knn"
     role: ClassVar[Role] = "baseline"
 
     shots: int = 8
@@ -57,6 +58,10 @@ class FewShotNearest(PromptMethod):
             )
         pool = tuple(Demonstration(example) for example in chosen)
         return NearestProgram(self.form(task), pool, self.shots, self.embedder, self.notes_on(task, backend))
+
+    def rehearse(self, task: Task, backend: Generator, seed: int) -> Rehearsal:
+        """With random shots: nothing is embedded."""
+        return Rehearsal(random_shots(self, task, backend, seed), "estimated: prompts with random shots")
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from amplify.methods.steered import (
     need_emphasis,
     only_heads,
 )
+from amplify.registry import register
 from amplify.steering import Steering
-from amplify.steering.spec import SteeringMode
 from amplify.templates import Template
 from amplify.values import Answer, Example, Message, Prompt, Sampling
 
@@ -36,6 +36,7 @@ Source = Literal["model", "attribution", "random"]  # "random" is the control, a
 _NAMED_TOKENS = 64  # room for a sentence that the model copies
 
 
+@register("method", "pasta")
 @dataclass(frozen=True)
 class Pasta(PromptMethod):
     """Steer a profile's heads to what the task emphasises (Zhang et al. 2024, arXiv 2311.02262).
@@ -47,7 +48,6 @@ class Pasta(PromptMethod):
         exempt_generated, spare_sink: see `Steering`.
     """
 
-    name: ClassVar[str] = "pasta"
     seeded: ClassVar[bool] = False
     steers: ClassVar[bool] = True
 
@@ -87,6 +87,7 @@ class Pasta(PromptMethod):
         return find_profile(self.profile, backend, task.name)
 
 
+@register("method", "spotlight")
 @dataclass(frozen=True)
 class Spotlight(PromptMethod):
     """Raise the attention on the span to a target where it is below, in all heads (SpotLight, arXiv 2505.12025).
@@ -97,7 +98,6 @@ class Spotlight(PromptMethod):
         profile: steer this profile's heads only.
     """
 
-    name: ClassVar[str] = "spotlight"
     seeded: ClassVar[bool] = False
     steers: ClassVar[bool] = True
 
@@ -108,11 +108,12 @@ class Spotlight(PromptMethod):
     def fit(self, task: Task, backend: Generator, seed: int) -> SteeredProgram:
         """Nothing to find; tried on the task's first prompt (see `Pasta.fit`)."""
         need_emphasis(task)
-        mode: SteeringMode = "target_mass" if self.exact else "spotlight"
+        mode = "target_mass" if self.exact else "spotlight"
         steering = replace(only_heads(self.profile), mode=mode, target=self.target)
         return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, backend)), task, backend)
 
 
+@register("method", "instaboost")
 @dataclass(frozen=True)
 class InstaBoost(PromptMethod):
     """A constant bonus on the attention logits of the span, in all heads (InstABoost).
@@ -122,7 +123,6 @@ class InstaBoost(PromptMethod):
         profile: steer this profile's heads only.
     """
 
-    name: ClassVar[str] = "instaboost"
     seeded: ClassVar[bool] = False
     steers: ClassVar[bool] = True
 
@@ -142,6 +142,7 @@ def _tried(program: SteeredProgram, task: Task, backend: Generator) -> SteeredPr
     return program
 
 
+@register("method", "auto_pasta")
 @dataclass(frozen=True)
 class AutoPasta(Pasta):
     """AutoPASTA: the key sentence of each input is found first, then emphasised.
@@ -151,8 +152,6 @@ class AutoPasta(Pasta):
             first answer loses most probability).
         key_sentence: what the model is asked, template `prompts/key_sentence_NAME.jinja`.
     """
-
-    name: ClassVar[str] = "auto_pasta"
 
     source: Source = "model"
     key_sentence: str = "default"

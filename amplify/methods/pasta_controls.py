@@ -12,17 +12,18 @@ from amplify.methods.pasta import AutoPasta, AutoPastaProgram, Pasta
 from amplify.methods.pasta_shots import FewShotPasta
 from amplify.methods.shots import ShotProgram
 from amplify.methods.steered import need_emphasis, random_heads
+from amplify.registry import register
 from amplify.steering import Steering
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
 
 
+@register("method", "pasta_random_heads")
 @dataclass(frozen=True)
 class PastaRandomHeads(Pasta):
     """PASTA's control: as many heads as the profile has, drawn at random with the seed."""
 
-    name: ClassVar[str] = "pasta_random_heads"
     role: ClassVar[Role] = "control"
     seeded: ClassVar[bool] = True
 
@@ -31,11 +32,11 @@ class PastaRandomHeads(Pasta):
         return random_heads(super().steering(task, backend, seed), seed)
 
 
+@register("method", "auto_pasta_random")
 @dataclass(frozen=True)
 class AutoPastaRandom(AutoPasta):
     """AutoPASTA's control: the sentence that is emphasised is drawn with the seed; `source` does not matter."""
 
-    name: ClassVar[str] = "auto_pasta_random"
     role: ClassVar[Role] = "control"
     seeded: ClassVar[bool] = True
 
@@ -44,11 +45,11 @@ class AutoPastaRandom(AutoPasta):
         return replace(super().fit(task, backend, seed), source="random", seed=seed)
 
 
+@register("method", "few_shot_pasta_random_heads")
 @dataclass(frozen=True)
 class FewShotPastaRandomHeads(FewShotPasta):
     """The control of few_shot_pasta: the same shots, as many heads, drawn at random with the seed."""
 
-    name: ClassVar[str] = "few_shot_pasta_random_heads"
     role: ClassVar[Role] = "control"
 
     def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
@@ -56,6 +57,7 @@ class FewShotPastaRandomHeads(FewShotPasta):
         return random_heads(super().steering(task, backend, seed), seed)
 
 
+@register("method", "marked_prompt")
 @dataclass(frozen=True)
 class MarkedPrompt(ZeroShot):
     """Emphasis in the prompt alone: marks around what PASTA would steer to (PASTA's baseline).
@@ -64,7 +66,6 @@ class MarkedPrompt(ZeroShot):
         mark: written before and after it.
     """
 
-    name: ClassVar[str] = "marked_prompt"
     role: ClassVar[Role] = "baseline"
 
     mark: str = "*"
@@ -80,6 +81,7 @@ class MarkedPrompt(ZeroShot):
         return replace(program, form=replace(program.form, marks=self.mark))
 
 
+@register("method", "few_shot_marked")
 @dataclass(frozen=True)
 class FewShotMarked(FewShot):
     """Few-shot with marks around what few_shot_pasta would steer to.
@@ -89,7 +91,6 @@ class FewShotMarked(FewShot):
         mark: written before and after it.
     """
 
-    name: ClassVar[str] = "few_shot_marked"
     role: ClassVar[Role] = "baseline"
 
     emphasis: str = "text"

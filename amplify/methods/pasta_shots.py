@@ -11,6 +11,7 @@ from amplify.methods.baselines import draw
 from amplify.methods.pasta import Pasta
 from amplify.methods.prompting import check_options
 from amplify.methods.steered import SteeredProgram, find_profile
+from amplify.registry import register
 from amplify.steering import Steering
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 FEW_SHOT = "few_shot"  # how profiles that were searched behind shots are named: MODEL-TASK-few_shot
 
 
+@register("method", "few_shot_pasta")
 @dataclass(frozen=True)
 class FewShotPasta(Pasta):
     """The prompt of few_shot, its last question emphasised in part.
@@ -30,7 +32,6 @@ class FewShotPasta(Pasta):
         profile: as for `Pasta`; "" for one that was searched behind shots, where there is one.
     """
 
-    name: ClassVar[str] = "few_shot_pasta"
     seeded: ClassVar[bool] = True
 
     shots: int = 8

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError
 from amplify.methods.documents import Place, RagMethod, RagProgram
+from amplify.registry import register
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -44,6 +45,7 @@ class ShapleyMethod(RagMethod):
         )
 
 
+@register("method", "rag_rerank_shapley")
 @dataclass(frozen=True)
 class RagRerankShapley(ShapleyMethod):
     """Put the documents in the order of their Shapley values for the model's first answer, then answer again.
@@ -53,8 +55,6 @@ class RagRerankShapley(ShapleyMethod):
         best: whether the best document stands first or last.
     """
 
-    name: ClassVar[str] = "rag_rerank_shapley"
-
     k: int = 0
     best: Place = "first"
 
@@ -63,6 +63,7 @@ class RagRerankShapley(ShapleyMethod):
         return self.explaining(task, backend, seed, use="rerank", k=self.k, best=self.best)
 
 
+@register("method", "rag_prune_shapley")
 @dataclass(frozen=True)
 class RagPruneShapley(ShapleyMethod):
     """Take out documents that surely speak against the model's first answer, then answer again.
@@ -71,8 +72,6 @@ class RagPruneShapley(ShapleyMethod):
         below: a document goes when the upper end of its 95 % interval is under this.
     """
 
-    name: ClassVar[str] = "rag_prune_shapley"
-
     below: float = 0.0
 
     def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
@@ -80,6 +79,7 @@ class RagPruneShapley(ShapleyMethod):
         return self.explaining(task, backend, seed, use="prune", below=self.below)
 
 
+@register("method", "rag_distil_shapley")
 @dataclass(frozen=True)
 class RagDistilShapley(ShapleyMethod):
     """Keep the k documents of highest Shapley value, in their own order, then answer again.
@@ -87,8 +87,6 @@ class RagDistilShapley(ShapleyMethod):
     Attributes:
         k: how many stay.
     """
-
-    name: ClassVar[str] = "rag_distil_shapley"
 
     k: int = 3
 
@@ -103,6 +101,7 @@ class RagDistilShapley(ShapleyMethod):
         return self.explaining(task, backend, seed, use="distil", k=self.k)
 
 
+@register("method", "rag_highlight_pasta")
 @dataclass(frozen=True)
 class RagHighlightPasta(ShapleyMethod):
     """Steer attention to the sentences of highest Shapley value for the first answer, then answer again.
@@ -114,7 +113,6 @@ class RagHighlightPasta(ShapleyMethod):
         bonus: what InstABoost adds to the attention logits of the emphasised words.
     """
 
-    name: ClassVar[str] = "rag_highlight_pasta"
     steers: ClassVar[bool] = True
 
     profile: str = ""

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, ClassVar
 from amplify.backends.base import Generator, need_scorer
 from amplify.methods.base import Role
 from amplify.methods.documents import Place, RagMethod, RagProgram
+from amplify.registry import register
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
 
 
+@register("method", "rag")
 @dataclass(frozen=True)
 class Rag(RagMethod):
     """Answer from the documents as they come, or as a retriever ranks them."""
 
-    name: ClassVar[str] = "rag"
     role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
@@ -26,6 +27,7 @@ class Rag(RagMethod):
         return self.program(task, seed)
 
 
+@register("method", "rag_rerank_random")
 @dataclass(frozen=True)
 class RagRerankRandom(RagMethod):
     """Answer from the documents in random order, the control of every re-ranking.
@@ -34,7 +36,6 @@ class RagRerankRandom(RagMethod):
         k: keep this many, 0 for all of them.
     """
 
-    name: ClassVar[str] = "rag_rerank_random"
     role: ClassVar[Role] = "control"
 
     k: int = 0
@@ -44,6 +45,7 @@ class RagRerankRandom(RagMethod):
         return self.program(task, seed, by="random", use="rerank", k=self.k)
 
 
+@register("method", "rag_loo")
 @dataclass(frozen=True)
 class RagLeaveOneOut(RagMethod):
     """Re-rank by what the answer's log-probability loses without each document, then answer again.
@@ -53,7 +55,6 @@ class RagLeaveOneOut(RagMethod):
         best: whether the best document stands first or last.
     """
 
-    name: ClassVar[str] = "rag_loo"
     role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 

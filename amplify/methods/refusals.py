@@ -16,6 +16,7 @@ from amplify.methods.base import Program
 from amplify.methods.forms import Form
 from amplify.methods.prompting import PromptMethod
 from amplify.methods.steered import answer_steered, only_heads
+from amplify.registry import register
 from amplify.steering import Steering
 from amplify.templates import Template
 from amplify.values import Answer, Example, Message, Prompt, Sampling, Span
@@ -72,22 +73,23 @@ class TriggerMethod(PromptMethod):
         return 1.0
 
 
+@register("method", "ignore_word")
 @dataclass(frozen=True)
 class IgnoreWord(TriggerMethod):
     """Tell the model to ignore the word that triggers its refusal."""
 
-    name: ClassVar[str] = "ignore_word"
     remedy: ClassVar[Remedy] = "ignore"
 
 
+@register("method", "rephrase")
 @dataclass(frozen=True)
 class Rephrase(TriggerMethod):
     """Let the model rephrase the request without the triggering word, and answer that."""
 
-    name: ClassVar[str] = "rephrase"
     remedy: ClassVar[Remedy] = "rephrase"
 
 
+@register("method", "negative_emphasis")
 @dataclass(frozen=True)
 class NegativeEmphasis(TriggerMethod):
     """Take attention away from the triggering word (weight below 1); the prompt stays as it is.
@@ -97,7 +99,6 @@ class NegativeEmphasis(TriggerMethod):
         profile: head profile by name or file; "" for all heads.
     """
 
-    name: ClassVar[str] = "negative_emphasis"
     steers: ClassVar[bool] = True
     remedy: ClassVar[Remedy] = "deemphasise"
 

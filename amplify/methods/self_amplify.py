@@ -27,6 +27,7 @@ from amplify.methods.self_selection import SelfMethod
 from amplify.methods.shots import ShotProgram, with_rationales
 from amplify.rationales import rationalise
 from amplify.rationales.wording import opening, verbalise
+from amplify.registry import register
 from amplify.values import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
 
 if TYPE_CHECKING:
@@ -84,9 +85,19 @@ class SelfAmplify(SelfMethod):
         """The form of the final prompts."""
 
     @property
+    def explaining(self) -> int:
+        """`prompts_per_shot` for each shot."""
+        return self.shots * self.prompts_per_shot
+
+    @property
     def prompts_per_shot(self) -> int:
         """How many prompts explaining a shot takes at most, replies that cannot be read apart: for plans."""
         return 1
+
+    def imitated(self, task: Task, program: ShotProgram) -> ShotProgram:
+        """With an `imitation` behind each shot."""
+        said = [self.imitation(shot.example) for shot in program.shots]
+        return ShotProgram(self.answering(task, said), with_rationales(program.shots, said))
 
     @abstractmethod
     def imitation(self, example: Example) -> Rationale:
@@ -148,11 +159,10 @@ class SelfWords(SelfAmplify):
         return made, [f"{short} of {len(made)} rationales have fewer than {self.k} words to cite"] if short else []
 
 
+@register("method", "self_amplify_topk")
 @dataclass(frozen=True)
 class SelfTopK(SelfWords):
     """The model names the k words itself, told the gold label."""
-
-    name: ClassVar[str] = "self_amplify_topk"
 
     def rationales(
         self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
@@ -218,51 +228,51 @@ class SelfExplained(SelfWords):
         return made, notes
 
 
+@register("method", "self_amplify_shap")
 @dataclass(frozen=True)
 class SelfShap(SelfExplained):
     """KernelSHAP."""
 
-    name: ClassVar[str] = "self_amplify_shap"
     explainer: ClassVar[str] = "kernel_shap"
 
 
+@register("method", "self_amplify_lime")
 @dataclass(frozen=True)
 class SelfLime(SelfExplained):
     """LIME."""
 
-    name: ClassVar[str] = "self_amplify_lime"
     explainer: ClassVar[str] = "lime"
 
 
+@register("method", "self_amplify_occlusion")
 @dataclass(frozen=True)
 class SelfOcclusion(SelfExplained):
     """Occlusion, which the paper calls feature ablation."""
 
-    name: ClassVar[str] = "self_amplify_occlusion"
     explainer: ClassVar[str] = "occlusion"
 
 
+@register("method", "self_amplify_gradient")
 @dataclass(frozen=True)
 class SelfGradient(SelfExplained):
     """Gradient times input."""
 
-    name: ClassVar[str] = "self_amplify_gradient"
     explainer: ClassVar[str] = "grad_x_input"
 
 
+@register("method", "self_amplify_deeplift")
 @dataclass(frozen=True)
 class SelfDeepLift(SelfExplained):
     """DeepLIFT."""
 
-    name: ClassVar[str] = "self_amplify_deeplift"
     explainer: ClassVar[str] = "deep_lift"
 
 
+@register("method", "self_amplify_shapley_sampling")
 @dataclass(frozen=True)
 class SelfShapleySampling(SelfExplained):
     """Shapley sampling."""
 
-    name: ClassVar[str] = "self_amplify_shapley_sampling"
     explainer: ClassVar[str] = "shapley_sampling"
 
 
@@ -330,11 +340,10 @@ def usable(written: Completion, marker: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text.rstrip(' ,;:')}."
 
 
+@register("method", "self_amplify_phcot")
 @dataclass(frozen=True)
 class SelfPhCoT(SelfSteps):
     """Post hoc chain of thought: told the gold label, the model explains it in a few sentences."""
-
-    name: ClassVar[str] = "self_amplify_phcot"
 
     def rationales(
         self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
@@ -350,14 +359,13 @@ class SelfPhCoT(SelfSteps):
         return [self.worded(text, "phcot") if text else None for text, _ in found], []
 
 
+@register("method", "self_amplify_autocot")
 @dataclass(frozen=True)
 class SelfAutoCoT(SelfSteps):
     """A chain of thought that the model writes without being told the label (Auto-CoT; Zhang et al. 2022).
 
     The demonstration still ends with the gold label; how many chains argue for another one is noted.
     """
-
-    name: ClassVar[str] = "self_amplify_autocot"
 
     def rationales(
         self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int

@@ -16,17 +16,18 @@ from amplify.methods.self_selection import SelfMethod
 from amplify.methods.shots import ShotProgram
 from amplify.rationales import random_words
 from amplify.rationales.wording import verbalise
+from amplify.registry import register
 from amplify.values import Attribution, Demonstration, Rationale
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
 
 
+@register("method", "self_amplify_no_rationale")
 @dataclass(frozen=True)
 class SelfNoRationale(SelfMethod):
     """Self-AMPLIFY's shots, answers only: is it the selection that helps?"""
 
-    name: ClassVar[str] = "self_amplify_no_rationale"
     role: ClassVar[Role] = "control"
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
@@ -36,11 +37,11 @@ class SelfNoRationale(SelfMethod):
         return ShotProgram(self.form(task), chosen.shots, (*notes, *chosen.notes), chosen.meta)
 
 
+@register("method", "self_amplify_random_words")
 @dataclass(frozen=True)
 class SelfRandomWords(SelfWords):
     """Self-AMPLIFY with k random content words of the same input."""
 
-    name: ClassVar[str] = "self_amplify_random_words"
     role: ClassVar[Role] = "control"
 
     @property

@@ -20,10 +20,12 @@ from amplify.demonstrations import (
     text_similarity,
 )
 from amplify.errors import InputError
-from amplify.methods.baselines import ZeroShot
-from amplify.methods.explained import RATIONALE_TOKENS, check_room, citable_pool
+from amplify.methods.base import Rehearsal
+from amplify.methods.baselines import ZeroShot, ask_validation, random_shots
+from amplify.methods.explained import RATIONALE_TOKENS, check_room, citable_pool, planned
 from amplify.methods.gating import SPARE
 from amplify.methods.prompting import PromptMethod, check_options
+from amplify.methods.shots import ShotProgram
 from amplify.values import Answer, Demonstration, Example
 
 if TYPE_CHECKING:
@@ -85,6 +87,22 @@ class SelfMethod(PromptMethod):
         if key not in known:
             known[key] = _choose(self, task, backend, seed)
         return known[key]
+
+    def rehearse(self, task: Task, backend: Generator, seed: int) -> Rehearsal:
+        """With random shots, explained as long as the real ones."""
+        there = len(task.validation)
+        asked = self.explaining + (0 if self.selection == "random" else min(self.pool or there, there))
+        ask_validation(self, task, backend, seed, asked)
+        return Rehearsal(self.imitated(task, random_shots(self, task, backend, seed)), planned(asked))
+
+    @property
+    def explaining(self) -> int:
+        """How many prompts explaining the shots takes: for plans."""
+        return 0
+
+    def imitated(self, task: Task, program: ShotProgram) -> ShotProgram:
+        """A program with rationales as long as the real ones: for plans."""
+        return program
 
 
 # variants and controls are compared on the very same shots, and asking the model for them once is enough

@@ -5,7 +5,18 @@ even against an empty reference.
 """
 
 from amplify.metrics.answers import contains, normalise, token_f1
-from amplify.metrics.kinds import KINDS, answer_scores, item_score
+from amplify.metrics.kinds import KINDS, Kind, answer_scores, find, item_score
 from amplify.metrics.loading import Metric, load
 
-__all__ = ["KINDS", "Metric", "answer_scores", "contains", "item_score", "load", "normalise", "token_f1"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "Metric",
+    "answer_scores",
+    "contains",
+    "find",
+    "item_score",
+    "load",
+    "normalise",
+    "token_f1",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from amplify.errors import InputError
 from amplify.metrics import text
@@ -18,6 +19,7 @@ from amplify.metrics.answers import (
     token_f1,
 )
 from amplify.metrics.evidence import evidence_scores
+from amplify.registry import Table, register
 from amplify.values import Answer, Example
 
 
@@ -38,7 +40,94 @@ class Kind:
     first_token: bool = False
 
 
-KINDS: Mapping[str, Kind] = {
+def _adopt(name: str, value: Any) -> Kind:
+    if isinstance(value, Kind):
+        return value
+    if not callable(value):
+        raise InputError(f"the metric {name!r} is a function of a prediction and a reference, or a Kind, not {value!r}")
+    return Kind(next(iter((value.__doc__ or "").strip().splitlines()), ""), value, name)
+
+
+KINDS: Table[Kind] = Table("metric", _adopt)
+"""Every metric by name."""
+
+
+def find(name: str) -> Kind:
+    """A metric by its name, or one of Hugging Face `evaluate` by "evaluate:NAME" or "evaluate:FOLDER".
+
+    Raises:
+        UnknownNameError: no such metric.
+        DataError: that of Hugging Face cannot be loaded.
+    """
+    if name.startswith("evaluate:"):
+        from amplify.metrics.hugging_face import evaluate_metric
+
+        return evaluate_metric(name)
+    return KINDS.find(name, "Or one of Hugging Face evaluate: evaluate:NAME or evaluate:FOLDER.")
+
+
+def item_score(kind: Kind, prediction: Prediction, references: Sequence[str]) -> dict[str, float]:
+    """The best score over the accepted answers, what else the metric tells of it, and whether nothing was answered."""
+    empty = prediction is None or not prediction.strip()
+    scored = [(0.0 if empty else _share(kind, str(prediction), r), r) for r in references]
+    score, best = max(scored, key=lambda pair: pair[0], default=(0.0, ""))
+    further = kind.further("" if empty else str(prediction), best) if kind.further and references else {}
+    for name, beside in kind.beside.items():
+        further[name] = 0.0 if empty else max((beside(str(prediction), r) for r in references), default=0.0)
+    return {kind.item_name: score, **further, "unparsed": float(empty)}
+
+
+def _share(kind: Kind, prediction: str, reference: str) -> float:
+    """The item's score, which is a share: intervals and tables rely on it."""
+    score = kind.item(prediction, reference)
+    if not 0 <= score <= 1:
+        raise InputError(
+            f"{kind.item_name} gives {prediction[:60]!r} against {reference[:60]!r} the score {score}: a metric's "
+            "scores lie between 0 and 1, and more is better"
+        )
+    return score
+
+
+def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, float]:
+    """Scores of one answer, the metric's main score first; with those of its documents where it read some.
+
+    Args:
+        name: of the metric; see `find`.
+        answer: what a program answered.
+        example: with its gold answer and gold evidence.
+
+    Raises:
+        InputError: the example has no gold answer, or the metric needs documents and the answer has none.
+    """
+    kind = find(name)
+    documents = evidence_scores(answer.sources, example) if answer.sources else {}
+    if name != "evidence":
+        scores = item_score(kind, answer.value, references_of(example))
+        del scores["unparsed"]
+        if kind.first_token and answer.first_tokens:
+            scores[f"paper_{kind.item_name}"] = first_token_choice(answer.first_tokens, references_of(example)[0])
+        return {**scores, **documents}
+    if kind.item_name not in documents:
+        raise InputError(
+            f"example {example.id!r}: the metric 'evidence' judges how documents are ranked, so it needs gold evidence "
+            "and a method that reads documents (rag, rag_rerank_shapley, …)"
+        )
+    return {kind.item_name: documents.pop(kind.item_name), **documents}
+
+
+def references_of(example: Example) -> tuple[str, ...]:
+    """Every accepted gold string of an example: its label, or its answers.
+
+    Raises:
+        InputError: the example has neither.
+    """
+    accepted = example.answers or (() if example.label is None else (example.label,))
+    if not accepted:
+        raise InputError(f"example {example.id!r} has no gold label and cannot be scored")
+    return tuple(accepted)
+
+
+_BUILT_IN = {
     "accuracy": Kind("share of right labels; an unparsed answer is wrong", same_label, "accuracy"),
     "exact_match": Kind("share of answers equal to an accepted one", exact, "exact_match"),
     "f1": Kind("token F1 with the best accepted answer, SQuAD normalisation", token_f1, "f1"),
@@ -78,53 +167,5 @@ KINDS: Mapping[str, Kind] = {
         "share of paraphrases where the new fact beats the old one", same_label, "paraphrase_score", first_token=True
     ),
 }
-
-
-def item_score(kind: Kind, prediction: Prediction, references: Sequence[str]) -> dict[str, float]:
-    """The best score over the accepted answers, what else the metric tells of it, and whether nothing was answered."""
-    empty = prediction is None or not prediction.strip()
-    scored = [(0.0 if empty else kind.item(str(prediction), r), r) for r in references]
-    score, best = max(scored, key=lambda pair: pair[0], default=(0.0, ""))
-    further = kind.further("" if empty else str(prediction), best) if kind.further and references else {}
-    for name, beside in kind.beside.items():
-        further[name] = 0.0 if empty else max((beside(str(prediction), r) for r in references), default=0.0)
-    return {kind.item_name: score, **further, "unparsed": float(empty)}
-
-
-def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, float]:
-    """Scores of one answer, the metric's main score first; with those of its documents where it read some.
-
-    Args:
-        name: of the metric, a key of `KINDS`.
-        answer: what a program answered.
-        example: with its gold answer and gold evidence.
-
-    Raises:
-        InputError: the example has no gold answer, or the metric needs documents and the answer has none.
-    """
-    kind = KINDS[name]
-    documents = evidence_scores(answer.sources, example) if answer.sources else {}
-    if name != "evidence":
-        scores = item_score(kind, answer.value, references_of(example))
-        del scores["unparsed"]
-        if kind.first_token and answer.first_tokens:
-            scores[f"paper_{kind.item_name}"] = first_token_choice(answer.first_tokens, references_of(example)[0])
-        return {**scores, **documents}
-    if kind.item_name not in documents:
-        raise InputError(
-            f"example {example.id!r}: the metric 'evidence' judges how documents are ranked, so it needs gold evidence "
-            "and a method that reads documents (rag, rag_rerank_shapley, …)"
-        )
-    return {kind.item_name: documents.pop(kind.item_name), **documents}
-
-
-def references_of(example: Example) -> tuple[str, ...]:
-    """Every accepted gold string of an example: its label, or its answers.
-
-    Raises:
-        InputError: the example has neither.
-    """
-    accepted = example.answers or (() if example.label is None else (example.label,))
-    if not accepted:
-        raise InputError(f"example {example.id!r} has no gold label and cannot be scored")
-    return tuple(accepted)
+for _name, _kind in _BUILT_IN.items():
+    register("metric", _name, _kind)

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from amplify.errors import InputError, UnknownNameError
+from amplify.errors import InputError
 from amplify.metrics.answers import Prediction
-from amplify.metrics.kinds import KINDS, item_score, references_of
+from amplify.metrics.kinds import find, item_score, references_of
 from amplify.values import Example
 
 Reference = str | Sequence[str]
@@ -29,13 +29,12 @@ class Metric(Protocol):
 
 
 def load(name: str) -> Metric:
-    """A metric by name, one of `KINDS`. Combines with others in `evaluate.combine`.
+    """A metric by name, see `kinds.find`. Combines with others in `evaluate.combine`.
 
     Raises:
         UnknownNameError: no such metric.
     """
-    if name not in KINDS:
-        raise UnknownNameError("metric", name, KINDS)
+    find(name)
     metric: Metric = _evaluate_class()(name)
     return metric
 
@@ -48,7 +47,7 @@ def _evaluate_class() -> Any:
 
     class OfflineMetric(evaluate.Metric):
         def __init__(self, name: str, **options: Any) -> None:
-            self.kind = KINDS[name]
+            self.kind = find(name)
             self._metric_name = name
             super().__init__(config_name=name, keep_in_memory=True, **options)
 

@@ -117,7 +117,7 @@ def estimate(
         name = "exact" if affordable else "gaussian_process"
     if name != "exact":
         check_budget(name, n, budget, index=index)
-    run = ESTIMATORS[name]
+    run = ESTIMATORS[name].run
     if name == "exact" and cost is not None and not affordable:
         raise InputError(f"exact values cost {whole:,.0f}, more than the limit {cost.limit:,.0f}")
     if name != "exact" and (control is not None or cost is not None):
@@ -130,7 +130,7 @@ def estimate(
     raw = None
     for stage in _stages(n, budget) if width is not None and name != "exact" else [budget]:
         raw = run(game, index, stage, seed)
-        if name != "lasso" and game.calls == 2**n:
+        if ESTIMATORS[name].efficient and game.calls == 2**n:
             name, raw = "exact", replace(ESTIMATORS["exact"](game, index, stage, seed), meta=raw.meta)
         elif game.calls < 2**n:
             raw = replace(raw, half=_unseen(raw.half, game.values))
@@ -138,7 +138,7 @@ def estimate(
             break
     assert raw is not None
     scores, half = raw.scores, raw.half
-    if index == "shapley" and name != "lasso":
+    if index == "shapley" and ESTIMATORS[name].efficient:
         # what is left of the efficiency gap after closed forms is round-off; equal shares keep the ranking
         gap = np.subtract(*game(ends(n))[::-1]) - scores.sum(axis=0)
         scores = scores + gap / n

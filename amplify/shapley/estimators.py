@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from amplify.errors import InputError
+from amplify.registry import Table, register
 from amplify.shapley import gp
 from amplify.shapley.budget import CELLS, PrefixCost
 from amplify.shapley.exact import MAX_SOURCES, Index, all_coalitions, exact_scores
@@ -276,13 +277,62 @@ def permutation_scores(game: CachedValue, rng: np.random.Generator, budget: int)
     return marginals.mean(axis=0), np.stack([np.mean(u, axis=0) for u in units])
 
 
-Estimator = Callable[[CachedValue, Index, int, int], Raw]
-ESTIMATORS: dict[str, Estimator] = {
-    "exact": _exact,
-    "permutation": _permutation,
-    "kernel_shap": partial(_regression, shares=shapley_kernel),
-    "leverage_shap": partial(_regression, shares=leverage),
-    "lasso": _lasso,
-    "regression_msr": _regression_msr,
-    "gaussian_process": gaussian_process,
-}
+@dataclass(frozen=True)
+class Estimator:
+    """A way to estimate all scores of a game within a budget.
+
+    Attributes:
+        description: one line.
+        run: (game, index, budget, seed) -> scores, with half widths.
+        efficient: whether it estimates the index itself, so that Shapley values sum to what all sources do together;
+            else its scores are taken as they are.
+    """
+
+    description: str
+    run: Callable[[CachedValue, Index, int, int], Raw]
+    efficient: bool = True
+
+    def __call__(self, game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+        """Scores and half widths, [n, answers] both."""
+        return self.run(game, index, budget, seed)
+
+
+def _adopt(name: str, value: Any) -> Estimator:
+    if isinstance(value, Estimator):
+        return value
+    if not callable(value):
+        raise InputError(
+            f"the estimator {name!r} is a function of a game, an index, a budget and a seed, or an Estimator, not "
+            f"{value!r}"
+        )
+
+    def run(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+        found = value(game, index, budget, seed)
+        raw = found if isinstance(found, Raw) else Raw(found, np.full(np.shape(found), np.inf))
+        wanted = (game.n, game.values.shape[1])
+        scores, half = (np.asarray(x, dtype=np.float64) for x in (raw.scores, raw.half))
+        if scores.shape != wanted or half.shape != wanted or not np.isfinite(scores).all():
+            raise InputError(
+                f"the estimator {name!r} gives scores of shape {scores.shape} and half widths of shape {half.shape}: "
+                f"finite scores of shape {wanted} (sources, answers) are needed"
+            )
+        return Raw(scores, half, raw.meta)
+
+    return Estimator(next(iter((value.__doc__ or "").strip().splitlines()), ""), run, efficient=False)
+
+
+ESTIMATORS: Table[Estimator] = Table("estimator", _adopt)
+"""Every estimator by name."""
+
+_kernel, _leverage = partial(_regression, shares=shapley_kernel), partial(_regression, shares=leverage)
+register("estimator", "exact", Estimator("all coalitions", _exact))
+register("estimator", "permutation", Estimator("what a source adds in random orders and their reverses", _permutation))
+register("estimator", "kernel_shap", Estimator("regression on pairs drawn by the Shapley kernel", _kernel))
+register("estimator", "leverage_shap", Estimator("regression on pairs drawn by leverage", _leverage))
+register("estimator", "lasso", Estimator("coefficients of a sparse linear surrogate", _lasso, False))
+register(
+    "estimator", "regression_msr", Estimator("a surrogate, corrected by what it misses in the sample", _regression_msr)
+)
+register(
+    "estimator", "gaussian_process", Estimator("asks in rounds what lowers the scores' variance most", gaussian_process)
+)

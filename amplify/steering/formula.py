@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amplify.errors import InputError
+from amplify.steering.modes import MODES
 from amplify.steering.spec import Steering
 from amplify.values import Span
 
@@ -124,17 +125,12 @@ def dynamic_weights(psi: Any, sink: Any, rest: Any, steering: Steering) -> tuple
     """
     tiny = 1e-30  # below it a row sees nothing of the spans, and no factor could raise them
     outside = rest if steering.spare_sink else rest + sink
-    kept = (psi + outside).clip(tiny)
-    share = psi / kept
-    if steering.mode == "spotlight":
-        on = (psi > tiny) & (share < steering.target)
-        w = steering.target / share.clip(tiny)
-    else:
-        on = (psi > tiny) & (outside > tiny)
-        w = steering.target * outside / (psi.clip(tiny) * (1 - steering.target))
-    w = w.clip(tiny) * on + (1.0 - on * 1.0)
-    u = (w * psi + outside) / kept if steering.spare_sink else 1 + 0 * psi
-    return w, u * on + (1.0 - on * 1.0)
+    factors = MODES[steering.mode].factors
+    assert factors is not None
+    on = (psi > tiny) * 1.0
+    w = factors(psi.clip(tiny), outside, steering).clip(tiny) * on + (1.0 - on)
+    u = (w * psi + outside) / (psi + outside).clip(tiny) if steering.spare_sink else 1 + 0 * psi
+    return w, u * on + (1.0 - on)
 
 
 def _quote(span: Span, text: str) -> str:

@@ -14,9 +14,9 @@ import yaml
 from amplify import resources
 from amplify.errors import DataError, InputError, UnknownNameError
 from amplify.plain import from_yaml
+from amplify.steering.modes import MODES
 from amplify.values import STRONGEST
 
-SteeringMode = Literal["pasta", "instaboost", "spotlight", "target_mass"]
 Schedule = Literal["both", "prefill", "decode"]
 FORMAT = 1
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
@@ -30,7 +30,7 @@ class Steering:
         heads: layer -> query heads, both counted from 0; None for every head of every layer. "pasta" wants them named
             (steering all heads is worse than none, arXiv 2311.02262).
         alpha: "pasta" scales attention outside the spans by this factor and renormalises; in (0, 1].
-        mode: the relative of the one formula:
+        mode: the relative of the one formula, of `amplify.steering.modes.MODES`:
             "pasta", a span's attention times 1/alpha before the row is renormalised (the same as alpha outside);
             "instaboost", times exp(bonus);
             "spotlight", times target/psi in those rows whose attention mass psi on the spans is below `target`;
@@ -49,7 +49,7 @@ class Steering:
 
     heads: Mapping[int, tuple[int, ...]] | None = None
     alpha: float = 0.01
-    mode: SteeringMode = "pasta"
+    mode: str = "pasta"
     bonus: float = 2.0
     target: float = 0.3
     exempt_generated: bool = False
@@ -59,8 +59,7 @@ class Steering:
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(SteeringMode):
-            raise UnknownNameError("steering mode", str(self.mode), get_args(SteeringMode))
+        mode = MODES.find(str(self.mode))
         if self.schedule not in get_args(Schedule):
             raise UnknownNameError("steering schedule", str(self.schedule), get_args(Schedule))
         if not is_number(self.alpha) or not 1 / STRONGEST <= self.alpha <= 1:
@@ -77,10 +76,15 @@ class Steering:
             raise InputError(
                 f"exempt_generated has no meaning in mode {self.mode!r}, which sets the spans' mass itself"
             )
+        if not is_number(self.default_weight) or not 0.999 / STRONGEST <= self.default_weight <= 1.001 * STRONGEST:
+            raise InputError(
+                f"mode {self.mode!r} gives the factor {self.default_weight!r}, which is none from {1 / STRONGEST:g} to "
+                f"{STRONGEST:g}"
+            )
         if self.heads is None:
-            if self.mode == "pasta":
+            if mode.chosen_heads:
                 raise InputError(
-                    'pasta steers chosen heads: Steering(heads={layer: [head, …]}) or Steering.load("PROFILE")'
+                    f'{self.mode} steers chosen heads: Steering(heads={{layer: [head, …]}}) or Steering.load("PROFILE")'
                 )
             return
         object.__setattr__(self, "heads", _heads(self.heads))
@@ -88,12 +92,13 @@ class Steering:
     @property
     def dynamic(self) -> bool:
         """Whether the factor depends on the row's attention mass on the spans."""
-        return self.mode in ("spotlight", "target_mass")
+        return MODES[self.mode].factors is not None
 
     @property
     def default_weight(self) -> float:
-        """The factor w of a span that names none (unused by the dynamic modes)."""
-        return math.exp(self.bonus) if self.mode == "instaboost" else 1 / self.alpha
+        """The factor w of a span that names none (1 in the dynamic modes, which find it themselves)."""
+        weight = MODES[self.mode].weight
+        return weight(self) if weight is not None else 1.0
 
     def resolve(self, layers: int, heads: int | Sequence[int]) -> dict[int, tuple[int, ...]]:
         """The steered heads of a model.

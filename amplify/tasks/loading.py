@@ -84,6 +84,12 @@ def load_task(
         raise UnknownNameError("task", name, shipped, hint)
     if given:
         raise InputError(f"{', '.join(given)} name columns of your own file; task {name!r} has its own field map")
+    place = spec.metric.removeprefix("evaluate:")
+    if metric is None and place != spec.metric and not place.partition("#")[0].isidentifier():
+        raise InputError(
+            f"{name}: the metric {spec.metric!r} is code that would run here, which a task file cannot ask for: "
+            "name it yourself, load_task(…, metric=…) or --metric"
+        )
     if (config or revision) and not spec.hub:
         raise InputError(f"config and revision belong to a datasets id; task {name!r} has none")
     changes: dict[str, Any] = {"seed": seed, "input_name": input_name, "metric": metric, "instruction": instruction}

@@ -11,8 +11,9 @@ from typing import Any
 
 from amplify import resources
 from amplify.errors import DataError, InputError
-from amplify.tasks.rows import bbh_example, column, example, laid_out, rows
-from amplify.tasks.spec import RETRIEVAL, TaskSpec
+from amplify.tasks.formats import examples
+from amplify.tasks.rows import bbh_example, column, example, rows
+from amplify.tasks.spec import TaskSpec
 from amplify.values import Demonstration, Example, Rationale
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
@@ -105,30 +106,15 @@ def available(spec: TaskSpec, data: Path | None) -> bool:
 def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) -> Found:
     pools: dict[str, list[Example]] = {}
     for split, path in paths.items():
-        fields = spec.fields
+        described = spec
         content = kept(spec, rows(path, spec.columns if path.suffix.lower() == ".txt" else ()), path)
         if not content:
             raise InputError(f"{path} has no rows")
         if split in spec.label_files:
             content = _with_labels(content, path, spec, spec.label_files[split], data)
-            fields = {**fields, "label": LABEL_FILE}
-        if spec.format in ("counterfact", "known_facts"):
-            from amplify.tasks.facts import fact_examples
-
-            with laid_out(str(path)):
-                facts = fact_examples(spec, content, path)
-            for item, name in facts:
-                pools.setdefault(name, []).append(item)
-            continue
-        if spec.format in RETRIEVAL:
-            from amplify.tasks.retrieval import retrieval_examples
-
-            pools[split] = retrieval_examples(spec, content, path)
-            continue
-        for n, row in enumerate(content, start=1):
-            with laid_out(f"{path}, row {n}"):
-                item, name = _labelled(spec, row, f"{path}, row {n}", fields)
-            pools.setdefault(name or split, []).append(item)
+            described = replace(spec, fields={**spec.fields, "label": LABEL_FILE})
+        for item, name in examples(described, content, path, split):
+            pools.setdefault(name, []).append(item)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths.values())).hexdigest()
     return Found(pools, source=f"file: {', '.join(p.name for p in paths.values())}", revision=f"sha256:{digest}")
 
@@ -158,7 +144,7 @@ def _text(path: Path) -> str:
         raise DataError(f"cannot read {path} as UTF-8 text: {error}") from error
 
 
-def _labelled(spec: TaskSpec, row: Mapping[str, Any], where: str, fields: Mapping[str, Any]) -> tuple[Example, str]:
+def labelled(spec: TaskSpec, row: Mapping[str, Any], where: str, fields: Mapping[str, Any]) -> tuple[Example, str]:
     """The labelled example of a row, and its split where a column names it, else ""."""
     if spec.format == "bbh":
         question = str(column(row, fields.get("text", "input"), where))
@@ -213,7 +199,7 @@ def _from_hub(spec: TaskSpec) -> Found:
         for number, row in enumerate(part, start=1):
             if names and 0 <= row[fields["label"]] < len(names):
                 row[fields["label"]] = names[row[fields["label"]]]
-            item, name = _labelled(spec, row, f"{hub['path']} {theirs} {number}", fields)
+            item, name = labelled(spec, row, f"{hub['path']} {theirs} {number}", fields)
             pools.setdefault(name or split, []).append(item)
     revision = _commit(loaded) or str(hub.get("revision") or "main")
     return Found(pools, source=f"hub: {hub['path']}", revision=revision, label_names=names)

@@ -14,10 +14,10 @@ from typing import Any
 from amplify import resources
 from amplify.errors import DataError, InputError
 from amplify.plain import from_yaml
+from amplify.tasks.formats import FORMATS
 
 FIELDS = ("text", "label", "id", "split", "choices", "answers", "keep")
 SPLITS = ("train", "validation", "test")
-RETRIEVAL = ("hotpotqa", "nq", "miracl")  # formats of `amplify.tasks.retrieval`
 HUB_KEYS = ("path", "config", "revision", "splits", "fields", "files")
 
 
@@ -33,8 +33,9 @@ class TaskSpec:
         files: split (or "all") -> paths relative to the data folder, the first that exists is read.
         label_files: split -> file with one label a line, where labels lie beside the rows.
         columns: names of the columns of a file without a header.
-        format: "rows" (CSV, TSV, JSON, JSONL by their endings), "bbh" (options inside the text), "counterfact" or
-            "known_facts" (see `amplify.tasks.facts`), or "hotpotqa", "nq", "miracl" (see `amplify.tasks.retrieval`).
+        format: of `amplify.tasks.formats.FORMATS`: "rows" (CSV, TSV, JSON, JSONL by their endings), "bbh" (options
+            inside the text), "counterfact" or "known_facts" (see `amplify.tasks.facts`), "hotpotqa", "nq" or "miracl"
+            (see `amplify.tasks.retrieval`), or one that is registered.
         fields: text, label, id, split, choices, answers -> column (dots reach into objects; a list of columns is
             joined for text, and is the options for choices); keep -> further columns, or "*".
         hub: path, config, revision, splits (our name -> theirs), fields (where they differ from the file's); or
@@ -181,11 +182,11 @@ def _spec(name: str, content: dict[str, Any], path: Path) -> TaskSpec:
                 raise InputError(f"{where}, {at}: {key} is the name of a column, not {value!r}")
     for key, known in (
         ("overlap", ("refuse", "drop")),
-        ("format", ("rows", "bbh", "counterfact", "known_facts", *RETRIEVAL)),
         ("layout", ("", "chat", "text")),
     ):
         if values.get(key, known[0]) not in known:
             raise InputError(f"{where}: {key} is one of {', '.join(known)}, not {values[key]!r}")
+    FORMATS.find(str(values.get("format", "rows")), f"({where})")
     if not (values["files"] or values["hub"] or values["generate"]):
         raise InputError(f"{where}: a task names its data: files, hub or generate")
     sizes = values["splits"].values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from dataclasses import replace
 from itertools import combinations
@@ -69,10 +70,10 @@ def run(name: str, task: Task, backend, **options):
 
 
 def test_registered() -> None:
-    assert RAG == [
+    assert set(RAG) == {
         "rag", "rag_rerank_random", "rag_loo", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley",
         "rag_highlight_pasta",
-    ]  # fmt: skip
+    }  # fmt: skip
 
 
 def test_plain(task: Task, backend: ScriptedBackend) -> None:
@@ -83,6 +84,19 @@ def test_plain(task: Task, backend: ScriptedBackend) -> None:
     assert (answers[0].sources.scores, answers[0].calls) == ((), 1)
     assert len({call.batch for call in backend.calls}) == 1  # one batch
     assert "Page 4\nAda does not" in backend.texts[0]
+
+
+def test_the_random_order_is_not_the_one_in_which_a_task_put_its_documents(backend: ScriptedBackend) -> None:
+    """Both draw by seed and question: the control must not undo or repeat what placed the gold document."""
+    test = tuple(item(f"Person{i}", 1, 4, n=8) for i in range(20))
+    task = Task(name="homes", instruction="Answer.", train=(), validation=(), test=test, metric="qa")
+    answers = run("rag_rerank_random", task, backend)
+    for answer, example in zip(answers, test, strict=True):
+        placed = list(range(8))
+        random.Random(f"0:{example.text}").shuffle(placed)
+        assert answer.sources is not None
+        assert list(answer.sources.shown) != placed
+    assert len({answer.sources.shown for answer in answers if answer.sources}) == 20
 
 
 def test_rerank_puts_the_evidence_first(task: Task, backend: ScriptedBackend) -> None:

@@ -125,7 +125,7 @@ def test_on_the_real_model(smollm2: Path, tmp_path: Path) -> None:
             assert [a.value for a in answers] == [max(a.scores, key=a.scores.__getitem__) for a in answers]
             assert all(set(a.scores) == set(task.labels) and a.rationale for a in answers)
             shots = [shot for shot in program.shots if shot.rationale]
-            assert len(shots) == 2
+            assert shots  # one whose words the model made up is shown without
             for shot in shots:
                 assert shot.rationale.text
                 if name != "phcot":
