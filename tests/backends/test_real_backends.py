@@ -161,7 +161,7 @@ def test_one_token_labels_equal_the_long_way(engine, monkeypatch):
     """A one-token label from the next-token distribution, and the same from prompt log-probabilities."""
     prompts, labels = [FEW_SHOT[1]] * 3, [" positive", " negative", " blue"]
     short = engine.score(prompts, labels)
-    monkeypatch.setattr(type(engine), "_score_labels", lambda self, pairs: {})
+    monkeypatch.setattr(type(engine), "_score_labels", lambda self, pairs, found: None)
     close(engine.score(prompts, labels), short)
 
 

@@ -73,7 +73,11 @@ def test_nothing_of_vllm_changes_before_a_process_meets_an_engine_that_steers(do
 
 
 def test_the_vllm_at_hand_fits():
+    from amplify.steering import vllm_plugin
+
     assert fitting.differences() == []
+    vllm_plugin.extend()
+    assert fitting.differences() == []  # also once it is extended
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
 from typing import Any
 
@@ -36,6 +37,7 @@ def extend_front_end() -> None:
 
     plain = InputProcessor.process_inputs
 
+    @functools.wraps(plain)
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = plain(self, *args, **kwargs)
         try:

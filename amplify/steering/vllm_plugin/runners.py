@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ def extend_runners() -> None:
 
     plain_forward = GPUModelRunner._model_forward
 
+    @functools.wraps(plain_forward)
     def model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not hasattr(self, "amplify_bank"):
             self.amplify_bank = bank_of(self.compilation_config.static_forward_context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -68,6 +69,7 @@ def extend_attention(attention: Any) -> None:
     plain_init, plain_forward = attention.__init__, attention.forward
     parameters = inspect.signature(plain_init)
 
+    @functools.wraps(plain_init)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         config = get_current_vllm_config()
         given = parameters.bind(self, *args, **kwargs)
