@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from amplify.attribution.faithfulness import faithfulness
     from amplify.backends import open_backend
     from amplify.backends.own_model import steered
+    from amplify.backends.transformers import TransformersModel
     from amplify.evaluation import evaluate
     from amplify.methods.base import Program
-    from amplify.proxies import train_proxy
+    from amplify.proxies import Proxy, train_proxy
     from amplify.rationales import rationalise
     from amplify.registry import register
     from amplify.steering import Steering, parse_emphasis
@@ -26,7 +27,9 @@ __version__ = "0.1.0"
 # name -> module, imported on first use so that `import amplify` loads no framework
 _LAZY = {
     "Program": "amplify.methods.base",
+    "Proxy": "amplify.proxies",
     "Steering": "amplify.steering",
+    "TransformersModel": "amplify.backends.transformers",
     "attribute_sources": "amplify.textgenshap.attribute",
     "evaluate": "amplify.evaluation",
     "explain": "amplify.attribution",
@@ -47,9 +50,11 @@ __all__ = [
     "Message",
     "Program",
     "Prompt",
+    "Proxy",
     "Sampling",
     "Span",
     "Steering",
+    "TransformersModel",
     "attribute_sources",
     "evaluate",
     "explain",

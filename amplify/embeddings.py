@@ -13,7 +13,7 @@ import numpy.typing as npt
 from amplify import models
 from amplify.batching import batches
 from amplify.errors import DataError, InputError, extras
-from amplify.locks import one_at_a_time
+from amplify.locks import PROCESS, one_at_a_time
 
 
 class Embedder:
@@ -72,10 +72,15 @@ class Embedder:
         return out
 
 
+def open_embedder(model: str = "minilm", device: str | None = None) -> Embedder:
+    """An encoder, loaded once for all who use it in this process; see `Embedder`."""
+    with PROCESS:  # whoever comes second waits for the first's
+        return _loaded(model, device)
+
+
 @lru_cache(maxsize=2)
-def open_embedder(model: str = "minilm") -> Embedder:
-    """An encoder, loaded once for all who use it in this process."""
-    return Embedder(model)
+def _loaded(model: str, device: str | None) -> Embedder:
+    return Embedder(model, device=device)
 
 
 def nearest(queries: npt.NDArray[np.float32], keys: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:

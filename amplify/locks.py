@@ -22,7 +22,7 @@ Lock = AbstractContextManager[Any]
 PROCESS: Lock = threading.RLock()
 """For what changes the whole process while it lasts: loading a model (torch's default dtype), seeding, warnings."""
 
-_guard = threading.Lock()
+_guard = threading.RLock()  # what the garbage collector frees meanwhile may ask for a lock, too
 _locks: dict[int, Lock] = {}  # id of what is locked -> its lock, as long as that lives
 
 

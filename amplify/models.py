@@ -6,6 +6,7 @@ ordinary Hugging Face model folder under `resources.home()/models`, and recognis
 
 from __future__ import annotations
 
+import difflib
 import errno
 import functools
 import hashlib
@@ -149,7 +150,7 @@ ALIASES: dict[str, Alias] = {
 }
 
 
-def resolve(name: str | Path, *, weights: bool = True) -> Path:
+def resolve(name: str | Path, *, weights: bool = True, adapters: bool = False) -> Path:
     """The folder of a model.
 
     Args:
@@ -157,6 +158,7 @@ def resolve(name: str | Path, *, weights: bool = True) -> Path:
             OWNER/NAME@REVISION (fetched when it is not in the hub's cache).
         weights: False where the tokenizer is enough: a folder needs no more than that, and of a hub id no weights
             are fetched.
+        adapters: whether a PEFT adapter will do, whose folder has an `adapter_config.json` instead.
 
     Returns:
         An absolute folder with `config.json`, safetensors weights and a tokenizer.
@@ -170,11 +172,13 @@ def resolve(name: str | Path, *, weights: bool = True) -> Path:
         return pull([text], verify=False)[0]
     folder = Path(text).expanduser()
     if folder.is_dir():
-        return _checked(folder.resolve(), text) if weights else folder.resolve()
+        return _checked(folder.resolve(), text, adapters) if weights else folder.resolve()
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", text):
-        return _from_hub(text, weights)
+        return _from_hub(text, weights, adapters)
     if folder.is_absolute() or text.startswith((".", "~")) or os.sep in text:
         raise DataError(f"there is no model folder {text}")
+    if re.fullmatch(r"[\w-][\w.-]*(@[\w./-]+)?", text) and not difflib.get_close_matches(text.casefold(), ALIASES):
+        return _from_hub(text, weights, adapters)  # a few old models have no owner: gpt2, bert-base-uncased
     raise UnknownNameError("model", text, ALIASES, "A hub id is written OWNER/NAME; a folder, ./FOLDER.")
 
 
@@ -333,7 +337,7 @@ def _intact(folder: Path, alias: Alias, verify: bool) -> bool:
     return True
 
 
-def _from_hub(text: str, weights: bool) -> Path:
+def _from_hub(text: str, weights: bool, adapters: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -358,12 +362,12 @@ def _from_hub(text: str, weights: bool) -> Path:
             ) from error
         except HfHubHTTPError as error:
             raise DataError(f"the hub did not give {text}: {error}") from error
-    return _checked(Path(folder), text) if weights else Path(folder)
+    return _checked(Path(folder), text, adapters) if weights else Path(folder)
 
 
-def _checked(folder: Path, name: str) -> Path:
+def _checked(folder: Path, name: str, adapters: bool) -> Path:
     """The folder, if it has a configuration and whole safetensors weights."""
-    check_folder(folder, name)
+    check_folder(folder, name, adapters=adapters)
     return folder
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amplify import models
+from amplify import models, weights
 from amplify.errors import EXTRAS, AmplifyError, BackendError, DataError, InputError, extras
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def config_of(folder: Path, name: str) -> PreTrainedConfig:
+def config_of(folder: Path, name: str, *, trust: bool = False) -> PreTrainedConfig:
     """A model's configuration.
 
     Raises:
@@ -51,10 +52,10 @@ def config_of(folder: Path, name: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     with _readable(folder, name, "a model"):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
 
 
-def tokenizer_of(folder: Path, name: str) -> PreTrainedTokenizerBase:
+def tokenizer_of(folder: Path, name: str, *, trust: bool = False) -> PreTrainedTokenizerBase:
     """A model's tokenizer.
 
     Raises:
@@ -63,7 +64,7 @@ def tokenizer_of(folder: Path, name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with _readable(folder, name, "a tokenizer"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
 
 
 def model_of(auto: Any, folder: Path, name: str, what: str, **options: Any) -> Any:
@@ -81,7 +82,7 @@ def model_of(auto: Any, folder: Path, name: str, what: str, **options: Any) -> A
         BackendError: there is no memory for it.
     """
     with models.quiet(), _readable(folder, name, what):
-        return auto.from_pretrained(folder, trust_remote_code=False, **options)
+        return auto.from_pretrained(folder, **{"trust_remote_code": False, **options})
 
 
 def causal_lm(folder: Path, name: str, **options: Any) -> Any:
@@ -92,9 +93,10 @@ def causal_lm(folder: Path, name: str, **options: Any) -> Any:
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    config = config_of(folder, name)
+    trust = bool(options.get("trust_remote_code"))
+    config = config_of(folder, name, trust=trust)
     refuse_encoder_decoder(config, name, "decoder-only language models (Llama, Qwen, Gemma, GPT-2 …)")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not trust:
         raise DataError(
             f"{name} ({config.model_type}) is no causal language model. An encoder can be the body of a proxy or a "
             "retriever"
@@ -141,22 +143,20 @@ def check_tokens(ids: Sequence[Sequence[int]], tokenizer: Any, model: Any) -> No
 @contextmanager
 def _readable(folder: Path, name: str, what: str) -> Iterator[None]:
     """Whatever transformers raises on a folder, as one error of ours."""
-    import torch
-
     try:
         yield
     except AmplifyError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise BackendError(f"there is no memory for {name}: take a smaller one, or another device") from error
     except Exception as error:  # transformers raises many kinds on a damaged folder
+        if type(error).__name__ == "OutOfMemoryError":  # torch's
+            raise BackendError(f"there is no memory for {name}: take a smaller one, or another device") from error
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS:
             raise
         if "trust_remote_code" in str(error):
             files = _listed([path.name for path in sorted(folder.glob("*.py"))])
             raise DataError(
-                f"{name} brings Python code of its own ({files}), which is not run. Serve it with an "
-                "engine that you let run it, and reach it as openai:MODEL@URL"
+                f"{name} brings Python code of its own ({files}), which is not run. If you trust it: "
+                "trust_remote_code=True (-B trust_remote_code=true), for a language model"
             ) from error
         said = " ".join(str(error).split())
         raise DataError(f"{name} cannot be opened as {what}: {said[:300]}{'…' * (len(said) > 300)}") from error
@@ -164,3 +164,121 @@ def _readable(folder: Path, name: str, what: str) -> Iterator[None]:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def auto_dtype(device: torch.device) -> str:
+    """ "bfloat16" where a device computes it natively, else "float32"."""
+    import torch
+
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu":
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        old = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+        return "bfloat16" if old or any(known.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
+    return "float32"
+
+
+def language_model(folder: Path, name: str, device: torch.device, **options: Any) -> tuple[Any, Any]:
+    """A causal language model out of its folder, or out of that of a PEFT adapter; and its tokenizer.
+
+    Args:
+        folder: checked.
+        name: what the user called it.
+        device: where it goes, unless `options` have a device_map.
+        **options: of `from_pretrained`.
+
+    Raises:
+        DataError: it cannot be read.
+        BackendError: there is no memory for it.
+    """
+    trust = bool(options.get("trust_remote_code"))
+    given = {key: value for key, value in options.items() if value is not None}
+    if (folder / weights.ADAPTER).is_file() and not (folder / "config.json").is_file():
+        return _adapted(folder, name, device, **options)
+    config = config_of(folder, name, trust=trust)
+    if "quantization_config" in given or getattr(config, "quantization_config", None):
+        given.setdefault("device_map", {"": str(device)})  # such a model cannot be moved
+    module = causal_lm(folder, name, **given)
+    if "device_map" not in given:
+        with _readable(folder, name, "a causal language model"):
+            module = module.to(device)
+    return module.eval().requires_grad_(False), tokenizer_of(folder, name, trust=trust)
+
+
+def _adapted(folder: Path, name: str, device: torch.device, **options: Any) -> tuple[Any, Any]:
+    from peft import PeftModel
+
+    base = models.resolve(weights.base_of(folder, name))
+    module, tokenizer = language_model(base, str(base), device, **options)
+    with models.quiet(), _readable(folder, name, "a PEFT adapter"):
+        module = usable(PeftModel.from_pretrained(module, folder, is_trainable=False))
+    if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+        tokenizer = tokenizer_of(folder, name, trust=bool(options.get("trust_remote_code")))
+    return module.eval().requires_grad_(False), tokenizer
+
+
+def usable(module: Any) -> Any:
+    """A module in hand, as it is run: in evaluation mode, and of a PEFT model the model inside.
+
+    Raises:
+        InputError: it is no decoder-only language model of transformers, or its adapter lies outside of the model.
+    """
+    if hasattr(module, "get_base_model") and hasattr(module, "peft_config"):
+        if any(getattr(config, "is_prompt_learning", False) for config in module.peft_config.values()):
+            raise InputError(
+                "adapters that put learned tokens in front of a prompt cannot be used; LoRA and its like can"
+            )
+        module = module.get_base_model()
+    if not hasattr(module, "config") or not hasattr(module, "get_input_embeddings"):
+        raise InputError(f"a language model of transformers is needed, not {type(module).__name__}")
+    if getattr(module.config, "is_encoder_decoder", False):
+        raise InputError(f"{type(module).__name__} is an encoder-decoder: a decoder-only language model is needed")
+    if module.get_output_embeddings() is None:
+        raise InputError(f"{type(module).__name__} has no language model head: load it with AutoModelForCausalLM")
+    return module.eval()
+
+
+def input_device(module: Any) -> torch.device:
+    """Where a module's inputs go: where its embeddings are, or run if they wait elsewhere."""
+    table = module.get_input_embeddings()
+    if table.weight.device.type == "meta" and hasattr(table, "_hf_hook"):
+        import torch
+
+        return torch.device(table._hf_hook.execution_device)
+    device: torch.device = table.weight.device
+    return device
+
+
+def makeup(module: Any) -> dict[str, Any]:
+    """What else there is to say of a module: how it is quantised, and where its parts are."""
+    found: dict[str, Any] = {}
+    if quantised := getattr(module.config, "quantization_config", None):
+        kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        found["quantization"] = str(getattr(kind, "value", kind))
+    if len(set(map(str, (spread := getattr(module, "hf_device_map", {})).values()))) > 1:
+        found["device_map"] = {part: str(place) for part, place in spread.items()}
+    return found
+
+
+SAMPLED = 65_536  # numbers of each weight that a fingerprint looks at, evenly spread
+
+
+def fingerprint(module: Any) -> str:
+    """A hash of a module's weights, of large ones by a sample: another model in hand has another."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in sorted(module.state_dict().items()):
+        digest.update(f"{name} {getattr(weight, 'dtype', '')} {tuple(getattr(weight, 'shape', ()))}\n".encode())
+        if isinstance(weight, torch.Tensor) and weight.device.type != "meta" and not weight.is_quantized:
+            flat = weight.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()
+            digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Sizes and times of a folder's files: other files, another model."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".py"))
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)

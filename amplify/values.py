@@ -102,6 +102,8 @@ class Sampling:
         top_p: nucleus mass, used above temperature 0.
         stop: strings that end the completion; they are cut off.
         seed: makes sampling repeatable where the backend can; ignored by greedy decoding.
+        n: answers to each prompt. `generate` then returns n completions for the first prompt, n for the second …
+        logprobs: whether completions come with their tokens' log-probabilities.
     """
 
     max_tokens: int = 64
@@ -109,11 +111,13 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    n: int = 1
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _strings(self.stop))
-        if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise InputError(f"sampling needs max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1: {self}")
+        if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.n < 1:
+            raise InputError(f"sampling needs max_tokens >= 1, temperature >= 0, 0 < top_p <= 1 and n >= 1: {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +130,15 @@ class Completion:
         finish_reason: "stop" (end token or stop string) or "length".
         prompt_tokens: tokens of the rendered prompt, its prefix included.
         completion_tokens: tokens generated.
+        logprobs: of the tokens generated, an end token and those of a stop string included, by the model's own
+            distribution (temperature 1); None unless `Sampling.logprobs` asks for them.
     """
 
     text: str
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+    logprobs: TokenLogProbs | None = None
 
 
 @dataclass(frozen=True, slots=True)

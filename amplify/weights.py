@@ -14,25 +14,45 @@ ADAPTER = "adapter_config.json"
 MOST_HEADER = 100_000_000  # bytes, the format's own limit
 
 
-def check_folder(folder: Path, name: str) -> None:
+def check_folder(folder: Path, name: str, *, adapters: bool = False) -> None:
     """Refuse a folder that is no model, or not all of one.
 
     Args:
         folder: with `config.json` and safetensors weights.
         name: what the user called it.
+        adapters: a PEFT adapter will do, too.
 
     Raises:
         DataError: says what is missing or broken, and what to do about it.
     """
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and (folder / ADAPTER).is_file():
+        base = base_of(folder, name)
+        if not adapters:
+            raise DataError(
+                f"{name} is a PEFT adapter of {base}, which only a transformers: model opens. For anything else merge "
+                "it into its base model first (merge_and_unload, then save_pretrained)"
+            )
+    elif not (folder / "config.json").is_file():
         raise DataError(f"{name} is not a model folder: {folder} has no config.json")
-    config = _read(folder / "config.json", name)
-    if not isinstance(config, dict):
+    elif not isinstance(_read(folder / "config.json", name), dict):
         raise DataError(f"{name} is not a model folder: its config.json is no JSON object")
     for path in sorted(folder.glob("*.json")):
         _refuse_pointer(path, name)
     for path in _shards(folder, name):
         _check_shard(path, name)
+
+
+def base_of(folder: Path, name: str) -> str:
+    """The model that a PEFT adapter belongs to, as its configuration calls it.
+
+    Raises:
+        DataError: it names none.
+    """
+    config = _read(folder / ADAPTER, name)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not base:
+        raise DataError(f"{name} is broken: its {ADAPTER} does not name the model that it belongs to")
+    return base
 
 
 def _shards(folder: Path, name: str) -> list[Path]:

@@ -302,7 +302,7 @@ def main() -> None:
     torch.set_num_threads(1)
     task = load_task("support_tickets")
     proxy = train_proxy(task, "minilm")
-    backend: Any = open_backend("transformers:smollm2-135m")
+    backend: Any = open_backend("transformers:smollm2-135m", dtype="float32")
     backend.score([Prompt(text=PROMPT)], [" yes"])
     texts = [e.text for e in task.test[: args.items]]
     work = {

@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from amplify.backends import text
-from amplify.backends.transformers import TransformersBackend
+from amplify.backends.transformers import TransformersModel
 from amplify.tasks import load_task
 from amplify.values import Example, Prompt
 
@@ -45,7 +45,7 @@ def prompts(name: str, data: str | None, shots: int, items: int) -> tuple[list[P
 
 
 @torch.inference_mode()
-def plain(backend: TransformersBackend, prompt: Prompt, continuation: str) -> tuple[list[float], int]:
+def plain(backend: TransformersModel, prompt: Prompt, continuation: str) -> tuple[list[float], int]:
     """Log-probabilities of one pair from one full forward pass, and its tokens."""
     ids, start = text.encode_with_target(backend.tokenizer, text.render(prompt, backend.tokenizer), continuation)
     whole = torch.tensor([ids], device=backend.device)
@@ -54,9 +54,7 @@ def plain(backend: TransformersBackend, prompt: Prompt, continuation: str) -> tu
     return logits.log_softmax(-1).gather(1, whole[0, start:, None])[:, 0].tolist(), len(ids)
 
 
-def measure(
-    backend: TransformersBackend, asked: Sequence[tuple[Prompt, str]], timed: int, rounds: int
-) -> dict[str, Any]:
+def measure(backend: TransformersModel, asked: Sequence[tuple[Prompt, str]], timed: int, rounds: int) -> dict[str, Any]:
     """Both sides, alternating."""
     spread = [round(i * (len(asked) - 1) / max(1, timed - 1)) for i in range(timed)] if timed else range(len(asked))
     chosen = list(dict.fromkeys(spread))
@@ -125,7 +123,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     asked, labels = prompts(args.task, args.data, args.shots, args.items)
-    with TransformersBackend(args.model) as backend:
+    with TransformersModel.load(args.model, dtype="float32") as backend:
         pairs = [(p, f" {label}") for p in asked for label in labels]
         result = {
             "what": (__doc__ or "").split("\n")[0],

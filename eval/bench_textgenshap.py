@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import command, peak, resident, timed
+from measuring import command, open_exact, peak, resident, timed
 from source_game import SourceGame, paragraphs
 
 import amplify
@@ -346,7 +346,7 @@ def main() -> None:
     if late := [part for part in ("blocks", "captum") if part in parts and "fixed" not in parts[: parts.index(part)]]:
         parser.error(f"{' and '.join(late)}: on the coalitions of fixed, which must stand before in --parts")
     rows = json.loads((args.data / "dev_distractor_50.json").read_text())
-    backend: Any = amplify.open_backend(args.backend)
+    backend: Any = open_exact(args.backend)
     bench = Bench(
         backend, rows, args.peer, item=args.item, sentences=args.sentences, tokens=args.tokens, clock=CLOCKS[args.clock]
     )

@@ -25,6 +25,7 @@ from typing import Any
 
 import click
 import numpy as np
+from measuring import open_exact
 from tqdm import tqdm
 
 import amplify
@@ -266,7 +267,7 @@ def main(
                 trained = amplify.train_proxy(task, proxy, seed=seed)
                 records = measured(trained, of_proxy(trained, examples), len(examples), names, spend, seed, kept)
             else:
-                with amplify.open_backend(backend) as opened:
+                with open_exact(backend) as opened:
                     if not isinstance(opened, Scorer):
                         raise InputError(f"{backend} gives no log-probabilities: take a transformers: or vllm: backend")
                     asked = of_backend(opened, task, examples)

@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import command
+from measuring import command, open_exact
 
-import amplify
 from amplify import templates
 from amplify.backends import WhiteBox, need_white_box
 from amplify.shapley import all_coalitions
@@ -90,7 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file that the games are added to")
     args = parser.parse_args()
     rows = json.loads((args.data / "dev_distractor_50.json").read_text())
-    backend = need_white_box(amplify.open_backend(args.backend), "engine 'blocks'")
+    backend = need_white_box(open_exact(args.backend), "engine 'blocks'")
     for item in map(int, args.items.split(",")):
         done: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"games": {}}
         name = f"{item}s{args.sentences}" if args.sentences else str(item)

@@ -25,6 +25,14 @@ def command() -> str:
     return line.replace(os.environ.get("AMPLIFY_DATA") or "\0", "$AMPLIFY_DATA")
 
 
+def open_exact(spec: str, **options: Any) -> Any:
+    """A backend as the results were measured with: a `transformers:` model in float32, unless options say otherwise."""
+    import amplify
+
+    exact = {"dtype": "float32"} if spec.startswith("transformers:") else {}
+    return amplify.open_backend(spec, **{**exact, **options})
+
+
 def timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> tuple[Any, float]:
     """What it gives, and its seconds; `time.process_time` where other jobs share the processor."""
     begun = clock()

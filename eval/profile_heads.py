@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import click
 import numpy as np
+from measuring import open_exact
 
 import amplify
 from amplify.errors import AmplifyError
@@ -49,7 +50,7 @@ def main(
         "amplify": amplify.__version__,
         "tasks": {},
     }
-    with amplify.open_backend(backend) as opened, tqdm(unit="run", disable=None) as bar:
+    with open_exact(backend) as opened, tqdm(unit="run", disable=None) as bar:
         out["backend"] = opened.describe()
         for name in tasks:
             task = amplify.load_task(name, data)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import command
+from measuring import command, open_exact
 
 import amplify
 from amplify.errors import AmplifyError
@@ -134,7 +134,7 @@ def main(
     """Reproduce TABLE on each task and write one table over all of them."""
     reports = {}
     names = PAPER_TASKS if paper else tasks.split(",")
-    with amplify.open_backend(backend) as opened:
+    with open_exact(backend) as opened:
         for each in names:
             task = amplify.load_task(each)
             reports[each] = amplify.evaluate(

@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
+from measuring import open_exact
 from tqdm import tqdm
 
 import amplify
@@ -157,7 +158,7 @@ def main(
 ) -> None:
     """Explain a proxy's labels by prompting, and measure how faithful that is."""
     found = {}
-    with amplify.open_backend(explainer) as opened:
+    with open_exact(explainer) as opened:
         for name in tasks.split(","):
             task = amplify.load_task(name)
             trained = amplify.train_proxy(task, proxy, seed=seed)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from measuring import open_exact
 from reproduce_amplify import write
 
 import amplify
@@ -147,7 +148,7 @@ def main(
     """Reproduce TABLE on each task and write one table over all of them."""
     options = {"steering": True} if backend.startswith("vllm:") else {}
     reports = {}
-    with amplify.open_backend(backend, **options) as opened:
+    with open_exact(backend, **options) as opened:
         if not multi and model_name(opened) in profiles():
             multi = model_name(opened)
         for task_name in (PAPER_TASKS if paper else tasks).split(","):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from measuring import open_exact
 from reproduce_amplify import write
 
 import amplify
@@ -116,7 +117,7 @@ def main(
 ) -> None:
     """Reproduce TABLE on each task and write one table over all of them."""
     reports = {}
-    with amplify.open_backend(backend) as opened:
+    with open_exact(backend) as opened:
         for each in PAPER_TASKS if paper else tasks.split(","):
             task = amplify.load_task(each)
             reports[each] = amplify.evaluate(

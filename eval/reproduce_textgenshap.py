@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import click
-from measuring import command
+from measuring import command, open_exact
 
 import amplify
 from amplify import templates
@@ -130,7 +130,7 @@ def speed(
     """
     rows = []
     loaded = amplify.load_task(task).test
-    with amplify.open_backend(backend) as opened:
+    with open_exact(backend) as opened:
         for count in numbers(counts):
             for example in loaded[:items]:
                 pool = [d for e in (example, *loaded) for d in e.fields["documents"]]
@@ -233,7 +233,7 @@ def evaluate_all(
 ) -> None:  # fmt: skip
     """One run a task, and one file over all of them."""
     reports = {}
-    with amplify.open_backend(backend) as opened:
+    with open_exact(backend) as opened:
         for task in tasks.split(","):
             reports[task] = amplify.evaluate(
                 amplify.load_task(task), opened, methods, seeds=numbers(seeds), limit=limit or None,

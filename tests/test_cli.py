@@ -145,6 +145,7 @@ def test_proxies_are_listed_with_their_training_and_accuracy(amplify, tmp_path: 
     card = {
         "format": FORMAT, "kind": "encoder", "task": "reviews", "labels": ["good", "bad"], "columns": [0, 1],
         "trained": True, "identity": "x", "body": {}, "template": "", "instruction": "", "input_name": "Review",
+        "task_fingerprint": "",
         "training": {"epochs": 4, "seed": 1, "lora": True}, "validation": {"accuracy": 0.9289340101522843},
     }  # fmt: skip
     for name, one in {"a": card, "b": {**card, "validation": {}}, "c": {**card, "kind": "odd"}}.items():

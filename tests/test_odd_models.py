@@ -100,7 +100,7 @@ def test_tokens_beyond_the_embedding(tok: Any, tmp_path: Path) -> None:
     few = len(tok) - 200
     config = LlamaConfig(vocab_size=few, intermediate_size=64, max_position_embeddings=256, **SIZES)
     folder = saved(LlamaForCausalLM(config), tok, tmp_path / "llama")
-    with open_backend(f"transformers:{folder}") as backend:
+    with open_backend(f"transformers:{folder}", dtype="float32") as backend:
         for ask in (
             lambda: backend.generate(PROMPT, Sampling(max_tokens=2)),
             lambda: backend.score(PROMPT, [" good"]),  # type: ignore[attr-defined]
@@ -116,16 +116,28 @@ def test_tokens_beyond_the_embedding(tok: Any, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_no_numbers(tiny_lm: Path, tiny_encoder: Path, tmp_path: Path) -> None:
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_lm)
     model.model.layers[0].self_attn.q_proj.weight.data[0, 0] = float("nan")
     folder = saved(model, AutoTokenizer.from_pretrained(tiny_lm), tmp_path / "lm")
-    with open_backend(f"transformers:{folder}") as backend:
+    with open_backend(f"transformers:{folder}", dtype="float32") as backend:
         with pytest.raises(DataError, match="check the weights"):
             backend.generate(PROMPT, Sampling(max_tokens=2))
         with pytest.raises(DataError, match="check the weights"):
             explain(WORDS, " good", model=backend, method="occlusion")
+    # one token's embedding, which the trial at the start does not meet
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    config = LlamaConfig(vocab_size=len(tokenizer), intermediate_size=64, tie_word_embeddings=False, **SIZES)
+    model = LlamaForCausalLM(config).requires_grad_(False)
+    model.get_input_embeddings().weight[tokenizer(" phone").input_ids[-1]] = float("nan")
+    mine = amplify.TransformersModel(model, tokenizer)
+    assert mine.generate([Prompt(text="Great")], Sampling(max_tokens=1))
+    for sampling in (Sampling(max_tokens=2), Sampling(max_tokens=2, temperature=1.0, seed=0)):
+        with pytest.raises(DataError, match="check the weights"):
+            mine.generate(PROMPT, sampling)
+    with pytest.raises(DataError, match="check the weights"):
+        mine.score(PROMPT, [" good"])
     encoder = AutoModel.from_pretrained(tiny_encoder)
     encoder.encoder.layer[0].attention.self.query.weight.data[0, 0] = float("nan")
     folder = saved(encoder, AutoTokenizer.from_pretrained(tiny_encoder), tmp_path / "encoder")
@@ -156,7 +168,7 @@ def test_an_encoder_decoder_is_refused_in_a_sentence(tok: Any, tmp_path: Path) -
     config = T5Config(vocab_size=len(tok), d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
     folder = saved(T5ForConditionalGeneration(config), tok, tmp_path / "t5")
     for ask in (
-        lambda: open_backend(f"transformers:{folder}"),
+        lambda: open_backend(f"transformers:{folder}", dtype="float32"),
         lambda: explain(WORDS, " good", model=f"transformers:{folder}"),
         lambda: load_proxy_of(folder, "cpu"),
         lambda: Embedder(folder),
@@ -173,7 +185,7 @@ def test_models_that_cannot_branch_name_what_works(tok: Any, tmp_path: Path) -> 
     mamba = MambaForCausalLM(MambaConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, state_size=4))
     for model in (bloom, mamba):
         folder = saved(model, tok, tmp_path / model.config.model_type)
-        with open_backend(f"transformers:{folder}") as backend:
+        with open_backend(f"transformers:{folder}", dtype="float32") as backend:
             with pytest.raises(CapabilityError, match=r"by gradients work with it.* vllm:"):
                 backend.generate(PROMPT, Sampling(max_tokens=2))
             with pytest.raises(CapabilityError, match="by gradients work with it"):
@@ -182,6 +194,27 @@ def test_models_that_cannot_branch_name_what_works(tok: Any, tmp_path: Path) -> 
             if model is mamba:
                 with pytest.raises(CapabilityError, match="no attention weights"):
                     explain(WORDS, " good", model=backend, method="raw_attention")
+
+
+def test_half_precision_hides_no_branch_that_sees_another(tiny_lm: Path, tok: Any) -> None:
+    """Below what bfloat16 rounds, each token knows a little of all others in its pass."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+    class Leaky(LlamaForCausalLM):
+        def forward(self, input_ids: Any, **given: Any) -> Any:
+            out = super().forward(input_ids, **given)
+            out.logits = out.logits + 2 * self.get_input_embeddings()(input_ids).mean((1, 2), keepdim=True) * (
+                torch.arange(out.logits.shape[-1]) % 7
+            )
+            return out
+
+    few = Sampling(max_tokens=1)
+    for dtype in (torch.bfloat16, torch.float32):
+        with pytest.raises(CapabilityError, match=r"see another one|does not obey"):
+            amplify.TransformersModel(Leaky.from_pretrained(tiny_lm, dtype=dtype), tok).generate(PROMPT, few)
+    sound = AutoModelForCausalLM.from_pretrained(tiny_lm, dtype=torch.bfloat16)
+    assert amplify.TransformersModel(sound, tok).generate(PROMPT, few)
 
 
 def test_code_of_a_models_own_is_never_run_nor_asked_for(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +292,7 @@ def test_a_model_without_a_template_says_so_in_the_words_of_the_command(
 def test_a_character_cut_in_half_is_left_out_as_servers_do(tiny_lm: Path) -> None:
     from tokenizers.decoders import DecodeStream
 
-    with open_backend(f"transformers:{tiny_lm}") as backend:
+    with open_backend(f"transformers:{tiny_lm}", dtype="float32") as backend:
         tokenizer = backend.tokenizer  # type: ignore[attr-defined]
         prompt = tokenizer("Great").input_ids
         for written in ("phone 🙂", "🙂🙂", "né", "a�b"):
@@ -274,12 +307,16 @@ def test_a_character_cut_in_half_is_left_out_as_servers_do(tiny_lm: Path) -> Non
 
 def test_integrated_gradients_start_from_no_vector_of_zeros(tiny_lm: Path) -> None:
     """A padding vector that was never trained is zero, where normalising layers have no gradient to speak of."""
-    with open_backend(f"transformers:{tiny_lm}", dtype="float32") as backend:
-        table = backend.model.get_input_embeddings().weight  # type: ignore[attr-defined]
-        table[backend.tokenizer.pad_token_id] = 0.0  # type: ignore[attr-defined]
-        table *= 0.1  # smooth enough for fifty points
-        found = explain(WORDS, " good", model=backend, method="integrated_gradients")
-        assert abs(found.meta["completeness_gap"]) < 0.02 * np.abs(found.scores).sum()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    module = AutoModelForCausalLM.from_pretrained(tiny_lm).requires_grad_(False)
+    table = module.get_input_embeddings().weight
+    table[tokenizer.pad_token_id] = 0.0
+    table *= 0.1  # smooth enough for fifty points
+    model = amplify.TransformersModel(module, tokenizer)
+    found = explain(WORDS, " good", model=model, method="integrated_gradients")
+    assert abs(found.meta["completeness_gap"]) < 0.02 * np.abs(found.scores).sum()
 
 
 def test_a_sum_that_misses_is_told() -> None:

@@ -128,24 +128,20 @@ def test_mixed_calls_from_threads_equal_those_one_after_the_other(backend: Any, 
         assert all_ == THREADS * ROUNDS * one
 
 
-def test_two_backends_and_a_wrapper_over_one_model_share_its_lock(backend: Any, tiny_lm: Path) -> None:
+def test_two_backends_and_a_wrapper_over_one_model_share_its_lock(backend: Any) -> None:
     """A steered call through one, a plain one through the other."""
     from amplify.locks import lock_of
 
-    with open_backend(f"transformers:{tiny_lm}", dtype="float32", device="cpu", max_batch_tokens=16) as other:
-        own = other.model
-        other._model = backend.model
-        assert lock_of(own) is not lock_of(backend.model)
-        assert lock_of(backend.model.get_decoder()) is lock_of(backend.model)
-        calls: Calls = {
-            "plain": lambda: backend.score(PROMPTS, LABELS),
-            "steered": lambda: other.score(PROMPTS, LABELS, steering=STEERED),
-        }
-        wanted = {name: call() for name, call in calls.items()}
-        assert wanted["plain"] != wanted["steered"]
-        found = together(calls, lambda thread: [("plain", "steered")[(thread + i) % 2] for i in range(20)])
-        assert all(result == wanted[name] for name, result in found)
-        other._model = own
+    other = amplify.TransformersModel(backend.model, backend.tokenizer, max_batch_tokens=16)
+    assert lock_of(other.model.get_decoder()) is lock_of(backend.model)
+    calls: Calls = {
+        "plain": lambda: backend.score(PROMPTS, LABELS),
+        "steered": lambda: other.score(PROMPTS, LABELS, steering=STEERED),
+    }
+    wanted = {name: call() for name, call in calls.items()}
+    assert wanted["plain"] != wanted["steered"]
+    found = together(calls, lambda thread: [("plain", "steered")[(thread + i) % 2] for i in range(20)])
+    assert all(result == wanted[name] for name, result in found)
 
 
 def test_adapters_over_one_model(backend: Any) -> None:
@@ -209,7 +205,7 @@ def test_usage_loses_no_count() -> None:
 def test_a_closed_model_says_so(tiny_lm: Path) -> None:
     from amplify.errors import BackendError
 
-    with open_backend(f"transformers:{tiny_lm}") as closed:
+    with open_backend(f"transformers:{tiny_lm}", dtype="float32") as closed:
         pass
     with pytest.raises(BackendError, match="closed"):
         closed.generate(PROMPTS, Sampling(max_tokens=1))

@@ -344,7 +344,7 @@ def _row_scores(proxy: Proxy, flat: Sequence[tuple[int, Row, tuple[int, ...]]]) 
             embeddings, mask, types = proxy.embed(rows)
             for i, j in enumerate(batch):
                 if hidden := flat[j][2]:
-                    shift = mask.shape[1] - len(rows[i].ids) if proxy.kind == "causal" else 0
+                    shift = mask.shape[1] - len(rows[i].ids) if proxy.left else 0
                     mask[i, [shift + at for at in hidden]] = 0
             scores = proxy.scores(rows, embeddings, mask, types).cpu().numpy()
         for j, values in zip(batch, scores, strict=True):

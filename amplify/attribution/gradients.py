@@ -207,7 +207,7 @@ def _run(
     x, g = inputs.detach().cpu().numpy(), gradients.cpu().numpy()
     for i, (number, row, wanted) in enumerate(jobs):
         item = work[number]
-        last = x.shape[1] - len(row.ids) if proxy.kind == "causal" else 0
+        last = x.shape[1] - len(row.ids) if proxy.left else 0
         inside = [last + t for t, (a, b) in enumerate(row.offsets) if b > a]
         names = (item.gold,) if len(wanted) == 2 and not plain else wanted
         by_answer = {answer: g[column, i, inside] for column, answer in enumerate(names)}

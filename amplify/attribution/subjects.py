@@ -12,7 +12,7 @@ from amplify.attribution import entrance
 from amplify.attribution.games import located, owner_words, prompt_value, proxy_value
 from amplify.attribution.perturbation import Value
 from amplify.attribution.words import Spans, content_words, word_spans
-from amplify.backends.base import Generator, need_scorer, need_white_box
+from amplify.backends.base import Generator, WhiteBox, need_scorer, need_white_box
 from amplify.backends.checks import check_window
 from amplify.errors import CapabilityError, ContextLengthError, InputError
 from amplify.layout import input_text
@@ -23,8 +23,6 @@ from amplify.values import Example, Prompt
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-    from amplify.backends.base import WhiteBox
 
 _Located = tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], int, Spans]  # of `games.located`
 
@@ -147,7 +145,11 @@ class ProxySubject:
 
         def attend() -> tuple[Tensor, Sequence[int]]:
             extra = {"token_type_ids": types} if row.types else {}
-            read = sorted({at for c in columns for at, _ in row.targets[c]}) if row.targets else [0]
+            read = (
+                sorted({at for c in columns for at, _ in row.targets[c]})
+                if row.targets
+                else [-1 if self.proxy.left else 0]
+            )
             return attentions(self.proxy.model, words, attention_mask=mask, **extra), read
 
         return Part(
@@ -349,7 +351,8 @@ def prompt_subject(
         check_window(
             backend.count_tokens([replace(prompt, prefix=prompt.prefix + e) for e in ends]), 0, backend.max_context
         )
-    return PromptSubject(backend, prompt, message, text, spans, target, foil)
+    meta = {"dtype": str(backend.model.dtype).removeprefix("torch.")} if isinstance(backend, WhiteBox) else {}
+    return PromptSubject(backend, prompt, message, text, spans, target, foil, meta)
 
 
 def _players(text: str, players: Spans | None) -> Spans:

@@ -75,10 +75,10 @@ _MEMBERS = ("spec", "usage", "max_context", "generate", "count_tokens", "describ
 @register("model", "transformers")
 def _transformers(name: str, **options: Any) -> Generator:
     """A model of this process, by alias, hub id or folder."""
-    from amplify.backends.transformers import TransformersBackend
+    from amplify.backends.transformers import TransformersModel
 
-    _check(TransformersBackend, options)
-    return TransformersBackend(name, **options)
+    _check(TransformersModel.load, options)
+    return TransformersModel.load(name, **options)
 
 
 @register("model", "vllm")

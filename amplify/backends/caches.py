@@ -129,7 +129,7 @@ ROOT, NONE, WANTED = -1, -2, -3  # what stands for a slot: nothing comes before;
 class PrefixMemory:
     """Keys and values of what stood before the wanted tokens of earlier calls, as a trie of tokens.
 
-    Made by `TransformersBackend.remembering` and passed to its `score`: whoever holds it decides how long it lives.
+    Made by `TransformersModel.remembering` and passed to its `score`: whoever holds it decides how long it lives.
     Where there is no more room the least recently used entries go, the deepest of them first, so that what is
     left is always whole beginnings.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from amplify.errors import BackendError, CapabilityError, ContextLengthError, InputError
-from amplify.values import Prompt
+from amplify.values import Prompt, Sampling
 
 if TYPE_CHECKING:
     from amplify.steering import Steering
@@ -72,6 +72,19 @@ def check_numbers(logprobs: Sequence[float], spec: str) -> None:
     """
     if any(map(math.isnan, logprobs)):
         raise BackendError(f"{spec} gave a log-probability that is no number: check the weights and dtype of the model")
+
+
+def refuse_more(sampling: Sampling, spec: str) -> None:
+    """Refuse several answers to a prompt, and their log-probabilities, where a backend gives neither.
+
+    Raises:
+        CapabilityError: one of them was asked for.
+    """
+    if sampling.n > 1 or sampling.logprobs:
+        raise CapabilityError(
+            f"{spec!r} gives one answer to a prompt, without log-probabilities. For n= and logprobs= use a "
+            "transformers: backend."
+        )
 
 
 def own_seed(seed: int, index: int) -> int:

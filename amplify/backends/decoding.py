@@ -10,6 +10,7 @@ import torch
 
 from amplify.backends.packed import LOGIT_BYTES, OnDevice, PackedModel
 from amplify.backends.tree import Plan, TokenTree, plan, trie
+from amplify.errors import DataError
 from amplify.values import Sampling
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def decode(
     *,
     end_ids: Set[int],
     finished: Callable[[int, list[int]], bool],
-    done: Callable[[int, list[int]], None],
+    done: Callable[[int, list[int], list[float]], None],
     budget: int,
     chunk: int,
     steered: Stream | None = None,
@@ -67,7 +68,8 @@ def decode(
         sampling: how to choose; its stop strings are the caller's (`finished`).
         end_ids: tokens that end a completion.
         finished: (prompt index, its new tokens) -> whether they complete it.
-        done: (prompt index, its new tokens), called once per prompt when its batch is through.
+        done: (prompt index, its new tokens, their log-probabilities where `sampling` asks for them), called once per
+            prompt when its batch is through.
         budget: cache entries of one batch, at most, unless a single prompt needs more.
         chunk: tokens per forward pass while prompts are read.
         steered: what steers the passes; `prompts` are then its items instead of token ids.
@@ -89,6 +91,7 @@ def decode(
             outputs = stream.forward(model, e - b, keys, cache, rows, around)
             parts += [model.logits(outputs)] if len(rows) else []
         new: list[list[int]] = [[] for _ in batch]
+        likely: list[list[float]] = [[] for _ in batch]
         # what the next batch shares with this one stays in the cache; where two batches hold the same prompt, the
         # second reads its last token again, for its logits
         follow = plans[number + 1][0] if number + 1 < len(plans) else None
@@ -101,7 +104,13 @@ def decode(
         active, logits = list(range(len(batch))), torch.cat(parts)
         for step in range(sampling.max_tokens):
             rows_at = torch.tensor([batch[r] for r in active], device=model.device)
+            if sampling.temperature:
+                _check_numbers(model, logits)
             chosen = choose(logits, sampling, uniform[rows_at, step] if sampling.temperature else None)
+            if sampling.logprobs:
+                values = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
+                for k, value in zip(active, values, strict=True):
+                    likely[k].append(value)
             going = []
             for k, token in enumerate(chosen.tolist()):
                 mine = new[active[k]]
@@ -127,10 +136,16 @@ def decode(
             spared = torch.cat([spared, torch.zeros(len(active), dtype=torch.bool, device=model.device)])
             key_positions = torch.cat([key_positions, position])
             logits = model.step(chosen, position, sees, key_positions, cache, held, around)
+        _check_numbers(model, logits)  # what is none stays so to the last step
         for row, i in enumerate(batch):
-            done(i, new[row])
+            done(i, new[row], likely[row])
         for layer in cache.layers:
             layer.keep(spared.nonzero()[:, 0])
+
+
+def _check_numbers(model: PackedModel, logits: torch.Tensor) -> None:
+    if logits.isnan().any():
+        raise DataError(f"{model.model.config.model_type} gives no number as a log-probability: {model.suspect}")
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
@@ -146,6 +161,8 @@ def choose(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | Non
     """
     if uniform is None:
         return logits.argmax(-1)
+    if logits.device.type == "mps":  # it has no float64
+        return choose(logits.cpu(), sampling, uniform.cpu()).to(logits.device)
     # float64: a float32 cumulative sum over a large vocabulary loses the tail
     ordered, ids = (logits.double() / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     upto = ordered.cumsum(-1)

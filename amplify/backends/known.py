@@ -22,7 +22,7 @@ from amplify.locks import lock_of
 from amplify.values import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from amplify.backends.transformers import TransformersBackend
+    from amplify.backends.transformers import TransformersModel
 
 MOST = 64  # answered prompts that drafts are taken from: the last ones
 ALTERNATIVES = 2  # drafts behind a prompt
@@ -80,7 +80,7 @@ def copied(written: Tokens, answers: Sequence[Tokens]) -> list[Tokens]:
 
 
 def generate_known(
-    backend: TransformersBackend, prompts: Sequence[Prompt], sampling: Sampling, known: KnownAnswers
+    backend: TransformersModel, prompts: Sequence[Prompt], sampling: Sampling, known: KnownAnswers
 ) -> list[Completion]:
     """What `backend.generate(prompts, sampling)` gives, with a memory for answers.
 
@@ -95,8 +95,8 @@ def generate_known(
         ContextLengthError: see `Generator.generate`.
         BackendError: out of memory; `completed` holds what was answered.
     """
-    if sampling.temperature:
-        raise InputError("only greedy answers can be recognised: temperature=0")
+    if sampling.temperature or sampling.n > 1 or sampling.logprobs:
+        raise InputError("only single greedy answers can be recognised: temperature=0, n=1, logprobs=False")
     if not prompts:
         return []
     encoded = [e.ids for e in text.tokenise(backend.tokenizer, [text.render(p, backend.tokenizer) for p in prompts])]

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from amplify.backends.base import Usage
-from amplify.backends.checks import check_pairs, check_targets, check_window, own_seed
+from amplify.backends.checks import check_pairs, check_targets, check_window, own_seed, refuse_more
 from amplify.backends.dialect import NEUTRAL, Dialect
 from amplify.backends.replies import Json, ReplyError, Way, prompt_log_probs, usage, written
 from amplify.backends.retry import GiveUpError, run_all
@@ -124,6 +124,7 @@ class OpenAIBackend:
         Raises:
             CapabilityError: steering, and the server does not steer or `tokenizer` is not given.
         """
+        refuse_more(sampling, self.spec)
         self._check(steering)
         ids: Sequence[Sequence[int] | None] = [None] * len(prompts)
         asked: Sequence[str | None] = [None] * len(prompts)
@@ -438,15 +439,10 @@ class OpenAIScorer(OpenAIBackend):
 
 
 def _load_tokenizer(name: str, switches: Mapping[str, Any]) -> Any:
-    from transformers import AutoTokenizer
-
-    from amplify import models
+    from amplify import models, pretrained
     from amplify.backends.text import switch_template
 
-    try:
-        return switch_template(AutoTokenizer.from_pretrained(models.resolve(name, weights=False)), switches)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{name} has no readable tokenizer: {error}") from error
+    return switch_template(pretrained.tokenizer_of(models.resolve(name, weights=False), name), switches)
 
 
 def _begun(messages: Sequence[Message], prefix: str) -> list[Message]:

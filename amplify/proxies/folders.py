@@ -72,8 +72,9 @@ def read_card(folder: Path) -> dict[str, Any]:
 def _wrong(card: Mapping[str, Any]) -> str:
     """What is wrong with a card; "" for nothing. Missing keys raise."""
     kinds: dict[str, type] = {
-        "kind": str, "task": str, "labels": list, "trained": bool, "identity": str, "body": dict, "training": dict,
-        "validation": dict, "columns": list, "template": str, "instruction": str, "input_name": str,
+        "kind": str, "task": str, "task_fingerprint": str, "labels": list, "trained": bool, "identity": str,
+        "body": dict, "training": dict, "validation": dict, "columns": list, "template": str, "instruction": str,
+        "input_name": str,
     }  # fmt: skip
     for key, kind in kinds.items():
         if not isinstance(card[key], kind):

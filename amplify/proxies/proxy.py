@@ -48,6 +48,40 @@ class Proxy:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     card: Mapping[str, Any] = field(repr=False)
 
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str] | None = None,
+        *,
+        name: str | None = None,
+    ) -> Proxy:
+        """A classifier of one's own as a proxy, to be explained, or to explain for a larger model.
+
+        Args:
+            model: any `AutoModelForSequenceClassification`; it is put in evaluation mode.
+            tokenizer: its fast tokenizer.
+            labels: one for each column of its head. Where they are the head's own names for its columns in another
+                order, each finds its column; else they go by place. None: the head's own names.
+            name: what it is called in results; None: what it was loaded from.
+
+        Raises:
+            InputError: no classifier, a slow tokenizer, or as many labels as the head has not columns.
+
+        Example:
+            >>> proxy = amplify.Proxy.from_model(classifier, tokenizer, ["negative", "positive"])  # doctest: +SKIP
+            >>> amplify.explain("A dull film.", target="negative", model=proxy)  # doctest: +SKIP
+        """
+        from amplify.proxies.in_hand import from_model
+
+        return from_model(model, tokenizer, labels, name)
+
+    @property
+    def left(self) -> bool:
+        """Whether rows are padded on the left: of language models, whose last token is read."""
+        return bool(self.kind == "causal" or self.card.get("padding") == "left")
+
     @property
     def name(self) -> str:
         """Short name for records: the body and the first digits of the identity."""
@@ -102,7 +136,7 @@ class Proxy:
     def embed(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
         """Word embeddings, attention mask and token types of padded rows: (rows, tokens, width), 2 x (rows, tokens).
 
-        Encoders are padded right, causal models left (their targets then end at the last position).
+        Encoders are padded right, causal models left (what is read of them then ends at the last position).
         """
         import torch
 
@@ -112,7 +146,7 @@ class Proxy:
         ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
         mask, types = np.zeros((2, len(rows), length), dtype=np.int64)
         for i, row in enumerate(rows):
-            at = slice(length - len(row.ids), None) if self.kind == "causal" else slice(0, len(row.ids))
+            at = slice(length - len(row.ids), None) if self.left else slice(0, len(row.ids))
             ids[i, at], mask[i, at] = row.ids, 1
             if row.types:
                 types[i, at] = row.types
@@ -136,6 +170,8 @@ class Proxy:
 
         if self.kind == "encoder":
             extra = {"token_type_ids": types} if rows[0].types else {}
+            if self.left:
+                extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
             logits = self.model(inputs_embeds=embeddings, attention_mask=mask, **extra).logits
             return logits.float()[:, self.card["columns"]]
         length = embeddings.shape[1]

@@ -59,9 +59,9 @@ def waves(selections: Sequence[Selection], backend: Generator) -> list[list[int]
 def remembering(engine: Engine, backend: Generator) -> PrefixMemory | None:
     """What a game can keep of its prompts' beginnings from one call of `score` to the next; freed with it."""
     if engine in ("trie", "packed") and isinstance(backend, WhiteBox):
-        from amplify.backends.transformers import TransformersBackend
+        from amplify.backends.transformers import TransformersModel
 
-        if isinstance(backend, TransformersBackend):
+        if isinstance(backend, TransformersModel):
             return backend.remembering()
     return None
 
@@ -130,9 +130,9 @@ def generate(
     ask: Callable[[Sequence[Prompt]], list[Completion]] = partial(backend.generate, sampling=sampling)
     if isinstance(backend, WhiteBox):
         from amplify.backends.known import KnownAnswers, generate_known
-        from amplify.backends.transformers import TransformersBackend
+        from amplify.backends.transformers import TransformersModel
 
-        if isinstance(backend, TransformersBackend):
+        if isinstance(backend, TransformersModel):
             remembered = KnownAnswers() if known is None else known
             ask = partial(generate_known, backend, sampling=sampling, known=remembered)
     for wave in waves(selections, backend):

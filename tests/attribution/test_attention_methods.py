@@ -59,7 +59,7 @@ def test_attention_of_a_language_model(tiny_lm):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     text, target = "Great phone, terrible battery.", " The answer"
-    backend = open_backend(f"transformers:{tiny_lm}")
+    backend = open_backend(f"transformers:{tiny_lm}", dtype="float32")
     found = explain(text, target, foil=" positive", model=backend, method="raw_attention")
     assert found.foil is None
     assert backend.model.config._attn_implementation == "sdpa"

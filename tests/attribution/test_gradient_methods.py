@@ -30,7 +30,7 @@ def encoder(tiny_encoder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def causal(tiny_lm):
-    return open_backend(f"transformers:{tiny_lm}")
+    return open_backend(f"transformers:{tiny_lm}", dtype="float32")
 
 
 def subjects(encoder, causal):

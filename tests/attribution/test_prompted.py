@@ -160,7 +160,7 @@ def test_nonsense_is_asked_again_a_bounded_number_of_times() -> None:
 
 def test_a_language_models_own_outputs_are_the_neighbours_outputs(tiny_lm: Path) -> None:
     text = "Great phone, terrible battery. The answer is"
-    with amplify.open_backend(f"transformers:{tiny_lm}") as model:
+    with amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32") as model:
         (own,) = cases_of([text], [" positive"], model, foils=[" negative"])
         assert [text[a:b] for a, b in own.words] == ["Great", "phone", "terrible", "battery", "answer"]
         explainer = ScriptedGenerator("say=terrible")

@@ -27,7 +27,7 @@ ANSWERS = (" yes", " not at all")
 
 @pytest.fixture(scope="module")
 def backend(tiny_lm: Path) -> Iterator[Any]:
-    with open_backend(f"transformers:{tiny_lm}", max_batch_tokens=37, device="cpu") as backend:
+    with open_backend(f"transformers:{tiny_lm}", dtype="float32", max_batch_tokens=37, device="cpu") as backend:
         yield backend
 
 
@@ -145,10 +145,10 @@ def test_other_architectures(kind: str) -> None:
 def test_bound_and_refusals(tiny_lm: Path, backend: Any) -> None:
     assert backend.remembering().most * backend.packed.kept <= 2 * 2**30
     assert backend.packed.kept == 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes
-    with open_backend(f"transformers:{tiny_lm}", max_prefix_tokens=0, device="cpu") as none:
+    with open_backend(f"transformers:{tiny_lm}", dtype="float32", max_prefix_tokens=0, device="cpu") as none:
         assert none.remembering() is None
     with pytest.raises(InputError, match="max_prefix_tokens"):
-        open_backend(f"transformers:{tiny_lm}", max_prefix_tokens=-1)
+        open_backend(f"transformers:{tiny_lm}", dtype="float32", max_prefix_tokens=-1)
     with pytest.raises(CapabilityError, match="unsteered"):
         backend.score(
             [Prompt(text="x")], [" y"], memory=PrefixMemory(5), steering=Steering(mode="instaboost", bonus=1.0)

@@ -30,7 +30,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def backend(tiny_lm):  # type: ignore[no-untyped-def]
-    with amplify.open_backend(f"transformers:{tiny_lm}") as opened:
+    with amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32") as opened:
         yield opened
 
 
@@ -56,7 +56,9 @@ def test_known_answers_are_those_of_plain_decoding(backend, sampling) -> None:  
 
 def test_small_memory_changes_nothing(tiny_lm) -> None:  # type: ignore[no-untyped-def]
     prompts, sampling = related(12), Sampling(max_tokens=6)
-    with amplify.open_backend(f"transformers:{tiny_lm}", max_batch_tokens=3, max_cache_tokens=30) as small:
+    with amplify.open_backend(
+        f"transformers:{tiny_lm}", dtype="float32", max_batch_tokens=3, max_cache_tokens=30
+    ) as small:
         known = KnownAnswers()
         assert generate_known(small, prompts, sampling, known) == small.generate(prompts, sampling)
         assert set(known.answers) == {tuple(small.tokenizer(p.text).input_ids) for p in prompts}

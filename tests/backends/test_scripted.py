@@ -37,7 +37,7 @@ def test_plain_text_shows_roles_and_ends_with_the_prefix():
     [
         ("scripted:echo", {"max_contxt": 8}, "Did you mean 'max_context'"),
         ("scripted:echo", {"max_context": "8k"}, "max_context is of type int, not '8k'"),
-        ("transformers:nobody/nothing", {"device_map": "auto"}, "unknown backend option 'device_map'"),
+        ("transformers:nobody/nothing", {"device_mapp": "auto"}, "Did you mean 'device_map'"),
         ("transformers:nobody/nothing", {"max_batch_tokens": 1.5}, "max_batch_tokens is of type int"),
         ("openai:m@http://127.0.0.1:9/v1", {"retries": True}, "retries is of type int"),
         ("openai:m@http://127.0.0.1:9/v1", {"timeout": "1m"}, "timeout is of type float"),

@@ -28,7 +28,7 @@ LABELS = [" positive", " negative", " good and great"]
 
 @pytest.fixture(scope="module")
 def backend(tiny_lm: Path) -> Any:
-    with open_backend(f"transformers:{tiny_lm}", max_batch_tokens=50, device="cpu") as backend:
+    with open_backend(f"transformers:{tiny_lm}", dtype="float32", max_batch_tokens=50, device="cpu") as backend:
         yield backend
 
 
@@ -96,7 +96,7 @@ def test_greedy_text_equals_single_prompt_generation(backend: Any) -> None:
 
 @pytest.mark.parametrize("cache", [1, 130, 300, 5000])
 def test_the_batch_plan_does_not_change_the_text(tiny_lm: Path, backend: Any, cache: int) -> None:
-    with open_backend(f"transformers:{tiny_lm}", max_cache_tokens=cache, max_batch_tokens=13) as other:
+    with open_backend(f"transformers:{tiny_lm}", dtype="float32", max_cache_tokens=cache, max_batch_tokens=13) as other:
         for sampling in (Sampling(max_tokens=9), Sampling(max_tokens=9, temperature=1.0, top_p=0.8, seed=3)):
             assert other.generate(PROMPTS, sampling) == backend.generate(PROMPTS, sampling)
 
@@ -245,7 +245,7 @@ def test_out_of_memory_keeps_what_was_answered(backend: Any, monkeypatch: pytest
 
 
 def test_opening_a_model_draws_no_bar(tiny_lm: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with open_backend(f"transformers:{tiny_lm}"):
+    with open_backend(f"transformers:{tiny_lm}", dtype="float32"):
         assert capfd.readouterr() == ("", "")
 
 
@@ -274,7 +274,7 @@ def test_real_model(smollm2: Path) -> None:
     prompts = [Prompt(text=f"{shots}Review: {item}\nLabel:") for item in items]
     questions = ["What is the capital of France?", "Name three colours.", "What is 2 + 2?"]
     chats = [Prompt(messages=[{"role": "user", "content": q}]) for q in questions]
-    with open_backend(f"transformers:{smollm2}") as opened:
+    with open_backend(f"transformers:{smollm2}", dtype="float32") as opened:
         backend: Any = opened
         pairs = [(p, label) for p in prompts for label in (" positive", " negative")]
         for (p, label), scored in zip(pairs, backend.score(*zip(*pairs, strict=True)), strict=True):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
-from amplify import open_backend
+from amplify import Prompt, Sampling, open_backend
 from amplify.errors import BackendError, InputError
 
 
@@ -21,3 +25,49 @@ def test_a_script_without_a_main_guard_is_told_so_in_the_engines_process(monkeyp
 def test_steering_is_a_switch_or_a_profile(tiny_lm, steering):
     with pytest.raises(InputError, match="a head profile or its name"):
         open_backend(f"vllm:{tiny_lm}", steering=steering)
+
+
+def test_an_engine_in_this_process_is_asked_by_one_thread_at_a_time(tiny_lm, monkeypatch):
+    """A step of the engine hands back whatever requests are finished, another thread's too."""
+    from transformers import AutoTokenizer
+
+    from amplify.backends import Usage
+    from amplify.backends.vllm import VLLMBackend
+
+    strangers = []
+
+    class Engine:
+        def __init__(self):
+            self.llm_engine, self.left, self.asked = self, [], 0
+
+        def enqueue(self, prompts, params, use_tqdm):
+            names = [f"{self.asked + k}-x" for k in range(len(prompts))]
+            threading.Event().wait(0.002)
+            self.asked += len(prompts)
+            self.left += [(n.partition("-")[0], p, threading.get_ident()) for n, p in zip(names, prompts, strict=True)]
+            return names
+
+        def has_unfinished_requests(self):
+            return bool(self.left)
+
+        def step(self):
+            threading.Event().wait(0.002)
+            name, prompt, thread = self.left.pop(0)
+            strangers.extend([thread] * (thread != threading.get_ident()))
+            said = [SimpleNamespace(text="x", finish_reason="stop", token_ids=[1])]
+            ids = prompt["prompt_token_ids"]
+            return [
+                SimpleNamespace(request_id=name, finished=True, prompt_token_ids=ids, num_cached_tokens=0, outputs=said)
+            ]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **given: given))
+    backend = object.__new__(VLLMBackend)
+    backend.llm, backend.spec, backend.usage, backend.max_context = Engine(), "vllm:tiny", Usage(), None
+    backend.tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    backend._stop = SimpleNamespace(alive=True)
+    prompts = [Prompt(text="Great phone"), Prompt(text="Terrible battery")]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: backend.generate(prompts, Sampling()), range(12)))
+    assert not strangers
+    assert all(len(one) == 2 for one in found)
+    assert backend.usage.calls == 24

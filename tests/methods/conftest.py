@@ -44,5 +44,5 @@ def words() -> Task:
 
 @pytest.fixture(scope="module")
 def white(tiny_lm: Path) -> Iterator[Generator]:
-    with amplify.open_backend(f"transformers:{tiny_lm}") as opened:
+    with amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32") as opened:
         yield opened

@@ -24,7 +24,7 @@ SMALL = {"shots": 3, "epochs": 1, "pool": 12, "max_tokens": 40}
 
 @pytest.fixture(scope="module")
 def backend(smollm2: Path) -> Iterator[Generator]:
-    with amplify.open_backend(f"transformers:{smollm2}") as opened:
+    with amplify.open_backend(f"transformers:{smollm2}", dtype="float32") as opened:
         yield opened
 
 

@@ -22,7 +22,7 @@ from amplify.values import Example, Message, Prompt, Sampling
 
 @pytest.fixture(scope="module")
 def backend(tiny_lm):
-    with open_backend(f"transformers:{tiny_lm}") as opened:
+    with open_backend(f"transformers:{tiny_lm}", dtype="float32") as opened:
         yield opened
 
 
@@ -378,7 +378,7 @@ def test_shipped_heads_make_a_real_model_follow_the_new_fact(smollm2, data):
     """Held-out facts: PASTA beats the plain model and random heads, by whole-target log-probability."""
     task = load_task("counterfact_known/efficacy", data=data)
     items = task.test[:12]
-    with open_backend("transformers:smollm2-135m") as opened:
+    with open_backend("transformers:smollm2-135m", dtype="float32") as opened:
         right = {
             name: sum(
                 answer.value == item.label

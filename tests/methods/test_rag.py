@@ -331,7 +331,7 @@ def test_on_a_tiny_model_shapley_is_exact(tiny_lm, task: Task) -> None:
     """Real token trees: with 2^5 prompts the scores add up to what all documents together change."""
     from amplify.textgenshap.attribute import attribute_sources
 
-    with open_backend(f"transformers:{tiny_lm}") as backend:
+    with open_backend(f"transformers:{tiny_lm}", dtype="float32") as backend:
         short = replace(task, test=task.test[:1])
         answer = run("rag_rerank_shapley", short, backend, max_tokens=4)[0]
         assert answer.sources is not None
@@ -370,7 +370,7 @@ def check_against_brute_force(spec: str) -> None:
     fields = {"documents": says, "evidence": [1]}
     example = Example("z", "Where does Zorblax live?", answers=("Zurich",), fields=fields)
     task = Task(name="z", instruction="", train=(), validation=(), test=(example,), metric="qa")
-    with open_backend(spec) as backend:
+    with open_backend(spec, dtype="float32") as backend:
         [first] = run("rag", task, backend, max_tokens=8)
         want = brute_force(backend, example.text, says, first.text)
         [answer] = run("rag_distil_shapley", task, backend, k=1, max_tokens=8)

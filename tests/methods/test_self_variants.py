@@ -116,7 +116,7 @@ def test_a_dry_run_knows_what_it_takes(sentiment: Task, backend: ScriptedBackend
 @pytest.mark.real
 def test_on_the_real_model(smollm2: Path, tmp_path: Path) -> None:
     task = amplify.load_task("support_tickets")
-    with amplify.open_backend(f"transformers:{smollm2}") as backend:
+    with amplify.open_backend(f"transformers:{smollm2}", dtype="float32") as backend:
         for name in ("topk", "phcot", "shap"):
             few = {"budget": 64} if name == "shap" else {}
             program = make(f"self_amplify_{name}", mode="score", shots=2, pool=6, **few).fit(task, backend, 0)

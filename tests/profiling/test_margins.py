@@ -36,7 +36,7 @@ def counting(layer):
 )
 def test_packed_margins_equal_steered_scoring(tiny_lm, alpha, options):
     """The shortcuts (common prefix, shared trunk, skipped layers, head sets as rows) change round-off only: 1e-4."""
-    backend = open_backend(f"transformers:{tiny_lm}")
+    backend = open_backend(f"transformers:{tiny_lm}", dtype="float32")
     sets = [PLAIN, *(frozenset({(layer, head)}) for layer in range(3) for head in range(4))]
     sets += [frozenset({(0, 0), (2, 3)}), frozenset({(1, 1), (1, 2), (2, 0)})]
     steering = Steering(heads={0: (0,)}, alpha=alpha, **options)
@@ -63,7 +63,7 @@ def test_margins_of_other_architectures(tmp_path, tiny_lm):
     )
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    backend = open_backend(f"transformers:{tmp_path}")
+    backend = open_backend(f"transformers:{tmp_path}", dtype="float32")
     steering = Steering(heads={0: (0,)})
     sets = [PLAIN, frozenset({(0, 1)}), frozenset({(1, 3), (0, 0)})]
     margins = Margins(backend, [item()], steering)(0, sets)
@@ -71,7 +71,7 @@ def test_margins_of_other_architectures(tmp_path, tiny_lm):
 
 
 def test_only_first_tokens_count(tiny_lm):
-    backend = open_backend(f"transformers:{tiny_lm}")
+    backend = open_backend(f"transformers:{tiny_lm}", dtype="float32")
     steering = Steering(heads={0: (0,)})
     long = item(gold=" positive, great phone, great", foil="")
     one = Margins(backend, [long], steering, target_tokens=1)(0, [frozenset({(1, 1)})])[0]

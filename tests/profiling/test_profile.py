@@ -27,7 +27,7 @@ def facts(tmp_path):
 
 
 def test_items_of_tasks(tiny_lm, facts):
-    backend = open_backend(f"transformers:{tiny_lm}", max_batch_tokens=512)
+    backend = open_backend(f"transformers:{tiny_lm}", dtype="float32", max_batch_tokens=512)
     [first, *_] = items_of(facts, backend, 5)
     assert {first.gold, first.foil} == {" Asia", " Europe"}
     assert first.whole
@@ -40,7 +40,7 @@ def test_items_of_tasks(tiny_lm, facts):
 
 def test_items_behind_shots_that_are_not_the_sample(tiny_lm):
     task = replace(load_task("json_formatting"), emphasis="text", max_tokens=2)
-    backend = open_backend(f"transformers:{tiny_lm}")
+    backend = open_backend(f"transformers:{tiny_lm}", dtype="float32")
     items = items_of(task, backend, 6, shots=2)
     texts = {e.id: e.text for e in task.train}
     for item in items:
@@ -53,7 +53,7 @@ def test_items_behind_shots_that_are_not_the_sample(tiny_lm):
 
 
 def test_profiles_are_found_saved_and_loaded(tiny_lm, facts, tmp_path):
-    backend = open_backend(f"transformers:{tiny_lm}")
+    backend = open_backend(f"transformers:{tiny_lm}", dtype="float32")
     found = profile([facts], backend, samples=6, joint_samples=3, most=4, block=2, record=tmp_path / "r.jsonl")
     found.steering.save(tmp_path / "p.yaml")
     loaded = Steering.load(tmp_path / "p.yaml")

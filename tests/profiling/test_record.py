@@ -14,7 +14,7 @@ from amplify.steering import Steering
 
 
 def test_a_stopped_search_goes_on_without_making_a_run_twice(tiny_lm, tmp_path):
-    backend = open_backend(f"transformers:{tiny_lm}")
+    backend = open_backend(f"transformers:{tiny_lm}", dtype="float32")
     items = [replace(item(), id=str(i)) for i in range(4)]
     path = tmp_path / "runs.jsonl"
     steering = Steering(heads={0: (0,)})

@@ -128,6 +128,7 @@ BROKEN = {
     "the same label twice": lambda card: {**card, "labels": ["good", "good"]},
     "an unknown kind": lambda card: {**card, "kind": "oracle"},
     "columns beyond the head": lambda card: {**card, "columns": [0, 7]},
+    "no fingerprint": lambda card: {k: v for k, v in card.items() if k != "task_fingerprint"},
     "no body": lambda card: {**card, "body": None},
     "a text as training": lambda card: {**card, "training": "long"},
     "no validation": lambda card: {**card, "validation": []},

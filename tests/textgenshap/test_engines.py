@@ -33,7 +33,7 @@ ANSWER = "The answer is positive."
 
 @pytest.fixture(scope="module")
 def backend(tiny_lm):  # type: ignore[no-untyped-def]
-    with amplify.open_backend(f"transformers:{tiny_lm}") as opened:
+    with amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32") as opened:
         yield opened
 
 
@@ -162,13 +162,13 @@ def test_what_stays_in_memory_is_one_chunk_and_one_path(tiny_lm, monkeypatch) ->
 
     monkeypatch.setattr(PackedModel, "forward", watched)
     context = Context("Which is right?", DOCUMENTS, templates.load("sources", "default"))
-    with amplify.open_backend(f"transformers:{tiny_lm}", max_batch_tokens=32) as backend:
+    with amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32", max_batch_tokens=32) as backend:
         rows = in_place(all_coalitions(len(DOCUMENTS)))
         bounded = game(context, backend, "trie")(rows)
         whole = backend.count_tokens([context.prompt(context.everything())])[0]
         answer = len(backend.tokenizer(ANSWER).input_ids)
         assert max(held) <= whole + answer + 32
-    with amplify.open_backend(f"transformers:{tiny_lm}", max_batch_tokens=4096) as backend:
+    with amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32", max_batch_tokens=4096) as backend:
         assert np.abs(game(context, backend, "trie")(rows) - bounded).max() < 1e-4
 
 

@@ -166,7 +166,7 @@ def test_log_probability_game_by_hand() -> None:
 def test_log_probability_of_each_sentence_of_the_answer(tiny_lm) -> None:  # type: ignore[no-untyped-def]
     import amplify
 
-    backend = amplify.open_backend(f"transformers:{tiny_lm}")
+    backend = amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32")
     game = LogProbGame(context(), backend, "Paris is right. The answer is great.")
     values = game(in_place(all_coalitions(3)))
     assert game.columns[1:] == ("Paris is right.", "The answer is great.")
