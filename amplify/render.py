@@ -57,6 +57,10 @@ def attribution_text(attribution: Attribution, *, limit: int = _SHOWN) -> str:
         lines.append(f"  {_score(attribution, score):>9}  {bar:<{_BAR}}  {word}")
     if hidden := len(order) - len(shown):
         lines.append(f"  … and {hidden} more words, weaker than these")
+    if joined := attribution.meta.get("joined"):
+        lines.append(
+            f"  the target goes on with the word before it, {joined!r}: {f' {attribution.target}'!r} begins a new one"
+        )
     return "\n".join(lines)
 
 

@@ -91,7 +91,7 @@ def load(kind: str, name: str) -> Template:
     """
     if name.endswith(".jinja"):
         try:
-            return Template(name, Path(name).expanduser().read_text(encoding="utf-8").removesuffix("\n"))
+            return Template(name, Path(name).expanduser().read_text(encoding="utf-8-sig").removesuffix("\n"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"template file {name} cannot be read: {error}") from error
     folder = resources.content("prompts")

@@ -227,6 +227,15 @@ def test_attribute_names_the_file_that_is_wrong(amplify, arguments: tuple[str, .
     assert "Traceback" not in err
 
 
+def test_attribute_reads_documents_without_their_byte_order_mark(amplify) -> None:  # type: ignore[no-untyped-def]
+    Path("a.md").write_bytes(b"\xef\xbb\xbfParis.")
+    Path("b.md").write_bytes(b"Rome.")
+    documents = ("-d", "a.md", "b.md", "--json", "out.json")
+    status, _, err = amplify("attribute", "-q", "Where?", "-b", "scripted:say=Paris", "--value", "votes", *documents)
+    assert status == 0, err
+    assert json.loads(Path("out.json").read_text())["documents"]["sources"] == [[0, 0, 6], [1, 0, 5]]
+
+
 def test_attribute_offers_what_the_library_has(amplify) -> None:  # type: ignore[no-untyped-def]
     from amplify.shapley.estimators import ESTIMATORS
     from amplify.textgenshap.engines import ENGINES

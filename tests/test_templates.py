@@ -37,6 +37,8 @@ def test_own_file(tmp_path: Path) -> None:
     own = tmp_path / "own.jinja"
     own.write_text("Why: {{ words | join('+') }}\n")
     assert templates.load("rationale", str(own)).render({"words": ["a", "b"]}) == "Why: a+b"
+    own.write_text("Why: {{ words | join('+') }}\n", encoding="utf-8-sig")
+    assert templates.load("rationale", str(own)).render({"words": ["a", "b"]}) == "Why: a+b"
     with pytest.raises(InputError, match="cannot be read"):
         templates.load("rationale", str(tmp_path / "none.jinja"))
 

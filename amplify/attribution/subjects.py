@@ -11,7 +11,7 @@ import numpy as np
 from amplify.attribution import entrance
 from amplify.attribution.games import located, owner_words, prompt_value, proxy_value
 from amplify.attribution.perturbation import Value
-from amplify.attribution.words import Spans, content_words, word_spans
+from amplify.attribution.words import Spans, content_words, joined_word, word_spans
 from amplify.backends.base import Generator, WhiteBox, need_scorer, need_white_box
 from amplify.backends.checks import check_window
 from amplify.errors import CapabilityError, ContextLengthError, InputError
@@ -352,6 +352,8 @@ def prompt_subject(
             backend.count_tokens([replace(prompt, prefix=prompt.prefix + e) for e in ends]), 0, backend.max_context
         )
     meta = {"dtype": str(backend.model.dtype).removeprefix("torch.")} if isinstance(backend, WhiteBox) else {}
+    if joined := joined_word((prompt.text or "") + prompt.prefix, target):
+        meta["joined"] = joined
     return PromptSubject(backend, prompt, message, text, spans, target, foil, meta)
 
 

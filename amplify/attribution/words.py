@@ -22,9 +22,21 @@ Spans = tuple[tuple[int, int], ...]
 Mask = Callable[[Example], Sequence[bool]]
 
 # Letters, their marks and digits; an apostrophe joins (don't), a decimal mark joins digits (3.5), a hyphen parts.
-# A Han ideograph is a word of its own: those scripts put no space between words.
+# An emoji is a word, with all that makes one picture of it (skin tone, family, flag, keycap).
+_EMOJI = r"[\p{Extended_Pictographic}--[©®™‼⁉ℹ↔-↪〰〽㊗㊙]]|\p{Regional_Indicator}|[0-9#*]\uFE0F?\u20E3"
+# Some scripts put no blank between words, and finding words in them takes a dictionary. A Han ideograph is a word of
+# its own, a run of Katakana (loan words) is one, and the others are cut into at most four characters with their marks,
+# before the vowels that Thai and Lao write in front of a syllable.
+_DENSE = r"\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_FRONT = r"\u0E40-\u0E44\u0EC0-\u0EC4"
+_SPACED = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[[\p{{Han}}\p{{Katakana}}{_DENSE}]--\p{{N}}]]"
 _WORD = regex.compile(
-    r"\p{Han}|[[\p{L}\p{M}\p{N}]--\p{Han}]+(?:['’][\p{L}\p{M}]+|(?<=\p{Nd})[.,]\p{Nd}+)*", flags=regex.V1
+    rf"(?={_EMOJI})\X"
+    r"|\p{Han}|[\p{Katakana}ー]+"
+    rf"|(?=[[{_DENSE}]--\p{{N}}])\X(?:(?=[[{_DENSE}]--[\p{{N}}{_FRONT}]])\X){{0,3}}"
+    rf"|{_SPACED}+"
+    r"(?:['’][\p{L}\p{M}]+|(?<=\p{Nd})[.,]\p{Nd}+)*",
+    flags=regex.V1,
 )
 _LETTER = regex.compile(r"[a-z]")
 
@@ -46,8 +58,22 @@ _CLITICS = frozenset(["s", "m", "re", "ve", "ll", "d"])
 
 
 def word_spans(text: str) -> Spans:
-    """Character offsets [start, end) of every word; punctuation and white space belong to none."""
+    """Character offsets [start, end) of every word; punctuation and white space belong to none.
+
+    An emoji is a word. Scripts without blanks between words are cut into small pieces: single ideographs, runs of
+    Katakana, else at most four characters.
+    """
     return tuple(match.span() for match in _WORD.finditer(text))
+
+
+def joined_word(before: str, after: str) -> str:
+    """The word that the end of one text makes with the beginning of another ("is" + "Paris"); "" where they make none.
+
+    In scripts without blanks between words nothing is joined so.
+    """
+    end = regex.search(rf"(?r){_SPACED}+\Z", before, flags=regex.V1)
+    begin = regex.match(rf"{_SPACED}+", after, flags=regex.V1)
+    return end[0] + begin[0] if end and begin else ""
 
 
 def aggregate(

@@ -192,7 +192,7 @@ def attribute(
     texts = []
     for path in (*documents, *more):
         try:
-            texts.append(path.read_text(encoding="utf-8"))
+            texts.append(path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 text: {error}") from error
         if not texts[-1].strip():

@@ -96,6 +96,18 @@ def test_occlusion_of_a_continuation_is_the_difference_of_two_prompts(causal, ta
         assert b.scores[word] == pytest.approx(drop - other, abs=1e-4)
 
 
+def test_a_target_without_its_blank_gets_a_hint(causal):
+    hint = "the target goes on with the word before it, 'isParis': ' Paris' begins a new one"
+    assert hint in str(amplify.explain("The capital is", "Paris", model=causal, method="occlusion"))
+    assert "goes on" not in str(amplify.explain("The capital is", " Paris", model=causal, method="occlusion"))
+    chat = Prompt(messages=({"role": "user", "content": "The capital is"},))
+    assert "goes on" not in str(amplify.explain(chat, "Paris", model=causal, method="occlusion"))
+
+
+def test_emojis_are_scored(causal):
+    assert amplify.explain("😡😡", " bad", model=causal, method="occlusion").words == ("😡", "😡")
+
+
 @pytest.mark.parametrize("removal", ["pad", "attention"])
 def test_removals_equal_one_plain_forward_each(causal, removal):
     import torch

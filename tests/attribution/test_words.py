@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from amplify.attribution.words import (
     aggregate,
     content_words,
+    joined_word,
     key_word_mask,
     stop_words,
     without_words,
@@ -36,7 +37,15 @@ def words(text: str) -> list[str]:
         ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),  # vowel signs are marks, not breaks
         ("中文好", ["中", "文", "好"]),
         ("e\u0301te\u0301", ["e\u0301te\u0301"]),
-        ("... ?! 🙂", []),
+        ("... ?! 🙂", ["🙂"]),
+        ("😡😡 no❤️", ["😡", "😡", "no", "❤️"]),
+        ("👨‍👩‍👧 👍🏽 🇩🇪 1️⃣ ❤", ["👨‍👩‍👧", "👍🏽", "🇩🇪", "1️⃣", "❤"]),
+        ("© 2024 → A", ["2024", "A"]),
+        ("私は映画が好きです", ["私", "は", "映", "画", "が", "好", "きです"]),
+        ("これはとてもよかった。データベース", ["これはと", "てもよか", "った", "データベース"]),
+        ("เรื่องนี้ดีมาก เก่ง ๑๒", ["เรื่อง", "นี้ดีมา", "ก", "เก่ง", "๑๒"]),
+        ("ຂ້ອຍມັກຮູບເງົານີ້", ["ຂ້ອຍມັ", "ກຮູບ", "ເງົານີ້"]),
+        ("ខ្ញុំចូលចិត្ត", ["ខ្ញុំចូលចិ", "ត្ត"]),
         ("", []),
     ],
 )
@@ -50,6 +59,23 @@ def test_spans_are_in_order_and_hold_letters_or_digits_only_at_their_ends(text):
     assert all(a < b for a, b in spans)
     assert all(x[1] <= y[0] for x, y in pairwise(spans))
     assert not any(c in '.,!?;:"()[]' for a, b in spans for c in (text[a], text[b - 1]))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "word"),
+    [
+        ("The capital is", "Paris is", "isParis"),
+        ("The capital is", " Paris", ""),
+        ("The capital is ", "Paris", ""),
+        ("It costs $", "5", ""),
+        ("法国的首都是", "巴黎", ""),
+        ("", "Paris", ""),
+        ("is " * 50_000, "Paris", ""),
+        ("s" * 100_000, ".", ""),
+    ],
+)
+def test_a_target_that_goes_on_with_a_word(before, after, word):
+    assert joined_word(before, after) == word
 
 
 def test_sub_words_add_up_and_never_leak():
