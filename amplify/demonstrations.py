@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from amplify.embeddings import Embedder, nearest
 from amplify.errors import InputError
-from amplify.layout import input_text
 from amplify.proxies import Proxy
 from amplify.registry import Table, register
 from amplify.tasks import Task
 from amplify.tasks.splits import content_hash
+from amplify.text import input_text
 from amplify.values import Attribution, Demonstration, Example
 
 

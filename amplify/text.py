@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from amplify.values import Example
+
 # what thinking models write around their reasoning: <think> (DeepSeek-R1, Qwen3), <seed:think>, [THINK] (Magistral),
 # <thought>, and what prompts ask others for (<thinking>, <reasoning>, <reflection>)
 _BLOCK = re.compile(
@@ -79,3 +81,24 @@ def _tags(text: str) -> Iterator[tuple[int, int, str, bool]]:
     """(start, end, the tag, whether it closes a block) of every tag."""
     for found in _BLOCK.finditer(text):
         yield found.start(), found.end(), found[0], bool(found[1] or found[3])
+
+
+def _lines(example: Example) -> list[tuple[str, str]]:
+    """One (label shown, option text) pair per option; none where a choice is its own text."""
+    shown = [choice if choice.startswith("(") else f"({choice})" for choice in example.choices]
+    return list(zip(shown, example.options, strict=True)) if example.options else []
+
+
+def input_text(example: Example) -> str:
+    """The question, then one line per option: "(A) first option". The text alone where there are no option texts."""
+    return "\n".join([example.text, *(f"{label} {option}" for label, option in _lines(example))])
+
+
+def option_spans(example: Example) -> tuple[tuple[int, int], ...]:
+    """Characters [start, end) of each option's text in `input_text(example)`."""
+    spans, at = [], len(example.text)
+    for label, option in _lines(example):
+        start = at + 1 + len(label) + 1
+        at = start + len(option)
+        spans.append((start, at))
+    return tuple(spans)

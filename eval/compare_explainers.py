@@ -39,12 +39,12 @@ from amplify.attribution.registry import METHODS
 from amplify.attribution.words import Spans, word_spans
 from amplify.backends.base import Scorer
 from amplify.errors import AmplifyError, InputError
-from amplify.layout import input_text
 from amplify.methods import make
-from amplify.methods.answering import continuation
+from amplify.methods.program import continuation
 from amplify.methods.self_attribution import placed
 from amplify.proxies import Proxy, versions
 from amplify.tasks import Task
+from amplify.text import input_text
 from amplify.values import Attribution, Example
 
 LEAST, MOST = 6, 40  # words of an input: of fewer there is little to rank, of more perturbation takes long
@@ -88,7 +88,7 @@ def of_backend(backend: Scorer, task: Task, examples: Sequence[Example]) -> Iter
     for example in examples:
         prompt, _, words = placed(form, example, word_spans(input_text(example)))
         labels = form.labels_of(example)
-        ends = [continuation(label, (labels, example.options), form.style, prompt) for label in labels]
+        ends = [continuation(label, (labels, example.options), form, prompt) for label in labels]
         totals = [found.total for found in backend.score([prompt] * len(ends), ends)]
         first, second = np.argsort(totals)[::-1][:2]
         yield Input(example.id, prompt, ends[first], ends[second], words, labels[first] == example.label)

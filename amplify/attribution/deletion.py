@@ -12,8 +12,8 @@ from amplify.attribution.perturbation import Coalitions, Floats
 from amplify.attribution.words import without_words
 from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError
-from amplify.layout import input_text
 from amplify.proxies import Proxy
+from amplify.text import input_text
 from amplify.values import Attribution, Example, Prompt
 
 Gone = list[list[tuple[int, int]]]
@@ -65,7 +65,7 @@ def deletion(attribution: Attribution, model: Proxy | Generator, given: Example 
     """The game behind an attribution: the words that it scores may be deleted, all others stay.
 
     Args:
-        attribution: over `amplify.layout.input_text(example)` for a proxy; over a raw prompt or the user's last message
+        attribution: over `amplify.text.input_text(example)` for a proxy; over a raw prompt or the user's last message
             for a language model.
         model: a proxy, whose labels target and foil are; or a backend that scores them as continuations.
         given: what was explained; needed where examples bring their own choices, and for chats.

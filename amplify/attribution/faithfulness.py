@@ -122,7 +122,7 @@ def comprehensiveness(
     Args:
         proxy: the model explained.
         examples: what was explained.
-        attributions: one per example, over `amplify.layout.input_text(example)`.
+        attributions: one per example, over `amplify.text.input_text(example)`.
         k: different words deleted (fewer where an attribution has fewer).
 
     Returns:

@@ -50,7 +50,7 @@ def proxy_value(
     Args:
         proxy: an encoder with a trained head, or any causal proxy.
         example: the input.
-        spans: the words that may be left out, of `amplify.layout.input_text(example)`; the others always stay.
+        spans: the words that may be left out, of `amplify.text.input_text(example)`; the others always stay.
         target: label whose logit (encoder) or log-probability (causal) is the value.
         foil: label whose score is subtracted.
         removal: of `REMOVALS`.

@@ -32,9 +32,9 @@ from amplify.attribution.registry import METHODS
 from amplify.attribution.running import run
 from amplify.attribution.words import Mask, Spans, word_spans
 from amplify.errors import CapabilityError, InputError
-from amplify.layout import input_text
 from amplify.proxies import Proxy
 from amplify.shapley.budget import least
+from amplify.text import input_text
 from amplify.values import Attribution, Example, Prompt
 
 if TYPE_CHECKING:

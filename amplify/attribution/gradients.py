@@ -26,9 +26,9 @@ from amplify.attribution.registry import METHODS as EXPLAINERS
 from amplify.attribution.words import Mask, Spans, aggregate, word_spans
 from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
-from amplify.layout import input_text
 from amplify.locks import lock_of
 from amplify.proxies import Proxy, Row, softmax, versions
+from amplify.text import input_text
 from amplify.values import Attribution, Example
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def explain(
     mask: Mask | None = None,
     batch_tokens: int | None = None,
 ) -> Explanations:
-    """Attribute each target's score (against its foil) to the words of `amplify.layout.input_text(example)`.
+    """Attribute each target's score (against its foil) to the words of `amplify.text.input_text(example)`.
 
     Args:
         proxy: an encoder with a trained head, or any causal proxy.

@@ -15,8 +15,8 @@ from amplify.attribution.subjects import ProxySubject, Subject
 from amplify.attribution.words import word_spans
 from amplify.backends.base import Generator
 from amplify.errors import InputError
-from amplify.layout import input_text
 from amplify.proxies import Proxy, versions
+from amplify.text import input_text
 from amplify.values import Attribution
 
 

@@ -15,9 +15,9 @@ from amplify.attribution.words import Spans, content_words, joined_word, word_sp
 from amplify.backends.base import Generator, WhiteBox, need_scorer, need_white_box
 from amplify.backends.checks import check_window
 from amplify.errors import CapabilityError, ContextLengthError, InputError
-from amplify.layout import input_text
 from amplify.locks import lock_of
 from amplify.proxies import Proxy, Row
+from amplify.text import input_text
 from amplify.values import Example, Prompt
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import regex
 
 from amplify.errors import InputError
-from amplify.layout import input_text, option_spans
+from amplify.text import input_text, option_spans
 from amplify.values import Example
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def key_word_mask(task: Task) -> Mask:
     except those that stand in every option.
 
     Returns:
-        A function from an example to one truth value per word of `amplify.layout.input_text(example)`.
+        A function from an example to one truth value per word of `amplify.text.input_text(example)`.
     """
     return mask_without(fixed_words(task))
 

@@ -230,7 +230,7 @@ def _turns(prompt: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _demonstrations(data: Any) -> Iterator[Demonstration]:
     """Every demonstration in a program's JSON, however deep."""
-    from amplify.methods.shots import demonstration
+    from amplify.methods.program import demonstration
 
     if isinstance(data, Mapping):
         if isinstance(data.get("example"), Mapping) and "text" in data["example"]:

@@ -19,7 +19,6 @@ from amplify.methods.controls import (
     TestWords,
     TfidfWords,
 )
-from amplify.methods.forms import Form
 from amplify.methods.neighbours import FewShotNearest
 from amplify.methods.pasta import AutoPasta, InstaBoost, Pasta, Spotlight
 from amplify.methods.pasta_controls import (
@@ -30,7 +29,8 @@ from amplify.methods.pasta_controls import (
     PastaRandomHeads,
 )
 from amplify.methods.pasta_shots import FewShotPasta
-from amplify.methods.prompting import PromptMethod
+from amplify.methods.program import ShotProgram
+from amplify.methods.prompt import Form, PromptMethod
 from amplify.methods.rag import RagDistilShapley, RagHighlightPasta, RagPruneShapley, RagRerankShapley
 from amplify.methods.rag_baselines import Rag, RagLeaveOneOut, RagRerankRandom
 from amplify.methods.refusals import IgnoreWord, NegativeEmphasis, Rephrase
@@ -46,7 +46,6 @@ from amplify.methods.self_amplify import (
     SelfTopK,
 )
 from amplify.methods.self_controls import SelfNoRationale, SelfRandomWords
-from amplify.methods.shots import ShotProgram
 
 
 def make(name: str, *, mode: Mode = "generate", **options: Any) -> Method:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from amplify.backends.base import Generator
 from amplify.methods.explained import Explained, ExplainedMethod, rationale_form
-from amplify.methods.shots import ShotProgram, with_rationales
+from amplify.methods.program import ShotProgram, with_rationales
 from amplify.registry import register
 from amplify.values import Rationale
 

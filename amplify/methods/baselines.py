@@ -10,8 +10,8 @@ from amplify import templates
 from amplify.backends.base import Generator
 from amplify.errors import InputError
 from amplify.methods.base import Role
-from amplify.methods.prompting import PromptMethod, check_options
-from amplify.methods.shots import ShotProgram
+from amplify.methods.program import ShotProgram
+from amplify.methods.prompt import PromptMethod, check_options
 from amplify.registry import register
 from amplify.values import Demonstration, Example
 

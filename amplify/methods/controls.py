@@ -15,8 +15,8 @@ from amplify.errors import DataError, InputError
 from amplify.methods.amplify import in_words, top_words
 from amplify.methods.base import Method, Program, PromptProgram, Rehearsal, Role
 from amplify.methods.explained import Explained, ExplainedMethod, find_proxy
-from amplify.methods.prompting import PromptMethod
-from amplify.methods.shots import ShotProgram, answer_shots, as_example
+from amplify.methods.program import ShotProgram, answer_shots, as_example
+from amplify.methods.prompt import PromptMethod
 from amplify.rationales import others, random_words, rationalise, tfidf_words
 from amplify.rationales.wording import Words, variables, verbalise
 from amplify.registry import register
@@ -93,7 +93,7 @@ class TfidfWords(ExplainedMethod):
 
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """The shared fit with its words replaced."""
-        from amplify.layout import input_text
+        from amplify.text import input_text
 
         notes = self.notes_on(task, backend)
         found = self.explained(task, backend, seed)

@@ -12,7 +12,7 @@ from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError
 from amplify.keeping import Use, keep
 from amplify.methods.base import Method, Program
-from amplify.methods.parsing import parse_text
+from amplify.methods.parse import parse_text
 from amplify.methods.reading import Reading, attribution, is_title, leave_one_out, texts
 from amplify.retrieval import RETRIEVERS, open_retriever
 from amplify.templates import Template

@@ -12,14 +12,12 @@ from weakref import WeakKeyDictionary
 from amplify import templates
 from amplify.backends.base import Generator
 from amplify.errors import InputError
-from amplify.methods.answering import check_window
 from amplify.methods.base import Rehearsal
 from amplify.methods.baselines import FewShot, ZeroShot, ask_validation, random_shots
-from amplify.methods.forms import Form
 from amplify.methods.gating import SPARE, Explanation, gate_shots, judge_for_proxy
-from amplify.methods.parsing import shown
-from amplify.methods.prompting import PromptMethod, check_options
-from amplify.methods.shots import ShotProgram, with_rationales
+from amplify.methods.parse import shown
+from amplify.methods.program import ShotProgram, check_window, with_rationales
+from amplify.methods.prompt import Form, PromptMethod, check_options
 from amplify.rationales import rationalise
 from amplify.rationales.salience import SEARCHES
 from amplify.rationales.wording import kind_of, opening, variables
@@ -343,7 +341,7 @@ def check_room(form: Form, shots: int, task: Task, backend: Generator) -> None:
     shown = [Demonstration(example) for example in shortest]
     longest = max(task.test, key=lambda e: len(form.question(e)))
     prompt = form.prompt(longest, shown)
-    check_window(backend, [prompt], form.style, form.method, [len(shown)], lambda _, n: form.prompt(longest, shown[:n]))
+    check_window(backend, [prompt], form, [len(shown)], lambda _, n: form.prompt(longest, shown[:n]))
 
 
 def rationale_form(method: ExplainedMethod, task: Task, rationales: Sequence[Rationale | None]) -> Form:

@@ -11,7 +11,7 @@ from amplify.values import Attribution, Demonstration, Rationale
 if TYPE_CHECKING:
     from amplify.attribution.gate import Verdict
     from amplify.backends.base import Generator
-    from amplify.methods.prompting import PromptMethod
+    from amplify.methods.prompt import PromptMethod
     from amplify.proxies import Proxy
     from amplify.tasks import Task
 

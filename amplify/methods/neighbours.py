@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from amplify.backends.base import Generator
 from amplify.errors import InputError
-from amplify.layout import input_text
 from amplify.methods.base import PromptProgram, Rehearsal, Role
 from amplify.methods.baselines import random_shots, shot_pool
-from amplify.methods.forms import Form
-from amplify.methods.prompting import PromptMethod, check_options
-from amplify.methods.shots import answer_shots, as_example, demonstration
+from amplify.methods.program import answer_shots, as_example, demonstration
+from amplify.methods.prompt import Form, PromptMethod, check_options
 from amplify.registry import register
+from amplify.text import input_text
 from amplify.values import Answer, Demonstration, Example, Prompt
 
 if TYPE_CHECKING:

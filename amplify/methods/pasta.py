@@ -12,9 +12,7 @@ from amplify import templates
 from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError
 from amplify.methods.base import Program
-from amplify.methods.forms import Form
-from amplify.methods.marking import first_sentence, marked
-from amplify.methods.prompting import PromptMethod
+from amplify.methods.prompt import Form, PromptMethod, first_sentence, marked
 from amplify.methods.steered import (
     SteeredProgram,
     answer_steered,

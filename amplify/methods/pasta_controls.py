@@ -10,7 +10,7 @@ from amplify.methods.base import Role
 from amplify.methods.baselines import FewShot, ZeroShot
 from amplify.methods.pasta import AutoPasta, AutoPastaProgram, Pasta
 from amplify.methods.pasta_shots import FewShotPasta
-from amplify.methods.shots import ShotProgram
+from amplify.methods.program import ShotProgram
 from amplify.methods.steered import need_emphasis, random_heads
 from amplify.registry import register
 from amplify.steering import Steering

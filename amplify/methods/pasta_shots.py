@@ -9,7 +9,7 @@ from amplify.backends.base import Generator
 from amplify.methods.base import Program
 from amplify.methods.baselines import draw
 from amplify.methods.pasta import Pasta
-from amplify.methods.prompting import check_options
+from amplify.methods.prompt import check_options
 from amplify.methods.steered import SteeredProgram, find_profile
 from amplify.registry import register
 from amplify.steering import Steering

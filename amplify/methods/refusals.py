@@ -13,8 +13,7 @@ from amplify import templates
 from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError
 from amplify.methods.base import Program
-from amplify.methods.forms import Form
-from amplify.methods.prompting import PromptMethod
+from amplify.methods.prompt import Form, PromptMethod
 from amplify.methods.steered import answer_steered, only_heads
 from amplify.registry import register
 from amplify.steering import Steering

@@ -17,17 +17,17 @@ from amplify.attribution.prompted import Case, explain_prompted
 from amplify.attribution.registry import METHODS
 from amplify.backends.base import Generator, need_scorer
 from amplify.errors import InputError
-from amplify.layout import input_text
 from amplify.methods.explained import RATIONALE_TOKENS
-from amplify.methods.forms import Form, shown_gold
 from amplify.methods.gating import Said, gate_shots, judge_own
-from amplify.methods.parsing import parse_label, split_answer
+from amplify.methods.parse import parse_label, split_answer
+from amplify.methods.program import ShotProgram, with_rationales
+from amplify.methods.prompt import Form, shown_gold
 from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed
 from amplify.methods.self_selection import SelfMethod
-from amplify.methods.shots import ShotProgram, with_rationales
 from amplify.rationales import rationalise
 from amplify.rationales.wording import opening, verbalise
 from amplify.registry import register
+from amplify.text import input_text
 from amplify.values import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
 
 if TYPE_CHECKING:
@@ -352,10 +352,10 @@ class SelfPhCoT(SelfSteps):
         form = self.form(task)
         prompts = []
         for shot in shots:
-            given = {"steps": self.steps, "label": shown_gold(shot.example), "marker": form.style.marker}
+            given = {"steps": self.steps, "label": shown_gold(shot.example), "marker": form.marker}
             lead = templates.load("lead", "explanation").render(given)
             prompts.append(_request(form, shot, templates.load("request", "explanation").render(given), lead))
-        found = self.asked(prompts, backend, form.style.marker, seed)
+        found = self.asked(prompts, backend, form.marker, seed)
         return [self.worded(text, "phcot") if text else None for text, _ in found], []
 
 
@@ -372,7 +372,7 @@ class SelfAutoCoT(SelfSteps):
     ) -> tuple[list[Rationale | None], list[str]]:
         """Ask for steps and an answer."""
         form = self.form(task)
-        marker = form.style.marker
+        marker = form.marker
         request = templates.load("request", "steps").render({"steps": self.steps, "marker": marker})
         found = self.asked([_request(form, s, request, self.begin) for s in shots], backend, marker, seed)
         astray = 0
@@ -385,7 +385,7 @@ class SelfAutoCoT(SelfSteps):
 
 def _request(form: Form, shot: Demonstration, request: str, lead: str) -> Prompt:
     """The shot's zero-shot prompt with something asked at its end and the answer begun; raw text is only begun."""
-    prompt = form.prompt(shot.example, lead=form.style.marker)
+    prompt = form.prompt(shot.example, lead=form.marker)
     if prompt.text is not None:
         return replace(prompt, prefix=f" {lead}", emphasis=())
     last = prompt.messages[-1]

@@ -10,12 +10,10 @@ from amplify.attribution.deletion import Deletion, deletion
 from amplify.attribution.words import Spans, key_word_mask, word_spans
 from amplify.backends.base import Generator
 from amplify.errors import InputError
-from amplify.layout import input_text, option_spans
-from amplify.methods.answering import continuation
-from amplify.methods.forms import Form
-from amplify.methods.marking import marked_input
-from amplify.methods.prompting import PromptMethod
+from amplify.methods.program import continuation
+from amplify.methods.prompt import Form, PromptMethod, marked_input
 from amplify.shapley.budget import least
+from amplify.text import input_text, option_spans
 from amplify.values import Attribution, Demonstration, Example, Prompt
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ BUDGET = 128
 
 
 def citable(task: Task, example: Example) -> Spans:
-    """The words of an example that a rationale may cite, as characters of `amplify.layout.input_text(example)`."""
+    """The words of an example that a rationale may cite, as characters of `amplify.text.input_text(example)`."""
     spans = word_spans(input_text(example))
     return tuple(span for span, may in zip(spans, key_word_mask(task)(example), strict=True) if may)
 
@@ -36,7 +34,7 @@ def placed(form: Form, example: Example, spans: Spans) -> tuple[Prompt, int | No
     Args:
         form: of the prompt; its answer is begun.
         example: the input.
-        spans: characters of `amplify.layout.input_text(example)`, inside its text or one of its options.
+        spans: characters of `amplify.text.input_text(example)`, inside its text or one of its options.
 
     Returns:
         The prompt, the message that the input is in (None for raw text), and the words as characters of it.
@@ -44,7 +42,7 @@ def placed(form: Form, example: Example, spans: Spans) -> tuple[Prompt, int | No
     Raises:
         InputError: the question template leaves the input out, shows it twice or changes it.
     """
-    prompt = replace(form, emphasis="").prompt(marked_input(example), lead=form.style.marker)
+    prompt = replace(form, emphasis="").prompt(marked_input(example), lead=form.marker)
     source = input_text(example)
     own = ((0, len(example.text)), *option_spans(example))
     there = prompt.emphasis
@@ -124,7 +122,7 @@ def shot_game(method: PromptMethod, task: Task, backend: Generator, shot: Demons
     text = str(prompt.text if message is None else prompt.messages[message].content)
     choices = (form.labels_of(shot.example), shot.example.options)
     target, foil = (
-        None if label is None else continuation(label, choices, form.style, prompt)
+        None if label is None else continuation(label, choices, form, prompt)
         for label in (str(shot.example.label), shot.foil)
     )
     words = tuple(text[a:b] for a, b in spans)
@@ -146,9 +144,9 @@ def _asked(method: PromptMethod, task: Task, shot: Demonstration, contrastive: b
     form = method.form(task)
     prompt, message, words = placed(form, shot.example, citable(task, shot.example))
     choices = (form.labels_of(shot.example), shot.example.options)
-    target = continuation(str(shot.example.label), choices, form.style, prompt)
+    target = continuation(str(shot.example.label), choices, form, prompt)
     foil = shot.foil if contrastive else None
-    against = None if foil is None else continuation(foil, choices, form.style, prompt)
+    against = None if foil is None else continuation(foil, choices, form, prompt)
     return _Asked(prompt, message, words, target, against)
 
 

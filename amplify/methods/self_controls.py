@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from amplify.backends.base import Generator
-from amplify.layout import input_text
 from amplify.methods.base import Role
-from amplify.methods.forms import shown_gold
+from amplify.methods.program import ShotProgram
+from amplify.methods.prompt import shown_gold
 from amplify.methods.self_amplify import SelfWords
 from amplify.methods.self_attribution import citable
 from amplify.methods.self_selection import SelfMethod
-from amplify.methods.shots import ShotProgram
 from amplify.rationales import random_words
 from amplify.rationales.wording import verbalise
 from amplify.registry import register
+from amplify.text import input_text
 from amplify.values import Attribution, Demonstration, Rationale
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from amplify.methods.base import Rehearsal
 from amplify.methods.baselines import ZeroShot, ask_validation, random_shots
 from amplify.methods.explained import RATIONALE_TOKENS, check_room, citable_pool, planned
 from amplify.methods.gating import SPARE
-from amplify.methods.prompting import PromptMethod, check_options
-from amplify.methods.shots import ShotProgram
+from amplify.methods.program import ShotProgram
+from amplify.methods.prompt import PromptMethod, check_options
 from amplify.values import Answer, Demonstration, Example
 
 if TYPE_CHECKING:

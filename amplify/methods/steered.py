@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Self
 
 from amplify.backends.base import Generator
 from amplify.errors import InputError, UnknownNameError
-from amplify.methods.answering import answer_prompts, check_window
 from amplify.methods.base import PromptProgram
-from amplify.methods.forms import Form
-from amplify.methods.shots import as_example, demonstration
+from amplify.methods.program import answer_prompts, as_example, check_window, demonstration
+from amplify.methods.prompt import Form
 from amplify.steering import Steering, profiles
 from amplify.values import Answer, Demonstration, Example, Prompt
 
@@ -81,8 +80,8 @@ def answer_steered(
     def with_shots(i: int, n: int) -> Prompt:
         return form.prompt(examples[i], shots[:n]) if shots else prompts[i]
 
-    check_window(backend, prompts, form.style, form.method, [len(shots)] * len(prompts), with_shots)
-    return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form.style, backend, steering)
+    check_window(backend, prompts, form, [len(shots)] * len(prompts), with_shots)
+    return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, backend, steering)
 
 
 def model_name(backend: Generator) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from amplify.backends.base import Scorer, need_scorer
 from amplify.errors import InputError
 from amplify.methods import make
-from amplify.methods.shots import answer_shots
+from amplify.methods.program import answer_shots
 from amplify.profiling.margins import Item, Margins, by_layer, heads_of
 from amplify.profiling.record import Recorded
 from amplify.profiling.search import PLAIN, Combine, Joint, Ranking, combine, exhaustive, halving, joint

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amplify.errors import ContextLengthError, InputError
-from amplify.layout import input_text, option_spans
 from amplify.templates import Template
+from amplify.text import input_text, option_spans
 from amplify.values import Example
 
 if TYPE_CHECKING:

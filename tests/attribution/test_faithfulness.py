@@ -152,7 +152,7 @@ def test_proxies_and_own_choices(tiny_lm):
     ]
     task = Task(name="quiz", instruction="Choose.", train=(), validation=(), test=tuple(examples))
     proxy = train_proxy(task, tiny_lm, epochs=0)
-    from amplify.layout import input_text
+    from amplify.text import input_text
 
     def explained(example: Example) -> Attribution:
         text = input_text(example)

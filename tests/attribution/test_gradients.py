@@ -9,9 +9,9 @@ import torch
 from amplify.attribution.gradients import METHODS, explain
 from amplify.attribution.words import aggregate, key_word_mask, word_spans
 from amplify.errors import InputError, UnknownNameError
-from amplify.layout import input_text
 from amplify.proxies import Proxy, train_proxy
 from amplify.tasks import Task
+from amplify.text import input_text
 from amplify.values import Example
 
 LABELS = ("negative", "positive", "neutral")

@@ -18,8 +18,8 @@ from amplify.attribution.words import (
     without_words,
     word_spans,
 )
-from amplify.layout import input_text, option_spans
 from amplify.tasks import Task
+from amplify.text import input_text, option_spans
 from amplify.values import Example
 
 

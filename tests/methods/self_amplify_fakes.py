@@ -5,7 +5,7 @@ import re
 import numpy as np
 from method_fakes import BAD, GOOD, by_word
 
-from amplify.methods.shots import ShotProgram
+from amplify.methods.program import ShotProgram
 
 SMALL = {"shots": 4, "pool": 20}
 WRONG = {f"validation-{i}" for i in range(20) if i % 4 >= 2}

@@ -15,7 +15,7 @@ from amplify.errors import ContextLengthError, DataError, InputError
 from amplify.methods import Amplify, Program, make
 from amplify.methods.amplify import top_words
 from amplify.methods.controls import ProxyProgram, TestWordsProgram
-from amplify.methods.shots import ShotProgram
+from amplify.methods.program import ShotProgram
 from amplify.proxies import Proxy, train_proxy
 from amplify.tasks import Task
 

@@ -8,7 +8,7 @@ from method_fakes import by_word
 from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator, plain_text
 from amplify.errors import CapabilityError, ContextLengthError, DataError, InputError, UnknownNameError
 from amplify.methods import METHODS, FewShot, HumanCoT, Method, Program, ZeroShot, ZeroShotCoT, make
-from amplify.methods.shots import ShotProgram
+from amplify.methods.program import ShotProgram
 from amplify.tasks import Task
 from amplify.values import Demonstration, Example, Rationale
 

@@ -13,7 +13,7 @@ from amplify.backends.scripted import ScriptedBackend
 from amplify.errors import UnknownNameError
 from amplify.methods import make
 from amplify.methods.gating import judge_own
-from amplify.methods.shots import ShotProgram
+from amplify.methods.program import ShotProgram
 from amplify.proxies import train_proxy
 from amplify.rationales.wording import verbalise
 from amplify.tasks import Task

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplify.methods.parsing import parse_label, parse_text, shown, split_answer
+from amplify.methods.parse import parse_label, parse_text, shown, split_answer
 
 SENTIMENT = ("positive", "negative")
 TICKETS = ("account", "account access", "billing", "bug_report")

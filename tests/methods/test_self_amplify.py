@@ -8,10 +8,10 @@ from self_amplify_fakes import SMALL, asked, logprob, reply
 
 from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
 from amplify.errors import CapabilityError
-from amplify.layout import input_text
 from amplify.methods import make
 from amplify.methods.self_amplify import usable
 from amplify.tasks import Task
+from amplify.text import input_text
 from amplify.values import Completion, Demonstration
 
 TOP = 'The answer is positive. The text is recognised as such by its words "'

@@ -11,10 +11,10 @@ from amplify.attribution.words import word_spans
 from amplify.backends.base import Generator
 from amplify.backends.scripted import ScriptedBackend
 from amplify.errors import InputError
-from amplify.layout import input_text
 from amplify.methods import make
 from amplify.methods.self_attribution import citable, explain_shots, placed
 from amplify.tasks import Task
+from amplify.text import input_text
 from amplify.values import Demonstration, Example
 
 

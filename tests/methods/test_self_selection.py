@@ -10,7 +10,7 @@ from self_amplify_fakes import SMALL, WRONG, ids, logprob, reply
 from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
 from amplify.errors import CapabilityError
 from amplify.methods import make
-from amplify.methods.shots import ShotProgram
+from amplify.methods.program import ShotProgram
 from amplify.tasks import Task
 
 

@@ -9,8 +9,7 @@ import pytest
 from amplify import metrics
 from amplify.errors import DataError, InputError
 from amplify.methods import make
-from amplify.methods.forms import Form
-from amplify.methods.marking import first_sentence, unmarked
+from amplify.methods.prompt import Form, first_sentence, unmarked
 from amplify.metrics.text import consistency, fluency, is_refusal
 from amplify.tasks import load_task
 from amplify.tasks.facts import counterfacts

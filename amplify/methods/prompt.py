@@ -1,0 +1,338 @@
+"""How an example becomes a prompt: the options that prompting methods share, and the form that they make of a task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from amplify import templates
+from amplify.backends.base import Generator, need_scorer
+from amplify.errors import InputError
+from amplify.methods.base import Method, Mode
+from amplify.methods.parse import MARKER, shown
+from amplify.templates import Template
+from amplify.untrusted import Trusted
+from amplify.values import Demonstration, Example, Message, Prompt, Span
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+Layout = Literal["auto", "chat", "text"]
+Kind = Literal["labels", "choices", "text"]
+Normalise = Literal["none", "tokens", "characters", "first_token"]
+ANSWER_TOKENS = 24  # room for the answer itself behind its marker
+
+_OPEN, _CLOSE = "\ue010", "\ue011"  # private-use characters around an emphasised value while a template is rendered
+
+
+def emphasised(variables: Mapping[str, Any], emphasis: str) -> dict[str, Any]:
+    """The template's variables with the emphasised value between two marks, which `unmarked` finds again.
+
+    Raises:
+        InputError: a field that the example does not have.
+    """
+    out = dict(variables)
+    if not emphasis:
+        return out
+    if emphasis.startswith("fields."):
+        name = emphasis.removeprefix("fields.")
+        if name not in out["fields"]:
+            raise InputError(f"the emphasis {emphasis!r} names a field that the example lacks")
+        out["fields"] = {**out["fields"], name: f"{_OPEN}{out['fields'][name]}{_CLOSE}"}
+    elif emphasis == "first_sentence":
+        end = first_sentence(out["text"])
+        out["text"] = marked(out["text"], 0, end)
+    else:
+        out[emphasis] = f"{_OPEN}{out[emphasis]}{_CLOSE}"
+    return out
+
+
+def marked_input(example: Example) -> Example:
+    """The example with its text and each option between marks: `Form.prompt` gives their places as its emphasis."""
+    options = tuple(f"{_OPEN}{option}{_CLOSE}" for option in example.options)
+    return replace(example, text=f"{_OPEN}{example.text}{_CLOSE}", options=options)
+
+
+def marked(text: str, start: int, end: int) -> str:
+    """The text with the characters [start, end) between the marks that `unmarked` finds again."""
+    return f"{text[:start]}{_OPEN}{text[start:end]}{_CLOSE}{text[end:]}"
+
+
+def unmarked(text: str, marks: str = "", message: int | None = None) -> tuple[str, tuple[Span, ...]]:
+    """The text without the marks, and the spans between them; `marks` is written in their place."""
+    plain, spans, start = "", [], 0
+    for part in re.split(f"([{_OPEN}{_CLOSE}])", text):
+        if part == _OPEN:
+            start = len(plain)
+            plain += marks
+        elif part == _CLOSE:
+            plain += marks
+            if len(plain) > start:
+                spans.append(Span(start, len(plain), message=message))
+        else:
+            plain += part
+    return plain, tuple(spans)
+
+
+_SENTENCE = re.compile(r"(?<!\b(?:Dr|Mr|Ms|St|Jr|Sr))(?<!\bMrs)(?<!\bProf)(?<!\b[A-Z])[.!?][\"'”’)]*(?=\s|$)")
+
+
+def first_sentence(text: str) -> int:
+    """Where the first sentence of a text ends (titles and initials do not end one)."""
+    found = _SENTENCE.search(text)
+    return found.end() if found else len(text)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Everything about a prompt but its shots and its example, and how its answer is decoded and read.
+
+    Attributes:
+        method: name in records and errors.
+        instruction, input_name, labels: of the task.
+        kind: fixed labels, choices that each example brings, or free text.
+        templates: system, question, answer and (layout "text") text, by value.
+        lead: the beginning of the answer, written for the model; "" for none.
+        layout: a chat, or one raw text for base models.
+        mode: "generate" or "score".
+        reasons: a rationale comes before the answer.
+        announce: the task's words before an answer.
+        marker: those words as the answer template places them; behind them the answer is read.
+        closing: what demonstrations write behind the label, e.g. ".".
+        max_tokens: budget of the text written before scoring or parsing.
+        stop: strings that end it.
+        normalise: how log-probabilities of labels of different lengths are compared.
+        extract: where a rationale ended without an answer, ask again behind the marker.
+        whole: the answer is all that is written, not a line behind a marker.
+        thinking: further tokens for a model that begins a reasoning block of its own (`<think>`) and is cut off in it.
+        emphasis: what prompts mark for steering (see `Task.emphasis`); it is never visible in what is sent.
+        marks: written around the emphasised span where the emphasis is to be visible, e.g. "*".
+    """
+
+    method: str
+    instruction: str
+    input_name: str
+    labels: tuple[str, ...]
+    kind: Kind
+    templates: Mapping[str, Template]
+    lead: str
+    layout: Layout
+    mode: Mode = "generate"
+    reasons: bool = False
+    announce: str = MARKER
+    marker: str = MARKER
+    closing: str = "."
+    max_tokens: int = ANSWER_TOKENS
+    stop: tuple[str, ...] = ()
+    normalise: Normalise = "none"
+    extract: bool = True
+    whole: bool = False
+    thinking: int = 0
+    emphasis: str = ""
+    marks: str = ""
+
+    @property
+    def room(self) -> int:
+        """Tokens that must be free behind the prompt."""
+        return self.max_tokens + (ANSWER_TOKENS if self.reasons else 0)
+
+    def labels_of(self, example: Example) -> tuple[str, ...]:
+        """The answers to choose from, () for free text."""
+        return example.choices or self.labels
+
+    def variables(self, example: Example) -> dict[str, Any]:
+        """What the question template may use."""
+        return {
+            "instruction": self.instruction,
+            "input_name": self.input_name,
+            "text": example.text,
+            "labels": list(self.labels),
+            "choices": [shown(choice, bool(example.options)) for choice in example.choices],
+            "options": list(example.options),
+            "fields": dict(example.fields),
+            "marker": self.marker,
+        }
+
+    def question(self, example: Example) -> str:
+        """The input as the model reads it, options included."""
+        return self.templates["question"].render(self.variables(example))
+
+    def reply(self, shot: Demonstration) -> str:
+        """The answer that a demonstration gives, its rationale first."""
+        rationale = shot.rationale.text if shot.rationale else ""
+        given = {"announce": self.announce, "rationale": rationale, "label": shown_gold(shot.example)}
+        return self.templates["answer"].render(given)
+
+    def prompt(self, example: Example, shots: Sequence[Demonstration] = (), lead: str | None = None) -> Prompt:
+        """The prompt for an example behind its shots.
+
+        Args:
+            example: what is asked.
+            shots: demonstrations, first to last.
+            lead: another beginning of the answer than the form's own.
+        """
+        if self.kind == "choices" and not example.choices:
+            raise InputError(
+                f"{self.method} was fitted on a task whose examples bring their own choices: "
+                "pass an Example with choices=, not only a text"
+            )
+        lead = self.lead if lead is None else lead
+        # where the answer is begun for the model there is no need to tell it how to begin
+        begun = lead == self.marker
+        variables = emphasised(self.variables(example), self.emphasis)
+        system = self.templates["system"].render({**variables, "marker": "" if begun else self.marker})
+        question = self.templates["question"].render(variables)
+        if self.layout == "text":
+            turns = [
+                {"question": Trusted(self.question(shot.example)), "answer": Trusted(self.reply(shot))}
+                for shot in shots
+            ]
+            given = {"system": Trusted(system), "shots": turns, "question": Trusted(question)}
+            text, spans = unmarked(self.templates["text"].render(given), self.marks)
+            return Prompt(text=text, prefix=f" {lead}" if lead else "", emphasis=spans)
+        messages = [Message("system", system)] if system else []
+        for shot in shots:
+            messages += [Message("user", self.question(shot.example)), Message("assistant", self.reply(shot))]
+        messages.append(Message("user", question))
+        plain = [unmarked(m.content, self.marks, i) for i, m in enumerate(messages)]
+        return Prompt(
+            messages=tuple(Message(m.role, text) for m, (text, _) in zip(messages, plain, strict=True)),
+            prefix=lead,
+            emphasis=tuple(span for _, spans in plain for span in spans),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; every template with its hash."""
+        data = asdict(self)
+        data["templates"] = {role: {**asdict(t), "sha256": t.sha256} for role, t in self.templates.items()}
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        held = {role: Template(t["name"], t["source"]) for role, t in data["templates"].items()}
+        return cls(**{**data, "labels": tuple(data["labels"]), "stop": tuple(data["stop"]), "templates": held})
+
+
+def shown_gold(example: Example) -> str:
+    """A labelled example's gold answer as prompts write it."""
+    gold = example.label if example.label is not None else next(iter(example.answers), None)
+    if gold is None:
+        raise InputError(f"example {example.id!r} has no label, so it cannot be a demonstration")
+    return shown(gold, bool(example.options))
+
+
+@dataclass(frozen=True)
+class PromptMethod(Method):
+    """The options that every prompting method has.
+
+    Attributes:
+        layout: "chat" (system and turns, through the model's chat template), "text" (Q: … A: …, for base models), or
+            "auto": what the task asks for, else chat.
+        lead: write the beginning of the answer for the model ("The answer is", or the rationale's first words).
+        extract: in generate mode, ask once more behind "The answer is" where a rationale ended without an answer.
+        normalise: in score mode, compare log-probabilities as they are, per token, per character, or of the
+            first token alone (what PASTA's released code does).
+        max_tokens: budget of what the model writes; 0 for the method's own.
+        thinking: tokens of further room for a model that writes a reasoning block (`<think>…</think>`) before its
+            answer; it is asked again with them where it was cut off in one.
+        system, question, answer: templates by name, or paths of your own .jinja files.
+    """
+
+    layout: Layout = field(default="auto", kw_only=True)
+    lead: bool = field(default=True, kw_only=True)
+    extract: bool = field(default=True, kw_only=True)
+    normalise: Normalise = field(default="none", kw_only=True)
+    max_tokens: int = field(default=0, kw_only=True)
+    thinking: int = field(default=1024, kw_only=True)
+    system: str = field(default="default", kw_only=True)
+    question: str = field(default="default", kw_only=True)
+    answer: str = field(default="default", kw_only=True)
+
+    def form(self, task: Task, *, reasons: bool = False, lead: str = "", budget: int = 24, line: bool = True) -> Form:
+        """The form of this method's prompts on a task.
+
+        Args:
+            task: what is asked.
+            reasons: the model writes a rationale before its answer.
+            lead: the first words of that rationale; a plain answer begins with the marker.
+            budget: tokens the model may write unless `max_tokens` says otherwise.
+            line: the answer, rationale included, is one line.
+        """
+        own = {"system": "none", "question": task.template, "answer": "plain"} if task.template else {}
+        held = {}
+        for role in ("system", "question", "answer"):
+            asked = getattr(self, role)
+            held[role] = templates.load(role, own.get(role, asked) if asked == "default" else asked)
+        if self.layout not in ("auto", "chat", "text"):
+            raise InputError(f"layout is auto, chat or text, not {self.layout!r}")
+        layout: Layout = ("text" if task.layout == "text" else "chat") if self.layout == "auto" else self.layout
+        if layout == "text":
+            held["text"] = templates.load("text", "plain" if task.template else "default")
+        blank = {"announce": task.announce, "rationale": "", "label": ""}
+        if not held["answer"].writes("label", blank):
+            raise InputError(f"template {held['answer'].name!r} never writes {{{{ label }}}}, so no answer can be read")
+        marker = held["answer"].before("label", blank).strip()
+        kind = kind_of(task)
+        whole = kind == "text" and not marker
+        if whole:
+            stop: tuple[str, ...] = ("\n\n",) if layout == "text" else ()
+        else:
+            stop = (("\n",) if line else ()) + (("\nQ:",) if layout == "text" and not line else ())
+        return Form(
+            method=self.label,
+            instruction=task.instruction,
+            input_name=task.input_name,
+            labels=task.labels,
+            kind=kind,
+            templates=held,
+            # behind anything but the marker a label's log-probability would not be that of the answer
+            lead=(lead if self.lead else "") if reasons else marker if self.lead or self.mode == "score" else "",
+            layout=layout,
+            mode=self.mode if kind != "text" else "generate",
+            reasons=reasons,
+            announce=task.announce,
+            marker=marker,
+            closing=held["answer"].after("label", blank).strip(),
+            max_tokens=self.max_tokens or (0 if reasons else task.max_tokens) or budget,
+            stop=stop,
+            normalise=self.normalise,
+            extract=self.extract,
+            whole=whole,
+            thinking=self.thinking,
+            emphasis=task.emphasis,
+        )
+
+    def notes_on(self, task: Task, backend: Generator) -> tuple[str, ...]:
+        """Check that the mode can be had, and say where it had to be another one.
+
+        Raises:
+            CapabilityError: score mode on a backend that gives no log-probabilities.
+        """
+        if self.mode == "score" and kind_of(task) == "text":
+            return ("this task has no labels to score: answers are generated",)
+        if self.mode == "score":
+            need_scorer(backend, f"{self.name} in score mode")
+        return ()
+
+
+def kind_of(task: Task) -> Kind:
+    """What answers are chosen from."""
+    if task.labels:
+        return "labels"
+    pools = (task.train, task.validation, task.test)
+    return "choices" if any(example.choices for pool in pools for example in pool[:1]) else "text"
+
+
+def check_options(method: Method) -> None:
+    """Numbers that count things are above 0.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name in ("shots", "k", "pool", "epochs", "steps", "budget"):
+        value = getattr(method, name, 1)
+        if value < (0 if name in ("pool", "epochs", "budget") else 1):
+            raise InputError(f"{method.name}: {name} must be at least 1, got {value}")
