@@ -142,4 +142,8 @@ class DataError(AmplifyError):
 
 
 class RunError(AmplifyError):
-    """A run folder is in use, belongs to another configuration, or cannot be written."""
+    """A file or run folder is in use, belongs to another configuration, or cannot be written."""
+
+
+class WriteError(RunError):
+    """A file cannot be written: a full disk, a folder that is not there, no permission. What stood there is whole."""

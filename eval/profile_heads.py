@@ -41,7 +41,7 @@ def main(
     tasks: tuple[str, ...], backend: str, data: Path | None, samples: int, tested: int, records: Path, results: Path
 ) -> None:
     """Profile each of TASKS both ways and compare."""
-    from tqdm import tqdm
+    from amplify.progress import progress
 
     out: dict[str, Any] = {
         "command": f"python eval/profile_heads.py {' '.join(tasks)} --samples {samples}",
@@ -50,7 +50,7 @@ def main(
         "amplify": amplify.__version__,
         "tasks": {},
     }
-    with open_exact(backend) as opened, tqdm(unit="run", disable=None) as bar:
+    with open_exact(backend) as opened, progress(unit="run") as bar:
         out["backend"] = opened.describe()
         for name in tasks:
             task = amplify.load_task(name, data)

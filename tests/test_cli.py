@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -156,7 +157,7 @@ def test_proxies_are_listed_with_their_training_and_accuracy(amplify, tmp_path: 
     root = tmp_path / "home" / "proxies"
     assert found[str(root / "a")] == "reviews, 4 epochs, seed 1, LoRA, accuracy 92.9 %"
     assert found[str(root / "b")] == "reviews, 4 epochs, seed 1, LoRA"
-    assert "is broken (kind is 'odd')" in found[str(root / "c")]
+    assert 'is broken (kind is "odd"' in found[str(root / "c")]
 
 
 @pytest.mark.parametrize(
@@ -243,3 +244,62 @@ def test_attribute_offers_what_the_library_has(amplify) -> None:  # type: ignore
     told = "".join(amplify("attribute", "--help")[1].split())
     for names in (ENGINES, tuple(ESTIMATORS)):
         assert f"[auto|{'|'.join(names)}]" in told
+
+
+def test_runs_in_the_default_folder_never_meet(amplify) -> None:  # type: ignore[no-untyped-def]
+    """Another task, other methods or another limit is another folder; the same command goes on with its own."""
+    base = ("--backend", "scripted:say=The answer is billing.", "--seeds", "0")
+    commands = [
+        ("run", "support_tickets", *base, "--limit", "6", "--methods", "zero_shot"),
+        ("run", "support_tickets", *base, "--limit", "6", "--methods", "zero_shot,few_shot"),
+        ("run", "support_tickets", *base, "--limit", "5", "--methods", "zero_shot"),
+    ]
+    for count, command in enumerate(commands, start=1):
+        for _ in range(2):
+            status, _out, err = amplify(*command)
+            assert status == 0, err
+            assert len(list(Path("runs").iterdir())) == count
+    assert all(folder.name.startswith("support_tickets-") for folder in Path("runs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["...csv", "..csv", b"caf\xe9.csv", "a b;c.csv"])
+def test_odd_names_of_tasks_stay_inside_runs(amplify, tmp_path: Path, name: str | bytes) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / (os.fsdecode(name) if isinstance(name, bytes) else name)
+    path.write_text("text,label\n" + "".join(f"item {i} of it,{'ab'[i % 2]}\n" for i in range(60)))
+    command = ("run", path.name, "--text", "text", "--label", "label", "--backend", "scripted:say=a", "--limit", "4")
+    status, _out, err = amplify(*command, "--methods", "zero_shot")
+    assert status == 0, err
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, "runs"}
+    [folder] = Path("runs").iterdir()
+    assert (folder / "run.json").is_file()
+    assert amplify("report", str(folder))[0] == 0
+
+
+def test_a_stop_says_that_the_command_resumes_only_where_it_does(amplify, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from amplify.backends.scripted import ScriptedBackend
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScriptedBackend, "generate", stop)
+    Path("d.txt").write_text("Tea is hot.")
+    Path("e.txt").write_text("Tea is green.")
+    attribute = ("attribute", "-q", "What?", "-d", "d.txt", "-d", "e.txt", "-b", "scripted:echo", "--value", "votes")
+    for command, says in (
+        ((*RUN, "--methods", "zero_shot"), "stopped; the same command resumes"),
+        ((*attribute, "--cache", "c.jsonl"), "stopped; the same command resumes"),
+        (attribute, "stopped"),
+        (("generate", "hello", "-b", "scripted:echo"), "stopped"),
+    ):
+        status, _, err = amplify(*command)
+        assert (status, err.strip().splitlines()[-1]) == (130, says)
+
+
+def test_what_cannot_be_written_is_one_line(amplify, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert amplify(*RUN, "--methods", "zero_shot")[0] == 0
+    Path("r/report.html").unlink()
+    Path("r/report.html").mkdir()
+    status, _out, err = amplify("report", "r")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "cannot write r/report.html: Is a directory" in err
+    assert not list(Path("r").glob("*.tmp"))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from amplify import codec, files
 from amplify.attribution.explaining import chosen, explain_many
 from amplify.attribution.opening import Given, Model, opened
 from amplify.attribution.registry import AUTO, METHODS
@@ -66,18 +67,14 @@ class Comparison:
 
     def write(self, folder: str | Path) -> Path:
         """Write `attributions.jsonl` and `explanations.html`; returns the page."""
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "attributions.jsonl").open("w", encoding="utf-8") as file:
-                for name, items in self.found.items():
-                    for i, a in enumerate(items):
-                        line = {"input": i, "method": name} | ({"error": a} if isinstance(a, str) else asdict(a))
-                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            page = folder / "explanations.html"
-            page.write_text(self.to_html(), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error}") from error
+        folder, lines = files.make_folder(folder), []
+        for name, items in self.found.items():
+            for i, a in enumerate(items):
+                line = {"input": i, "method": name} | ({"error": a} if isinstance(a, str) else codec.encode(a))
+                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        files.write(folder / "attributions.jsonl", "".join(lines))
+        page = folder / "explanations.html"
+        files.write(page, self.to_html())
         return page
 
     def to_html(self) -> str:

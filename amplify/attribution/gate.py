@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from math import comb
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from amplify import resources
+from amplify import codec, files, resources
 from amplify.attribution.deletion import Deletion
 from amplify.attribution.faithfulness import faithfulness
 from amplify.attribution.faithfulness_metrics import DEFAULT
@@ -31,7 +29,7 @@ from amplify.attribution.opening import able, subject
 from amplify.attribution.registry import METHODS
 from amplify.attribution.running import run
 from amplify.attribution.words import Mask, Spans, word_spans
-from amplify.errors import CapabilityError, InputError
+from amplify.errors import CapabilityError, DataError, InputError
 from amplify.proxies import Proxy
 from amplify.shapley.budget import least
 from amplify.text import input_text
@@ -257,8 +255,8 @@ def choose(
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     cached = resources.home() / "gates" / f"{key[:32]}.json"
     try:
-        return Choice(**json.loads(cached.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return codec.from_fields(Choice, files.read_json(cached, "a choice"))
+    except DataError:  # none yet, or a damaged one
         pass
     targets = [example.label for example in examples]
     guesses = proxy.probabilities(examples)
@@ -271,7 +269,8 @@ def choose(
         for name in pool
     }
     choice = _best(found, proxy, metrics, examples, k, seed)
-    _keep(cached, choice)
+    files.make_folder(cached.parent)
+    files.write_json(cached, codec.encode(choice))
     return choice
 
 
@@ -378,11 +377,3 @@ def merits(table: Faithfulness) -> dict[str, float]:
 def _allowed(example: Example, mask: Mask | None) -> Spans:
     spans = word_spans(input_text(example))
     return spans if mask is None else tuple(s for s, may in zip(spans, mask(example), strict=True) if may)
-
-
-def _keep(path: Path, choice: Choice) -> None:
-    """Write beside the target and rename: no one ever reads half a choice."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_suffix(f".{os.getpid()}")
-    work.write_text(json.dumps(asdict(choice), indent=1) + "\n", encoding="utf-8")
-    work.replace(path)

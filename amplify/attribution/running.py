@@ -15,6 +15,7 @@ from amplify.attribution.subjects import ProxySubject, Subject
 from amplify.attribution.words import word_spans
 from amplify.backends.base import Generator
 from amplify.errors import InputError
+from amplify.progress import tracked
 from amplify.proxies import Proxy, versions
 from amplify.text import input_text
 from amplify.values import Attribution
@@ -38,13 +39,11 @@ def run(
         subjects: what `opening.subject` gave.
         methods: their names, no "auto".
     """
-    from tqdm import tqdm
-
     check_able(model, methods)
     corpus = corpus or [s.text for s in subjects]
     results: dict[str, list[Attribution]] = {name: [] for name in methods}
     together = _shared_pass(subjects, [name for name in methods if METHODS[name].together])
-    for one in tqdm(subjects, disable=None if progress else True, unit="text"):
+    for one in tracked(subjects, unit="text", shown=progress):
         game = Game(one, removal)
         for name in methods:
             if name in together:

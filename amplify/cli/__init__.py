@@ -9,7 +9,7 @@ import sys
 import click
 
 import amplify
-from amplify.cli.common import Group, say
+from amplify.cli.common import Group, Resumable, say
 from amplify.cli.explaining import attribute, explain
 from amplify.cli.keeping import list_, models, proxy
 from amplify.cli.running import apply, report, run
@@ -32,9 +32,6 @@ for command in (run, report, apply, explain, attribute, generate, profile, model
     cli.add_command(command)
 
 
-RESUMING = ("run", "apply", "profile")  # and attribute, with its --cache
-
-
 def _stop(number: int, frame: object) -> None:
     """The first Ctrl-C ends in order; the next one at once, wherever it comes."""
     signal.signal(number, signal.SIG_DFL)
@@ -44,6 +41,9 @@ def _stop(number: int, frame: object) -> None:
 def main() -> None:
     """Run the command line; an AmplifyError prints its message and exits with status 2, Ctrl-C with 130."""
     signal.signal(signal.SIGINT, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name or a text that is no UTF-8 is printed with escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         with extras():
             cli.main(standalone_mode=False)
@@ -54,9 +54,9 @@ def main() -> None:
         error.show(shown)
         say(shown.getvalue().rstrip("\n"), err=True)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        resumes = (sys.argv[1:2] and sys.argv[1] in RESUMING) or "--cache" in sys.argv
-        click.echo(f"stopped{'; the same command resumes' if resumes else ''}", err=True)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        goes_on = isinstance(stop, Resumable) or isinstance(stop.__cause__, Resumable)
+        click.echo("stopped; the same command resumes" if goes_on else "stopped", err=True)
         sys.exit(130)
     except PromptFormatError as error:
         command = next((word for word in sys.argv[1:] if word in cli.commands), "")

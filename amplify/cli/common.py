@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -71,6 +72,21 @@ def say(text: object, *, err: bool = False) -> None:
     from amplify.render import visible
 
     click.echo(visible(str(text)), err=err)
+
+
+class Resumable(KeyboardInterrupt):
+    """Ctrl-C while work is done that the same command goes on with."""
+
+
+@contextmanager
+def resumes(when: bool = True) -> Iterator[None]:
+    """Mark work that the same command goes on with after Ctrl-C, so that the message says so only there."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if when:
+            raise Resumable from stop
+        raise
 
 
 def names(value: str) -> list[str]:

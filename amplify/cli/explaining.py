@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import Listed, NewFile, backend_of, names, required, say, takes_backend
+from amplify.cli.common import Listed, NewFile, backend_of, names, required, resumes, say, takes_backend
 from amplify.errors import InputError
 
 
@@ -197,8 +197,8 @@ def attribute(
             raise InputError(f"{path} is not UTF-8 text: {error}") from error
         if not texts[-1].strip():
             raise InputError(f"{path} is empty: leave it out")
-    with backend_of(required(backend, "--backend"), backend_option) as opened:
-        result = attribute_sources(question, texts, opened, **options)
+    with backend_of(required(backend, "--backend"), backend_option) as opened, resumes(options["cache"] is not None):
+        result = attribute_sources(question, texts, opened, progress=True, **options)
     if sys.stdout.isatty():
         import shutil
 

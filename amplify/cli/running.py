@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from amplify.cli.common import (
     numbers,
     pairs,
     required,
+    resumes,
     say,
     takes_backend,
     takes_task,
@@ -30,7 +34,7 @@ from amplify.errors import InputError
 @click.option("--methods", "-m", help="Method names, separated by commas (see `amplify list methods`).")
 @click.option("--seeds", default=None, help="Whole numbers, separated by commas.  [default: 0,1,2]")
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate this many test items only.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/TASK]")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/TASK-HASH]")
 @click.option("--mode", type=click.Choice(["generate", "score"]), help="Parse what is written, or score the labels.")
 @click.option(
     "--calibrate",
@@ -77,10 +81,20 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
             say(str(plan(loaded, backend, methods, **common)))
             return
         extra = {k: suite[k] for k in ("baseline", "batch_size", "calibrate") if suite.get(k) is not None}
-        out = suite.get("out") or Path("runs") / Path(str(suite["task"])).with_suffix("").name
-        report = evaluate(loaded, backend, methods, out=out, **common, **extra)
+        out = Path(suite.get("out") or default_folder(suite))
+        with resumes():
+            report = evaluate(loaded, backend, methods, out=out, **common, **extra)
     say(str(report))
-    say(f"\nreport: {Path(out) / 'report.html'}")
+    say(f"\nreport: {out / 'report.html'}")
+
+
+def default_folder(suite: Mapping[str, Any]) -> Path:
+    """Where a run without --out is kept: `runs/TASK-HASH`, the same for the same options and for no others."""
+    task = str(suite["task"])
+    name = Path(task).stem if Path(task).is_file() else task
+    short = re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "task"
+    told = json.dumps({key: value for key, value in suite.items() if key != "out"}, sort_keys=True, default=str)
+    return Path("runs") / f"{short}-{hashlib.sha256(told.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
 
 
 SUITE_KEYS = (
@@ -174,7 +188,7 @@ def apply(
     from amplify.methods.base import Program
 
     loaded = Program.load(program)
-    with backend_of(required(backend, "--backend"), backend_option) as opened:
+    with backend_of(required(backend, "--backend"), backend_option) as opened, resumes():
         counts = apply_program(loaded, source, text, opened, out, batch_size=batch_size, as_they_are=as_they_are)
     say(f"{counts.rows} rows, {counts.unparsed} without an answer: {out}")
 
@@ -186,7 +200,7 @@ def report(folder: Path) -> None:
     from amplify.evaluation import load_report
 
     loaded = load_report(folder)
+    say(str(loaded))
     loaded.to_html(folder / "report.html")
     loaded.to_markdown(folder / "report.md")
-    say(str(loaded))
     say(f"\nreport: {folder / 'report.html'}")

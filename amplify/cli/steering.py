@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import backend_of, for_vllm, required, say, takes_backend, takes_data
+from amplify.cli.common import backend_of, for_vllm, required, resumes, say, takes_backend, takes_data
 from amplify.errors import InputError
 
 
@@ -109,9 +109,8 @@ def profile(
     data: Path | None,
 ) -> None:
     """Find the heads that follow emphasis on TASKS, one or several together. The same command resumes."""
-    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
-
     from amplify.profiling.profile import profile as find_heads
+    from amplify.progress import progress
     from amplify.steering import Steering
     from amplify.tasks import load_task
 
@@ -120,7 +119,11 @@ def profile(
     loaded = [load_task(name, data) for name in tasks]
     loaded = [replace(task, emphasis=emphasis or task.emphasis) for task in loaded]
     steering = Steering(heads={0: (0,)}, alpha=alpha)
-    with backend_of(required(backend, "--backend"), backend_option) as opened, tqdm(unit="run", disable=None) as bar:
+    with (
+        resumes(),
+        backend_of(required(backend, "--backend"), backend_option) as opened,
+        progress(unit="run") as bar,
+    ):
         found = find_heads(
             loaded,
             opened,

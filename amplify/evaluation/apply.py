@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from amplify.errors import BackendError, InputError, RunError
+import amplify
+from amplify import codec, files
+from amplify.backends.kept import KeptGenerator, batch, keeping
+from amplify.errors import BackendError, DataError, InputError, RunError, WriteError
+from amplify.evaluation.folder import plain
+from amplify.files import Journal
+from amplify.progress import progress
 from amplify.tasks import read_rows
 from amplify.untrusted import cell
 from amplify.values import Answer, Example
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from amplify.methods.base import Program
 
 COLUMNS = ("answer", "rationale", "score")
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ def apply_program(
 ) -> Applied:
     """Answer every row of a CSV or JSONL file and write a CSV: input, other columns, answer, rationale, score.
 
-    Finished batches are kept in `OUT.partial.jsonl` as they come, so the same command resumes after a stop; the CSV
-    appears when all rows are answered.
+    Finished batches are kept in `OUT.answers.jsonl` as they come, with what they depend on, so that the same call goes
+    on after a stop, and asks nothing where all rows are answered. The CSV appears when they are.
 
     Args:
         program: a fitted program.
@@ -56,40 +62,108 @@ def apply_program(
 
     Raises:
         InputError: the column is missing, the file is empty, or a column of the input is called like one we add.
-        RunError: the partial file belongs to another input or program, or cannot be written.
+        RunError: the answers there are of another input, program or model (what differs is listed), or another process
+            is writing them.
+        WriteError: the disk is full or read-only; finished batches are kept.
+        BackendError: the model failed; what it answered is kept.
     """
-    from tqdm import tqdm
-
+    if batch_size < 1:
+        raise InputError(f"batch_size is at least 1, got {batch_size}")
     examples = read_rows(source, text=text)
     taken = sorted(set(COLUMNS).intersection(_columns(text, examples)))
     if taken:
         raise InputError(f"{source} already has the column(s) {', '.join(taken)}; rename them, the answers go there")
-    partial = out.with_name(out.name + ".partial.jsonl")
-    header = {"program": _fingerprint(program.to_dict()), "input": _fingerprint([[e.id, e.text] for e in examples])}
-    done = _resume(partial, header, batch_size)
-    try:
-        with (
-            partial.open("a", encoding="utf-8") as log,
-            tqdm(total=len(examples), initial=len(done), unit="row", disable=None) as bar,
-        ):
-            if not done and log.tell() == 0:
-                _append(log, [header])
-            for batch in _batches(examples[len(done) :], batch_size):
-                rows = [_row(answer) for answer in program.answer(batch, backend)]
-                _append(log, rows)
-                done += rows
-                bar.update(len(rows))
-        _write_csv(out, text, examples, done, (lambda value: value) if as_they_are else cell)
-    except OSError as error:
-        raise RunError(f"cannot write beside {out}: {error}. What was answered is in {partial}; it resumes") from error
-    except BackendError as error:
-        raise BackendError(f"{error} {len(done)} of {len(examples)} rows are kept: the same command resumes") from error
-    partial.unlink()
-    return Applied(rows=len(done), unparsed=sum(not row["answer"] for row in done))
+    path, begun = (out.with_name(f"{out.name}.{end}.jsonl") for end in ("answers", "unfinished"))
+    busy = f"another process is writing {files.shown(out)}; wait for it, or choose another --out"
+    with files.lock(out, busy):
+        header = _depends_on(program, examples, backend, batch_size)
+        kept = Journal(
+            path,
+            header,
+            what="of this input, program and model",
+            again=f"choose another --out, or delete {files.shown(path)} to start anew",
+            locked=False,
+        )
+        try:
+            done = _answer(program, examples, keeping(backend, begun, files.digest(header)), kept, batch_size)
+            _write_csv(out, text, examples, [done[i] for i in range(len(examples))], as_they_are)
+        except WriteError as error:
+            raise WriteError(f"{error}. What was answered is in {files.shown(path)}; the same call goes on") from error
+        begun.unlink(missing_ok=True)
+    return Applied(rows=len(done), unparsed=sum(not row["answer"] for row in done.values()))
+
+
+class _Kept(TypedDict):
+    row: int
+    answer: str
+    rationale: str
+    score: float | None
+
+
+def _depends_on(program: Program, examples: list[Example], backend: Generator, batch_size: int) -> dict[str, Any]:
+    """What the answers depend on, each part by its content."""
+    from amplify.evaluation.configuration import versions
+
+    rows = [[e.text, {name: str(value) for name, value in e.fields.items()}] for e in examples]
+    header = {
+        "format": FORMAT,
+        "program": files.digest(program.to_dict()),
+        "input": {"rows": len(examples), "sha256": files.digest(rows)},
+        "model": {"spec": backend.spec, **backend.describe()},
+        "batch_size": batch_size,
+        "amplify": amplify.__version__,
+        "versions": versions(),
+    }
+    return dict(plain(header))
+
+
+def _answer(
+    program: Program, examples: list[Example], backend: Generator, kept: Journal, batch_size: int
+) -> dict[int, dict[str, Any]]:
+    """The rows that were kept and those that are answered now, by their number in the input."""
+    done = _rows(kept, len(examples))
+    todo = [start for start in range(0, len(examples), batch_size) if not _whole(done, start, batch_size, examples)]
+    with progress(total=len(examples), unit="row") as bar:
+        bar.update(len(done))
+        for start in todo:
+            asked = examples[start : start + batch_size]
+            try:
+                with batch(backend, str(start)):
+                    answers = program.answer(asked, backend)
+            except BackendError as error:
+                begun = backend.begun if isinstance(backend, KeptGenerator) else 0
+                more = f" and {begun} replies of the unfinished batch" if begun else ""
+                raise BackendError(
+                    f"{error} {len(done)} of {len(examples)} rows{more} are kept: the same command resumes"
+                ) from error
+            if len(answers) != len(asked):
+                raise RunError(f"the program gave {len(answers)} answers to {len(asked)} rows")
+            rows = [{"row": start + i, **_row(answer)} for i, answer in enumerate(answers)]
+            kept.append(rows)
+            done |= {row["row"]: row for row in rows}
+            bar.update(len(rows))
+    return done
+
+
+def _whole(done: Mapping[int, Any], start: int, size: int, examples: list[Example]) -> bool:
+    return all(i in done for i in range(start, min(start + size, len(examples))))
+
+
+def _rows(kept: Journal, count: int) -> dict[int, dict[str, Any]]:
+    done = {}
+    for number, row in enumerate(kept.rows, start=2):
+        try:
+            held = codec.decode(_Kept, row)
+            if not 0 <= held["row"] < count:
+                raise DataError(f"row is {held['row']}, and the input has {count}")
+        except DataError as error:
+            raise RunError(f"line {number} of {files.shown(kept.path)} was changed: {error}; {kept.again}") from error
+        done[held["row"]] = held
+    return done
 
 
 def _row(answer: Answer) -> dict[str, Any]:
-    return {"answer": answer.value or "", "rationale": answer.rationale, "score": confidence(answer)}
+    return dict(plain({"answer": answer.value or "", "rationale": answer.rationale, "score": confidence(answer)}))
 
 
 def confidence(answer: Answer) -> float | None:
@@ -97,54 +171,18 @@ def confidence(answer: Answer) -> float | None:
     return None if answer.value is None else answer.probabilities().get(answer.value)
 
 
-def _fingerprint(value: Any) -> str:
-    import hashlib
-
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _batches(examples: list[Example], size: int) -> Iterator[list[Example]]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]
-
-
-def _append(log: Any, rows: list[dict[str, Any]]) -> None:
-    log.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    log.flush()
-    os.fsync(log.fileno())
-
-
-def _resume(partial: Path, header: Mapping[str, str], batch_size: int) -> list[dict[str, Any]]:
-    """The whole batches that an earlier, stopped call left; a torn end is cut off the file."""
-    if not partial.exists():
-        return []
-    lines = partial.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was torn
-    if not lines:
-        partial.unlink()
-        return []
-    if json.loads(lines[0]) != header:
-        raise RunError(f"{partial} is from another program or input; delete it or choose another --out")
-    whole = (len(lines) - 1) // batch_size * batch_size
-    kept = lines[: 1 + whole]
-    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    return [json.loads(line) for line in kept[1:]]
-
-
 def _columns(text: str, examples: list[Example]) -> list[str]:
     """The input's column, then the others in the order in which they turn up: rows of a JSONL file may differ."""
     return list(dict.fromkeys([text, *(name for example in examples for name in example.fields)]))
 
 
-def _write_csv(
-    out: Path, text: str, examples: list[Example], rows: list[dict[str, Any]], cell: Callable[[Any], Any]
-) -> None:
-    """Write the CSV beside its place and move it there, so that it is whole or absent."""
-    columns = _columns(text, examples)
-    draft = out.with_name(out.name + ".tmp")
-    with draft.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([cell(name) for name in (*columns, *COLUMNS)])
-        for example, row in zip(examples, rows, strict=True):
-            held = {text: example.text, **example.fields, **row}
-            writer.writerow([cell(held.get(name, "")) for name in (*columns, *COLUMNS)])
-    draft.replace(out)
+def _write_csv(out: Path, text: str, examples: list[Example], rows: list[dict[str, Any]], as_they_are: bool) -> None:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    columns = [*_columns(text, examples), *COLUMNS]
+    shown: Callable[[Any], Any] = (lambda value: value) if as_they_are else cell
+    writer.writerow([shown(name) for name in columns])
+    for example, row in zip(examples, rows, strict=True):
+        held = {text: example.text, **example.fields, **{name: row[name] for name in COLUMNS}}
+        writer.writerow([shown(held.get(name, "")) for name in columns])
+    files.write(out, file.getvalue())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 
 import amplify
-from amplify import registry, resources
+from amplify import registry
 from amplify.backends.base import Generator
 from amplify.calibration import WAYS, Way
 from amplify.errors import InputError, UnknownNameError
 from amplify.evaluation import folder as store
-from amplify.evaluation.folder import Json
+from amplify.files import Json
 from amplify.methods.base import Method, Mode
+from amplify.methods.contents import contents, template_hashes
 from amplify.tasks import Task
 from amplify.values import Answer, Example
 
@@ -66,13 +66,10 @@ def configuration(
             "seeds": seeds,
             "limit": limit,
             "batch_size": batch_size,
-            "methods": [
-                {"label": m.label, "name": m.name, "role": m.role, "seeded": m.seeded, "options": _options_of(m)}
-                for m in methods
-            ],
+            "methods": [_describe_method(method) for method in methods],
             "family": declare_family(methods, baseline),
-            "versions": {**_versions(), **_plugins(task, backend, methods)},
-            "templates": _template_hashes(),
+            "versions": {**versions(), **_plugins(task, backend, methods)},
+            "templates": template_hashes(),
             "items": [_describe_item(task, item) for item in items],
         }
     )
@@ -167,9 +164,16 @@ def _make(name: str, mode: Mode, options: Mapping[str, Any]) -> Method:
     return make(name, mode=mode, **options)
 
 
-def _options_of(method: Method) -> Json:
-    # a proxy is told by the hash of its content, everything else by its value
-    return {f.name: getattr(v := getattr(method, f.name), "identity", v) for f in fields(method)}
+def _describe_method(method: Method) -> Json:
+    described = {
+        "label": method.label,
+        "name": method.name,
+        "role": method.role,
+        "seeded": method.seeded,
+        "options": {f.name: getattr(method, f.name) for f in fields(method)},
+    }
+    named = contents(method)
+    return {**described, "contents": named} if named else described
 
 
 def _describe_task(task: Task, items: Sequence[Example]) -> Json:
@@ -204,7 +208,8 @@ def _describe_item(task: Task, item: Example) -> Json:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Python and the packages that numbers depend on."""
     found = {"python": platform.python_version()}
     for name in (*_VERSIONS, *_ENGINES):
         try:
@@ -219,14 +224,6 @@ def _plugins(task: Task, backend: Generator, methods: Sequence[Method]) -> dict[
     used = [("method", m.name) for m in methods] + [("metric", task.metric), ("model", backend.spec.partition(":")[0])]
     packages = {registry.table(kind).package(name) for kind, name in used} - {""}
     return dict(sorted(package.rsplit(" ", 1) for package in packages))
-
-
-def _template_hashes() -> dict[str, str]:
-    root = resources.content("prompts")
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*.jinja"))
-    }
 
 
 def scorer(task: Task) -> tuple[str, Callable[[Answer, Example], dict[str, float]]]:

@@ -4,24 +4,135 @@ run.json        configuration, versions, seeds, template hashes, declared compar
 programs/       each fitted program, before its first record
 records.jsonl   one line per example x method x seed, in plan order, no times: equal runs give equal bytes
 timing.jsonl    seconds and token counts per fit and per batch
+unfinished.jsonl  what a server had answered of a batch, or of a fit, when it failed; gone once the run is finished
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from amplify.errors import RunError
+from amplify import codec, files
+from amplify.errors import DataError, RunError, WriteError
+from amplify.files import Json, differences
 
 FORMAT = 1
-Json = dict[str, Any]
+_MOST = 1e12  # of any number in a line; beyond it no mean or interval means anything
+
+
+class _Splits(TypedDict):
+    train: int
+    validation: int
+    test: int
+
+
+class _Backend(TypedDict):
+    spec: str
+
+
+class _Task(TypedDict):
+    name: str
+    metric: str
+    labels: list[str]
+    splits: _Splits
+    chance: float | None
+    majority: float | None
+    source: str
+    revision: str
+    licence: str
+    citation: str
+
+
+class _Method(TypedDict):
+    label: str
+    name: str
+    seeded: bool
+    options: dict[str, Any]
+
+
+class _Item(TypedDict):
+    id: str
+    text: str
+    label: str | None
+    choices: list[str]
+    options: list[str]
+    answers: list[str]
+
+
+class _Config(TypedDict):
+    """What of run.json other code relies on."""
+
+    amplify: str
+    task: _Task
+    backend: _Backend
+    score: str
+    mode: str
+    seeds: list[int]
+    limit: int | None
+    batch_size: int
+    methods: list[_Method]
+    family: list[tuple[str, str]]
+    versions: dict[str, str]
+    templates: dict[str, str]
+    items: list[_Item]
+
+
+class _Record(TypedDict):
+    """What of a line of records.jsonl other code relies on."""
+
+    method: str
+    seed: int | None
+    id: str
+    gold: str | None
+    answer: str | None
+    parsed: bool
+    score: float
+    metrics: dict[str, float]
+    text: str
+    rationale: str
+    label_scores: dict[str, float | None]
+    label_logprobs: dict[str, float | None]
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Message(TypedDict):
+    role: str
+    content: str
+
+
+class _Prompt(TypedDict):
+    text: str | None
+    messages: list[_Message]
+    prefix: str
+
+
+class _Asked(_Record, total=False):
+    prompt: _Prompt | None
+
+
+class _Program(TypedDict, total=False):
+    notes: list[str]
+
+
+class _Spent(TypedDict):
+    method: str
+    seed: int | None
+    seconds: float
+    calls: float
+    prompt_tokens: float
+    completion_tokens: float
+
+
+class _Batch(_Spent):
+    batch: int
+    items: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,148 +171,23 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """What differs between two JSON values, one line each."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for key in sorted({*old, *new}):
-            path = f"{where}.{key}" if where else key
-            if key not in old or key not in new:
-                lines.append(f"{path}: only in {'this call' if key in new else 'the folder'}")
-            else:
-                lines += differences(old[key], new[key], path)
-        return lines
-    if _same_shape(old, new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [line for i, (a, b) in pairs for line in differences(a, b, f"{where}[{i}]")]
-    if old == new:
-        return []
-    shown = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
-    if max(map(len, shown)) > 120:
-        return [f"{where}: differs"]
-    return [f"{where}: {shown[0]} in the folder, {shown[1]} in this call"]
-
-
-def _same_shape(old: Any, new: Any) -> bool:
-    """Whether both are equally long lists of objects, which are then compared one by one."""
-    lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
-    return lists and all(isinstance(item, dict) for item in (*old, *new))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place and move it there: it is whole or absent."""
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def read_lines(path: Path) -> list[Json]:
-    """The whole lines of a JSONL file; what a kill tore off at its end is left out. [] where there is no file.
-
-    Raises:
-        RunError: a line that is not the last one is damaged.
-    """
-    if not path.exists():
-        return []
-    rows = []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif number < len(lines):
-            raise RunError(f"line {number} of {path} is damaged; delete it and all after it to go on from there")
-    return rows
-
-
-def dump(row: Json) -> bytes:
-    """One line of a JSONL file. ASCII, so that any text (lone surrogates, line separators) keeps to its line."""
-    return (json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
-
-
-def heal(path: Path, keep: Sequence[Json]) -> None:
-    """Cut a JSONL file down to the rows to keep, which are its first ones."""
-    if not path.exists():
-        return
-    content = b"".join(map(dump, keep))
-    if path.read_bytes() == content:
-        return
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_bytes(content)
-    draft.replace(path)
-
-
-def append(path: Path, rows: Sequence[Json]) -> None:
-    """Append rows in one write and force them to disk; where that fails, the file is as it was before.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written.
-    """
-    data = b"".join(map(dump, rows))
-    try:
-        with path.open("ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[file.write(view) :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(before)
-                raise
-    except OSError as error:
-        raise cannot_write(path.parent, error) from error
-
-
-def cannot_write(folder: Path, error: OSError) -> RunError:
-    """The error for a full disk or a folder without permission."""
-    reason = error.strerror or error
-    return RunError(
-        f"cannot write in {folder}: {reason}. What was computed so far is kept; make room (or give permission) and "
-        "run the same command again to go on from there"
+def cannot_write(folder: Path, error: WriteError) -> WriteError:
+    """What a full disk means for a run."""
+    return WriteError(
+        f"{error}. What was computed so far is kept in {files.shown(folder)}; run the same command again to go on from "
+        "there"
     )
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> AbstractContextManager[Any]:
     """Hold the folder alone. The lock goes with the process, however it ends.
 
     Raises:
         RunError: another run holds it, or the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    with file:
-        if not _lock(file.fileno()):
-            raise RunError(f"another run is writing in {folder}; wait for it, or choose another folder")
-        yield
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unreachable,unused-ignore]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    files.make_folder(folder)
+    busy = f"another run is writing in {files.shown(folder)}; wait for it, or choose another folder"
+    return files.lock(folder, busy)
 
 
 def open_run(folder: Path, config: Json, resume: bool) -> bool:
@@ -218,23 +204,20 @@ def open_run(folder: Path, config: Json, resume: bool) -> bool:
             run while `resume` is False.
     """
     path = folder / "run.json"
-    there = [folder / name for name in ("programs", "records.jsonl", "timing.jsonl") if (folder / name).exists()]
+    names = ("programs", "records.jsonl", "timing.jsonl", "unfinished.jsonl")
+    there = [folder / name for name in names if (folder / name).exists()]
     if there and not path.exists():
         raise RunError(f"{folder} holds {', '.join(p.name for p in there)} but no run.json; choose another folder")
     computed = any(any(p.iterdir()) if p.is_dir() else p.stat().st_size for p in there)
     if not path.exists() or (not computed and differences(read_config(folder), config)):
-        try:
-            write_whole(path, json.dumps(config, indent=1, ensure_ascii=True) + "\n")
-            (folder / "programs").mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        files.write_json(path, config)
+        files.make_folder(folder / "programs")
         return False
     if not resume:
         raise RunError(f"{folder} already holds a run; choose another folder, or leave resume=True to go on with it")
     changed = differences(read_config(folder), config)
     if changed:
-        more = [f"and {len(changed) - 8} more"] if len(changed) > 8 else []
-        listing = "\n  ".join([*changed[:8], *more])
+        listing = "\n  ".join(files.limited(changed))
         raise RunError(
             f"{folder} holds a run of another configuration; choose another folder, or repeat that run's command. "
             f"What differs:\n  {listing}"
@@ -249,15 +232,79 @@ def read_config(folder: Path) -> Json:
         RunError: there is none, or it cannot be read by this version.
     """
     path = folder / "run.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{folder} is no run folder: it has no run.json") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not path.exists():
+        raise RunError(f"{files.shown(folder)} is no run folder: it has no run.json")
+    config = files.read_json(path, "a run", RunError)
+    if config.get("format") != FORMAT:
         raise RunError(f"{path} is not a run of format {FORMAT}; evaluate again with this version of amplify")
+    try:
+        codec.decode(_Config, config)
+        _check_plan(config)
+    except DataError as error:
+        raise RunError(f"{path} was changed: {error}. Start the run anew in another folder") from error
     return config
+
+
+def _check_plan(config: Json) -> None:
+    from amplify.metrics import KINDS
+
+    labels, ids = [m["label"] for m in config["methods"]], [item["id"] for item in config["items"]]
+    for name, values in (("methods", labels), ("items", ids), ("seeds", config["seeds"])):
+        if not values or len(set(values)) < len(values):
+            raise DataError(f"{name} are none, or one stands there twice")
+    if config["batch_size"] < 1:
+        raise DataError(f"batch_size is {config['batch_size']}, wanted 1 or more")
+    if unknown := sorted({label for pair in config["family"] for label in pair} - set(labels)):
+        raise DataError(f"family compares {unknown[0]!r}, which is no method of it")
+    if config["task"]["metric"] not in KINDS:
+        raise DataError(f"task.metric is {config['task']['metric']!r}, which this version of amplify does not know")
+
+
+def read_records(folder: Path) -> list[Json]:
+    """The whole lines of records.jsonl.
+
+    Raises:
+        RunError: a line is damaged, or holds something else than a record.
+    """
+    return _read_rows(folder / "records.jsonl", lambda row: _Asked)
+
+
+def read_timing(folder: Path) -> list[Json]:
+    """The whole lines of timing.jsonl; see `read_records`."""
+    return _read_rows(folder / "timing.jsonl", lambda row: _Batch if "batch" in row else _Spent)
+
+
+def _read_rows(path: Path, kind: Callable[[Any], Any]) -> list[Json]:
+    rows = files.read_lines(path)
+    for number, row in enumerate(rows, start=1):
+        try:
+            codec.decode(kind(codec.decode(dict[str, Any], row)), row)
+            if (size := max(map(abs, _numbers(row)), default=0)) > _MOST:
+                raise DataError(f"it holds the number {size:g}")
+        except DataError as error:
+            raise RunError(f"line {number} of {path} was changed: {error}; delete it and all after it") from error
+    return rows
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, (int, float)):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _numbers(item)
+
+
+def read_program(path: Path) -> Json:
+    """A program's JSON, of which only what it notes is relied on.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    data = files.read_json(path, "a saved program", RunError)
+    try:
+        codec.decode(_Program, data)
+    except DataError as error:
+        raise RunError(f"{files.shown(path)} was changed: {error}") from error
+    return data
 
 
 def cells_of(config: Json) -> list[Cell]:

@@ -7,16 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from amplify import codec
 from amplify.errors import DataError
 from amplify.evaluation import tables
 from amplify.evaluation.naming import shortened
 from amplify.render import attribution_marks, marked_html, page_template, visible, word_marks
+from amplify.values import Demonstration
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
     from amplify.evaluation.report import Report
-    from amplify.values import Demonstration
 
 _LABELS = 230  # width of the plot's left column, in the drawing's own units
 _WIDTH = 900
@@ -230,12 +231,10 @@ def _turns(prompt: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _demonstrations(data: Any) -> Iterator[Demonstration]:
     """Every demonstration in a program's JSON, however deep."""
-    from amplify.methods.program import demonstration
-
     if isinstance(data, Mapping):
         if isinstance(data.get("example"), Mapping) and "text" in data["example"]:
             try:
-                yield demonstration(data)
+                yield codec.decode(Demonstration, data)
             except DataError:
                 return  # another shape of another method: the program's file still has it
             return

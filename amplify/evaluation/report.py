@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from amplify.errors import RunError
+from amplify import files
 from amplify.evaluation import folder as store
 from amplify.evaluation import statistics
-from amplify.evaluation.folder import Cell, Json
+from amplify.evaluation.folder import Cell
+from amplify.files import Json
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
@@ -193,7 +193,7 @@ class Report:
 
         text = as_markdown(self)
         if path is not None:
-            store.write_whole(Path(path), text)
+            files.write(path, text)
         return text
 
     def to_html(self, path: str | Path | None = None) -> str:
@@ -202,7 +202,7 @@ class Report:
 
         text = as_html(self)
         if path is not None:
-            store.write_whole(Path(path), text)
+            files.write(path, text)
         return text
 
     def row(self, method: str) -> Row:
@@ -237,16 +237,12 @@ def load_report(folder: str | Path) -> Report:
     """
     path = Path(folder)
     config = store.read_config(path)
-    try:
-        rows = store.read_lines(path / "records.jsonl")
-        timing = store.read_lines(path / "timing.jsonl")
-        programs = {
-            cell: json.loads(file.read_text(encoding="utf-8"))
-            for cell in store.cells_of(config)
-            if (file := path / "programs" / cell.file).exists()
-        }
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+    rows, timing = store.read_records(path), store.read_timing(path)
+    programs = {
+        cell: store.read_program(file)
+        for cell in store.cells_of(config)
+        if (file := path / "programs" / cell.file).exists()
+    }
     plan = store.batches_of(config)
     done = store.whole_batches(config, rows)
     records = rows[: sum(len(places) for _, _, places in plan[:done])]

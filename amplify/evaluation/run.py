@@ -10,13 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from amplify import files
+from amplify import progress as bars
 from amplify.backends.base import Generator
+from amplify.backends.kept import KeptGenerator, keeping
+from amplify.backends.kept import batch as answering
 from amplify.calibration import Way
-from amplify.errors import BackendError, ContextLengthError, InputError, RunError
+from amplify.errors import BackendError, ContextLengthError, InputError, RunError, WriteError
 from amplify.evaluation import folder as store
 from amplify.evaluation.configuration import chosen_items, configuration, make_methods, scorer
-from amplify.evaluation.folder import Cell, Json
+from amplify.evaluation.folder import Cell
 from amplify.evaluation.report import Report, load_report
+from amplify.files import Journal, Json
 from amplify.methods.base import Method, Mode, Program, PromptProgram, examples_in
 from amplify.methods.calibrated import calibrated
 from amplify.tasks import Task
@@ -83,11 +88,8 @@ def evaluate(
     with store.locked(path):
         store.open_run(path, config, resume)
         report = _run(path, config, task, backend, made, progress, kept=True)
-        try:
-            report.to_html(path / "report.html")
-            report.to_markdown(path / "report.md")
-        except OSError as error:
-            raise store.cannot_write(path, error) from error
+        report.to_html(path / "report.html")
+        report.to_markdown(path / "report.md")
     return report
 
 
@@ -101,48 +103,45 @@ def _run(
     *,
     kept: bool,
 ) -> Report:
-    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
-
     if not kept:
         store.open_run(path, config, resume=True)
-    records, timing = path / "records.jsonl", path / "timing.jsonl"
-    try:
-        rows = store.read_lines(records)
-        done = store.whole_batches(config, rows)
-        plan = store.batches_of(config)
-        whole = sum(len(places) for _, _, places in plan[:done])
-        store.heal(records, rows[:whole])
-        store.heal(timing, store.read_lines(timing))
-    except OSError as error:
-        raise store.cannot_write(path, error) from error
+    rows = store.read_records(path)
+    done = store.whole_batches(config, rows)
+    plan = store.batches_of(config)
+    whole = sum(len(places) for _, _, places in plan[:done])
+    records, timing = Journal(path / "records.jsonl", locked=False), Journal(path / "timing.jsonl", locked=False)
+    records.cut(whole)
+    backend = keeping(backend, path / "unfinished.jsonl", files.digest(config)) if kept else backend
     total = sum(len(places) for _, _, places in plan)
-    with _says_how_to_resume(path if kept else None):
-        programs = _fit_all(path, config, task, backend, methods, rows[:whole], progress)
+    with _says_how_to_resume(path if kept else None, backend):
+        programs = _fit_all(path, config, task, backend, methods, rows[:whole], timing, progress)
         items = {item.id: item for item in chosen_items(task, config["limit"])}
         _refuse_leaks(task, programs)
         _refuse_long(list(items.values()), programs, backend)
         _, scores = scorer(task)
-        with tqdm(total=total, initial=whole, unit="answer", disable=None if progress else True) as bar:
+        with bars.progress(total=total, initial=whole, unit="answer", shown=progress) as bar:
             for cell, number, places in plan[done:]:
                 bar.set_description(cell.method if cell.seed is None else f"{cell.method} seed {cell.seed}")
                 batch = [items[config["items"][place]["id"]] for place in places]
                 before, start = backend.usage.snapshot(), time.perf_counter()
-                answers = programs[cell].answer(batch, backend)
+                with answering(backend, f"{cell.file} {number}"):
+                    answers = programs[cell].answer(batch, backend)
                 seconds = time.perf_counter() - start
                 if len(answers) != len(batch):
                     raise RunError(f"{cell.method} gave {len(answers)} answers to {len(batch)} items")
                 spent = {"seconds": seconds, **asdict(backend.usage.since(before))}
                 # times first: a record on disk then always has its time; the last line of a batch counts
                 where = {"method": cell.method, "seed": cell.seed}
-                store.append(timing, [{**where, "batch": number, "items": len(batch), **store.plain(spent)}])
+                timing.append([{**where, "batch": number, "items": len(batch), **store.plain(spent)}])
                 lines = [
                     _record(cell, item, answer, scores(answer, item))
                     for item, answer in zip(batch, answers, strict=True)
                 ]
                 if places.start == 0:  # one prompt per program is enough to see what was asked
                     lines[0]["prompt"] = _shown(answers[0].prompt)
-                store.append(records, lines)
+                records.append(lines)
                 bar.update(len(batch))
+        (path / "unfinished.jsonl").unlink(missing_ok=True)
     return load_report(path)
 
 
@@ -153,39 +152,28 @@ def _fit_all(
     backend: Generator,
     methods: Sequence[Method],
     rows: Sequence[Json],
+    timing: Journal,
     progress: bool,
 ) -> dict[Cell, Program]:
     """Load the programs there are and fit the others. What is used is always what the file gives back."""
-    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
-
     answered = {(row["method"], row["seed"]) for row in rows}
     programs: dict[Cell, Program] = {}
-    for cell in tqdm(store.cells_of(config), desc="programs", leave=False, disable=None if progress else True):
+    for cell in bars.tracked(store.cells_of(config), desc="fitting", unit="program", shown=progress):
         file = path / "programs" / cell.file
         if not file.exists():
             if (cell.method, cell.seed) in answered:
                 raise RunError(f"{file} is missing, but records.jsonl holds answers of it; put it back or start anew")
             before, start = backend.usage.snapshot(), time.perf_counter()
             seed = config["seeds"][0] if cell.seed is None else cell.seed
-            program = methods[cell.index].fit(task, backend, seed)
-            program = calibrated(program, task, backend, config["calibrate"], seed)
+            with answering(backend, f"{cell.file} fit"):
+                program = methods[cell.index].fit(task, backend, seed)
+                program = calibrated(program, task, backend, config["calibrate"], seed)
             spent = {"seconds": time.perf_counter() - start, **asdict(backend.usage.since(before))}
-            store.append(
-                path / "timing.jsonl", [{"method": cell.method, "seed": cell.seed, "fit": True, **store.plain(spent)}]
-            )
-            _save(program, file)
+            timing.append([{"method": cell.method, "seed": cell.seed, "fit": True, **store.plain(spent)}])
+            files.make_folder(file.parent)
+            program.save(file)
         programs[cell] = Program.load(file)
     return programs
-
-
-def _save(program: Program, file: Path) -> None:
-    draft = file.with_name(file.name + ".tmp")
-    try:
-        file.parent.mkdir(exist_ok=True)
-        program.save(draft)
-        draft.replace(file)
-    except OSError as error:
-        raise store.cannot_write(file.parent.parent, error) from error
 
 
 def _refuse_leaks(task: Task, programs: Mapping[Cell, Program]) -> None:
@@ -253,16 +241,18 @@ def _shown(prompt: Prompt | None) -> Json | None:
 
 
 @contextmanager
-def _says_how_to_resume(path: Path | None) -> Iterator[None]:
+def _says_how_to_resume(path: Path | None, backend: Generator) -> Iterator[None]:
     try:
         yield
+    except WriteError as error:
+        raise (error if path is None else store.cannot_write(path, error)) from error
     except BackendError as error:
         if path is None:
             raise BackendError(f"{error} Nothing was kept: give out= a folder to be able to go on") from error
-        try:
-            n = len(store.read_lines(path / "records.jsonl"))
-        except OSError:
-            n = 0
+        n = len(store.read_records(path))
+        begun = backend.begun if isinstance(backend, KeptGenerator) else 0
+        more = f", and {begun} replies of the unfinished batch" if begun else ""
         raise BackendError(
-            f"{error}\n{n} answers are kept in {path}; run the same command again to go on from there"
+            f"{error}\n{n} answers are kept in {files.shown(path)}{more}; run the same command again to go on from "
+            "there"
         ) from error

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
+from amplify import codec, files
 from amplify.backends.base import Generator
-from amplify.errors import DataError, InputError
+from amplify.errors import AmplifyError, DataError, InputError
 from amplify.registry import Table, broken, load_plugins
 from amplify.values import Answer, Example, Prompt
 
@@ -25,7 +25,7 @@ FORMAT = 1
 class Program(ABC):
     """What `fit` found: plain JSON that is saved, reloaded and deployed without the task or the proxy.
 
-    Every concrete class registers itself under `kind` and is rebuilt by `from_dict`.
+    Every concrete class is a dataclass that registers itself under `kind`; its fields are what is saved.
     """
 
     kind: ClassVar[str]
@@ -39,19 +39,26 @@ class Program(ABC):
     def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
         """Answer each example, in order; any number of batched calls."""
 
-    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Everything needed to rebuild it, as JSON values (without "kind" and "format")."""
+        return codec.fields_of(self)
 
     @classmethod
-    @abstractmethod
-    def from_dict(cls, data: dict[str, Any]) -> Program:
-        """The inverse of `to_dict`."""
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: a key is missing, unknown, or holds something of another kind; says where.
+        """
+        return codec.from_fields(cls, data)
 
     def save(self, path: str | Path) -> None:
-        """Write the program as JSON."""
-        data = {"format": FORMAT, "kind": self.kind, **self.to_dict()}
-        Path(path).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Write the program as JSON.
+
+        Raises:
+            WriteError: it cannot be written; an earlier file is untouched.
+        """
+        files.write_json(path, {"format": FORMAT, "kind": self.kind, **self.to_dict()})
 
     @staticmethod
     def load(path: str | Path) -> Program:
@@ -62,22 +69,34 @@ class Program(ABC):
         """
         import amplify.methods  # noqa: F401  registers every kind
 
+        data, where = files.read_json(path, "a saved program"), files.shown(path)
+        if data.pop("format", None) != FORMAT:
+            raise DataError(f"{where} is not a program of format {FORMAT}; fit it again with this version of amplify")
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is not a readable program file: {error}") from error
-        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-            raise DataError(f"{path} is not a program of format {FORMAT}; fit it again with this version of amplify")
-        kind = data.pop("kind", None)
-        if kind not in Program._kinds:
+            return Program.of(data)
+        except AmplifyError as error:
+            raise DataError(f"{where}: {error}") from error
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> Program:
+        """A program of any kind from its JSON values, its "kind" included.
+
+        Raises:
+            DataError: an unknown kind, or not what that kind's fields say.
+        """
+        held = dict(codec.decode(dict[str, Any], data))
+        kind = held.pop("kind", None)
+        if isinstance(kind, str) and kind not in Program._kinds:
             load_plugins()
-        if kind not in Program._kinds:
-            unknown = f"{path} holds a program of kind {kind!r}, which neither amplify nor an installed plugin knows."
+        if not isinstance(kind, str) or kind not in Program._kinds:
+            unknown = f"it holds a program of kind {kind!r}, which neither amplify nor an installed plugin knows."
             raise DataError(" ".join([unknown, *broken()]))
         try:
-            return Program._kinds[kind].from_dict(data)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is a damaged program ({error!r} is wrong or missing): fit it again") from error
+            return Program._kinds[kind].from_dict(held)
+        except AmplifyError as error:
+            raise DataError(f"it is a damaged program: {error}. Fit it again") from error
+        except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a class with a form of its own
+            raise DataError(f"it is a damaged program ({error!r} is wrong or missing): fit it again") from error
 
 
 class PromptProgram(Program):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
+from amplify import codec
 from amplify.backends.base import Generator
 from amplify.calibration import SIMPLEST_FIRST, WAYS, Calibration, Scores, Way, affine, from_answers, simplest
 from amplify.errors import InputError, UnknownNameError
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 INPUTS = 64  # of a split are asked at most
+
+
+class _Saved(TypedDict):
+    program: dict[str, Any]
+    calibration: Calibration
+    meta: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,21 +49,15 @@ class CalibratedProgram(Program):
         return [self._calibrated(answer) for answer in self.program.answer(examples, backend)]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        offsets = {
-            "way": self.calibration.way,
-            "offsets": dict(self.calibration.offsets),
-            "scale": self.calibration.scale,
-        }
+        """As JSON values; the inner program with its kind."""
         inner = {"kind": self.program.kind, **self.program.to_dict()}
-        return {"program": inner, "calibration": offsets, "meta": dict(self.meta)}
+        return {"program": inner, "calibration": codec.encode(self.calibration), "meta": codec.encode(self.meta)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        inner = dict(data["program"])
-        program = Program._kinds[inner.pop("kind")].from_dict(inner)
-        return cls(program, Calibration(**data["calibration"]), data["meta"])
+        held = codec.decode(_Saved, data)
+        return cls(Program.of(held["program"]), held["calibration"], held["meta"])
 
     def _calibrated(self, answer: Answer) -> Answer:
         if not answer.scores:

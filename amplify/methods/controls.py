@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -207,20 +207,6 @@ class TestWordsProgram(PromptProgram):
         given = variables(made.words, made.shares, "", attribution.foil, attribution.text)
         return self.template.before("label", given).rstrip()
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        names = ("proxy", "identity", "explainer", "contrastive", "k", "positive", "budget", "seed")
-        own = {name: getattr(self, name) for name in names}
-        template = {"name": self.template.name, "source": self.template.source, "sha256": self.template.sha256}
-        return {"base": self.base.to_dict(), **own, "template": template, "masked": list(self.masked)}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        template = Template(data["template"]["name"], data["template"]["source"])
-        held = {"base": ShotProgram.from_dict(data["base"]), "template": template, "masked": tuple(data["masked"])}
-        return cls(**{**data, **held})
-
 
 @register("method", "proxy_alone")
 @dataclass(frozen=True)
@@ -280,15 +266,6 @@ class ProxyProgram(Program):
             best = labels[int(row.argmax())]
             answers.append(Answer(value=best, text=best, scores=scores, calls=0))
         return answers
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"proxy": self.proxy, "identity": self.identity, "meta": dict(self.meta)}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        return cls(**data)
 
 
 @register("method", "answer_format_only")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from amplify import templates
 from amplify.backends.base import Generator, need_scorer
@@ -269,13 +269,3 @@ class RagProgram(Program):
             prompt=prompt,
             sources=sources,
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {**asdict(self), "template": {**asdict(self.template), "sha256": self.template.sha256}}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        held = {"template": Template(data["template"]["name"], data["template"]["source"])}
-        return cls(**{**data, **held, "notes": tuple(data["notes"])})

@@ -11,9 +11,11 @@ from weakref import WeakKeyDictionary
 
 from amplify import templates
 from amplify.backends.base import Generator
+from amplify.backends.kept import origin
 from amplify.errors import InputError
 from amplify.methods.base import Rehearsal
 from amplify.methods.baselines import FewShot, ZeroShot, ask_validation, random_shots
+from amplify.methods.contents import fit_key
 from amplify.methods.gating import SPARE, Explanation, gate_shots, judge_for_proxy
 from amplify.methods.parse import shown
 from amplify.methods.program import ShotProgram, check_window, with_rationales
@@ -140,8 +142,8 @@ class ExplainedMethod(PromptMethod):
             if self.selection != "most_faithful" and self.explainer != "auto":
                 wording.add("k")
         chosen = tuple(getattr(self, f.name) for f in fields(ExplainedMethod) if f.name not in wording)
-        key = (chosen, task.fingerprint, seed)
-        known = _FITS.setdefault(backend, {})
+        key = (chosen, fit_key(self), task.fingerprint, seed)
+        known = _FITS.setdefault(origin(backend), {})
         if key not in known:
             known[key] = _fit(self, task, backend, seed)
         return known[key]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from amplify.backends.base import Generator
 from amplify.errors import InputError
 from amplify.methods.base import PromptProgram, Rehearsal, Role
 from amplify.methods.baselines import random_shots, shot_pool
-from amplify.methods.program import answer_shots, as_example, demonstration
+from amplify.methods.program import answer_shots, as_example
 from amplify.methods.prompt import Form, PromptMethod, check_options
 from amplify.registry import register
 from amplify.text import input_text
@@ -100,27 +100,6 @@ class NearestProgram(PromptProgram):
         keys = _embedded(self.embedder, tuple(input_text(shot.example) for shot in self.pool))
         queries = open_embedder(self.embedder).embed([input_text(example) for example in examples])
         return [[self.pool[i] for i in reversed(row)] for row in nearest(queries, keys, self.shots)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "form": self.form.to_dict(),
-            "pool": [asdict(shot) for shot in self.pool],
-            "shots": self.shots,
-            "embedder": self.embedder,
-            "notes": list(self.notes),
-            "meta": dict(self.meta),
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        held = {
-            "form": Form.from_dict(data["form"]),
-            "pool": tuple(demonstration(shot) for shot in data["pool"]),
-            "notes": tuple(data["notes"]),
-        }
-        return cls(**{**data, **held})
 
 
 @lru_cache(maxsize=4)

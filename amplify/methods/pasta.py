@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from amplify import templates
 from amplify.backends.base import Generator, need_scorer
@@ -256,24 +256,6 @@ class AutoPastaProgram(Program):
             for example, spans in zip(examples, sentences, strict=True)
         ]
         return keys, [(0, 0, 0)] * len(keys)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "form": self.form.to_dict(),
-            "steering": self.steering.to_dict(),
-            "source": self.source,
-            "seed": self.seed,
-            "asked": {"name": self.asked.name, "source": self.asked.source, "sha256": self.asked.sha256},
-            "notes": list(self.notes),
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        asked = Template(data["asked"]["name"], data["asked"]["source"])
-        steering = Steering.from_dict(data["steering"])
-        return cls(Form.from_dict(data["form"]), steering, data["source"], asked, tuple(data["notes"]), data["seed"])
 
 
 def sentences_of(text: str) -> list[tuple[int, int]]:

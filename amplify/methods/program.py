@@ -6,18 +6,17 @@ That takes as few batched calls as there are: one, or two with a rationale.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from amplify.backends.base import Generator, need_scorer
-from amplify.errors import ContextLengthError, DataError
+from amplify.errors import ContextLengthError
 from amplify.methods.base import PromptProgram
 from amplify.methods.parse import parse_label, parse_text, shown, split_answer
 from amplify.methods.prompt import ANSWER_TOKENS, Form
 from amplify.text import open_block, split_reasoning
 from amplify.values import (
     Answer,
-    Attribution,
     Completion,
     Demonstration,
     Example,
@@ -295,17 +294,6 @@ class ShotProgram(PromptProgram):
         """
         return answer_shots(self.form, examples, [self.shots] * len(examples), backend)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        shots = [asdict(shot) for shot in self.shots]
-        return {"form": self.form.to_dict(), "shots": shots, "notes": list(self.notes), "meta": dict(self.meta)}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        shots = tuple(demonstration(shot) for shot in data["shots"])
-        return cls(Form.from_dict(data["form"]), shots, tuple(data["notes"]), data["meta"])
-
 
 def answer_shots(
     form: Form,
@@ -331,39 +319,6 @@ def answer_shots(
 
     check_window(backend, prompts, form, [len(s) for s in shots], with_shots)
     return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, backend)
-
-
-def demonstration(data: Mapping[str, Any]) -> Demonstration:
-    """A demonstration from its JSON values.
-
-    Raises:
-        DataError: a key is missing or not known.
-    """
-    try:
-        raw = dict(data["example"])
-        for name in ("choices", "options", "answers"):
-            raw[name] = tuple(raw.get(name, ()))
-        rationale = dict(data["rationale"]) if data.get("rationale") else None
-        if rationale:
-            made = rationale.get("attribution")
-            rationale["words"] = tuple(rationale["words"])
-            rationale["attribution"] = attribution(made) if made else None
-        return Demonstration(
-            example=Example(**raw),
-            rationale=Rationale(**rationale) if rationale else None,
-            foil=data.get("foil"),
-            score=data.get("score"),
-        )
-    except (KeyError, TypeError) as error:
-        raise DataError(f"a demonstration of this program cannot be read: {error}") from error
-
-
-def attribution(data: Mapping[str, Any]) -> Attribution:
-    """An attribution from its JSON values."""
-    raw = dict(data)
-    for name in ("words", "scores", "low", "high"):
-        raw[name] = tuple(raw[name])
-    return Attribution(**{**raw, "spans": tuple((int(a), int(b)) for a, b in raw["spans"])})
 
 
 def with_rationales(shots: Sequence[Demonstration], texts: Sequence[Rationale | None]) -> tuple[Demonstration, ...]:

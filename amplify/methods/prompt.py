@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from amplify import templates
 from amplify.backends.base import Generator, need_scorer
@@ -133,6 +133,13 @@ class Form:
     emphasis: str = ""
     marks: str = ""
 
+    def __post_init__(self) -> None:
+        needed = {"system", "question", "answer"} | ({"text"} if self.layout == "text" else set())
+        if missing := sorted(needed - self.templates.keys()):
+            raise InputError(f"{self.method}: the form has no template {missing[0]!r}")
+        if self.emphasis not in ("", "instruction", "text", "first_sentence") and self.emphasis[:7] != "fields.":
+            raise InputError(f"{self.method}: there is no emphasis {self.emphasis!r}")
+
     @property
     def room(self) -> int:
         """Tokens that must be free behind the prompt."""
@@ -202,18 +209,6 @@ class Form:
             prefix=lead,
             emphasis=tuple(span for _, spans in plain for span in spans),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; every template with its hash."""
-        data = asdict(self)
-        data["templates"] = {role: {**asdict(t), "sha256": t.sha256} for role, t in self.templates.items()}
-        return data
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        held = {role: Template(t["name"], t["source"]) for role, t in data["templates"].items()}
-        return cls(**{**data, "labels": tuple(data["labels"]), "stop": tuple(data["stop"]), "templates": held})
 
 
 def shown_gold(example: Example) -> str:

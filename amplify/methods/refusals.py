@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from amplify import templates
 from amplify.backends.base import Generator, need_scorer
@@ -191,31 +191,6 @@ class TriggerProgram(Program):
             if words := new.text.strip().strip('"'):
                 out[i] = replace(prompts[i], messages=(*prompts[i].messages[:-1], Message("user", words)))
         return out
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "form": self.form.to_dict(),
-            "remedy": self.remedy,
-            "asked": {"name": self.asked.name, "source": self.asked.source},
-            "words": self.words,
-            "refusal": self.refusal,
-            "weight": self.weight,
-            "steering": self.steering.to_dict() if self.steering else None,
-            "notes": list(self.notes),
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        given = {k: data[k] for k in ("remedy", "words", "refusal", "weight")}
-        return cls(
-            form=Form.from_dict(data["form"]),
-            asked=Template(data["asked"]["name"], data["asked"]["source"]),
-            steering=Steering.from_dict(data["steering"]) if data["steering"] is not None else None,
-            notes=tuple(data["notes"]),
-            **given,
-        )
 
 
 def _text(prompt: Prompt) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify.backends.base import Generator, need_scorer
+from amplify.backends.kept import origin
 from amplify.demonstrations import (
     likely_mislabelled,
     misclassification_confidence,
@@ -22,6 +23,7 @@ from amplify.demonstrations import (
 from amplify.errors import InputError
 from amplify.methods.base import Rehearsal
 from amplify.methods.baselines import ZeroShot, ask_validation, random_shots
+from amplify.methods.contents import fit_key
 from amplify.methods.explained import RATIONALE_TOKENS, check_room, citable_pool, planned
 from amplify.methods.gating import SPARE
 from amplify.methods.program import ShotProgram
@@ -82,8 +84,8 @@ class SelfMethod(PromptMethod):
         """
         check_options(self)
         options = tuple(getattr(self, f.name) for f in fields(SelfMethod) if f.name not in ("max_tokens", "extract"))
-        key = (options, task.fingerprint, seed)
-        known = _CHOSEN.setdefault(backend, {})
+        key = (options, fit_key(self), task.fingerprint, seed)
+        known = _CHOSEN.setdefault(origin(backend), {})
         if key not in known:
             known[key] = _choose(self, task, backend, seed)
         return known[key]

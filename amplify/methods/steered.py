@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from amplify.backends.base import Generator
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.base import PromptProgram
-from amplify.methods.program import answer_prompts, as_example, check_window, demonstration
+from amplify.methods.program import answer_prompts, as_example, check_window
 from amplify.methods.prompt import Form
 from amplify.steering import Steering, profiles
 from amplify.values import Answer, Demonstration, Example, Prompt
@@ -48,23 +48,6 @@ class SteeredProgram(PromptProgram):
         """
         prompts = [self.prompt(e) for e in examples]
         return answer_steered(self.form, examples, prompts, backend, self.steering, self.shots)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "form": self.form.to_dict(),
-            "steering": self.steering.to_dict(),
-            "notes": list(self.notes),
-            "meta": dict(self.meta),
-            "shots": [asdict(shot) for shot in self.shots],
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        steering = Steering.from_dict(data["steering"])
-        shots = tuple(demonstration(shot) for shot in data["shots"])
-        return cls(Form.from_dict(data["form"]), steering, tuple(data["notes"]), data["meta"], shots)
 
 
 def answer_steered(

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
-from amplify.errors import RunError
+from amplify import codec
+from amplify.errors import DataError, RunError
+from amplify.files import Journal, shown
 from amplify.profiling.margins import HeadSet, Margins
 from amplify.profiling.search import Floats
+
+FORMAT = 1
+
+
+class _Run(TypedDict):
+    task: str
+    key: str
+    item: str
+    heads: str
+    margin: float
 
 
 class Recorded:
@@ -35,25 +47,26 @@ class Recorded:
         key: str = "",
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.margins, self.task, self.path, self.key, self.progress = margins, task, path, key, progress
+        self.margins, self.task, self.key, self.progress = margins, task, key, progress
         self.known: dict[tuple[str, str], float] = {}
         self.made = 0
-        if path is not None and path.exists():
-            self._read(path)
+        self._journal: Journal | None = None
+        if path is not None:
+            self._journal = Journal(path, {"format": FORMAT, "holds": "runs of a head search"}, what="runs of heads")
+            self._read(self._journal)
 
-    def _read(self, path: Path) -> None:
-        whole = path.read_text(encoding="utf-8")
-        lines = whole.split("\n")[:-1]  # a last line that a kill cut off is measured again
-        if whole and not whole.endswith("\n"):
-            path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        for line in lines:
-            row = json.loads(line)
+    def _read(self, journal: Journal) -> None:
+        for number, row in enumerate(journal.rows, start=2):
+            try:
+                codec.decode(_Run, row)
+            except DataError as error:
+                raise RunError(f"line {number} of {shown(journal.path)} was changed: {error}; delete it") from error
             if row["task"] != self.task:
                 continue
             if row["key"] != self.key:
                 raise RunError(
-                    f"{path} holds runs of {self.task} with other settings, samples or model; give another --out, or "
-                    "delete it"
+                    f"{shown(journal.path)} holds runs of {self.task} with other settings, samples or model; give "
+                    "another --out, or delete it"
                 )
             self.known[row["item"], row["heads"]] = row["margin"]
 
@@ -67,7 +80,8 @@ class Recorded:
             if todo:
                 found = self.margins(number, [sets[i] for i in todo])
                 rows = []
-                for i, margin in zip(todo, found, strict=True):
+                for i, exact in zip(todo, found, strict=True):
+                    margin = round(float(exact), 6)  # as the file has it, so that a resumed search is the same one
                     self.known[item, names[i]] = margin
                     rows.append(
                         {
@@ -75,14 +89,12 @@ class Recorded:
                             "key": self.key,
                             "item": item,
                             "heads": names[i],
-                            "margin": round(margin, 6),
+                            "margin": margin,
                         }
                     )
                 self.made += len(rows)
-                if self.path is not None:
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
-                    with self.path.open("a", encoding="utf-8") as file:
-                        file.write("".join(json.dumps(row) + "\n" for row in rows))
+                if self._journal is not None:
+                    self._journal.append(rows)
                 if self.progress:
                     self.progress(len(rows))
             out[:, column] = [self.known[item, name] for name in names]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from amplify import progress as bars
 from amplify.locks import PROCESS
 from amplify.proxies.proxy import Proxy
 from amplify.proxies.rows import Row
@@ -21,7 +22,6 @@ def fit(proxy: Proxy, train: Sequence[Example], settings: Mapping[str, Any], pro
     """Fine-tune: cross-entropy over an example's labels (encoder), -log p(gold label | prompt) (causal)."""
     import torch
     from accelerate import Accelerator
-    from tqdm.auto import tqdm
     from transformers import get_linear_schedule_with_warmup
 
     model = _adapters(proxy) if settings["lora"] else proxy.model.requires_grad_(True)
@@ -34,7 +34,7 @@ def fit(proxy: Proxy, train: Sequence[Example], settings: Mapping[str, Any], pro
     learner = replace(proxy, model=model)
     rows = [_gold_rows(proxy, example) for example in train]
     model.train()
-    with tqdm(total=steps, desc=f"training {proxy.name}", disable=None if progress else True, leave=False) as bar:
+    with bars.progress(total=steps, desc=f"training {proxy.name}", unit="step", shown=progress, leave=False) as bar:
         for _ in range(epochs):
             order = torch.randperm(len(train)).tolist()
             for start in range(0, len(order), size):
@@ -46,7 +46,7 @@ def fit(proxy: Proxy, train: Sequence[Example], settings: Mapping[str, Any], pro
                 schedule.step()
                 optimiser.zero_grad()
                 bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+                bar.set_description(f"training {proxy.name}, loss {loss.item():.3f}")
     model = accelerator.unwrap_model(model)
     if settings["lora"]:
         model = model.merge_and_unload()

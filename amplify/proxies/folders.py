@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from amplify import models, pretrained, resources, weights
+from amplify import codec, files, models, pretrained, resources, weights
 from amplify.errors import DataError, InputError, extras
 from amplify.proxies.proxy import Kind, Proxy
 
@@ -46,50 +45,69 @@ def load_proxy(folder: str | Path, *, device: str | None = None) -> Proxy:
     return Proxy(folder, card["kind"], labels, card["trained"], card["identity"], model, tokenizer, card)
 
 
+class _Body(TypedDict, total=False):
+    name: str
+
+
+class _Trained(TypedDict):
+    epochs: int
+
+
+class _Training(_Trained, total=False):
+    seed: int
+    lora: bool
+
+
+class _Validation(TypedDict, total=False):
+    examples: int
+    accuracy: float | None
+
+
+class _Card(TypedDict):
+    """What of a card other code relies on."""
+
+    kind: Kind
+    task: str
+    task_fingerprint: str
+    labels: list[str]
+    instruction: str
+    input_name: str
+    template: str
+    body: _Body
+    training: _Training
+    columns: list[int]
+    identity: str
+    trained: bool
+    validation: _Validation
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """What a proxy's folder says of it.
 
     Raises:
-        DataError: there is no card, or not one that this version of amplify wrote.
+        DataError: there is no card, or not one that this version of amplify wrote; says where.
     """
+    where = files.shown(folder)
+    if not (folder / CARD).exists():
+        raise DataError(f"{where} is no proxy folder (it has no {CARD}); make one with amplify.train_proxy")
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        card = files.read_json(folder / CARD, "the card of a proxy")
+    except DataError as error:
+        raise DataError(f"{error}: delete the folder and train the proxy again") from error
+    if card.get("format") != FORMAT:
+        raise DataError(f"{where} holds a proxy of another format; train it again with this version of amplify")
+    try:
+        codec.decode(_Card, card)
+        labels, columns = card["labels"], card["columns"]
+        if len(set(labels)) < len(labels):
+            raise DataError("labels are not different texts")
+        if sorted(columns) != list(range(len(labels) or 1)):
+            raise DataError(f"columns are {columns!r:.60}")
+    except DataError as error:
         raise DataError(
-            f"{folder} is no proxy folder ({CARD} cannot be read: {error}); make one with amplify.train_proxy"
+            f"the {CARD} in {where} is broken ({error}): delete the folder and train the proxy again"
         ) from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise DataError(f"{folder} holds a proxy of another format; train it again with this version of amplify")
-    try:
-        wrong = _wrong(card)
-    except (KeyError, TypeError, AttributeError) as error:
-        wrong = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    if wrong:
-        raise DataError(f"the {CARD} in {folder} is broken ({wrong}): delete the folder and train the proxy again")
     return card
-
-
-def _wrong(card: Mapping[str, Any]) -> str:
-    """What is wrong with a card; "" for nothing. Missing keys raise."""
-    kinds: dict[str, type] = {
-        "kind": str, "task": str, "task_fingerprint": str, "labels": list, "trained": bool, "identity": str,
-        "body": dict, "training": dict, "validation": dict, "columns": list, "template": str, "instruction": str,
-        "input_name": str,
-    }  # fmt: skip
-    for key, kind in kinds.items():
-        if not isinstance(card[key], kind):
-            return f"{key} is {card[key]!r:.60}"
-    if card["kind"] not in ("encoder", "causal"):
-        return f"kind is {card['kind']!r:.60}"
-    labels, columns = card["labels"], card["columns"]
-    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
-        return "labels are not different texts"
-    if sorted(columns, key=repr) != list(range(len(columns))) or len(columns) != (len(labels) or 1):
-        return f"columns are {columns!r:.60}"
-    numbers = (*map(card["training"].get, ("epochs", "seed")), *map(card["validation"].get, ("accuracy", "examples")))
-    if not all(number is None or isinstance(number, int | float) for number in numbers):
-        return "training or validation holds what is no number"
-    return ""
 
 
 def list_proxies() -> list[dict[str, Any]]:
@@ -101,10 +119,10 @@ def list_proxies() -> list[dict[str, Any]]:
     cards = []
     for path in sorted(root.glob(f"*/{CARD}")) if root.is_dir() else []:
         try:
-            cards.append({**read_card(path.parent), "folder": str(path.parent)})
+            cards.append({**read_card(path.parent), "folder": files.shown(path.parent)})
         except DataError as error:
             if path.is_file():  # else it is being replaced by another process
-                cards.append({"folder": str(path.parent), "broken": str(error)})
+                cards.append({"folder": files.shown(path.parent), "broken": str(error)})
     return cards
 
 
@@ -114,11 +132,10 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         DataError: no configuration there.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = [str(name) for name in config.get("architectures") or []]
-    except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
-        raise DataError(f"{folder} is no model folder: config.json cannot be read ({error})") from error
+    config = files.read_json(folder / "config.json", "the configuration of a model")
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{files.shown(folder)} is no model folder: architectures in config.json is no list of names")
     return "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else "encoder"
 
 
@@ -183,7 +200,13 @@ def holds(folder: Path, identity: str) -> bool:
 
 
 def write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
-    """Write beside the target and rename, so that no one ever sees half a proxy."""
+    """Write beside the target and rename, so that no one ever sees half a proxy.
+
+    Raises:
+        DataError: the disk is full or read-only; nothing half-written is left.
+    """
+    from safetensors import SafetensorError
+
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -194,8 +217,7 @@ def write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
             with models.quiet():
                 proxy.model.save_pretrained(work)
             proxy.tokenizer.save_pretrained(work)
-            card = {**card, "weights": models.identity(work)["sha256"]}
-            (work / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            files.write_json(work / CARD, {**card, "weights": models.identity(work)["sha256"]})
             work.chmod(0o755)
             if folder.exists() and not holds(folder, card["identity"]):
                 shutil.rmtree(folder)  # an empty folder, or the remains of a damaged one
@@ -206,5 +228,5 @@ def write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
                     raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # weights are written by a library with errors of its own
         raise DataError(f"the proxy cannot be written to {folder}: {error}") from error

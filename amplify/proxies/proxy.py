@@ -90,7 +90,9 @@ class Proxy:
     def __str__(self) -> str:
         found = self.card.get("validation", {})
         good = (
-            "" if found.get("accuracy") is None else f", accuracy {found['accuracy']:.3f} of {found['examples']} others"
+            ""
+            if found.get("accuracy") is None
+            else f", accuracy {found['accuracy']:.3f} of {found.get('examples', 'some')} others"
         )
         return f"{self.kind} proxy {self.name} for {self.card['task']}{good} ({self.folder})"
 

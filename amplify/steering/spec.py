@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from amplify import resources
+from amplify import codec, files, resources
 from amplify.errors import DataError, InputError, UnknownNameError
 from amplify.plain import from_yaml
 from amplify.steering.modes import MODES
@@ -175,6 +175,9 @@ class Steering:
         if not isinstance(data, Mapping):
             raise InputError(f"steering is a mapping with heads, alpha, mode …, got {data!r}")
         known = [f.name for f in fields(cls)]
+        for name in ("model", "provenance"):
+            if not isinstance(data.get(name, {}), Mapping):
+                raise InputError(f"{name} is a mapping, got {data[name]!r}")
         for key in data:
             if key not in known:
                 raise UnknownNameError("steering key", str(key), known)
@@ -188,16 +191,14 @@ class Steering:
     def from_json(cls, text: str) -> Steering:
         """The inverse of `to_json`."""
         try:
-            return cls.from_dict(json.loads(text))
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
+            return cls.from_dict(codec.parse(text))
+        except DataError as error:
             raise InputError(f"steering is not valid JSON: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write a profile as YAML, its provenance included."""
         text = yaml.safe_dump({"format": FORMAT, **self.to_dict()}, sort_keys=False, default_flow_style=None, width=120)
-        Path(path).write_text(text, encoding="utf-8")
+        files.write(path, text)
 
     @classmethod
     def load(cls, name: str | Path) -> Steering:
@@ -214,7 +215,8 @@ class Steering:
             raise UnknownNameError("steering profile", str(name), profiles(), "A path to a .yaml file works too.")
         try:
             data = from_yaml(path.read_text(encoding="utf-8-sig"), "the file")
-        except (OSError, ValueError) as error:
+            codec.check(data)
+        except (OSError, ValueError, DataError) as error:
             raise DataError(f"{path} is not a readable steering profile: {error}") from error
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise DataError(f"{path} is not a steering profile of format {FORMAT}")
@@ -222,6 +224,9 @@ class Steering:
             return cls.from_dict(data)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
+
+
+codec.register(Steering, Steering.to_dict, Steering.from_dict)
 
 
 def profiles() -> list[str]:

@@ -71,7 +71,7 @@ class Task:
         optional = ("template", "layout", "emphasis", "max_tokens")
         kept = {k: v for k, v in vars(self).items() if k not in aside and (v or k not in optional)}
         plain = json.dumps(kept, default=_plain, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(plain.encode()).hexdigest()
+        return hashlib.sha256(plain.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -82,6 +82,7 @@ def attribute_sources(
     control: bool = False,
     tokens: int | None = None,
     cache: str | Path | None = None,
+    progress: bool = False,
 ) -> SourceAttribution:
     """Score documents, and the sentences and words of those that matter, by what they did to an answer.
 
@@ -116,6 +117,7 @@ def attribute_sources(
             prompts and fewer tokens. The answer's own generation is not counted. Needs a `WhiteBox` that keeps as many
             tokens (`max_prefix_tokens`), fixed order, "logprob", refine="documents" and engine="trie".
         cache: file that keeps every value as soon as it is known; the same call goes on where a stopped one was.
+        progress: say on standard error how many prompts are asked.
 
     Raises:
         InputError: documents, answer, budget or names that make no sense together; the message says what to change.
@@ -183,10 +185,11 @@ def attribute_sources(
         answer = f" {answer}"
     identity = {
         "question": context.question, "documents": context.documents, "template": context.template.source,
-        "layout": layout, "backend": backend.spec, "value": value, "model": backend.describe().get("model"),
+        "layout": layout, "backend": backend.spec, "value": value, "model": backend.describe(),
         "asked": answer if value == "logprob" else [max_tokens, *stop], "exact": chosen != "blocks",
+        "amplify": amplify.__version__,
     }  # fmt: skip
-    memory = Memory(identity, cache)
+    memory = Memory(identity, cache, progress)
     settings = Settings(index, estimator, budget, refine, order, thresholds, value == "logprob", seed)  # type: ignore[arg-type]
     if value == "logprob":
         assert answer is not None

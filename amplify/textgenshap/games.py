@@ -6,9 +6,8 @@ once is remembered, on disk too if a file is given, so that a stopped run goes o
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amplify import codec
 from amplify.backends.base import Generator, WhiteBox
-from amplify.errors import BackendError, InputError, RunError
+from amplify.errors import BackendError, DataError, InputError, RunError
+from amplify.files import Journal, digest, shown
 from amplify.metrics import normalise
+from amplify.progress import progress
 from amplify.shapley.game import Coalitions, Floats
 from amplify.textgenshap import engines
 from amplify.textgenshap.engines import Engine
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from amplify.backends.known import KnownAnswers
 
 ROUNDING = 1e-3  # how far above 0 a log-probability may lie in half precision
-PART = 256  # selections asked for between two writes to the cache file
+FORMAT = 1  # of the cache file
+EVERY = 1.0  # seconds between two writes, at least
+PART = 256  # selections asked for at a time
 
 
 class Memory:
@@ -39,38 +43,30 @@ class Memory:
     Args:
         identity: everything that the results depend on; a file of another identity is refused.
         path: JSON lines; None keeps nothing.
+        progress: say how many selections are asked for.
 
     Raises:
-        RunError: the file belongs to other documents, another question, answer or model.
+        RunError: the file belongs to other documents, another question, answer or model (what differs is listed), or
+            is none of these.
+        WriteError: it cannot be written.
     """
 
-    def __init__(self, identity: Mapping[str, Any], path: str | Path | None = None) -> None:
-        self.path = None if path is None else Path(path)
+    def __init__(self, identity: Mapping[str, Any], path: str | Path | None = None, progress: bool = False) -> None:
+        self._progress = progress
         self._known: dict[Selection, Any] = {}
         self.used: dict[Selection, None] = {}  # those that this run needed, in order
-        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        if self.path is not None:
-            self._open(self.path)
-
-    def _open(self, path: Path) -> None:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-            header = json.loads(lines[0])["identity"] if lines else self.identity
-            if header == self.identity:
-                whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-                for line in whole[1:]:
-                    selection, result = json.loads(line)
-                    if isinstance(result, str) or all(map(math.isfinite, result)):
-                        self._known[_frozen(selection)] = result
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("".join(whole) or json.dumps({"identity": self.identity}) + "\n", encoding="utf-8")
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{path} cannot be the cache of this call: {error}. Name another file") from error
-        if header != self.identity:
-            raise RunError(
-                f"{path} holds values of another question, answer, model or other documents: delete it, or name "
-                "another file"
-            )
+        self._journal: Journal | None = None
+        if path is None:
+            return
+        header = {"format": FORMAT, "identity": {key: _digest(value) for key, value in identity.items()}}
+        self._journal = Journal(path, header, what="the cache of this call", again="name another file, or delete it")
+        for number, row in enumerate(self._journal.rows, start=2):
+            try:
+                selection, result = codec.decode(tuple[Selection, str | float | list[float]], row)
+            except DataError as error:
+                raise RunError(f"line {number} of {shown(path)} was changed: {error}; delete the file") from error
+            if isinstance(result, str) or np.isfinite(result).all():
+                self._known[selection] = result
 
     def __contains__(self, selection: Selection) -> bool:
         return selection in self._known
@@ -98,28 +94,47 @@ class Memory:
         try:
             self._ask(new, ask)
         except BackendError as failure:
-            where = "give cache=FILE to keep them" if self.path is None else f"{self.path} keeps them"
+            where = (
+                "give cache=FILE to keep them" if self._journal is None else f"{shown(self._journal.path)} keeps them"
+            )
             raise BackendError(
                 f"{failure}. Values of {len(self)} prompts were known: {where}, and the same call goes on from there",
                 failure.completed,
             ) from failure
 
     def _ask(self, new: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]) -> None:
-        for at in range(0, len(new), PART):
-            part = new[at : at + PART]
-            if self.path is None:
-                for i, result in ask(part):
-                    self._known[part[i]] = result
-                continue
-            with self.path.open("a", encoding="utf-8") as file:
-                for i, result in ask(part):
-                    self._known[part[i]] = result
-                    file.write(json.dumps([part[i], result]) + "\n")
-                    file.flush()
+        if not new:
+            return
+        with progress(total=len(new), unit="prompt", shown=self._progress, leave=False) as bar:
+            for at in range(0, len(new), PART):
+                self._ask_part(new[at : at + PART], ask, bar)
+
+    def _ask_part(
+        self, part: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]], bar: Any
+    ) -> None:
+        rows: list[Any] = []
+        written = time.monotonic()
+        try:
+            for i, result in ask(part):
+                self._known[part[i]] = result
+                bar.update(1)
+                rows.append([part[i], result])
+                if time.monotonic() - written > EVERY:
+                    rows, written = self._keep(rows), time.monotonic()
+        finally:
+            self._keep(rows)
+
+    def _keep(self, rows: list[Any]) -> list[Any]:
+        """Write rows; returns those still to be written, which are none."""
+        if self._journal is not None and rows:
+            self._journal.append(codec.encode(rows))
+        return []
 
 
-def _frozen(selection: Any) -> Selection:
-    return tuple((d, tuple((a, b) for a, b in ranges)) for d, ranges in selection)
+def _digest(value: Any) -> Any:
+    """A short value as it is, so that what differs can be said; a long one by its hash."""
+    plain = codec.encode(value)
+    return plain if len(json.dumps(plain)) <= 200 else {"sha256": digest(plain)}
 
 
 @dataclass

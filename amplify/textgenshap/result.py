@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from amplify.errors import DataError, InputError
+from amplify import codec, files
+from amplify.errors import AmplifyError, DataError, InputError
 from amplify.keeping import ROUNDING
 from amplify.metrics import normalise
 from amplify.render import visible
@@ -22,6 +22,7 @@ from amplify.values import Prompt
 
 LevelName = Literal["documents", "sentences", "words"]
 FORMAT = 1  # of the JSON file
+_LEVELS = ("documents", "sentences", "words")
 
 
 @dataclass(frozen=True)
@@ -215,51 +216,42 @@ class SourceAttribution:
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON."""
-        data = asdict(replace(self, meta={}))
-        data |= {"format": FORMAT, "values": self.values.tolist(), "meta": dict(self.meta)}
-        for name in ("documents", "sentences", "words"):
-            if (level := getattr(self, name)) is not None:
-                data[name] = {
-                    "sources": [[s.document, s.start, s.end] for s in level.sources],
-                    "scores": _plain(level.table),
-                    "low": _plain(level.low_table),
-                    "high": _plain(level.high_table),
-                }
-        Path(path).write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        held = {f.name: codec.encode(getattr(self, f.name)) for f in fields(self) if f.name not in _LEVELS}
+        for name in _LEVELS:
+            found: Level | None = getattr(self, name)
+            held[name] = None if found is None else {
+                "sources": [[s.document, s.start, s.end] for s in found.sources],
+                "scores": _plain(found.table),
+                "low": _plain(found.low_table),
+                "high": _plain(found.high_table),
+            }  # fmt: skip
+        files.write_json(path, {"format": FORMAT, **held})
 
     @classmethod
     def load(cls, path: str | Path) -> SourceAttribution:
         """Read what `save` wrote.
 
         Raises:
-            DataError: the file is none of these.
+            DataError: the file is none of these, or was changed; says where.
         """
+        data = files.read_json(path, "a saved source attribution")
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data.pop("format") != FORMAT:
-                raise ValueError("it was written by another version")
-            originals = tuple(data.pop("originals"))
-            levels = {n: _level(data.pop(n), originals, data["column"]) for n in ("documents", "sentences", "words")}
-            if levels["documents"] is None:
-                raise ValueError("it holds no documents")
-            return cls(
-                **{k: v for k, v in data.items() if k not in ("template", "cost", "columns", "values")},
-                documents=levels["documents"],
-                sentences=levels["sentences"],
-                words=levels["words"],
-                originals=originals,
-                columns=tuple(data["columns"]),
-                template=Template(**data["template"]),
-                cost=Cost(**data["cost"]),
-                values=np.array(data["values"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no saved source attribution: {error}") from error
+            if data.pop("format", None) != FORMAT:
+                raise DataError("it was written by another version")
+            held = codec.from_fields(_Saved, data)
+            columns = len(held.columns)
+            if not 0 <= held.column < columns or [len(row) for row in held.values] != [columns] * 2:
+                raise DataError("values are not two rows of one number for each column")
+            levels = {name: _level(getattr(held, name), held, name) for name in _LEVELS}
+            own = {f.name: getattr(held, f.name) for f in fields(held)}
+            return cls(**{**own, **levels, "values": np.array(held.values, dtype=np.float64)})
+        except AmplifyError as error:
+            raise DataError(f"{files.shown(path)} is no saved source attribution: {error}") from error
 
     def to_html(self, path: str | Path) -> None:
         """Write one self-contained page: the answer, and the documents as a nested heat map."""
         page = import_module("amplify.textgenshap.page")
-        Path(path).write_text(page.as_html(self), encoding="utf-8")
+        files.write(path, page.as_html(self))
 
     def __str__(self) -> str:
         lines = [
@@ -292,13 +284,60 @@ def _plain(table: Floats) -> list[list[float | None]]:
     return [[None if not np.isfinite(x) else float(x) for x in row] for row in table]
 
 
-def _level(data: Any, documents: tuple[str, ...], column: int) -> Level | None:
+@dataclass(frozen=True)
+class _Part:
+    """A level as it is saved."""
+
+    sources: tuple[tuple[int, int, int], ...]
+    scores: tuple[tuple[float | None, ...], ...]
+    low: tuple[tuple[float | None, ...], ...]
+    high: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the file holds."""
+
+    question: str
+    answer: str
+    documents: _Part
+    sentences: _Part | None
+    words: _Part | None
+    values: tuple[tuple[float, ...], ...]
+    columns: tuple[str, ...]
+    cost: Cost
+    value: str
+    index: str
+    engine: str
+    estimator: str
+    order: str
+    budget: int
+    seed: int
+    template: Template
+    layout: Literal["chat", "text"]
+    originals: tuple[str, ...]
+    column: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _level(data: _Part | None, held: _Saved, name: str) -> Level | None:
     if data is None:
         return None
+    if not data.sources:
+        raise DataError(f"{name} has no sources")
+    shape = [len(held.columns)] * len(data.sources)
     ends = []
-    for name, missing in (("scores", np.nan), ("low", -np.inf), ("high", np.inf)):
-        ends.append(np.array([[missing if x is None else x for x in row] for row in data[name]], dtype=np.float64))
-    return replace(level([Source(*s) for s in data["sources"]], documents, *ends), column=column)
+    for key, missing in (("scores", np.nan), ("low", -np.inf), ("high", np.inf)):
+        table = getattr(data, key)
+        if [len(row) for row in table] != shape:
+            raise DataError(f"{name}.{key} is not one row of {len(held.columns)} numbers for each of its sources")
+        ends.append(np.array([[missing if x is None else x for x in row] for row in table], dtype=np.float64))
+    for document, start, end in data.sources:
+        if not (0 <= document < len(held.originals) and 0 <= start <= end <= len(held.originals[document])):
+            raise DataError(f"{name}.sources has {[document, start, end]}, which is outside the documents")
+    if name == "documents" and [document for document, _, _ in data.sources] != list(range(len(held.originals))):
+        raise DataError("documents.sources are not the documents, one after the other")
+    return replace(level([Source(*s) for s in data.sources], held.originals, *ends), column=held.column)
 
 
 def _short(text: str, width: int = 70) -> str:

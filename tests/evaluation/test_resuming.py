@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def test_an_unfinished_batch_is_redone_whole(tmp_path):
 
 
 def test_a_failing_backend_keeps_what_was_answered(tmp_path):
-    with pytest.raises(BackendError, match=r"50 answers are kept in .*; run the same command again") as caught:
+    says = r"50 answers are kept in .*, and 1 replies of the unfinished batch; run the same command again"
+    with pytest.raises(BackendError, match=says) as caught:
         run(tmp_path, backend=fake_backend(fail_after=58))  # 7 of them while fitting
     assert "was told to fail" in str(caught.value)
     unfinished = load_report(tmp_path)
@@ -108,9 +110,39 @@ def test_a_failing_backend_keeps_what_was_answered(tmp_path):
     assert "UNFINISHED" in unfinished.to_markdown()
     assert [row.answered for row in unfinished.rows] == [30, 20, 0]
     assert unfinished.comparisons[1].p is None
-    run(tmp_path)
+    again = fake_backend()
+    run(tmp_path, backend=again)
+    assert len(again.texts) == 210 - 51
+    assert not (tmp_path / "unfinished.jsonl").exists()
     whole = run(None)
     assert load_report(tmp_path).comparisons == whole.comparisons
+
+
+@pytest.mark.parametrize("mode", ["generate", "score"])
+def test_what_an_error_says_is_kept_is_not_asked_again(tmp_path, mode):
+    """A server that dies again and again, while fitting and while answering in several calls a batch."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    task, names = make_task(6), ["few_shot", "zero_shot_cot", "self_amplify_phcot"]
+    options = {"few_shot.shots": 2, "self_amplify_phcot.shots": 2, "self_amplify_phcot.pool": 6}
+    given = {"mode": mode, "options": options, "batch_size": 4, "seeds": (0,)}
+
+    def server(**more):
+        say = lambda text: f"Because of the words. The answer is {'good' if len(text) % 3 else 'bad'}"  # noqa: E731
+        return ScriptedBackend("server", reply=say, logprob=lambda text, said: -1.0 - len(text + said) % 7, **more)
+
+    one = server()
+    evaluate(task, one, names, out=whole, **given)
+    asked = 0
+    for _ in range(200):
+        dying = server(fail_after=5)
+        with suppress(BackendError):
+            evaluate(task, dying, names, out=broken, **given)
+        asked += len(dying.texts)
+        if (broken / "report.html").exists():
+            break
+    assert load_report(broken).finished
+    assert asked <= len(one.texts)
+    assert (broken / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
 
 
 def test_another_configuration_is_refused(tmp_path):
@@ -153,7 +185,7 @@ def test_a_full_disk_keeps_what_was_computed(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True, check=True
     )
-    assert "cannot write in" in done.stdout, done.stderr
+    assert "cannot write" in done.stdout, done.stderr
     assert "What was computed so far is kept" in done.stdout
     kept = lines(folder)
     assert kept
@@ -188,3 +220,27 @@ def test_no_run_folder(tmp_path):
     (tmp_path / "records.jsonl").write_text("")
     with pytest.raises(RunError, match=r"but no run.json"):
         run(tmp_path)
+
+
+def test_templates_profiles_and_proxies_are_told_by_content(tmp_path):
+    """A template of one's own that is edited between two calls is another configuration, and is fitted anew."""
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{{ instruction }}\n{{ text }}")
+    given = {"options": {"zero_shot.question": str(mine)}, "batch_size": 4, "seeds": (0,), "out": tmp_path / "run"}
+    server = ScriptedBackend("server", reply=lambda text: "The answer is good", fail_after=5)
+    with pytest.raises(BackendError):
+        evaluate(make_task(), server, ["zero_shot"], **given)
+    mine.write_text("{{ text }}\n{{ instruction }}")
+    server = ScriptedBackend("server", reply=lambda text: "The answer is good")
+    with pytest.raises(RunError, match=r"methods\[0\]\.contents\.question: "):
+        evaluate(make_task(), server, ["zero_shot"], **given)
+
+
+def test_a_read_only_folder_is_one_error(tmp_path):
+    run(tmp_path)
+    for path in (tmp_path / "report.html", tmp_path / "report.md"):
+        path.unlink()
+        path.mkdir()  # what cannot be written, even by root
+    with pytest.raises(RunError, match=r"cannot write .*report\.html"):
+        load_report(tmp_path).to_html(tmp_path / "report.html")
+    assert not list(tmp_path.glob("*.tmp"))

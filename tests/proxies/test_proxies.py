@@ -166,6 +166,23 @@ def test_a_broken_card_is_one_error_and_hides_no_other_proxy(kept_proxy, tmp_pat
         assert "epoch" not in odd
 
 
+def test_a_full_disk_leaves_no_half_proxy(kept_proxy, tmp_path):
+    """A limit on file size stands for the full disk: the operating system really refuses the write."""
+    import resource
+
+    from amplify.proxies.folders import read_card, write
+
+    proxy, card = load_proxy(kept_proxy), read_card(kept_proxy)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(DataError, match="cannot be written to"):
+            write(proxy, card, tmp_path / "kept")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_labels_that_differ_by_case_find_their_own_columns():
     from amplify.proxies.folders import columns_of
 

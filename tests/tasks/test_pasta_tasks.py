@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from amplify import metrics
+from amplify import codec, metrics
 from amplify.errors import DataError, InputError
 from amplify.methods import make
 from amplify.methods.prompt import Form, first_sentence, unmarked
@@ -82,7 +82,7 @@ def test_prompts_carry_what_is_emphasised(tmp_path):
 def test_emphasis_survives_saving_and_is_only_on_the_question():
     task = load_task("json_formatting")
     program = make("few_shot", shots=2).fit(task, Nobody(), 0)
-    prompt = Form.from_dict(json.loads(json.dumps(program.form.to_dict()))).prompt(task.test[0], program.shots)
+    prompt = codec.decode(Form, json.loads(json.dumps(codec.encode(program.form)))).prompt(task.test[0], program.shots)
     assert prompt == program.prompt(task.test[0])
     assert [s.message for s in prompt.emphasis] == [4]
     assert json.loads(prompt.messages[1].content)["name"]

@@ -300,7 +300,7 @@ def test_a_server_that_dies_is_resumed(tmp_path, value) -> None:  # type: ignore
     r = amplify.attribute_sources(QUESTION, DOCUMENTS, again, value=value, cache=cache)
     assert r.documents.table.tolist() == whole.documents.table.tolist()
     assert len(again.calls) <= whole.cost.calls - kept + 1
-    with pytest.raises(RunError, match="another question"):
+    with pytest.raises(RunError, match=r"identity\.question: .* in the file, .Why\?. in this call"):
         amplify.attribute_sources("Why?", DOCUMENTS, scripted(), value=value, cache=cache)
 
 

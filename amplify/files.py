@@ -1,0 +1,345 @@
+"""The one way in which files are written: whole ones are whole or absent, journals only ever grow.
+
+A disk that is full or read-only ends in one `WriteError` with the path; what stood there before is untouched. A journal
+is a file of JSON lines. A kill can tear off its last line, which is then cut away; nothing else in it is ever changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from amplify import codec
+from amplify.errors import AmplifyError, DataError, RunError, WriteError
+
+Json = dict[str, Any]
+MOST_BYTES = 2**30  # of a JSON file that is read at once
+_PATIENCE = 60  # seconds to wait for another process that appends a line
+
+
+def write(path: str | Path, content: str | bytes) -> None:
+    """Write a file beside its place, force it to disk and move it there: it is whole or absent.
+
+    Text is UTF-8; a lone surrogate is written as its escape, which JSON reads back as what it was. A device or a pipe
+    is written to as it is.
+
+    Raises:
+        WriteError: the disk is full, the folder is not there, or permission is missing; an earlier file is untouched.
+    """
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    try:
+        place = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
+        if place.exists() and not place.is_file():
+            place.write_bytes(data)
+            return
+        draft = place.with_name(f".{secrets.token_hex(8)}.tmp")
+        try:
+            with draft.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if place.exists():
+                draft.chmod(place.stat().st_mode & 0o7777)
+            draft.replace(place)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise cannot_write(path, error) from error
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file; see `write`.
+
+    Raises:
+        WriteError: see `write`.
+        ValueError: a number that JSON does not have.
+    """
+    write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def make_folder(path: str | Path) -> Path:
+    """A folder, made with those above it where it is not there.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise cannot_write(path, error) from error
+    return Path(path)
+
+
+def cannot_write(path: str | Path, error: Exception) -> WriteError:
+    """The error for a full disk, a missing folder or a missing permission."""
+    reason = getattr(error, "strerror", None) or error
+    return WriteError(f"cannot write {shown(path)}: {reason}. Make room, give permission, or choose another place")
+
+
+def shown(path: str | Path) -> str:
+    """A path for messages; bytes that are no UTF-8 are written as escapes, so that any terminal prints it."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_json(path: str | Path, what: str, error: type[AmplifyError] = DataError) -> Json:
+    """The object that a JSON file holds.
+
+    Args:
+        path: of the file.
+        what: what it is to be, for messages, e.g. "a saved program".
+        error: raised where it is none.
+
+    Raises:
+        AmplifyError: of the kind given: no such file, not UTF-8, not JSON, no object, too large or too deep.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as problem:
+        raise error(f"{shown(path)} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
+    try:
+        if len(content) > MOST_BYTES:
+            raise DataError(f"it has more than {MOST_BYTES:,} bytes")
+        data = codec.parse(content)
+        if not isinstance(data, dict):
+            raise DataError(f"it holds {codec.named(data)}, not an object")
+    except DataError as problem:
+        raise error(f"{shown(path)} is not {what}: {problem}") from problem
+    return data
+
+
+def lock(path: str | Path, busy: str, patience: float = 0) -> AbstractContextManager[Any]:
+    """Hold a file or folder alone, by a hidden file beside or in it. The lock goes with the process, however it ends.
+
+    Args:
+        path: what is to be held.
+        busy: the message where another process holds it.
+        patience: seconds to wait for that process.
+
+    Raises:
+        RunError: another process holds it. WriteError: the hidden file cannot be made.
+    """
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        place = Path(path)
+        file = place / ".lock" if place.is_dir() else place.with_name(f".{place.name}.lock")
+        guard = FileLock(file, timeout=patience)
+        try:
+            guard.acquire()
+        except Timeout as error:
+            raise RunError(busy) from error
+        except (OSError, ValueError, NotImplementedError) as error:
+            raise cannot_write(path, error) from error
+        try:
+            yield
+        finally:
+            guard.release()
+
+    return held()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def dump(row: Any) -> bytes:
+    """One line of a journal. ASCII, so that any text (lone surrogates, line separators) keeps to its line."""
+    return (json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
+
+
+def read_lines(path: str | Path, damaged: str = "delete it and all after it to go on from there") -> list[Any]:
+    """The whole lines of a journal; what a kill tore off at its end is left out. [] where there is no file.
+
+    Args:
+        path: of the file, which is only read.
+        damaged: what to do about a line that is no JSON, for the message.
+
+    Raises:
+        RunError: a line that is not the last one is damaged, or the file cannot be read.
+    """
+    return _read(Path(path), damaged)[0]
+
+
+def _read(path: Path, damaged: str) -> tuple[list[Any], int]:
+    """The rows of a journal, and the bytes that they take."""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except (OSError, ValueError) as error:
+        raise RunError(f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    rows, end = [], 0
+    lines = content.split(b"\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(codec.parse(line))
+        except DataError as error:
+            if number == len(lines):
+                break
+            raise RunError(f"line {number} of {shown(path)} is damaged; {damaged}") from error
+        end += len(line) + 1
+    return rows, end
+
+
+class Journal:
+    """JSON lines in a file: read when it is opened, healed, and from then on only appended to.
+
+    Args:
+        path: of the file. It is begun, with its header, where it is not there.
+        header: what the rows depend on; a file that begins with another one is refused. None for a file without one.
+        what: the name of what it holds, for messages, e.g. "the cache of this call".
+        again: how to start anew, for messages.
+        locked: whether other processes may write to the same file; False where the caller holds its folder.
+
+    Attributes:
+        rows: those that were there when it was opened, without the header.
+
+    Raises:
+        RunError: the header differs (it is said in what), or a line in the middle is damaged.
+        WriteError: it cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        header: Mapping[str, Any] | None = None,
+        *,
+        what: str = "this journal",
+        again: str = "name another file, or delete it",
+        locked: bool = True,
+    ) -> None:
+        self.path, self.what, self.again, self._locked = Path(path), what, again, locked
+        self._first = None if header is None else codec.encode(header)
+        if locked or header is not None:
+            make_folder(self.path.parent)
+        with self._alone():
+            whole_header = self._check_header()
+            try:
+                self.rows, end = _read(self.path, self.again)
+            except RunError as error:
+                raise RunError(f"{shown(self.path)} cannot be {self.what}: {error}") from error
+            self._cut(end)
+            if whole_header:
+                self.rows = self.rows[1:]
+            elif self._first is not None:
+                self._add([self._first])
+
+    def _check_header(self) -> bool:
+        """Whether the file has its header. What is none of ours is refused before anything in it is touched."""
+        if self._first is None:
+            return False
+        try:
+            with self.path.open("rb") as file:
+                begun = file.readline(codec.MOST_LINE)
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            raise cannot_write(self.path, error) from error
+        if not begun.endswith(b"\n") and dump(self._first).startswith(begun):
+            return False  # a kill while it was written
+        try:
+            found = codec.parse(begun)
+        except DataError:
+            found = None
+        if not begun.endswith(b"\n") or not isinstance(found, dict):
+            raise RunError(f"{shown(self.path)} is not {self.what}; {self.again}")
+        if found != self._first:
+            listing = "\n  ".join(limited(differences(found, self._first, there="in the file")))
+            raise RunError(f"{shown(self.path)} is not {self.what}; {self.again}. What differs:\n  {listing}")
+        return True
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        if not self._locked:
+            return nullcontext()
+        return lock(self.path, f"another process keeps {shown(self.path)} busy; try again", _PATIENCE)
+
+    def cut(self, count: int) -> None:
+        """Leave the first `count` rows of those that were there, and cut the file behind them."""
+        if count >= len(self.rows):
+            return
+        with self._alone():
+            with self.path.open("rb") as file:
+                end = sum(len(file.readline()) for _ in range(count + (self._first is not None)))
+            self._cut(end)
+        self.rows = self.rows[:count]
+
+    def _cut(self, end: int) -> None:
+        try:
+            if self.path.exists() and self.path.stat().st_size > end:
+                os.truncate(self.path, end)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def append(self, rows: Sequence[Any]) -> None:
+        """Append rows in one write and force them to disk; where that fails, the file is as it was before.
+
+        Raises:
+            WriteError: the disk is full or the file cannot be written.
+        """
+        with self._alone():
+            self._add(rows)
+
+    def _add(self, rows: Sequence[Any]) -> None:
+        data = b"".join(map(dump, rows))
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                before = file.tell()
+                try:
+                    view = memoryview(data)
+                    while view:
+                        view = view[file.write(view) :]
+                    os.fsync(file.fileno())
+                except BaseException:
+                    file.truncate(before)
+                    raise
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+
+def limited(lines: Sequence[str], most: int = 8) -> list[str]:
+    """The first lines, and how many more there are."""
+    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
+
+
+def differences(old: Any, new: Any, where: str = "", there: str = "in the folder") -> list[str]:
+    """What differs between two JSON values, one line each.
+
+    Args:
+        old: what is on disk.
+        new: what this call has.
+        where: the place of both in what they are part of.
+        there: where the old one stands, for the lines.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted({*old, *new}):
+            path = f"{where}.{key}" if where else key
+            if key not in old or key not in new:
+                lines.append(f"{path}: only {'in this call' if key in new else there}")
+            else:
+                lines += differences(old[key], new[key], path, there)
+        return lines
+    if _same_shape(old, new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{where}[{i}]", there)]
+    if old == new:
+        return []
+    texts = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
+    if max(map(len, texts)) > 120:
+        return [f"{where}: differs"]
+    return [f"{where}: {texts[0]} {there}, {texts[1]} in this call"]
+
+
+def _same_shape(old: Any, new: Any) -> bool:
+    """Whether both are equally long lists of objects, which are then compared one by one."""
+    lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    return lists and all(isinstance(item, dict) for item in (*old, *new))
