@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,14 +46,14 @@ def attribution_text(attribution: Attribution, *, limit: int = _SHOWN) -> str:
         attribution: what to show.
         limit: show at most this many words: those with the highest absolute scores.
     """
-    top = max((abs(score) for score in attribution.scores), default=0.0) or 1.0
+    strengths = _strengths(attribution.scores)
     order = sorted(range(len(attribution.words)), key=lambda i: (-abs(attribution.scores[i]), i))
     shown = sorted(order[:limit], key=lambda i: (-attribution.scores[i], i))
     lines = [_headline(attribution) + ("" if attribution.signed else ", unsigned: how much, not for which side")]
     for i in shown:
         score = attribution.scores[i]
         sign = "#" if not attribution.signed else "+" if score > 0 else "-"
-        bar = sign * round(_BAR * abs(score) / top)
+        bar = sign * round(_BAR * abs(strengths[i]))
         word = visible(attribution.words[i]) + _interval(attribution, i)
         lines.append(f"  {_score(attribution, score):>9}  {bar:<{_BAR}}  {word}")
     if hidden := len(order) - len(shown):
@@ -80,17 +81,23 @@ def attribution_html(attribution: Attribution) -> str:
 
 def attribution_marks(attribution: Attribution) -> list[Mark]:
     """One mark per word, strengths relative to the highest absolute score."""
-    top = max((abs(score) for score in attribution.scores), default=0.0) or 1.0
+    strengths = _strengths(attribution.scores)
     return [
         Mark(
             start,
             end,
-            score / top,
+            strengths[i],
             f"{_score(attribution, score)}{_interval(attribution, i)}",
             signed=attribution.signed,
         )
         for i, ((start, end), score) in enumerate(zip(attribution.spans, attribution.scores, strict=True))
     ]
+
+
+def _strengths(scores: Sequence[float]) -> list[float]:
+    """Scores relative to the highest finite one, in [-1, 1]: an infinite one is as strong, and NaN says nothing."""
+    top = max((abs(score) for score in scores if math.isfinite(score)), default=0.0) or 1.0
+    return [0.0 if math.isnan(score) else max(-1.0, min(1.0, score / top)) for score in scores]
 
 
 def word_marks(text: str, words: Iterable[str]) -> list[Mark]:

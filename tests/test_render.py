@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -66,6 +67,17 @@ def test_no_words_and_zero_scores():
     assert attribution_text(Attribution("", (), (), (), "t")) == "why 't'"
     nothing = Attribution("a b", ("a", "b"), ((0, 1), (2, 3)), (0.0, 0.0), "t")
     assert "<mark" not in attribution_html(nothing)
+
+
+def test_scores_that_are_no_finite_numbers_are_shown_as_they_are():
+    odd = Attribution("a b c d", tuple("abcd"), ((0, 1), (2, 3), (4, 5), (6, 7)), (2.0, math.nan, -math.inf, 1.0), "x")
+    text, page = attribution_text(odd), attribution_html(odd)
+    assert [word in text for word in ("nan", "-inf", "+2")] == [True] * 3
+    assert re.findall(r"<mark[^>]*>(\w)</mark>", page) == [
+        "a",
+        "c",
+        "d",
+    ]  # the others keep their strengths; NaN has none
 
 
 @settings(deadline=None)
