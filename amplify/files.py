@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -38,20 +39,74 @@ def write(path: str | Path, content: str | bytes) -> None:
         if place.exists() and not place.is_file():
             place.write_bytes(data)
             return
-        draft = place.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
-            with draft.open("xb") as file:
+        with draft(place) as beside:
+            with beside.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             if place.exists():
-                draft.chmod(place.stat().st_mode & 0o7777)
-            draft.replace(place)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+                beside.chmod(place.stat().st_mode & 0o7777)
+            beside.replace(place)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise cannot_write(path, error) from error
+
+
+@contextmanager
+def draft(place: Path, *, folder: bool = False) -> Iterator[Path]:
+    """A new file (or folder) beside a place, to be filled and moved there; what is not moved goes with the block.
+
+    It is held as long as it is in work, so that drafts of this place that a kill left behind can be told, and removed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    begins = f".{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}."  # of a length that any place's name allows
+    for left in place.parent.glob(f"{begins}*.tmp"):
+        if (held := _hold(left, wait=False)) is not None:
+            _remove(left)
+            os.close(held)
+    made = place.with_name(f"{begins}{secrets.token_hex(8)}.tmp")
+    held = None
+    while held is None:  # once, unless another process takes it for one that was left before it is held
+        made.mkdir(exist_ok=True) if folder else made.touch()
+        held = _hold(made, wait=True)
+    try:
+        yield made
+    finally:
+        _remove(made)
+        if held >= 0:
+            os.close(held)
+
+
+def _hold(path: Path, *, wait: bool) -> int | None:
+    """Lock a file or folder until the descriptor returned is closed; None where it is another's, or gone."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing can be told to be left behind
+        return -1 if wait else None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if wait and not isinstance(error, FileNotFoundError):
+            raise
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = path.exists()
+    except OSError:  # another's; or the file system knows no locks: then nothing can be told to be left behind
+        free = wait
+    if free:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, where it is still there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

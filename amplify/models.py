@@ -170,8 +170,8 @@ def resolve(name: str | Path, *, weights: bool = True, adapters: bool = False) -
     text = str(name)
     if text in ALIASES:
         return pull([text], verify=False)[0]
-    folder = Path(text).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(text))
+    if os.path.isdir(folder):  # no, too, for a name that no folder can have
         return _checked(folder.resolve(), text, adapters) if weights else folder.resolve()
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", text):
         return _from_hub(text, weights, adapters)
@@ -339,7 +339,13 @@ def _intact(folder: Path, alias: Alias, verify: bool) -> bool:
 
 def _from_hub(text: str, weights: bool, adapters: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     repo, _, revision = text.partition("@")
     with _disk_errors(Path("the hub's cache (HF_HOME)")):
@@ -360,6 +366,8 @@ def _from_hub(text: str, weights: bool, adapters: bool) -> Path:
                 f"{text} is not in the hub's cache and the hub cannot be reached (or HF_HUB_OFFLINE is set). "
                 f"Without a hub, use an alias ({', '.join(ALIASES)}) or a local folder"
             ) from error
+        except HFValidationError as error:
+            raise DataError(f"{text} is no hub id: {str(error)[:200]}") from error
         except HfHubHTTPError as error:
             raise DataError(f"the hub did not give {text}: {error}") from error
     return _checked(Path(folder), text, adapters) if weights else Path(folder)

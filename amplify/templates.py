@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -108,12 +109,12 @@ def load(kind: str, name: str) -> Template:
     """
     if name.endswith(".jinja"):
         try:
-            return Template(name, Path(name).expanduser().read_text(encoding="utf-8-sig").removesuffix("\n"))
-        except (OSError, UnicodeDecodeError) as error:
+            return Template(name, Path(os.path.expanduser(name)).read_text(encoding="utf-8-sig").removesuffix("\n"))
+        except (OSError, ValueError) as error:
             raise InputError(f"template file {name} cannot be read: {error}") from error
     folder = resources.content("prompts")
     path = folder / f"{kind}_{name}.jinja" if name else folder / f"{kind}.jinja"
-    if path.parent != folder or not path.is_file():
+    if path.parent != folder or not os.path.isfile(path):
         known = [p.stem.removeprefix(f"{kind}_") for p in folder.glob(f"{kind}_*.jinja")]
         raise UnknownNameError(f"{kind} template", name, known, "A path to a .jinja file of your own works too.")
     return Template(path.stem, path.read_text(encoding="utf-8").removesuffix("\n"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from amplify import files
-from amplify.errors import DataError, RunError, WriteError
+from amplify.errors import AmplifyError, DataError, RunError, WriteError
 from amplify.files import Journal, read_json, read_lines, write, write_json
 
 
@@ -199,3 +200,53 @@ def test_differences_name_the_place() -> None:
     told = ["a[1].b: 2 in the folder, 3 in this call", "long: differs", "only: only in the folder"]
     assert files.differences(old, new) == told
     assert json.loads(json.dumps(told))
+
+
+def test_what_a_kill_left_of_a_draft_goes_with_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    code = (
+        "import os, signal, sys\nfrom amplify import files\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\nfiles.write(sys.argv[1], 'half')\n"
+    )
+    killed = subprocess.run([sys.executable, "-B", "-c", code, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 1
+    write(path, "whole")
+    assert names(tmp_path) == ["page.html"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_draft_that_is_in_work_is_left_alone(tmp_path: Path, folder: bool) -> None:
+    path = tmp_path / "page"
+    with files.draft(path, folder=folder) as first, files.draft(path, folder=folder) as second:
+        assert first != second
+        assert first.exists()
+        second.rename(path)
+    assert names(tmp_path) == ["page"]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "~no-such-user/a", "a\0b"], ids=["long", "user", "null"])
+def test_a_name_that_no_file_can_have_is_one_error(name: str) -> None:
+    from amplify import models, templates
+    from amplify.attribution.opening import opened
+    from amplify.methods import make
+    from amplify.methods.contents import contents
+    from amplify.proxies import load_proxy
+    from amplify.steering import Steering
+    from amplify.tasks import load_task
+
+    for read in (
+        lambda: models.resolve(f"/{name}"),
+        lambda: models.resolve(name),
+        lambda: templates.load("rationale", name),
+        lambda: templates.load("rationale", f"{name}.jinja"),
+        lambda: Steering.load(f"{name}.yaml"),
+        lambda: Steering.load(name),
+        lambda: load_task(f"{name}.csv", text="a", label="b"),
+        lambda: load_task(f"{name}.yaml"),
+        lambda: load_proxy(name),
+        lambda: opened(f"/{name}").__enter__(),
+    ):
+        with pytest.raises(AmplifyError):
+            read()
+    assert contents(make("amplify", proxy=name)) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +28,8 @@ def opened(model: Model) -> Iterator[Proxy | Generator]:
         from amplify.backends import MODELS, open_backend
 
         name = str(model)
-        if (Path(model) / CARD).is_file() or name.partition(":")[0] not in MODELS:
-            if not Path(model).is_dir():
+        if os.path.isfile(Path(model) / CARD) or name.partition(":")[0] not in MODELS:
+            if not os.path.isdir(model):
                 raise InputError(
                     f"{name!r} is neither a proxy folder nor a backend: give a folder that `amplify proxy` wrote, or "
                     "KIND:MODEL, e.g. transformers:smollm2-135m"

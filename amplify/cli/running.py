@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -91,7 +92,7 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
 def default_folder(suite: Mapping[str, Any]) -> Path:
     """Where a run without --out is kept: `runs/TASK-HASH`, the same for the same options and for no others."""
     task = str(suite["task"])
-    name = Path(task).stem if Path(task).is_file() else task
+    name = Path(task).stem if os.path.isfile(task) else task
     short = re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "task"
     told = json.dumps({key: value for key, value in suite.items() if key != "out"}, sort_keys=True, default=str)
     return Path("runs") / f"{short}-{hashlib.sha256(told.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"

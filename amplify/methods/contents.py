@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,12 @@ def contents(method: Any) -> dict[str, str]:
 
 
 def _content(option: str, value: str) -> str:
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     if option == "profile" and path.suffix not in (".yaml", ".yml", ".json"):
         path = resources.content("steering") / f"{value}.yaml"
     if path.suffix in (".jinja", ".yaml", ".yml", ".json"):
-        return _hash(path) if path.is_file() else ""
-    if option != "mode" and (path / "config.json").is_file():
+        return _hash(path) if os.path.isfile(path) else ""
+    if option != "mode" and os.path.isfile(path / "config.json"):
         card, weights = path / "amplify_proxy.json", models.identity(path).get("sha256", "")
         config = _hash(card if card.is_file() else path / "config.json")
         return hashlib.sha256(f"{config} {weights}".encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -184,9 +185,9 @@ def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Pr
     """
     from amplify.proxies import CARD, load_proxy, train_proxy
 
-    if not (Path(proxy).expanduser() / CARD).is_file():
+    if not os.path.isfile(Path(os.path.expanduser(proxy)) / CARD):
         return train_proxy(task, proxy, epochs=epochs, lora=lora, seed=seed)
-    kept = load_proxy(Path(proxy).expanduser())
+    kept = load_proxy(os.path.expanduser(proxy))
     if kept.labels != task.labels:
         raise InputError(
             f"the proxy in {proxy} was made for the labels {', '.join(kept.labels) or '(choices)'}; "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -88,7 +88,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         DataError: there is no card, or not one that this version of amplify wrote; says where.
     """
     where = files.shown(folder)
-    if not (folder / CARD).exists():
+    if not os.path.exists(folder / CARD):  # no, too, for a name that no file can have
         raise DataError(f"{where} is no proxy folder (it has no {CARD}); make one with amplify.train_proxy")
     try:
         card = files.read_json(folder / CARD, "the card of a proxy")
@@ -209,8 +209,7 @@ def write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with files.draft(folder, folder=True) as work:
             if proxy.labels and proxy.kind == "encoder":
                 proxy.model.config.id2label = dict(enumerate(proxy.labels))
                 proxy.model.config.label2id = {label: i for i, label in enumerate(proxy.labels)}
@@ -218,7 +217,6 @@ def write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
                 proxy.model.save_pretrained(work)
             proxy.tokenizer.save_pretrained(work)
             files.write_json(work / CARD, {**card, "weights": models.identity(work)["sha256"]})
-            work.chmod(0o755)
             if folder.exists() and not holds(folder, card["identity"]):
                 shutil.rmtree(folder)  # an empty folder, or the remains of a damaged one
             try:
@@ -226,7 +224,5 @@ def write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
             except OSError:
                 if not holds(folder, card["identity"]):  # else another process made the same proxy first
                     raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # weights are written by a library with errors of its own
         raise DataError(f"the proxy cannot be written to {folder}: {error}") from error

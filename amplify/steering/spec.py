@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -211,7 +212,7 @@ class Steering:
         folder = resources.content("steering")
         packed = folder / f"{name}.yaml"
         path = Path(name) if Path(name).suffix in (".yaml", ".yml", ".json") else packed
-        if not path.is_file():
+        if not os.path.isfile(path):  # no, too, for a name that no file can have
             raise UnknownNameError("steering profile", str(name), profiles(), "A path to a .yaml file works too.")
         try:
             data = from_yaml(path.read_text(encoding="utf-8-sig"), "the file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,7 @@ def load_task(
     elif name.endswith((".yaml", ".yml")):
         spec = _one_spec(Path(task))
     elif name.lower().endswith(FILE_TYPES):
-        if not Path(task).is_file():
+        if not os.path.isfile(task):
             raise DataError(f"no file {name}")
         spec, infer = _file_spec(Path(task), given), labels is None
         given, data = {}, Path(task).parent

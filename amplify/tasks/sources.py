@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ def locate(spec: TaskSpec, names: Sequence[str], data: Path | None) -> Path | No
                 return data
             continue
         own = Path(spec.folder) / name
-        if spec.folder and own.is_file():
+        if spec.folder and os.path.isfile(own):
             inside = [Path(spec.folder).resolve(), *([root.resolve()] if root else [])]
             if not any(own.resolve().is_relative_to(folder) for folder in inside):
                 raise InputError(
@@ -93,7 +94,7 @@ def locate(spec: TaskSpec, names: Sequence[str], data: Path | None) -> Path | No
             return own
         tries = [root / tail for tail in tails] + [root.resolve().parent / name] if root else []
         for path in tries:
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
     return None
 

@@ -108,10 +108,10 @@ def read_specs(path: Path) -> dict[str, TaskSpec]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read the task file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not readable YAML: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise DataError(f"cannot read the task file {path}: {getattr(error, 'strerror', None) or error}") from error
     content = from_yaml(text, str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: a task file is a mapping of keys to values; see tasks/README.md")
