@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import multiprocessing, sys, time
+import contextlib, multiprocessing, sys, time
 from amplify import engine_watch
 
 def wait(stubborn):
@@ -25,10 +25,9 @@ def wait(stubborn):
     time.sleep(600)
 
 if __name__ == "__main__":
-    if sys.argv[1] != "not owned":
-        engine_watch.own_engines()
-    context = multiprocessing.get_context("spawn")
-    context.Process(target=wait, args=(sys.argv[1] == "stubborn",)).start()
+    process = multiprocessing.get_context("spawn").Process(target=wait, args=(sys.argv[1] == "stubborn",))
+    with contextlib.nullcontext() if sys.argv[1] == "not owned" else engine_watch.owning():
+        process.start()
     time.sleep(600)
 """
 

@@ -209,7 +209,7 @@ _built_in(
 _built_in(
     "attention", "attention_flow", "maximum flow through the layers' attention (Abnar & Zuidema 2020)", **_UNSIGNED
 )
-register("explainer", "random", Explainer("baseline", "random scores", _random, contrastive=False, sampled=True))
+register("explainer", "random", Explainer("baseline", "random scores", _random, contrastive=False))
 register(
     "explainer", "tfidf",
     Explainer("baseline", "frequent here and rare in the corpus; no model", _tfidf, **_UNSIGNED),

@@ -69,6 +69,11 @@ class FewShot(PromptMethod):
     shots: int = 8
     selection: str = "random"
 
+    def __post_init__(self) -> None:
+        """Refuse an unknown selection before a model is loaded."""
+        super().__post_init__()
+        strategy(self.selection)
+
     def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
         """Draw the shots with the seed."""
         check_options(self)
@@ -136,16 +141,27 @@ def shot_pool(task: Task) -> tuple[Example, ...]:
     raise InputError(f"task {task.name!r} has no training or validation split to take demonstrations from")
 
 
+def strategy(selection: str) -> None:
+    """Refuse a way of choosing shots that there is not, or that few-shot prompting cannot use.
+
+    Raises:
+        InputError: it is not registered, or asks a proxy.
+    """
+    from amplify.demonstrations import SELECTIONS
+
+    if SELECTIONS.find(selection).proxy:
+        raise InputError(f"the selection {selection!r} asks a proxy, which few-shot prompting has none of; try amplify")
+
+
 def draw(task: Task, shots: int, selection: str, seed: int) -> tuple[Demonstration, ...]:
     """Draw shots, in random order.
 
     Raises:
         InputError: an unknown selection, or fewer examples than shots.
     """
-    from amplify.demonstrations import SELECTIONS, select
+    from amplify.demonstrations import select
 
-    if SELECTIONS.find(selection).proxy:
-        raise InputError(f"the selection {selection!r} asks a proxy, which few-shot prompting has none of; try amplify")
+    strategy(selection)
     chosen = select(selection, task, shots, seed=seed, pool=shot_pool(task)).shots
     return tuple(random.Random(seed).sample(chosen, len(chosen)))
 

@@ -15,7 +15,7 @@ from fake_server import FAULTS, PLAIN_FIELDS, FakeServer
 import amplify
 from amplify import Prompt, Sampling
 from amplify.backends import Scorer, open_backend, retry
-from amplify.errors import AmplifyError, BackendError, DataError, InputError
+from amplify.errors import AmplifyError, BackendError, DataError, InputError, RunError
 from amplify.redaction import keep_secret, redact, redact_fields
 
 pytestmark = pytest.mark.timeout(120)
@@ -106,19 +106,16 @@ def test_a_faulty_log_probability_is_one_error_and_is_never_kept(name, scores, t
         assert len(explain().documents.scores) == 2
 
 
-def test_a_number_that_is_none_in_a_cache_is_asked_again(tiny_lm, tmp_path):
+@pytest.mark.parametrize("number", ["NaN", "Infinity"])
+def test_a_number_that_is_none_in_a_cache_is_never_a_value(tiny_lm, tmp_path, number):
     cache = tmp_path / "values.jsonl"
     with FakeServer() as server, connect(server, tokenizer=str(tiny_lm), max_context=1024) as backend:
-
-        def explain():
-            return amplify.attribute_sources("What colour?", DOCUMENTS, backend, answer="blue", budget=8, cache=cache)
-
-        right = explain()
-        header, *lines = cache.read_text().splitlines()
-        bad = [json.dumps([json.loads(line)[0], [float(v)]]) for line, v in zip(lines, ["nan", "inf"], strict=False)]
-        cache.write_text("\n".join([header, *bad, *lines[2:]]) + "\n")
-        for _ in range(2):
-            assert list(explain().documents.scores) == pytest.approx(list(right.documents.scores))
+        ask = ("What colour?", DOCUMENTS, backend)
+        amplify.attribute_sources(*ask, answer="blue", budget=8, cache=cache)
+        header, line, *lines = cache.read_text().splitlines()
+        cache.write_text("\n".join([header, f"[{json.dumps(json.loads(line)[0])}, [{number}]]", *lines]) + "\n")
+        with pytest.raises(RunError, match=r"values\.jsonl cannot be the cache of this call: line 2 .* is damaged"):
+            amplify.attribute_sources(*ask, answer="blue", budget=8, cache=cache)
 
 
 def test_a_label_is_never_chosen_by_a_number_that_is_none(tiny_lm, tmp_path):

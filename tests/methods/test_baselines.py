@@ -299,11 +299,12 @@ def test_make_converts_and_refuses(sentiment: Task) -> None:
         ("shots", "many"),
         ("shots", 2.5),
         ("lead", "perhaps"),
-        ("selection", "best"),
         ("shots", True),
     ):
         with pytest.raises(InputError, match=f"few_shot.{option} is"):
             make("few_shot", **{option: value})
+    with pytest.raises(UnknownNameError, match="unknown selection 'best'"):
+        make("few_shot", selection="best")
     with pytest.raises(InputError, match="shots must be at least 1"):
         make("few_shot", shots=0).fit(sentiment, ScriptedBackend(), 0)
 
