@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -86,11 +86,11 @@ def apply_program(
         )
         try:
             done = _answer(program, examples, keeping(backend, begun, files.digest(header)), kept, batch_size)
-            _write_csv(out, text, examples, [done[i] for i in range(len(examples))], as_they_are)
+            _write_csv(out, text, examples, done, as_they_are)
         except WriteError as error:
             raise WriteError(f"{error}. What was answered is in {files.shown(path)}; the same call goes on") from error
         begun.unlink(missing_ok=True)
-    return Applied(rows=len(done), unparsed=sum(not row["answer"] for row in done.values()))
+    return Applied(rows=len(done), unparsed=sum(not row["answer"] for row in done))
 
 
 class _Kept(TypedDict):
@@ -119,13 +119,15 @@ def _depends_on(program: Program, examples: list[Example], backend: Generator, b
 
 def _answer(
     program: Program, examples: list[Example], backend: Generator, kept: Journal, batch_size: int
-) -> dict[int, dict[str, Any]]:
-    """The rows that were kept and those that are answered now, by their number in the input."""
+) -> list[dict[str, Any]]:
+    """The rows that were kept and those that are answered now, in the order of the input."""
     done = _rows(kept, len(examples))
-    todo = [start for start in range(0, len(examples), batch_size) if not _whole(done, start, batch_size, examples)]
+    if len(done) < len(examples):  # a batch that a kill cut in two is answered again, whole
+        done = done[: len(done) // batch_size * batch_size]
+        kept.cut(len(done))
     with progress(total=len(examples), unit="row") as bar:
         bar.update(len(done))
-        for start in todo:
+        for start in range(len(done), len(examples), batch_size):
             asked = examples[start : start + batch_size]
             try:
                 with batch(backend, str(start)):
@@ -140,25 +142,22 @@ def _answer(
                 raise RunError(f"the program gave {len(answers)} answers to {len(asked)} rows")
             rows = [{"row": start + i, **_row(answer)} for i, answer in enumerate(answers)]
             kept.append(rows)
-            done |= {row["row"]: row for row in rows}
+            done += rows
             bar.update(len(rows))
     return done
 
 
-def _whole(done: Mapping[int, Any], start: int, size: int, examples: list[Example]) -> bool:
-    return all(i in done for i in range(start, min(start + size, len(examples))))
-
-
-def _rows(kept: Journal, count: int) -> dict[int, dict[str, Any]]:
-    done = {}
-    for number, row in enumerate(kept.rows, start=2):
+def _rows(kept: Journal, count: int) -> list[dict[str, Any]]:
+    done: list[dict[str, Any]] = []
+    for place, row in enumerate(kept.rows):
         try:
             held = codec.decode(_Kept, row)
-            if not 0 <= held["row"] < count:
-                raise DataError(f"row is {held['row']}, and the input has {count}")
+            if not held["row"] == place < count:
+                raise DataError(f"row is {held['row']}, wanted {place} of {count}")
         except DataError as error:
-            raise RunError(f"line {number} of {files.shown(kept.path)} was changed: {error}; {kept.again}") from error
-        done[held["row"]] = held
+            where = f"line {place + 2} of {files.shown(kept.path)}"
+            raise RunError(f"{where} was changed: {error}; {kept.again}") from error
+        done.append(dict(held))
     return done
 
 

@@ -176,6 +176,7 @@ def test_killed_after_any_line_and_resumed_gives_the_same_csv(source: Path, tmp_
         out.unlink(missing_ok=True)
         apply_program(program("score"), source, "message", backend(), out, batch_size=4)
         assert out.read_bytes() == whole.read_bytes()
+        assert (tmp_path / "out.csv.answers.jsonl").read_bytes() == content  # no row of a cut batch stands there twice
 
 
 def test_japanese_answers_resume_after_a_full_disk(tmp_path: Path) -> None:
