@@ -207,16 +207,16 @@ def pull(names: Sequence[str], *, verify: bool = True) -> list[Path]:
 def _pull(name: str, verify: bool) -> Path:
     alias, root = ALIASES[name], resources.home() / "models"
     folder = root / name
-    if _intact(folder, alias, verify):
+    if _intact(folder, alias, verify) and not any(root.glob(f".{name}-*")):
         return folder
     with _disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):
+            for rest in root.glob(f".{name}-*"):  # left by a process that died; nobody else works here under the lock
+                shutil.rmtree(rest, ignore_errors=True)
             # another process may have made it while this one waited
             if _intact(folder, alias, verify):
                 return folder
-            for rest in root.glob(f".{name}-*"):  # left by a process that died; nobody else works here under the lock
-                shutil.rmtree(rest, ignore_errors=True)
             free = shutil.disk_usage(root).free
             if free < alias.disk:
                 raise DataError(

@@ -136,6 +136,14 @@ def test_what_a_killed_pull_left_is_cleared(toy: Path, tmp_path: Path) -> None:
     assert leftovers(tmp_path / "home") == []
 
 
+def test_what_a_pull_that_was_killed_at_its_end_left_is_cleared(toy: Path, tmp_path: Path) -> None:
+    """The model was in place already, and the kill came while the rest was swept away."""
+    folder = models.resolve("toy")
+    (tmp_path / "home" / "models" / ".toy-dead" / "unpacked").mkdir(parents=True)
+    assert models.resolve("toy") == folder
+    assert leftovers(tmp_path / "home") == []
+
+
 def test_a_failed_conversion_leaves_nothing(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(unpacked: Path, out: Path) -> None:
         (out / "half").write_text("x")
