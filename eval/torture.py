@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file = args.out / "torture.json"
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"parts": {}}
     result["what"] = (__doc__ or "").split("\n")[0]
-    result["machine"] = {"platform": platform.platform(), "cpus": os.cpu_count()}
+    result["machine"] = {"platform": platform.system(), "cpus": os.cpu_count()}
     names = ("amplify-llm", "torch", "transformers", "openai", "click", "jinja2", "pyyaml")
     result["versions"] = {"python": platform.python_version(), **{name: version(name) for name in names}}
     work = Path(tempfile.mkdtemp(prefix="torture-"))

@@ -154,7 +154,7 @@ def _harmless(text: str) -> None:
 
 
 def _label(text: str, labels: tuple[str, ...] = ("positive", "negative"), times: int = 1) -> None:
-    from amplify.methods.parsing import parse_label, parse_text
+    from amplify.methods.parse import parse_label, parse_text
 
     for i in range(times):
         parse_label(text + " " * i, labels)

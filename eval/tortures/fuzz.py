@@ -228,7 +228,7 @@ def _tasks(work: Path, inputs: Path) -> Iterator[Target]:
 
 
 def _texts() -> Iterator[Target]:
-    from amplify.methods import parsing
+    from amplify.methods import parse
     from amplify.steering import parse_emphasis, payload
     from amplify.templates import Template
 
@@ -284,10 +284,10 @@ def _texts() -> Iterator[Target]:
         return mutations.text(draw, draw.choice(said), 5), chosen, options
 
     def read(given: tuple[str, tuple[str, ...], tuple[str, ...]]) -> None:
-        found = parsing.parse_label(given[0], given[1], options=given[2])
+        found = parse.parse_label(given[0], given[1], options=given[2])
         if found is not None and found not in given[1]:
             raise ValueError(f"{found!r} is none of the labels")
-        parsing.parse_text(given[0]), parsing.split_answer(given[0])
+        parse.parse_text(given[0]), parse.split_answer(given[0])
 
     yield Target("answers", 30_000, answer, read)
     from amplify import resources
