@@ -53,7 +53,7 @@ class Calibration:
     def __call__(self, scores: Scores) -> dict[str, float]:
         """Calibrated log-probabilities of an item's labels; they sum to one.
 
-        >>> round(Calibration("batch", {"yes": 1.0}).__call__({"yes": -1.0, "no": -1.0})["no"], 3)
+        >>> round(Calibration("batch", {"yes": 1.0})({"yes": -1.0, "no": -1.0})["no"], 3)
         -0.313
         """
         if not scores:
