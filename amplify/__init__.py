@@ -5,22 +5,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from amplify.values import Example, Message, Prompt, Sampling, Span
+from amplify.types import Example, Message, Prompt, Sampling, Span
 
 if TYPE_CHECKING:
     from amplify.attribution import explain, explain_many
     from amplify.attribution.faithfulness import faithfulness
-    from amplify.backends import open_backend
-    from amplify.backends.own_model import steered
-    from amplify.backends.transformers import TransformersModel
+    from amplify.models import load_model
+    from amplify.models.own_model import steered
+    from amplify.models.transformers import TransformersModel
     from amplify.evaluation import evaluate
     from amplify.methods.base import Program
     from amplify.proxies import Proxy, train_proxy
-    from amplify.rationales import rationalise
+    from amplify.rationales import rationalize
     from amplify.registry import register
     from amplify.steering import Steering, parse_emphasis
     from amplify.tasks import load_task
-    from amplify.textgenshap.attribute import attribute_sources
+    from amplify.sources.attribute import attribute_sources
 
 __version__ = "0.1.0"
 
@@ -29,21 +29,21 @@ _LAZY = {
     "Program": "amplify.methods.base",
     "Proxy": "amplify.proxies",
     "Steering": "amplify.steering",
-    "TransformersModel": "amplify.backends.transformers",
-    "attribute_sources": "amplify.textgenshap.attribute",
+    "TransformersModel": "amplify.models.transformers",
+    "attribute_sources": "amplify.sources.attribute",
     "evaluate": "amplify.evaluation",
     "explain": "amplify.attribution",
     "explain_many": "amplify.attribution",
     "faithfulness": "amplify.attribution.faithfulness",
     "load_task": "amplify.tasks",
-    "open_backend": "amplify.backends",
+    "load_model": "amplify.models",
     "parse_emphasis": "amplify.steering",
-    "rationalise": "amplify.rationales",
+    "rationalize": "amplify.rationales",
     "register": "amplify.registry",
-    "steered": "amplify.backends.own_model",
+    "steered": "amplify.models.own_model",
     "train_proxy": "amplify.proxies",
 }
-_MODULES = ("attribution", "backends", "evaluation", "methods", "metrics", "models", "proxies", "tasks", "textgenshap")
+_MODULES = ("attribution", "models", "evaluation", "methods", "metrics", "models", "proxies", "tasks", "textgenshap")
 
 __all__ = [
     "Example",
@@ -61,9 +61,9 @@ __all__ = [
     "explain_many",
     "faithfulness",
     "load_task",
-    "open_backend",
+    "load_model",
     "parse_emphasis",
-    "rationalise",
+    "rationalize",
     "register",
     "steered",
     "train_proxy",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amplify import models
+from amplify import hub
 from amplify.batching import batches
 from amplify.errors import DataError, InputError, extras
 from amplify.locks import PROCESS, one_at_a_time
@@ -36,7 +36,7 @@ class Embedder:
 
         from amplify import pretrained
 
-        place, folder, name = pretrained.device_of(device), models.resolve(model), str(model)
+        place, folder, name = pretrained.device_of(device), hub.resolve(model), str(model)
         config = pretrained.config_of(folder, name)
         pretrained.refuse_encoder_decoder(config, name, "encoders (minilm …)")
         self.tokenizer: Any = pretrained.tokenizer_of(folder, name)

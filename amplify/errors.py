@@ -60,7 +60,7 @@ class UnknownNameError(InputError):
 
 
 class CapabilityError(AmplifyError):
-    """A method needs what this backend cannot do; the message names the backends that can."""
+    """A method needs what this model cannot do; the message names the models that can."""
 
 
 class MissingExtraError(AmplifyError, ImportError):
@@ -124,7 +124,7 @@ class ContextLengthError(InputError):
     """A prompt does not fit the model's window."""
 
 
-class BackendError(AmplifyError):
+class ModelError(AmplifyError):
     """A model or server failed after all retries.
 
     Attributes:

@@ -40,11 +40,11 @@ def lock_of(thing: Any) -> Lock:
 
 
 def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A method of something that has a `model`, or is one: the call holds that model's lock."""
+    """A method of something that has a `module`, or is one: the call holds that model's lock."""
 
     @functools.wraps(method)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with lock_of(getattr(self, "model", self)):
+        with lock_of(getattr(self, "module", self)):
             return method(self, *args, **kwargs)
 
     return call

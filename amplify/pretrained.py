@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amplify import models, weights
-from amplify.errors import EXTRAS, AmplifyError, BackendError, DataError, InputError, extras
+from amplify import hub, weights
+from amplify.errors import EXTRAS, AmplifyError, ModelError, DataError, InputError, extras
 
 if TYPE_CHECKING:
     import torch
@@ -79,9 +79,9 @@ def model_of(auto: Any, folder: Path, name: str, what: str, **options: Any) -> A
 
     Raises:
         DataError: it cannot be read as that.
-        BackendError: there is no memory for it.
+        ModelError: there is no memory for it.
     """
-    with models.quiet(), _readable(folder, name, what):
+    with hub.quiet(), _readable(folder, name, what):
         return auto.from_pretrained(folder, **{"trust_remote_code": False, **options})
 
 
@@ -149,7 +149,7 @@ def _readable(folder: Path, name: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # transformers raises many kinds on a damaged folder
         if type(error).__name__ == "OutOfMemoryError":  # torch's
-            raise BackendError(f"there is no memory for {name}: take a smaller one, or another device") from error
+            raise ModelError(f"there is no memory for {name}: take a smaller one, or another device") from error
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS:
             raise
         if "trust_remote_code" in str(error):
@@ -190,7 +190,7 @@ def language_model(folder: Path, name: str, device: torch.device, **options: Any
 
     Raises:
         DataError: it cannot be read.
-        BackendError: there is no memory for it.
+        ModelError: there is no memory for it.
     """
     trust = bool(options.get("trust_remote_code"))
     given = {key: value for key, value in options.items() if value is not None}
@@ -209,9 +209,9 @@ def language_model(folder: Path, name: str, device: torch.device, **options: Any
 def _adapted(folder: Path, name: str, device: torch.device, **options: Any) -> tuple[Any, Any]:
     from peft import PeftModel
 
-    base = models.resolve(weights.base_of(folder, name))
+    base = hub.resolve(weights.base_of(folder, name))
     module, tokenizer = language_model(base, str(base), device, **options)
-    with models.quiet(), _readable(folder, name, "a PEFT adapter"):
+    with hub.quiet(), _readable(folder, name, "a PEFT adapter"):
         module = usable(PeftModel.from_pretrained(module, folder, is_trainable=False))
     if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = tokenizer_of(folder, name, trust=bool(options.get("trust_remote_code")))

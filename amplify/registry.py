@@ -30,11 +30,11 @@ HOMES: Mapping[str, str] = {
     "method": "amplify.methods",
     "metric": "amplify.metrics.kinds",
     "explainer": "amplify.attribution.registry",
-    "model": "amplify.backends",
+    "model": "amplify.models",
     "task_format": "amplify.tasks.formats",
     "estimator": "amplify.shapley.estimators",
     "retriever": "amplify.retrieval",
-    "selection": "amplify.demonstrations",
+    "selection": "amplify.selection",
     "steering_mode": "amplify.steering.modes",
 }
 """Kind -> the module whose import registers what is built in."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from amplify.values import Attribution
+    from amplify.types import Attribution
 
 # blue speaks for, orange against: told apart by colour-blind readers, readable on light and dark ground
 _FOR, _AGAINST, _NEITHER = "59, 130, 246", "234, 118, 32", "128, 128, 128"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from amplify.values import Example
+from amplify.types import Example
 
 # what thinking models write around their reasoning: <think> (DeepSeek-R1, Qwen3), <seed:think>, [THINK] (Magistral),
 # <thought>, and what prompts ask others for (<thinking>, <reasoning>, <reflection>)

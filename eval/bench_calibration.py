@@ -1,6 +1,6 @@
 """What calibrating label scores is worth: every way of `amplify.calibration`, on the same programs and items.
 
-    python eval/bench_calibration.py --backend transformers:qwen2.5-coder-0.5b -B dtype=bfloat16
+    python eval/bench_calibration.py --model transformers:qwen2.5-coder-0.5b -B dtype=bfloat16
 
 Each program (task x method x seed) scores the test items, the calibration inputs and the content-free inputs once; all
 ways are read off these scores. Killed and started again it goes on behind the last program that it finished.
@@ -21,13 +21,13 @@ import numpy as np
 from measuring import command
 
 import amplify
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.calibration import WAYS
 from amplify.cli.common import pairs
 from amplify.evaluation.configuration import chosen_items, make_methods
 from amplify.methods.base import Program
 from amplify.methods.calibrated import calibrated
-from amplify.values import Answer, Example
+from amplify.types import Answer, Example
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = "support_tickets,amazon_sentiment,imdb_sentiment,commonsenseqa,bbh/hyperbaton,bbh/disambiguation_qa"
@@ -43,11 +43,11 @@ class Remembered(Program):
     def __init__(self, program: Program) -> None:
         self.program, self.answers = program, dict[tuple[Any, ...], Answer]()
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Answers, new ones asked in one batch."""
         keys = [(e.id, e.text, e.options) for e in examples]
         new = {key: e for key, e in zip(keys, examples, strict=True) if key not in self.answers}
-        self.answers |= zip(new, self.program.answer(list(new.values()), backend), strict=True) if new else ()
+        self.answers |= zip(new, self.program.answer(list(new.values()), model), strict=True) if new else ()
         return [self.answers[key] for key in keys]
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Remembered(Program):
         raise NotImplementedError(data)
 
 
-def measured(program: Program, task: amplify.tasks.Task, items: Sequence[Example], model: Generator, seed: int) -> Any:
+def measured(program: Program, task: amplify.tasks.Task, items: Sequence[Example], model: LanguageModel, seed: int) -> Any:
     """Right or wrong by item, and Brier score, of each way; beside them what the labels were."""
     remembered = Remembered(program)
     found: dict[str, Any] = {}
@@ -112,21 +112,21 @@ def rows(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 @click.command()
-@click.option("--backend", "-b", required=True)
-@click.option("--backend-option", "-B", multiple=True, metavar="NAME=VALUE")
+@click.option("--model", "-m", "model_id", required=True)
+@click.option("--model-option", "-B", multiple=True, metavar="NAME=VALUE")
 @click.option("--tasks", default=TASKS, show_default=True)
 @click.option("--methods", default=METHODS, show_default=True)
 @click.option("--seeds", default="0", show_default=True)
 @click.option("--limit", default=200, show_default=True, help="Test items of each task.")
 @click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "calibration.json", show_default=True)
-def main(backend: str, backend_option: tuple[str, ...], tasks: str, methods: str, seeds: str, limit: int,
+def main(model_id: str, model_option: tuple[str, ...], tasks: str, methods: str, seeds: str, limit: int,
          settings: tuple[str, ...], out: Path) -> None:  # fmt: skip
     """Score, calibrate in every way, write the table."""
     header: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     cells: list[dict[str, Any]] = header.pop("cells", [])
     done = {(c["task"], c["method"], c["seed"]) for c in cells}
-    with amplify.open_backend(backend, **pairs(backend_option, "-B")) as model:
+    with amplify.load_model(model_id, **pairs(model_option, "-B")) as model:
         for name in tasks.split(","):
             task = amplify.load_task(name)
             items = chosen_items(task, limit)
@@ -148,7 +148,7 @@ def main(backend: str, backend_option: tuple[str, ...], tasks: str, methods: str
                     means = {way: 100 * float(np.mean(found["right"])) for way, found in ways.items()}
                     click.echo(f"{name} {method.label} {seed}: {', '.join(f'{w} {m:.1f}' for w, m in means.items())}")
     table = "\n".join(rows(cells))
-    about = f"{backend}, {limit} test items a task at most, label scoring; `{command()}`, {header['date'][:10]}"
+    about = f"{model_id}, {limit} test items a task at most, label scoring; `{command()}`, {header['date'][:10]}"
     out.with_suffix(".md").write_text(f"# Calibration of label scores\n\n{about}\n\n{table}\n")
     click.echo(table)
 

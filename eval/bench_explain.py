@@ -29,10 +29,10 @@ from amplify.attribution.opening import subject
 from amplify.attribution.perturbation import NEIGHBOURHOODS, attribute
 from amplify.attribution.subjects import PromptSubject, ProxySubject
 from amplify.attribution.words import without_words
-from amplify.backends import open_backend
+from amplify.models import load_model
 from amplify.proxies import Proxy, train_proxy
 from amplify.tasks import load_task
-from amplify.values import Prompt
+from amplify.types import Prompt
 
 PROMPT = (
     "A reader wrote to the editor: I bought the folding bicycle in spring, rode it to work through rain and wind, and "
@@ -89,14 +89,14 @@ def proxy_forward(case: ProxySubject) -> Callable[[Any], Any]:
         ]
         batch = proxy.tokenizer(texts, padding=True, return_tensors="pt")
         with torch.inference_mode():
-            return proxy.model(**batch).logits[:, proxy.card["columns"][column]]
+            return proxy.module(**batch).logits[:, proxy.card["columns"][column]]
 
     return forward
 
 
 def prompt_forward(case: PromptSubject) -> Callable[[Any], Any]:
     """A padded pass over the kept words of a prompt, with only the target's logits kept."""
-    backend: Any = case.backend
+    model: Any = case.model
 
     def forward(kept: Any) -> Any:
         prompts = [
@@ -104,14 +104,14 @@ def prompt_forward(case: PromptSubject) -> Callable[[Any], Any]:
             for row in kept
         ]
         # a target of one tokenisation; padded on the left, so that all targets end together
-        ids = [backend.tokenizer(p + case.target)["input_ids"] for p in prompts]
-        target = backend.tokenizer(case.target)["input_ids"]
+        ids = [model.tokenizer(p + case.target)["input_ids"] for p in prompts]
+        target = model.tokenizer(case.target)["input_ids"]
         longest = max(map(len, ids))
-        padded = torch.tensor([[backend.tokenizer.eos_token_id] * (longest - len(i)) + i for i in ids])
+        padded = torch.tensor([[model.tokenizer.eos_token_id] * (longest - len(i)) + i for i in ids])
         mask = torch.tensor([[0] * (longest - len(i)) + [1] * len(i) for i in ids])
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         with torch.inference_mode():
-            logits = backend.model(
+            logits = model.module(
                 input_ids=padded,
                 attention_mask=mask,
                 position_ids=positions,
@@ -173,7 +173,7 @@ def perturbations(
     return lines
 
 
-def continuations(backend: Any) -> dict[str, Any]:
+def continuations(model: Any) -> dict[str, Any]:
     """Occlusion of a 16-token continuation, and its gradient, by captum's classes for language models."""
     from captum.attr import (
         FeatureAblation,
@@ -184,9 +184,9 @@ def continuations(backend: Any) -> dict[str, Any]:
         TextTokenInput,
     )
 
-    target = torch.tensor(backend.tokenizer(ANSWER)["input_ids"][:16])
-    text = backend.tokenizer.decode(target)
-    case = subject(backend, QUESTION, text, None)
+    target = torch.tensor(model.tokenizer(ANSWER)["input_ids"][:16])
+    text = model.tokenizer.decode(target)
+    case = subject(model, QUESTION, text, None)
     (ours, calls), seconds = timed(lambda: attribute(case.value("delete"), len(case.spans), "occlusion", budget=50))
     words = QUESTION.split(" ")
     given = TextTemplateInput(
@@ -195,7 +195,7 @@ def continuations(backend: Any) -> dict[str, Any]:
     result: dict[str, Any] = {"target_tokens": len(target), "evaluations": calls, "seconds": {"amplify": seconds}}
     differ = {}
     for name, in_tokens in (("captum_token_by_token", True), ("captum_whole", False)):
-        explainer = LLMAttribution(FeatureAblation(backend.model), backend.tokenizer)
+        explainer = LLMAttribution(FeatureAblation(model.module), model.tokenizer)
         options = {"use_cached_outputs": False} if in_tokens else {}
         theirs, seconds = timed(
             lambda e=explainer, t=in_tokens, o=options: e.attribute(given, target=target, forward_in_tokens=t, **o)
@@ -208,9 +208,9 @@ def continuations(backend: Any) -> dict[str, Any]:
     result["largest_difference"] = differ
 
     explainer = LLMGradientAttribution(
-        LayerGradientXActivation(backend.model, backend.model.get_input_embeddings()), backend.tokenizer
+        LayerGradientXActivation(model.module, model.module.get_input_embeddings()), model.tokenizer
     )
-    theirs = explainer.attribute(TextTokenInput(QUESTION, backend.tokenizer), target=target)
+    theirs = explainer.attribute(TextTokenInput(QUESTION, model.tokenizer), target=target)
     [part] = case.parts()
     vectors = gradients_at(part, part.inputs, 384, "grad_x_input")[0] * part.inputs[0].numpy()
     inside = [t for t, (a, b) in enumerate(part.offsets) if b > a]
@@ -233,21 +233,21 @@ def peak(work: Callable[[], Any]) -> int:
     return int(max(np.cumsum(changes)))
 
 
-def memory(backend: Any, proxy: Proxy, text: str) -> dict[str, Any]:
+def memory(model: Any, proxy: Proxy, text: str) -> dict[str, Any]:
     """Peaks of tensor memory: one plain forward of a batch, perturbations of few and many, gradients."""
-    case, encoded = subject(backend, PROMPT, " yes", None), subject(proxy, text, None, None)
-    ids = backend.tokenizer(PROMPT + " yes")["input_ids"][:-1]
-    rows = max(1, backend.max_batch_tokens // len(ids))
-    backend.max_batch_tokens = rows * len(ids)  # equal terms: a pass takes as many tokens as the plain batch
+    case, encoded = subject(model, PROMPT, " yes", None), subject(proxy, text, None, None)
+    ids = model.tokenizer(PROMPT + " yes")["input_ids"][:-1]
+    rows = max(1, model.max_batch_tokens // len(ids))
+    model.max_batch_tokens = rows * len(ids)  # equal terms: a pass takes as many tokens as the plain batch
     row = len(proxy.rows(encoded.example)[0].ids)
     many = {n: np.random.default_rng(n).random((n, len(case.spans))) < 0.9 for n in (8, 24)}
     small = {n: np.random.default_rng(n).random((n, len(encoded.spans))) < 0.9 for n in (32, 128)}
     with torch.inference_mode():
         plain = peak(
-            lambda: backend.model(input_ids=torch.tensor([ids] * rows), logits_to_keep=1, use_cache=False).logits
+            lambda: model.module(input_ids=torch.tensor([ids] * rows), logits_to_keep=1, use_cache=False).logits
         )
         batch = proxy.tokenizer([text] * max(1, batch_tokens(proxy) // row), return_tensors="pt")
-        encoder = peak(lambda: proxy.model(**batch).logits)
+        encoder = peak(lambda: proxy.module(**batch).logits)
     result = {
         "language_model": {
             "batch": rows,
@@ -269,7 +269,7 @@ def memory(backend: Any, proxy: Proxy, text: str) -> dict[str, Any]:
 
 
 def all_perturbations(
-    args: argparse.Namespace, proxy: Proxy, backend: Any, texts: Sequence[str]
+    args: argparse.Namespace, proxy: Proxy, model: Any, texts: Sequence[str]
 ) -> list[dict[str, Any]]:
     """MiniLM, SmolLM2, and SmolLM2 where half of the prompt is shared."""
     cases = [subject(proxy, text, None, None) for text in texts]
@@ -277,9 +277,9 @@ def all_perturbations(
     for case in cases:  # warm up
         case.value("delete")(np.ones((8, len(case.spans)), dtype=bool))
     lines = perturbations("MiniLM", cases, proxy_forward, methods, args.budget, args.batch, args.rounds)
-    [few] = plain = [subject(backend, PROMPT, " yes", None)]
+    [few] = plain = [subject(model, PROMPT, " yes", None)]
     moved = tuple((a + len(SHOTS), b + len(SHOTS)) for a, b in few.spans)
-    shared = [subject(backend, SHOTS + PROMPT, " yes", None, moved)]
+    shared = [subject(model, SHOTS + PROMPT, " yes", None, moved)]
     for name, prompts in (("SmolLM2", plain), ("SmolLM2, half a shared prefix", shared)):
         lines += perturbations(name, prompts, prompt_forward, methods[::2], args.lm_budget, args.batch, args.rounds)
     return lines
@@ -302,13 +302,13 @@ def main() -> None:
     torch.set_num_threads(1)
     task = load_task("support_tickets")
     proxy = train_proxy(task, "minilm")
-    backend: Any = open_backend("transformers:smollm2-135m", dtype="float32")
-    backend.score([Prompt(text=PROMPT)], [" yes"])
+    model: Any = load_model("transformers:smollm2-135m", dtype="float32")
+    model.score([Prompt(text=PROMPT)], [" yes"])
     texts = [e.text for e in task.test[: args.items]]
     work = {
-        "perturbations": lambda: all_perturbations(args, proxy, backend, texts),
-        "continuation": lambda: continuations(backend),
-        "peak_bytes": lambda: memory(backend, proxy, texts[0]),
+        "perturbations": lambda: all_perturbations(args, proxy, model, texts),
+        "continuation": lambda: continuations(model),
+        "peak_bytes": lambda: memory(model, proxy, texts[0]),
     }
     report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     report |= {

@@ -28,10 +28,10 @@ import numpy as np
 
 from amplify.attribution.gradients import METHODS, explain
 from amplify.attribution.words import aggregate, word_spans
-from amplify.demonstrations import misclassification_confidence
+from amplify.selection import misclassification_confidence
 from amplify.proxies import Proxy, softmax, train_proxy
 from amplify.tasks import load_task
-from amplify.values import Example
+from amplify.types import Example
 
 CHUNK = 200  # reviews that each way does before it is the next one's turn
 
@@ -60,7 +60,7 @@ def with_captum(proxy: Proxy, examples: Sequence[Example], foils: Sequence[str],
     import torch
     from captum.attr import InputXGradient, Saliency
 
-    model = proxy.model
+    model = proxy.module
     count = {"forward": 0, "backward": 0}
     result: dict[str, Any] = {name: [] for name in ("mcs", *METHODS)}
 

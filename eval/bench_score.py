@@ -23,10 +23,10 @@ from typing import Any
 import torch
 import transformers
 
-from amplify.backends import text
-from amplify.backends.transformers import TransformersModel
+from amplify.models import text
+from amplify.models.transformers import TransformersModel
 from amplify.tasks import load_task
-from amplify.values import Example, Prompt
+from amplify.types import Example, Prompt
 
 GOAL = {"fewer_tokens": 10.0, "faster": 6.0}
 
@@ -45,36 +45,36 @@ def prompts(name: str, data: str | None, shots: int, items: int) -> tuple[list[P
 
 
 @torch.inference_mode()
-def plain(backend: TransformersModel, prompt: Prompt, continuation: str) -> tuple[list[float], int]:
+def plain(model: TransformersModel, prompt: Prompt, continuation: str) -> tuple[list[float], int]:
     """Log-probabilities of one pair from one full forward pass, and its tokens."""
-    ids, start = text.encode_with_target(backend.tokenizer, text.render(prompt, backend.tokenizer), continuation)
-    whole = torch.tensor([ids], device=backend.device)
+    ids, start = text.encode_with_target(model.tokenizer, text.render(prompt, model.tokenizer), continuation)
+    whole = torch.tensor([ids], device=model.device)
     # the pass of a careful user: no cache written, logits of the target alone
-    logits = backend.model(whole, use_cache=False, logits_to_keep=len(ids) - start + 1).logits[0, :-1].float()
+    logits = model.module(whole, use_cache=False, logits_to_keep=len(ids) - start + 1).logits[0, :-1].float()
     return logits.log_softmax(-1).gather(1, whole[0, start:, None])[:, 0].tolist(), len(ids)
 
 
-def measure(backend: TransformersModel, asked: Sequence[tuple[Prompt, str]], timed: int, rounds: int) -> dict[str, Any]:
+def measure(model: TransformersModel, asked: Sequence[tuple[Prompt, str]], timed: int, rounds: int) -> dict[str, Any]:
     """Both sides, alternating."""
     spread = [round(i * (len(asked) - 1) / max(1, timed - 1)) for i in range(timed)] if timed else range(len(asked))
     chosen = list(dict.fromkeys(spread))
     columns = [p for p, _ in asked], [c for _, c in asked]
-    tokens = sum(backend.count_tokens([Prompt(text=(p.text or "") + c) for p, c in asked]))
-    backend.score(columns[0][:4], columns[1][:4])
-    plain(backend, *asked[0])
+    tokens = sum(model.count_tokens([Prompt(text=(p.text or "") + c) for p, c in asked]))
+    model.score(columns[0][:4], columns[1][:4])
+    plain(model, *asked[0])
     ours, theirs, differences, timed_tokens = [], [], [], 0
-    before = backend.usage.snapshot()
+    before = model.usage.snapshot()
     for _ in range(rounds):
         start = time.perf_counter()
-        scored = backend.score(*columns)
+        scored = model.score(*columns)
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
-        reference = [plain(backend, *asked[i]) for i in chosen]
+        reference = [plain(model, *asked[i]) for i in chosen]
         theirs.append(time.perf_counter() - start)
         timed_tokens = sum(n for _, n in reference)
         for i, (values, _) in zip(chosen, reference, strict=True):
             differences += [abs(a - b) for a, b in zip(scored[i].logprobs, values, strict=True)]
-    forwarded = backend.usage.since(before).forwarded_tokens // rounds
+    forwarded = model.usage.since(before).forwarded_tokens // rounds
     seconds, plain_seconds = min(ours), min(theirs) * tokens / timed_tokens
     return {
         "pairs": len(asked),
@@ -96,7 +96,7 @@ def table(result: dict[str, Any]) -> str:
     """The result as a Markdown table."""
     lines = [
         f"{result['items']} items x {result['labels']} labels of {result['task']} behind {result['shots']} shots, "
-        f"{result['setting']['backend']}, {result['machine']['threads']} CPU thread(s)",
+        f"{result['setting']['model']}, {result['machine']['threads']} CPU thread(s)",
         "",
         "| | amplify | one pass per pair | ratio | goal |",
         "|---|---:|---:|---:|---:|",
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     asked, labels = prompts(args.task, args.data, args.shots, args.items)
-    with TransformersModel.load(args.model, dtype="float32") as backend:
+    with TransformersModel.load(args.model, dtype="float32") as model:
         pairs = [(p, f" {label}") for p in asked for label in labels]
         result = {
             "what": (__doc__ or "").split("\n")[0],
@@ -132,9 +132,9 @@ def main() -> None:
             "items": args.items,
             "labels": len(labels),
             "shots": args.shots,
-            **measure(backend, pairs, args.pairs, args.rounds),
+            **measure(model, pairs, args.pairs, args.rounds),
             "goal": GOAL,
-            "setting": backend.describe(),
+            "setting": model.describe(),
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }

@@ -38,7 +38,7 @@ import transformers
 from measuring import middle, peak
 from random_llama import SHAPES, differences, head_set, shaped, shaped_sides, tenth
 
-from amplify import Prompt, Sampling, Span, Steering, open_backend
+from amplify import Prompt, Sampling, Span, Steering, load_model
 from amplify.steering.formula import TokenSpan
 
 Side = Callable[[Sequence[Sequence[int]], int], object]
@@ -123,7 +123,7 @@ def throughput(spent: Spent, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]
     }
 
 
-def vllm_side(backend: Any, steering: Steering | None) -> Side:
+def vllm_side(model: Any, steering: Steering | None) -> Side:
     """Token ids through an engine; the middle tenth of each prompt is emphasised."""
     from vllm import SamplingParams
 
@@ -137,8 +137,8 @@ def vllm_side(backend: Any, steering: Steering | None) -> Side:
                 spans = [TokenSpan(*tenth(len(ids)), steering.default_weight)]
                 extra = {KEY: payload(steering, spans, len(ids))}
             params.append(SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True, extra_args=extra))
-        backend.llm.reset_prefix_cache()
-        backend.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
+        model.llm.reset_prefix_cache()
+        model.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
 
     return run
 
@@ -152,19 +152,19 @@ def bench_vllm(args: argparse.Namespace) -> dict[str, Any]:
         "max_model_len": args.tokens + args.new + 8,
         "seed": 0,
     }
-    backends = {"stock": open_backend(spec, **options), "wide": open_backend(spec, steering=True, **options)}
-    config = backends["stock"].llm.llm_engine.model_config.hf_text_config
+    models = {"stock": load_model(spec, **options), "wide": load_model(spec, steering=True, **options)}
+    config = models["stock"].llm.llm_engine.model_config.hf_text_config
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     steering = Steering(heads=head_set(layers, heads, args.heads, False))
     sides = {
-        "stock": vllm_side(backends["stock"], None),
-        "plain": vllm_side(backends["wide"], None),
-        "steered": vllm_side(backends["wide"], steering),
+        "stock": vllm_side(models["stock"], None),
+        "plain": vllm_side(models["wide"], None),
+        "steered": vllm_side(models["wide"], steering),
     }
     if args.narrow:
         few = Steering(heads=head_set(layers, heads, args.heads, True))
-        backends["narrow"] = open_backend(spec, steering=few, **options)
-        sides["narrow"] = vllm_side(backends["narrow"], few)
+        models["narrow"] = load_model(spec, steering=few, **options)
+        sides["narrow"] = vllm_side(models["narrow"], few)
     rng = np.random.default_rng(0)
 
     def draw(count: int) -> list[list[int]]:
@@ -184,17 +184,17 @@ def bench_vllm(args: argparse.Namespace) -> dict[str, Any]:
         **throughput(spent, [pair for pair in pairs if pair[0] in sides]),
         "seconds_per_token_at_batch_1": per_token,
         "heads_steered": sum(len(h) for h in (steering.heads or {}).values()),
-        "engines": {name: b.describe() for name, b in backends.items()},
+        "engines": {name: b.describe() for name, b in models.items()},
     }
-    for backend in backends.values():
-        backend.close()
+    for model in models.values():
+        model.close()
     return result
 
 
 def bench_transformers(args: argparse.Namespace) -> dict[str, Any]:
     """Plain against steered on one model."""
-    with open_backend(f"transformers:{args.model}", dtype=args.dtype) as backend:
-        config = backend.model.config.get_text_config(decoder=True)
+    with load_model(f"transformers:{args.model}", dtype=args.dtype) as model:
+        config = model.module.config.get_text_config(decoder=True)
         heads = head_set(config.num_hidden_layers, config.num_attention_heads, args.heads, False)
         steering = Steering(heads=heads)
         rng = np.random.default_rng(0)
@@ -204,9 +204,9 @@ def bench_transformers(args: argparse.Namespace) -> dict[str, Any]:
 
         def side(on: Steering | None) -> Side:
             def run(prompts: Sequence[Sequence[int]], new: int) -> None:
-                texts = [backend.tokenizer.decode(ids) for ids in prompts]
+                texts = [model.tokenizer.decode(ids) for ids in prompts]
                 middle_tenth = [Span(int(0.45 * len(t)), int(0.55 * len(t))) for t in texts]
-                backend.generate(
+                model.generate(
                     [Prompt(text=t, emphasis=(span,)) for t, span in zip(texts, middle_tenth, strict=True)],
                     Sampling(max_tokens=new),
                     steering=on,
@@ -218,7 +218,7 @@ def bench_transformers(args: argparse.Namespace) -> dict[str, Any]:
         if args.narrow:
             few = head_set(config.num_hidden_layers, config.num_attention_heads, args.heads, True)
             sides["narrow"] = side(Steering(heads=few))
-        return {**compared(sides, draw, args, backend.model.device), "backend": backend.describe()}
+        return {**compared(sides, draw, args, model.module.device), "model": model.describe()}
 
 
 def compared(

@@ -30,11 +30,11 @@ from measuring import command, open_exact, peak, resident, timed
 from source_game import SourceGame, paragraphs
 
 import amplify
-from amplify.backends.known import KnownAnswers, generate_known
-from amplify.backends.tree import plan
+from amplify.models.drafts import KnownAnswers, generate_known
+from amplify.models.tree import plan
 from amplify.shapley import all_coalitions
-from amplify.textgenshap.sources import Context, Selection, in_place, select
-from amplify.values import Sampling
+from amplify.sources.context import Context, Selection, in_place, select
+from amplify.types import Sampling
 
 
 class Bench(SourceGame):
@@ -45,8 +45,8 @@ class Bench(SourceGame):
         others: see `SourceGame`.
     """
 
-    def __init__(self, backend: Any, rows: Sequence[dict[str, Any]], peer: int, **others: Any) -> None:
-        super().__init__(backend, rows, **others)
+    def __init__(self, model: Any, rows: Sequence[dict[str, Any]], peer: int, **others: Any) -> None:
+        super().__init__(model, rows, **others)
         self.rows, self.sentences, self.peer = rows, others["sentences"], peer
         self.seconds: dict[str, float] = {}
         self.values: dict[str, np.ndarray] = {}
@@ -105,7 +105,7 @@ class Bench(SourceGame):
         """captum's forward function on the first coalitions of `fixed`."""
         from captum.attr import FeatureAblation, LLMAttribution, TextTemplateInput
 
-        tokenizer, context = self.backend.tokenizer, self.context
+        tokenizer, context = self.model.tokenizer, self.context
 
         def prompt(*documents: str) -> str:
             shown = [d for d in documents if d]
@@ -116,7 +116,7 @@ class Bench(SourceGame):
                 )
             )
 
-        attribution = LLMAttribution(FeatureAblation(self.backend.model), tokenizer, attr_target="log_prob")
+        attribution = LLMAttribution(FeatureAblation(self.model.module), tokenizer, attr_target="log_prob")
         inputs = TextTemplateInput(prompt, values=[d.strip() for d in context.documents])
         target = torch.tensor(tokenizer(self.answer, add_special_tokens=False).input_ids)
         masks = torch.from_numpy(self.masks[:coalitions].astype(np.int64))
@@ -223,11 +223,11 @@ class Bench(SourceGame):
         selections = sorted({select(row, self.context.sources) for row in in_place(masks).tolist()})
         prompts = [self.context.prompt(s) for s in selections]
         sampling = Sampling(max_tokens=16)
-        known, usage = KnownAnswers(), self.backend.usage
+        known, usage = KnownAnswers(), self.model.usage
         start = usage.snapshot()
-        found, seconds = self.timed(lambda: generate_known(self.backend, prompts, sampling, known))
+        found, seconds = self.timed(lambda: generate_known(self.model, prompts, sampling, known))
         forwarded, start = usage.since(start).forwarded_tokens, usage.snapshot()
-        plain, plain_seconds = self.timed(lambda: self.backend.generate(prompts, sampling))
+        plain, plain_seconds = self.timed(lambda: self.model.generate(prompts, sampling))
         return {
             "coalitions": len(prompts),
             "answers": len(set(known.answers.values())),
@@ -246,26 +246,26 @@ class Bench(SourceGame):
     def hierarchy(self, budget: int) -> dict[str, Any]:
         """Documents alone, and down to sentences and words with a budget that leaves the documents as many evaluations.
 
-        `attribute_sources` calls that share nothing but the answer, which is given: with the backend's own bound of
+        `attribute_sources` calls that share nothing but the answer, which is given: with the model's own bound of
         what is kept between rounds, and down to words also with a low one. Memory is resident memory at its peak
         beyond what the process, model included, held before all of them.
         """
         documents = list(self.context.documents)
 
         def run(refine: str, asked: int, kept: int | None = None) -> dict[str, Any]:
-            self.backend.max_prefix_tokens = kept
+            self.model.max_prefix_tokens = kept
             gc.collect()
             found: list[Any] = []
             most, seconds = self.timed(
                 lambda: peak(
                     lambda: found.append(
                         amplify.attribute_sources(
-                            self.context.question, documents, self.backend, self.answer, refine=refine, budget=asked
+                            self.context.question, documents, self.model, self.answer, refine=refine, budget=asked
                         )
                     )
                 )
             )
-            self.backend.max_prefix_tokens = None
+            self.model.max_prefix_tokens = None
             result = found[0]
             return {
                 "budget": asked,
@@ -279,8 +279,8 @@ class Bench(SourceGame):
 
         before = resident()
         result: dict[str, Any] = {
-            "max_prefix_tokens": self.backend.remembering().most,
-            "bytes_a_kept_token": self.backend.packed.kept,
+            "max_prefix_tokens": self.model.remembering().most,
+            "bytes_a_kept_token": self.model.packed.kept,
             "words_keeping_1024": run("words", 2 * budget, 1024),  # first: an allocator does not give back all it had
             "documents": run("documents", budget),
             "sentences": run("sentences", 2 * budget),
@@ -327,7 +327,7 @@ def table(done: dict[str, Any]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", default="transformers:smollm2-135m")
+    parser.add_argument("--model", default="transformers:smollm2-135m")
     parser.add_argument("--data", type=Path, required=True, help="folder with dev_distractor_50.json")
     parser.add_argument("--item", type=int, default=0)
     parser.add_argument("--sentences", type=int, default=0, help="of each paragraph; 0: all")
@@ -346,9 +346,9 @@ def main() -> None:
     if late := [part for part in ("blocks", "captum") if part in parts and "fixed" not in parts[: parts.index(part)]]:
         parser.error(f"{' and '.join(late)}: on the coalitions of fixed, which must stand before in --parts")
     rows = json.loads((args.data / "dev_distractor_50.json").read_text())
-    backend: Any = open_exact(args.backend)
+    model: Any = open_exact(args.model)
     bench = Bench(
-        backend, rows, args.peer, item=args.item, sentences=args.sentences, tokens=args.tokens, clock=CLOCKS[args.clock]
+        model, rows, args.peer, item=args.item, sentences=args.sentences, tokens=args.tokens, clock=CLOCKS[args.clock]
     )
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "fixed": lambda: bench.fixed(args.coalitions),
@@ -360,7 +360,7 @@ def main() -> None:
         "votes": lambda: bench.votes(args.coalitions // 2),
         "hierarchy": lambda: bench.hierarchy(args.coalitions // 2),
     }
-    bench.backend.packed  # the one-off trial pass is no part of any time  # noqa: B018
+    bench.model.packed  # the one-off trial pass is no part of any time  # noqa: B018
     for part in parts:
         done = json.loads(args.out.read_text()) if args.out.exists() else {"parts": {}}
         result, seconds = timed(work[part])
@@ -371,7 +371,7 @@ def main() -> None:
             "clock": args.clock,
             "command": command(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "setting": backend.describe(),
+            "setting": model.describe(),
             "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
         }
         done["what"] = (__doc__ or "").split("\n", 1)[0]

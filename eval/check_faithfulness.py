@@ -31,23 +31,23 @@ from amplify.attribution.faithfulness_table import RANDOM, Faithfulness, Mean, i
 from amplify.attribution.gate import POOL
 from amplify.attribution.opening import subject
 from amplify.attribution.words import word_spans
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.scripted import ScriptedModel
 from amplify.proxies import Proxy, train_proxy, versions
 from amplify.shapley.estimate import estimate
 from amplify.tasks import Task, load_task, planted
-from amplify.values import Attribution, Example
+from amplify.types import Attribution, Example
 
 EXACT = "exact Shapley"
 
 
-def rule_backend(rule: str) -> ScriptedBackend:
+def rule_backend(rule: str) -> ScriptedModel:
     """The rule as a model: log-probabilities of "left" and "right"."""
 
     def logprob(text: str, label: str) -> float:
         odds = planted.log_odds(rule, text) * (1 if label == "left" else -1)
         return -math.log1p(math.exp(-odds))
 
-    return ScriptedBackend(logprob=logprob)
+    return ScriptedModel(logprob=logprob)
 
 
 def trained(task: Task, body: str) -> Proxy:
@@ -72,7 +72,7 @@ def other(label: str) -> str:
     return "right" if label == "left" else "left"
 
 
-def exact(model: Proxy | ScriptedBackend, examples: Sequence[Example]) -> list[Attribution]:
+def exact(model: Proxy | ScriptedModel, examples: Sequence[Example]) -> list[Attribution]:
     """Shapley values by all 2^n coalitions."""
     made = []
     for example in examples:
@@ -84,7 +84,7 @@ def exact(model: Proxy | ScriptedBackend, examples: Sequence[Example]) -> list[A
 
 
 def explained(
-    model: Proxy | ScriptedBackend, examples: Sequence[Example], names: Sequence[str]
+    model: Proxy | ScriptedModel, examples: Sequence[Example], names: Sequence[str]
 ) -> dict[str, list[Attribution]]:
     """Attributions by name, each example's label against the other one; what cannot be had of a rule is left out."""
     given = examples if isinstance(model, Proxy) else [e.text for e in examples]
@@ -124,7 +124,7 @@ def causal(table: Faithfulness) -> dict[str, Any]:
 
 
 def one(
-    model: Proxy | ScriptedBackend, examples: Sequence[Example], names: Sequence[str], exact_items: int
+    model: Proxy | ScriptedModel, examples: Sequence[Example], names: Sequence[str], exact_items: int
 ) -> dict[str, Any]:
     """All that is measured of one model."""
     k = len(planted.deciding(examples[0]))

@@ -37,7 +37,7 @@ from amplify.attribution.gate import POOL, merits
 from amplify.attribution.opening import Given
 from amplify.attribution.registry import METHODS
 from amplify.attribution.words import Spans, word_spans
-from amplify.backends.base import Scorer
+from amplify.models.base import ScoringModel
 from amplify.errors import AmplifyError, InputError
 from amplify.methods import make
 from amplify.methods.program import continuation
@@ -45,7 +45,7 @@ from amplify.methods.self_attribution import placed
 from amplify.proxies import Proxy, versions
 from amplify.tasks import Task
 from amplify.text import input_text
-from amplify.values import Attribution, Example
+from amplify.types import Attribution, Example
 
 LEAST, MOST = 6, 40  # words of an input: of fewer there is little to rank, of more perturbation takes long
 
@@ -82,20 +82,20 @@ def of_proxy(proxy: Proxy, examples: Sequence[Example]) -> Iterator[Input]:
         yield Input(example.id, example, first, second, word_spans(input_text(example)), first == example.label)
 
 
-def of_backend(backend: Scorer, task: Task, examples: Sequence[Example]) -> Iterator[Input]:
+def of_backend(model: ScoringModel, task: Task, examples: Sequence[Example]) -> Iterator[Input]:
     """Zero-shot prompts with the label that a language model gives and the next likely one."""
     form = make("zero_shot").form(task)  # type: ignore[attr-defined]
     for example in examples:
         prompt, _, words = placed(form, example, word_spans(input_text(example)))
         labels = form.labels_of(example)
         ends = [continuation(label, (labels, example.options), form, prompt) for label in labels]
-        totals = [found.total for found in backend.score([prompt] * len(ends), ends)]
+        totals = [found.total for found in model.score([prompt] * len(ends), ends)]
         first, second = np.argsort(totals)[::-1][:2]
         yield Input(example.id, prompt, ends[first], ends[second], words, labels[first] == example.label)
 
 
 def measured(
-    model: Proxy | Scorer,
+    model: Proxy | ScoringModel,
     inputs: Iterator[Input],
     total: int,
     methods: Sequence[str],
@@ -127,7 +127,7 @@ def measured(
 
 
 def record(
-    model: Proxy | Scorer, one: Input, methods: Sequence[str], budget: int, seed: int, measure_seed: int
+    model: Proxy | ScoringModel, one: Input, methods: Sequence[str], budget: int, seed: int, measure_seed: int
 ) -> dict[str, Any]:
     """The metrics of all explainers on one input, and what each cost."""
     found: dict[str, list[Attribution]] = {}
@@ -217,7 +217,7 @@ def markdown(table: Faithfulness, about: dict[str, Any]) -> str:
 @click.command()
 @click.option("--tasks", default="amazon_sentiment,imdb_sentiment", show_default=True)
 @click.option("--proxy", default="minilm", show_default=True, help="Classifier, trained on each task.")
-@click.option("--backend", default="transformers:smollm2-135m", show_default=True)
+@click.option("--model", default="transformers:smollm2-135m", show_default=True)
 @click.option("--items", type=int, default=40, show_default=True, help="Test inputs a task for the classifier.")
 @click.option("--lm-items", type=int, default=12, show_default=True, help="Of them for the language model.")
 @click.option("--budget", type=int, default=128, show_default=True, help="Evaluations an input on the classifier.")
@@ -234,7 +234,7 @@ def markdown(table: Faithfulness, about: dict[str, Any]) -> str:
 def main(
     tasks: str,
     proxy: str,
-    backend: str,
+    model: str,
     items: int,
     lm_items: int,
     budget: int,
@@ -257,7 +257,7 @@ def main(
     bodies = []
     for name in tasks.split(","):
         task = amplify.load_task(name)
-        models = [(proxy, items, budget, methods.split(",")), (backend, lm_items, lm_budget, lm_methods.split(","))]
+        models = [(proxy, items, budget, methods.split(",")), (model, lm_items, lm_budget, lm_methods.split(","))]
         for what, count, spend, names in models:
             examples = drawn(task, count, seed)
             if not examples:
@@ -267,9 +267,9 @@ def main(
                 trained = amplify.train_proxy(task, proxy, seed=seed)
                 records = measured(trained, of_proxy(trained, examples), len(examples), names, spend, seed, kept)
             else:
-                with open_exact(backend) as opened:
-                    if not isinstance(opened, Scorer):
-                        raise InputError(f"{backend} gives no log-probabilities: take a transformers: or vllm: backend")
+                with open_exact(model) as opened:
+                    if not isinstance(opened, ScoringModel):
+                        raise InputError(f"{model} gives no log-probabilities: take a transformers: or vllm: model")
                     asked = of_backend(opened, task, examples)
                     records = measured(opened, asked, len(examples), names, spend, seed, kept)
             table, about = summed(records, {"seed": seed, "budget": spend})

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server that behaves, or misbehaves in one named way. Standard library only.
 
     with FakeServer(fault="usage_list", every=3) as server:
-        amplify.open_backend(f"openai:m@{server.url}")
+        amplify.load_model(f"openai:m@{server.url}")
 
 It knows `/v1/models`, `/v1/chat/completions` and `/v1/completions`, log-probabilities of prompt tokens in both ways
 that servers give them (vLLM's `prompt_logprobs`, and `echo`), and keeps what it was asked. `FAULTS` names every fault.

@@ -168,7 +168,7 @@ class Tiny:
 
     def __init__(self, folder: Path) -> None:
         self.lm, self.encoder = _models(folder)
-        self.model: Any = amplify.open_backend(f"transformers:{self.lm}", dtype="float32")
+        self.model: Any = amplify.load_model(f"transformers:{self.lm}", dtype="float32")
         self.profile = folder / "heads.yaml"
         provenance = {"order": ["1.2", "0.1", "2.0"]}
         shape = {"model_type": "llama", "layers": 3, "heads": 4}
@@ -370,7 +370,7 @@ def _reply(text: str) -> str:
 
 def sources(tiny: Tiny) -> Found:
     """Attributions of documents, sentences and words."""
-    from amplify.backends.scripted import ScriptedBackend
+    from amplify.models.scripted import ScriptedModel
 
     question = "What is the capital of France?"
     cases: dict[str, dict[str, Any]] = {
@@ -390,7 +390,7 @@ def sources(tiny: Tiny) -> Found:
     for key, options in cases.items():
         given = {"question": question, "documents": DOCUMENTS, **options}
         yield from _levels(f"scripted {key}", amplify.attribute_sources(
-            given.pop("question"), given.pop("documents"), ScriptedBackend(reply=_reply, logprob=_worth), **given
+            given.pop("question"), given.pop("documents"), ScriptedModel(reply=_reply, logprob=_worth), **given
         ))  # fmt: skip
     inside: dict[str, dict[str, Any]] = {
         "trie": {"answer": "Paris. It is a city.", "budget": 48},

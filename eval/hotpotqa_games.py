@@ -26,12 +26,12 @@ import numpy as np
 from measuring import command, open_exact
 
 from amplify import templates
-from amplify.backends import WhiteBox, need_white_box
+from amplify.models import LocalModel, need_local
 from amplify.shapley import all_coalitions
-from amplify.textgenshap.engines import Engine, blocks_tree
-from amplify.textgenshap.games import LogProbGame, Memory, fixed_order
-from amplify.textgenshap.sources import Context, harmless, in_place, select, special_tokens
-from amplify.values import Sampling
+from amplify.sources.engines import Engine, blocks_tree
+from amplify.sources.games import LogProbGame, Memory, fixed_order
+from amplify.sources.context import Context, harmless, in_place, select, special_tokens
+from amplify.types import Sampling
 
 CHECKED = (0, 421, 1023)  # coalitions that are asked again as single prompts
 
@@ -42,25 +42,25 @@ def paragraphs(row: dict[str, Any], sentences: int) -> list[str]:
     return sorted((f"{title}\n{''.join(s[: sentences or None]).strip()}" for title, s in pairs), key=len, reverse=True)
 
 
-def play(backend: WhiteBox, row: dict[str, Any], sentences: int, work: Path) -> dict[str, Any]:
+def play(model: LocalModel, row: dict[str, Any], sentences: int, work: Path) -> dict[str, Any]:
     """All values of one item, by the engines "trie" (exact) and "blocks"."""
-    structure = special_tokens(backend)
+    structure = special_tokens(model)
     documents = tuple(harmless(d, structure) for d in paragraphs(row, sentences))
     context = Context(harmless(row["question"], structure), documents, templates.load("sources", "default"))
     held = all_coalitions(len(documents))
-    answer = backend.generate([context.prompt(context.everything())], Sampling(max_tokens=16))[0].text
+    answer = model.generate([context.prompt(context.everything())], Sampling(max_tokens=16))[0].text
     if not answer.strip():
         raise SystemExit(f"the model gives no answer to {row['question']!r}: choose another item")
 
     def values(engine: Engine) -> np.ndarray:
-        about = [context.question, documents, answer, engine, backend.spec]
-        game = LogProbGame(context, backend, answer, engine, Memory({"game": about}, work / f"{engine}.jsonl"))
+        about = [context.question, documents, answer, engine, model.id]
+        game = LogProbGame(context, model, answer, engine, Memory({"game": about}, work / f"{engine}.jsonl"))
         return fixed_order(game)(held)[:, 0]
 
     exact, blocks = values("trie"), values("blocks")
-    head, *parts, tail, said = blocks_tree(context, backend.tokenizer, [context.everything()], answer)[0].segments
+    head, *parts, tail, said = blocks_tree(context, model.tokenizer, [context.everything()], answer)[0].segments
     singles = [context.prompt(select(r, context.sources)) for r in in_place(held[list(CHECKED)]).tolist()]
-    scored = [backend.score([p], [answer])[0] for p in singles]
+    scored = [model.score([p], [answer])[0] for p in singles]
     return {
         "question": row["question"],
         "gold": row["answer"],
@@ -79,7 +79,7 @@ def play(backend: WhiteBox, row: dict[str, Any], sentences: int, work: Path) -> 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", default="transformers:smollm2-135m")
+    parser.add_argument("--model", default="transformers:smollm2-135m")
     parser.add_argument("--data", type=Path, required=True, help="folder with dev_distractor_50.json")
     parser.add_argument("--items", required=True, help="numbers of the items, separated by commas")
     parser.add_argument("--sentences", type=int, default=0, help="of each paragraph; 0: all")
@@ -89,19 +89,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file that the games are added to")
     args = parser.parse_args()
     rows = json.loads((args.data / "dev_distractor_50.json").read_text())
-    backend = need_white_box(open_exact(args.backend), "engine 'blocks'")
+    model = need_local(open_exact(args.model), "engine 'blocks'")
     for item in map(int, args.items.split(",")):
         done: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"games": {}}
         name = f"{item}s{args.sentences}" if args.sentences else str(item)
         if name in done["games"]:
             continue
         begun = time.perf_counter()
-        game = play(backend, rows[item], args.sentences, args.work / name)
+        game = play(model, rows[item], args.sentences, args.work / name)
         done["games"][name] = game
         done = {
             "command": command(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "backend": backend.describe(),
+            "model": model.describe(),
             "machine": platform.platform(),
         } | {"games": done["games"]}
         args.out.parent.mkdir(parents=True, exist_ok=True)

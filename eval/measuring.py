@@ -26,11 +26,11 @@ def command() -> str:
 
 
 def open_exact(spec: str, **options: Any) -> Any:
-    """A backend as the results were measured with: a `transformers:` model in float32, unless options say otherwise."""
+    """A model as the results were measured with: a `transformers:` model in float32, unless options say otherwise."""
     import amplify
 
     exact = {"dtype": "float32"} if spec.startswith("transformers:") else {}
-    return amplify.open_backend(spec, **{**exact, **options})
+    return amplify.load_model(spec, **{**exact, **options})
 
 
 def timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> tuple[Any, float]:

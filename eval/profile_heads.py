@@ -23,22 +23,22 @@ from measuring import open_exact
 
 import amplify
 from amplify.errors import AmplifyError
-from amplify.profiling.margins import by_layer, heads_of
-from amplify.profiling.profile import Profile, held_out, profile
+from amplify.head_search.margins import by_layer, heads_of
+from amplify.head_search.profile import Profile, held_out, profile
 
 SEARCHES: tuple[Literal["halving", "exhaustive"], ...] = ("halving", "exhaustive")
 
 
 @click.command()
 @click.argument("tasks", nargs=-1, required=True)
-@click.option("--backend", default="transformers:smollm2-135m", show_default=True)
+@click.option("--model", default="transformers:smollm2-135m", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Default: $AMPLIFY_DATA.")
 @click.option("--samples", type=int, default=32, show_default=True)
 @click.option("--held-out", "tested", type=int, default=32, show_default=True, help="Test items for the final margin.")
 @click.option("--records", type=click.Path(path_type=Path), default=Path("runs/head_profiling"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results/head_search.json"))
 def main(
-    tasks: tuple[str, ...], backend: str, data: Path | None, samples: int, tested: int, records: Path, results: Path
+    tasks: tuple[str, ...], model: str, data: Path | None, samples: int, tested: int, records: Path, results: Path
 ) -> None:
     """Profile each of TASKS both ways and compare."""
     from amplify.progress import progress
@@ -50,8 +50,8 @@ def main(
         "amplify": amplify.__version__,
         "tasks": {},
     }
-    with open_exact(backend) as opened, progress(unit="run") as bar:
-        out["backend"] = opened.describe()
+    with open_exact(model) as opened, progress(unit="run") as bar:
+        out["model"] = opened.describe()
         for name in tasks:
             task = amplify.load_task(name, data)
             found: dict[str, Profile] = {}
@@ -66,11 +66,11 @@ def main(
     results.write_text(json.dumps(out, indent=1, default=str) + "\n", encoding="utf-8")
 
 
-def compared(task: amplify.tasks.Task, backend: Any, found: dict[str, Profile], tested: int) -> dict[str, Any]:
+def compared(task: amplify.tasks.Task, model: Any, found: dict[str, Profile], tested: int) -> dict[str, Any]:
     """Runs, the margin on test items that neither search has seen, and how far the two rankings agree."""
     summary: dict[str, Any] = {}
     for search, made in found.items():
-        plain, steered = held_out(task, backend, made.steering, samples=tested)
+        plain, steered = held_out(task, model, made.steering, samples=tested)
         summary[search] = {
             "runs": made.runs,
             "heads": len(heads_of(made.steering.heads or {})),
@@ -84,7 +84,7 @@ def compared(task: amplify.tasks.Task, backend: Any, found: dict[str, Profile], 
     # the paper's way: the k best single heads, not selected jointly
     size = summary["halving"]["heads"]
     plain_top = replace(found["exhaustive"].steering, heads=by_layer(second.top(size)))
-    summary["exhaustive_top_k_held_out_margin"] = round(held_out(task, backend, plain_top, samples=tested)[1], 4)
+    summary["exhaustive_top_k_held_out_margin"] = round(held_out(task, model, plain_top, samples=tested)[1], 4)
     gains = {
         search: {f"{layer}.{head}": round(made.rankings[task.name].gains[layer, head], 4)
                  for layer, head in made.rankings[task.name].heads}

@@ -2,7 +2,7 @@
 
     python eval/reproduce_amplify.py main                      # reduced size: the small models, a few tasks
     python eval/reproduce_amplify.py selection --tasks support_tickets
-    python eval/reproduce_amplify.py main --paper --backend vllm:meta-llama/Llama-3.1-8B-Instruct \\
+    python eval/reproduce_amplify.py main --paper --model vllm:meta-llama/Llama-3.1-8B-Instruct \\
         --proxy bert-base-uncased --set shots=10              # full size: the paper's seven tasks, every test item
 
 Each task is one run folder under --out (killed and started again, it goes on); the table over all of them is written to
@@ -106,7 +106,7 @@ def methods_of(
 @click.argument("table", type=click.Choice(list(TABLES)))
 @click.option("--tasks", default="support_tickets,amazon_sentiment,bbh/snarks", show_default=True)
 @click.option("--paper", is_flag=True, help="The paper's seven tasks with every test item.")
-@click.option("--backend", default="transformers:smollm2-135m", show_default=True)
+@click.option("--model", default="transformers:smollm2-135m", show_default=True)
 @click.option("--proxy", default=None, help="Encoder or language model instead of the methods' default.")
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--limit", type=int, default=60, show_default=True, help="Test items a task; 0 for all of them.")
@@ -121,7 +121,7 @@ def main(
     table: str,
     tasks: str,
     paper: bool,
-    backend: str,
+    model: str,
     proxy: str | None,
     seeds: str,
     limit: int,
@@ -134,7 +134,7 @@ def main(
     """Reproduce TABLE on each task and write one table over all of them."""
     reports = {}
     names = PAPER_TASKS if paper else tasks.split(",")
-    with open_exact(backend) as opened:
+    with open_exact(model) as opened:
         for each in names:
             task = amplify.load_task(each)
             reports[each] = amplify.evaluate(
@@ -147,17 +147,17 @@ def main(
             )
             click.echo(str(reports[each]))
         about = opened.describe()
-    write(results / (name or f"amplify_{table}_{mode}"), table, backend, about, reports)
+    write(results / (name or f"amplify_{table}_{mode}"), table, model, about, reports)
 
 
 def write(
-    stem: Path, table: str, backend: str, about: dict[str, Any], reports: dict[str, Any], title: str = "AMPLIFY"
+    stem: Path, table: str, model: str, about: dict[str, Any], reports: dict[str, Any], title: str = "AMPLIFY"
 ) -> None:
     """The results as JSON, and as Markdown rendered from it."""
     data = {
         "table": table,
         "command": command(),
-        "backend": {"spec": backend, **about},
+        "model": {"id": model, **about},
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "amplify": amplify.__version__,
@@ -166,7 +166,7 @@ def write(
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(data, indent=1, default=str) + "\n")
     body = "\n\n".join(f"## {name}\n\n{report.to_markdown()}" for name, report in reports.items())
-    made = f"{data['date']}, {data['machine']}, `{backend}`, amplify {data['amplify']}, `{data['command']}`"
+    made = f"{data['date']}, {data['machine']}, `{model}`, amplify {data['amplify']}, `{data['command']}`"
     head = f"# {title}: {table}\n\n{made}\n\n"
     stem.with_suffix(".md").write_text(head + body + "\n")
     click.echo(f"written: {stem}.json, {stem}.md")

@@ -33,11 +33,11 @@ from amplify.attribution.faithfulness import faithfulness
 from amplify.attribution.gate import explain_words
 from amplify.attribution.prompted import NEIGHBOURS, STRATEGIES, Case, cases_of, explain_prompted
 from amplify.attribution.words import content_words, word_spans
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import AmplifyError, InputError
 from amplify.proxies import Proxy
 from amplify.tasks import Task
-from amplify.values import Attribution, Example
+from amplify.types import Attribution, Example
 
 SOLVED = 4
 CHUNK = 6  # inputs asked about in one batch, which is what is lost where a run is stopped
@@ -52,7 +52,7 @@ def citable(example: Example) -> tuple[tuple[int, int], ...]:
 
 def said(
     cases: list[Case],
-    explainer: Generator,
+    explainer: LanguageModel,
     strategies: tuple[str, ...],
     how: dict[str, Any],
     header: dict[str, Any],
@@ -113,7 +113,7 @@ def replies(records: list[dict[str, Any]], strategy: str) -> dict[str, float]:
 
 
 def measured(
-    task: Task, proxy: Proxy, explainer: Generator, items: int, k: int, neighbours: int, seed: int, out: Path
+    task: Task, proxy: Proxy, explainer: LanguageModel, items: int, k: int, neighbours: int, seed: int, out: Path
 ) -> dict[str, Any]:
     """The table of one task, as JSON values and as text."""
     usable = [e for e in task.test if len(citable(e)) > k and max(r.unread for r in proxy.rows(e)) == 0]
@@ -129,7 +129,7 @@ def measured(
     solved = explain_words(proxy, shown, gold, None, "occlusion", mask=lambda e: content_words(e.text))
     cases = cases_of(texts, targets, proxy, foils=foils, players=players)
     asking = {"k": k, "neighbours": neighbours, "seed": seed}
-    header = {"explainer": explainer.spec, "proxy": proxy.identity, "items": [e.id for e in examples], **asking}
+    header = {"explainer": explainer.id, "proxy": proxy.identity, "items": [e.id for e in examples], **asking}
     records = said(cases, explainer, STRATEGIES, {**asking, "solved": solved}, header, out / f"{task.name}.jsonl")
     explanations = {f"prompted_{strategy}": by_strategy(cases, records, strategy, seed) for strategy in STRATEGIES}
     counts = {strategy: replies(records, strategy) for strategy in STRATEGIES}
@@ -145,7 +145,7 @@ def measured(
 
 @click.command()
 @click.option("--tasks", default="support_tickets", show_default=True)
-@click.option("--explainer", default="transformers:smollm2-135m", show_default=True, help="Backend that explains.")
+@click.option("--explainer", default="transformers:smollm2-135m", show_default=True, help="Model that explains.")
 @click.option("--proxy", default="minilm", show_default=True, help="Model that is trained and explained.")
 @click.option("--items", type=int, default=12, show_default=True, help="Inputs explained a task; 0 for all of them.")
 @click.option("--neighbours", type=int, default=NEIGHBOURS, show_default=True)

@@ -2,8 +2,8 @@
 
     python eval/reproduce_pasta.py main                              # reduced size: SmolLM2 and the tasks at hand
     python eval/reproduce_pasta.py alpha --tasks counterfact_known/efficacy
-    python eval/reproduce_pasta.py main --paper --backend vllm:meta-llama/Llama-3.1-8B-Instruct --data DATA \\
-        --profile mine.yaml --agnostic others.yaml        # full size; profiles are made by `amplify profile`
+    python eval/reproduce_pasta.py main --paper --model vllm:meta-llama/Llama-3.1-8B-Instruct --data DATA \\
+        --profile mine.yaml --agnostic others.yaml        # full size; profiles are made by `amplify heads`
 
 Tables: `main` (baselines, task-specific, multi-task and task-agnostic heads, relatives), `shots` (steering behind
 examples, which the paper does not have, against the same examples without it), `heads` (which head set: the profile,
@@ -55,7 +55,7 @@ WORDINGS = {
 
 
 def methods_of(
-    table: str, task: amplify.tasks.Task, backend: Any, mode: str, shots: int, profile: str, alpha: float, multi: str,
+    table: str, task: amplify.tasks.Task, model: Any, mode: str, shots: int, profile: str, alpha: float, multi: str,
     agnostic: str,
 ) -> list[Method]:  # fmt: skip
     """The rows of a table. Empty profile names mean the profile that is shipped for this model and task."""
@@ -67,10 +67,10 @@ def methods_of(
     if table == "main":
         rows = [one("zero_shot"), one("marked_prompt"), one("few_shot", shots=shots), one("pasta_random_heads", **own)]
         rows.append(one("pasta", **own))
-        specific = find_profile(profile, backend, task.name)
+        specific = find_profile(profile, model, task.name)
         others = [n for n in (multi, agnostic) if n and Steering.load(n) != specific]
         rows += [one("pasta", **{**own, "profile": n}) for n in others]
-        if backend.spec.startswith("vllm:"):
+        if model.id.startswith("vllm:"):
             click.echo(f"{task.name}: without spotlight, whose second attention pass vLLM does not offer")
             return [*rows, one("instaboost")]
         return [*rows, one("spotlight"), one("instaboost")]
@@ -85,7 +85,7 @@ def methods_of(
     if table == "refusals":
         return [one(name) for name in ("zero_shot", "ignore_word", "rephrase", "negative_emphasis")]
     if table == "heads":
-        steering = find_profile(profile, backend, task.name)
+        steering = find_profile(profile, model, task.name)
         best = max(steering.heads or {0: ()}, key=lambda layer: len((steering.heads or {})[layer]))
         shape = range(int(steering.model["heads"]))
         folder = Path("runs/profiles")
@@ -101,7 +101,7 @@ def methods_of(
     if table == "alpha":
         return [one("zero_shot"), *(one("pasta", **{**own, "alpha": a}) for a in ALPHAS)]
     if table == "number":
-        ranked = find_profile(profile, backend, task.name)
+        ranked = find_profile(profile, model, task.name)
         known = len(ranked.provenance.get("order", ()))
         counts = [n for n in NUMBERS if n <= known and first_heads(ranked, n)]
         return [one("zero_shot"), one("pasta", **own), *(one("pasta", **own, heads=n) for n in counts)]
@@ -112,7 +112,7 @@ def methods_of(
 @click.argument("table", type=click.Choice(TABLES))
 @click.option("--tasks", default=REDUCED, show_default=True)
 @click.option("--paper", is_flag=True, help="The paper's tasks, every test item.")
-@click.option("--backend", default="transformers:smollm2-135m", show_default=True)
+@click.option("--model", default="transformers:smollm2-135m", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Default: $AMPLIFY_DATA.")
 @click.option("--profile", default="", help="Head profile instead of the one shipped for model and task.")
 @click.option("--alpha", type=float, default=0.0, help="Instead of the profile's own.")
@@ -131,7 +131,7 @@ def main(
     table: str,
     tasks: str,
     paper: bool,
-    backend: str,
+    model: str,
     data: Path | None,
     profile: str,
     alpha: float,
@@ -146,9 +146,9 @@ def main(
     name: str,
 ) -> None:
     """Reproduce TABLE on each task and write one table over all of them."""
-    options = {"steering": True} if backend.startswith("vllm:") else {}
+    options = {"steering": True} if model.startswith("vllm:") else {}
     reports = {}
-    with open_exact(backend, **options) as opened:
+    with open_exact(model, **options) as opened:
         if not multi and model_name(opened) in profiles():
             multi = model_name(opened)
         for task_name in (PAPER_TASKS if paper else tasks).split(","):
@@ -166,7 +166,7 @@ def main(
                 )
                 click.echo(str(reports[label]))
         about = opened.describe()
-    write(results / (name or f"pasta_{table}"), table, backend, about, reports, title="PASTA")
+    write(results / (name or f"pasta_{table}"), table, model, about, reports, title="PASTA")
 
 
 def wordings(table: str, task: str) -> Sequence[tuple[str, str | None]]:

@@ -3,9 +3,9 @@
     python eval/reproduce_self_amplify.py main                      # reduced size: the small model, two tasks
     python eval/reproduce_self_amplify.py selection --mode score
     python eval/reproduce_self_amplify.py lead --skip 20 --mode score   # on other items than those that suggested it
-    python eval/reproduce_self_amplify.py main --paper --backend vllm:mistralai/Mistral-7B-Instruct-v0.2
+    python eval/reproduce_self_amplify.py main --paper --model vllm:mistralai/Mistral-7B-Instruct-v0.2
 
-The gradient methods and DeepLIFT need a transformers: backend; on another one their columns are left out. Each task is
+The gradient methods and DeepLIFT need a transformers: model; on another one their columns are left out. Each task is
 one run folder under --out (killed and started again, it goes on); the table over all of them is written to --results as
 JSON and Markdown, with the date, the machine and the versions.
 """
@@ -22,7 +22,7 @@ from measuring import open_exact
 from reproduce_amplify import write
 
 import amplify
-from amplify.backends.base import Generator, Scorer, WhiteBox
+from amplify.models.base import LanguageModel, ScoringModel, LocalModel
 from amplify.errors import AmplifyError
 from amplify.methods import METHODS, make
 from amplify.methods.base import Method
@@ -65,17 +65,17 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 PAPER_TASKS = ("arc_challenge", "commonsenseqa", "social_iqa", "bbh/causal_judgement", "bbh/snarks")
 
 
-def methods_of(table: str, backend: Generator, mode: str, settings: Mapping[str, str] | None = None) -> list[Method]:
-    """The columns of a table that this backend can have, with further options where methods have them."""
+def methods_of(table: str, model: LanguageModel, mode: str, settings: Mapping[str, str] | None = None) -> list[Method]:
+    """The columns of a table that this model can have, with further options where methods have them."""
     made = []
     for name, options in [("few_shot", {}), *TABLES[table]]:
         own = {"shots": SHOTS, "k": K, "mode": mode, **(settings or {}), **options}
         known = METHODS[name].__dataclass_fields__
         method = make(name, **{option: value for option, value in own.items() if option in known})
-        if isinstance(backend, WhiteBox) or not _needs_more(method, isinstance(backend, Scorer)):
+        if isinstance(model, LocalModel) or not _needs_more(method, isinstance(model, ScoringModel)):
             made.append(method)
         else:
-            click.echo(f"{method.label} is left out: {backend.spec} does not show what it needs", err=True)
+            click.echo(f"{method.label} is left out: {model.id} does not show what it needs", err=True)
     return made
 
 
@@ -90,7 +90,7 @@ def _needs_more(method: Method, scores: bool) -> bool:
 @click.argument("table", type=click.Choice(list(TABLES)))
 @click.option("--tasks", default="support_tickets,amazon_sentiment", show_default=True)
 @click.option("--paper", is_flag=True, help="The paper's five tasks with every test item.")
-@click.option("--backend", default="transformers:smollm2-135m", show_default=True)
+@click.option("--model", default="transformers:smollm2-135m", show_default=True)
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--limit", type=int, default=60, show_default=True, help="Test items a task; 0 for all of them.")
 @click.option("--skip", type=int, default=0, show_default=True, help="Leave out so many first test items of a task.")
@@ -105,7 +105,7 @@ def main(
     table: str,
     tasks: str,
     paper: bool,
-    backend: str,
+    model: str,
     seeds: str,
     limit: int,
     skip: int,
@@ -117,7 +117,7 @@ def main(
 ) -> None:
     """Reproduce TABLE on each task and write one table over all of them."""
     reports = {}
-    with open_exact(backend) as opened:
+    with open_exact(model) as opened:
         for each in PAPER_TASKS if paper else tasks.split(","):
             task = amplify.load_task(each)
             reports[each] = amplify.evaluate(
@@ -130,7 +130,7 @@ def main(
             )
             click.echo(str(reports[each]))
         about = opened.describe()
-    write(results / (name or f"self_amplify_{table}_{mode}"), table, backend, about, reports, title="Self-AMPLIFY")
+    write(results / (name or f"self_amplify_{table}_{mode}"), table, model, about, reports, title="Self-AMPLIFY")
 
 
 if __name__ == "__main__":

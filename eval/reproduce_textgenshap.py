@@ -5,7 +5,7 @@
     python eval/reproduce_textgenshap.py accuracy                  # answers from the k best documents alone
     python eval/reproduce_textgenshap.py uses                      # re-rank, prune, distil, highlight: before and after
     python eval/reproduce_textgenshap.py recall --tasks nq_open,hotpotqa,miracl/en --limit 0 --budget 100 \\
-        --search minilm --documents 20 --backend vllm:meta-llama/Llama-3.1-8B-Instruct        # full size
+        --search minilm --documents 20 --model vllm:meta-llama/Llama-3.1-8B-Instruct        # full size
 
 Without options each runs at a reduced size on the small model. `recall` and `accuracy` are one run folder a task under
 --out (killed and started again, they go on). The table is written to --results as JSON and Markdown, with the command,
@@ -28,7 +28,7 @@ from measuring import command, open_exact
 
 import amplify
 from amplify import templates
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import AmplifyError
 from amplify.methods import make
 from amplify.methods.base import Method
@@ -37,8 +37,8 @@ from amplify.methods.rag_baselines import Rag
 from amplify.methods.reading import Reading
 from amplify.retrieval import open_retriever
 from amplify.tasks import Task
-from amplify.textgenshap.sources import Context, harmless, special_tokens
-from amplify.values import Sampling, Sources
+from amplify.sources.context import Context, harmless, special_tokens
+from amplify.types import Sampling, Sources
 
 
 class NearestProgram(RagProgram):
@@ -68,7 +68,7 @@ class Nearest(Rag):
 
     k: int = 0
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit."""
         return NearestProgram(**vars(self.program(task, seed, use="rerank", k=self.k)))
 
@@ -84,7 +84,7 @@ def numbers(value: str) -> list[int]:
 
 
 shared = [
-    click.option("--backend", default="transformers:smollm2-135m", show_default=True),
+    click.option("--model", default="transformers:smollm2-135m", show_default=True),
     click.option("--budget", type=int, default=32, show_default=True, help="Distinct prompts an item."),
     click.option("--value", type=click.Choice(["logprob", "votes"]), default="logprob", show_default=True),
     click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True),
@@ -120,7 +120,7 @@ def with_options(*lists: list[Any]) -> Any:
 @click.option("--granularities", default="documents,sentences", show_default=True)
 @click.option("--engines", default="naive,trie", show_default=True, help="naive, trie or packed (random order).")
 def speed(
-    backend: str, budget: int, value: str, results: Path, name: str | None, task: str, items: int, counts: str,
+    model: str, budget: int, value: str, results: Path, name: str | None, task: str, items: int, counts: str,
     granularities: str, engines: str,
 ) -> None:  # fmt: skip
     """Seconds, prompts and tokens of one attribution, by granularity, number of documents and engine.
@@ -130,7 +130,7 @@ def speed(
     """
     rows = []
     loaded = amplify.load_task(task).test
-    with open_exact(backend) as opened:
+    with open_exact(model) as opened:
         for count in numbers(counts):
             for example in loaded[:items]:
                 pool = [d for e in (example, *loaded) for d in e.fields["documents"]]
@@ -162,12 +162,12 @@ def speed(
     write(results / (name or "textgenshap_speed"), "speed", about, {"rows": rows}, "\n".join(lines))
 
 
-def own_answer(question: str, documents: list[str], backend: Generator) -> str | None:
+def own_answer(question: str, documents: list[str], model: LanguageModel) -> str | None:
     """What the model answers to all documents, as `attribute_sources` asks it; None where it says nothing."""
-    structure = special_tokens(backend)
+    structure = special_tokens(model)
     shown = tuple(harmless(d, structure) for d in documents)
     context = Context(harmless(question, structure), shown, templates.load("sources", "default"))
-    said = backend.generate([context.prompt(context.everything())], Sampling(max_tokens=16))[0].text
+    said = model.generate([context.prompt(context.everything())], Sampling(max_tokens=16))[0].text
     return said.strip() or None
 
 
@@ -228,12 +228,12 @@ def uses(keep: int, **given: Any) -> None:
 
 
 def evaluate_all(
-    table: str, methods: list[Method], *, backend: str, tasks: str, limit: int, seeds: str, out: Path, results: Path,
+    table: str, methods: list[Method], *, model: str, tasks: str, limit: int, seeds: str, out: Path, results: Path,
     name: str | None, baseline: list[str] | None = None, **rest: Any,
 ) -> None:  # fmt: skip
     """One run a task, and one file over all of them."""
     reports = {}
-    with open_exact(backend) as opened:
+    with open_exact(model) as opened:
         for task in tasks.split(","):
             reports[task] = amplify.evaluate(
                 amplify.load_task(task), opened, methods, seeds=numbers(seeds), limit=limit or None,
@@ -251,7 +251,7 @@ def write(stem: Path, table: str, about: dict[str, Any], data: dict[str, Any], b
     head = {
         "table": table,
         "command": command(),
-        "backend": about,
+        "model": about,
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "amplify": amplify.__version__,

@@ -10,12 +10,12 @@ import numpy as np
 from measuring import timed
 
 from amplify import templates
-from amplify.backends.text import encode_with_target, render
-from amplify.backends.tree import TokenTree, trie
+from amplify.models.text import encode_with_target, render
+from amplify.models.tree import TokenTree, trie
 from amplify.shapley.sampling import prefixes
-from amplify.textgenshap.games import LogProbGame
-from amplify.textgenshap.sources import Context, Selection, harmless, select
-from amplify.values import Sampling
+from amplify.sources.games import LogProbGame
+from amplify.sources.context import Context, Selection, harmless, select
+from amplify.types import Sampling
 
 Clock = Callable[[], float]
 
@@ -30,7 +30,7 @@ class SourceGame:
     """One HotpotQA item as a log-probability game on one model, for amplify and for its rivals.
 
     Args:
-        backend: `transformers:`.
+        model: `transformers:`.
         rows: of the published file.
         item: which of them.
         sentences: of each paragraph, at most; 0: all.
@@ -39,17 +39,17 @@ class SourceGame:
     """
 
     def __init__(
-        self, backend: Any, rows: Sequence[dict[str, Any]], item: int, sentences: int, tokens: int, clock: Clock
+        self, model: Any, rows: Sequence[dict[str, Any]], item: int, sentences: int, tokens: int, clock: Clock
     ) -> None:
-        self.backend, self.timed = backend, partial(timed, clock=clock)
+        self.model, self.timed = model, partial(timed, clock=clock)
         row = rows[item]
         self.context = self.of(row["question"], paragraphs(row, sentences))
-        own = backend.generate([self.context.prompt(self.context.everything())], Sampling(max_tokens=tokens))[0].text
+        own = model.generate([self.context.prompt(self.context.everything())], Sampling(max_tokens=tokens))[0].text
         # the answer is padded out with its own words, so that every item scores as many tokens
         words = own
-        while len(backend.tokenizer(words).input_ids) < tokens:
+        while len(model.tokenizer(words).input_ids) < tokens:
             words = f"{words} {own.strip()}"
-        self.answer = backend.tokenizer.decode(backend.tokenizer(words).input_ids[:tokens])
+        self.answer = model.tokenizer.decode(model.tokenizer(words).input_ids[:tokens])
 
     def of(self, question: str, documents: Sequence[str]) -> Context:
         """A context like `attribute_sources` makes it."""
@@ -57,16 +57,16 @@ class SourceGame:
 
     def sequences(self, context: Context, selections: Sequence[Selection]) -> tuple[list[list[int]], list[int]]:
         """Token ids of prompt and answer, and where the answer starts."""
-        tokenizer = self.backend.tokenizer
+        tokenizer = self.model.tokenizer
         pairs = [encode_with_target(tokenizer, render(context.prompt(s), tokenizer), self.answer) for s in selections]
         return [ids for ids, _ in pairs], [start for _, start in pairs]
 
     def ours(self, context: Context, selections: Sequence[Selection], engine: Any) -> tuple[np.ndarray, float, int]:
         """Values, seconds, tokens forwarded."""
-        before = self.backend.usage.snapshot()
-        game = LogProbGame(context, self.backend, self.answer, engine)
+        before = self.model.usage.snapshot()
+        game = LogProbGame(context, self.model, self.answer, engine)
         values, seconds = self.timed(lambda: game.of(selections)[:, 0])
-        return values, seconds, self.backend.usage.since(before).forwarded_tokens
+        return values, seconds, self.model.usage.since(before).forwarded_tokens
 
     def cited(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[np.ndarray, float]:
         """context-cite's own evaluation of these prompts with its default batch size."""
@@ -81,15 +81,15 @@ class SourceGame:
             }
         )
         length = len(sequences[0]) - starts[0]
-        model, tokenizer = self.backend.model, self.backend.tokenizer
+        model, tokenizer = self.model.module, self.model.tokenizer
         found, seconds = self.timed(lambda: utils._get_response_logit_probs(data, model, tokenizer, length, 1))
         return utils.aggregate_logit_probs(found, "log_prob"), seconds
 
     def flops(self, positions: np.ndarray, logits: int) -> float:
         """Of the tokens at these positions: matrix products, attention to all before, and so many rows of logits."""
-        c = self.backend.model.config
+        c = self.model.module.config
         head = c.head_dim if getattr(c, "head_dim", None) else c.hidden_size // c.num_attention_heads
-        body = sum(p.numel() for p in self.backend.model.model.layers.parameters())
+        body = sum(p.numel() for p in self.model.module.model.layers.parameters())
         attention = 4 * c.num_hidden_layers * c.num_attention_heads * head * (positions + 1.0).sum()
         return float(2 * body * len(positions) + attention + 2 * c.vocab_size * c.hidden_size * logits)
 

@@ -105,17 +105,17 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Folder of the real SmolLM2-135M-Instruct."""
-    from amplify import models
+    from amplify import hub
 
-    return models.resolve("smollm2-135m")
+    return hub.resolve("smollm2-135m")
 
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """Folder of the real all-MiniLM-L6-v2."""
-    from amplify import models
+    from amplify import hub
 
-    return models.resolve("minilm")
+    return hub.resolve("minilm")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from amplify.methods.base import Program
 from amplify.methods.baselines import ZeroShot
 from amplify.methods.calibrated import CalibratedProgram, calibrated
 from amplify.tasks import Task
-from amplify.values import Answer, Example
+from amplify.types import Answer, Example
 
 LABELS = ("red", "green", "blue")
 PRIOR = {"red": 4.0, "green": 0.0, "blue": -1.0}  # nats that this model adds to a label whatever it reads
@@ -27,7 +27,7 @@ class Biased(Program):
 
     kind = "test_biased"
 
-    def answer(self, examples: Sequence[Example], backend: object) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: object) -> list[Answer]:
         scores = [{y: PRIOR[y] + 2.0 * (y in e.text) - 10 for y in e.choices or LABELS} for e in examples]
         return [Answer(max(s, key=s.__getitem__), scores=s) for s in scores]
 
@@ -39,7 +39,7 @@ class Biased(Program):
         return cls()
 
 
-MODEL = amplify.open_backend("scripted:first_option")
+MODEL = amplify.load_model("scripted:first_option")
 
 
 def colours(split: str, n: int, start: int = 0) -> tuple[Example, ...]:
@@ -134,9 +134,9 @@ def test_no_test_item_is_asked() -> None:
     class Watched(Biased):
         kind = "test_watched"
 
-        def answer(self, examples: Sequence[Example], backend: object) -> list[Answer]:
+        def answer(self, examples: Sequence[Example], model: object) -> list[Answer]:
             asked.extend(e.text for e in examples)
-            return super().answer(examples, backend)
+            return super().answer(examples, model)
 
     loaded = task()
     calibrated(Watched(), loaded, MODEL, "auto")  # type: ignore[arg-type]
@@ -171,13 +171,13 @@ def test_bad_input_is_one_clear_error() -> None:
         calibrated(Biased(), task(), MODEL, "bach")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no validation or training inputs left"):
         calibrated(Biased(), task(train=(), validation=()), MODEL, "batch")  # type: ignore[arg-type]
-    with amplify.open_backend("scripted:first_option") as model, pytest.raises(InputError, match="use score mode"):
+    with amplify.load_model("scripted:first_option") as model, pytest.raises(InputError, match="use score mode"):
         amplify.evaluate(task(), model, ["zero_shot"], calibrate="batch", progress=False)
 
 
 def test_a_run_keeps_raw_and_calibrated_scores(tmp_path: Path) -> None:
     loaded = amplify.load_task("support_tickets")
-    with amplify.open_backend("scripted:first_option") as model:
+    with amplify.load_model("scripted:first_option") as model:
         report = amplify.evaluate(
             loaded, model, ["zero_shot", "few_shot"], seeds=[0], limit=6, mode="score", calibrate="batch",
             out=tmp_path, progress=False,

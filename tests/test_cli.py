@@ -31,7 +31,7 @@ def amplify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return call
 
 
-RUN = ("run", "support_tickets", "--backend", "scripted:say=The answer is billing.", "--limit", "6", "--out", "r")
+RUN = ("run", "support_tickets", "--model", "scripted:say=The answer is billing.", "--limit", "6", "--out", "r")
 
 
 def test_help_names_every_command(amplify) -> None:  # type: ignore[no-untyped-def]
@@ -126,7 +126,7 @@ def test_one_of_them_is_described_with_its_options(amplify) -> None:  # type: ig
 
 
 def test_tasks_and_models_are_listed_with_what_is_here(amplify, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from amplify.models import ALIASES
+    from amplify.hub import ALIASES
 
     monkeypatch.delenv("AMPLIFY_DATA", raising=False)
     monkeypatch.setenv("AMPLIFY_HOME", str(tmp_path / "home"))
@@ -174,7 +174,7 @@ def test_proxies_are_listed_with_their_training_and_accuracy(amplify, tmp_path: 
         (("run", "support_tickets", "-b", RUN[3], "-m", "few_shot", "--set", "shots"), "KEY=VALUE"),
         (("run", "support_tickets", "-b", RUN[3], "-m", "few_shot", "--set", "few_shot.shots=["), "cannot be read"),
         (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "--seeds", "a"), "whole numbers"),
-        (("run", "support_tickets", "-m", "zero_shot"), "--backend is missing"),
+        (("run", "support_tickets", "-m", "zero_shot"), "--model is missing"),
         (("run", "-b", RUN[3], "-m", "zero_shot"), "TASK is missing"),
         (("report", "."), "run.json"),
         (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "--set", "zero_shot.mode=score"), "or --mode"),
@@ -239,7 +239,7 @@ def test_attribute_reads_documents_without_their_byte_order_mark(amplify) -> Non
 
 def test_attribute_offers_what_the_library_has(amplify) -> None:  # type: ignore[no-untyped-def]
     from amplify.shapley.estimators import ESTIMATORS
-    from amplify.textgenshap.engines import ENGINES
+    from amplify.sources.engines import ENGINES
 
     told = "".join(amplify("attribute", "--help")[1].split())
     for names in (ENGINES, tuple(ESTIMATORS)):
@@ -248,7 +248,7 @@ def test_attribute_offers_what_the_library_has(amplify) -> None:  # type: ignore
 
 def test_runs_in_the_default_folder_never_meet(amplify) -> None:  # type: ignore[no-untyped-def]
     """Another task, other methods or another limit is another folder; the same command goes on with its own."""
-    base = ("--backend", "scripted:say=The answer is billing.", "--seeds", "0")
+    base = ("--model", "scripted:say=The answer is billing.", "--seeds", "0")
     commands = [
         ("run", "support_tickets", *base, "--limit", "6", "--methods", "zero_shot"),
         ("run", "support_tickets", *base, "--limit", "6", "--methods", "zero_shot,few_shot"),
@@ -266,7 +266,7 @@ def test_runs_in_the_default_folder_never_meet(amplify) -> None:  # type: ignore
 def test_odd_names_of_tasks_stay_inside_runs(amplify, tmp_path: Path, name: str | bytes) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / (os.fsdecode(name) if isinstance(name, bytes) else name)
     path.write_text("text,label\n" + "".join(f"item {i} of it,{'ab'[i % 2]}\n" for i in range(60)))
-    command = ("run", path.name, "--text", "text", "--label", "label", "--backend", "scripted:say=a", "--limit", "4")
+    command = ("run", path.name, "--text", "text", "--label", "label", "--model", "scripted:say=a", "--limit", "4")
     status, _out, err = amplify(*command, "--methods", "zero_shot")
     assert status == 0, err
     assert {p.name for p in tmp_path.iterdir()} == {path.name, "runs"}
@@ -276,12 +276,12 @@ def test_odd_names_of_tasks_stay_inside_runs(amplify, tmp_path: Path, name: str 
 
 
 def test_a_stop_says_that_the_command_resumes_only_where_it_does(amplify, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from amplify.backends.scripted import ScriptedBackend
+    from amplify.models.scripted import ScriptedModel
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ScriptedBackend, "generate", stop)
+    monkeypatch.setattr(ScriptedModel, "generate", stop)
     Path("d.txt").write_text("Tea is hot.")
     Path("e.txt").write_text("Tea is green.")
     attribute = ("attribute", "-q", "What?", "-d", "d.txt", "-d", "e.txt", "-b", "scripted:echo", "--value", "votes")

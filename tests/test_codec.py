@@ -14,7 +14,7 @@ from amplify import codec
 from amplify.errors import DataError, InputError
 from amplify.steering import Steering
 from amplify.templates import Template
-from amplify.values import Attribution, Demonstration, Example, Rationale
+from amplify.types import Attribution, Demonstration, Example, Rationale
 
 
 @dataclass(frozen=True)

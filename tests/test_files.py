@@ -227,7 +227,7 @@ def test_a_draft_that_is_in_work_is_left_alone(tmp_path: Path, folder: bool) -> 
 
 @pytest.mark.parametrize("name", ["a" * 300, "~no-such-user/a", "a\0b"], ids=["long", "user", "null"])
 def test_a_name_that_no_file_can_have_is_one_error(name: str) -> None:
-    from amplify import models, templates
+    from amplify import hub, templates
     from amplify.attribution.opening import opened
     from amplify.methods import make
     from amplify.methods.contents import contents
@@ -236,8 +236,8 @@ def test_a_name_that_no_file_can_have_is_one_error(name: str) -> None:
     from amplify.tasks import load_task
 
     for read in (
-        lambda: models.resolve(f"/{name}"),
-        lambda: models.resolve(name),
+        lambda: hub.resolve(f"/{name}"),
+        lambda: hub.resolve(name),
         lambda: templates.load("rationale", name),
         lambda: templates.load("rationale", f"{name}.jinja"),
         lambda: Steering.load(f"{name}.yaml"),

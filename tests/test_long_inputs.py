@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.scripted import ScriptedModel
 from amplify.errors import ContextLengthError, InputError
 from amplify.metrics.text import embedded_json, is_refusal, json_strict, whole_json
 from amplify.steering import parse_emphasis
 from amplify.templates import load
-from amplify.textgenshap.sources import Context, check_window, harmless, sentences
+from amplify.sources.context import Context, check_window, harmless, sentences
 
 N = 200_000
 
@@ -60,7 +60,7 @@ def test_answers_with_braces() -> None:
 
 
 def test_too_many_documents_are_refused_after_reading_each_once() -> None:
-    class Counting(ScriptedBackend):
+    class Counting(ScriptedModel):
         characters = 0
 
         def count_tokens(self, prompts):  # type: ignore[no-untyped-def]
@@ -68,7 +68,7 @@ def test_too_many_documents_are_refused_after_reading_each_once() -> None:
             return super().count_tokens(prompts)
 
     documents = tuple(f"{i} " + "word " * (600 + i) for i in range(300))
-    backend = Counting(max_context=2000)
+    model = Counting(max_context=2000)
     with pytest.raises(ContextLengthError, match=r"all 300 documents has about .* Without document 299 \(900 tokens\)"):
-        check_window(Context("Why?", documents, load("sources", "default")), backend, 16, "an answer")
-    assert backend.characters < 2 * sum(map(len, documents))
+        check_window(Context("Why?", documents, load("sources", "default")), model, 16, "an answer")
+    assert model.characters < 2 * sum(map(len, documents))

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import amplify.cli
-from amplify import Prompt, Sampling, open_backend
+from amplify import Prompt, Sampling, load_model
 from amplify.attribution.explaining import explain
 from amplify.cli import cli
 from amplify.embeddings import Embedder
@@ -84,14 +84,14 @@ def test_a_damaged_folder_is_one_error(copied: Path, damage: str) -> None:
     break_it, says = DAMAGES[damage]
     break_it(copied)
     with pytest.raises(DataError, match=says) as caught:
-        open_backend(f"transformers:{copied}")
+        load_model(f"transformers:{copied}")
     assert len(str(caught.value)) < 700
     assert "\n" not in str(caught.value)
 
 
 def test_weights_that_lack_a_head_are_no_language_model(tiny_encoder: Path) -> None:
     with pytest.raises(DataError, match="its weights lack cls"):
-        open_backend(f"transformers:{tiny_encoder}")
+        load_model(f"transformers:{tiny_encoder}")
 
 
 def test_tokens_beyond_the_embedding(tok: Any, tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_tokens_beyond_the_embedding(tok: Any, tmp_path: Path) -> None:
     few = len(tok) - 200
     config = LlamaConfig(vocab_size=few, intermediate_size=64, max_position_embeddings=256, **SIZES)
     folder = saved(LlamaForCausalLM(config), tok, tmp_path / "llama")
-    with open_backend(f"transformers:{folder}", dtype="float32") as backend:
+    with load_model(f"transformers:{folder}", dtype="float32") as model:
         for ask in (
-            lambda: backend.generate(PROMPT, Sampling(max_tokens=2)),
-            lambda: backend.score(PROMPT, [" good"]),  # type: ignore[attr-defined]
-            lambda: explain(WORDS, " good", model=backend, budget=5),
-            lambda: explain(WORDS, " good", model=backend, method="occlusion", removal="attention"),
+            lambda: model.generate(PROMPT, Sampling(max_tokens=2)),
+            lambda: model.score(PROMPT, [" good"]),  # type: ignore[attr-defined]
+            lambda: explain(WORDS, " good", model=model, budget=5),
+            lambda: explain(WORDS, " good", model=model, method="occlusion", removal="attention"),
         ):
             with pytest.raises(InputError, match=rf"beyond the model's {few} embeddings"):
                 ask()
@@ -118,20 +118,20 @@ def test_tokens_beyond_the_embedding(tok: Any, tmp_path: Path) -> None:
 def test_weights_that_are_no_numbers(tiny_lm: Path, tiny_encoder: Path, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(tiny_lm)
-    model.model.layers[0].self_attn.q_proj.weight.data[0, 0] = float("nan")
-    folder = saved(model, AutoTokenizer.from_pretrained(tiny_lm), tmp_path / "lm")
-    with open_backend(f"transformers:{folder}", dtype="float32") as backend:
+    module = AutoModelForCausalLM.from_pretrained(tiny_lm)
+    module.model.layers[0].self_attn.q_proj.weight.data[0, 0] = float("nan")
+    folder = saved(module, AutoTokenizer.from_pretrained(tiny_lm), tmp_path / "lm")
+    with load_model(f"transformers:{folder}", dtype="float32") as model:
         with pytest.raises(DataError, match="check the weights"):
-            backend.generate(PROMPT, Sampling(max_tokens=2))
+            model.generate(PROMPT, Sampling(max_tokens=2))
         with pytest.raises(DataError, match="check the weights"):
-            explain(WORDS, " good", model=backend, method="occlusion")
+            explain(WORDS, " good", model=model, method="occlusion")
     # one token's embedding, which the trial at the start does not meet
     tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
     config = LlamaConfig(vocab_size=len(tokenizer), intermediate_size=64, tie_word_embeddings=False, **SIZES)
-    model = LlamaForCausalLM(config).requires_grad_(False)
-    model.get_input_embeddings().weight[tokenizer(" phone").input_ids[-1]] = float("nan")
-    mine = amplify.TransformersModel(model, tokenizer)
+    module = LlamaForCausalLM(config).requires_grad_(False)
+    module.get_input_embeddings().weight[tokenizer(" phone").input_ids[-1]] = float("nan")
+    mine = amplify.TransformersModel(module, tokenizer)
     assert mine.generate([Prompt(text="Great")], Sampling(max_tokens=1))
     for sampling in (Sampling(max_tokens=2), Sampling(max_tokens=2, temperature=1.0, seed=0)):
         with pytest.raises(DataError, match="check the weights"):
@@ -148,7 +148,7 @@ def test_weights_that_are_no_numbers(tiny_lm: Path, tiny_encoder: Path, tmp_path
 @pytest.mark.parametrize("device", ["meta", "mps", "cuda:17", "tpu", "nonsense"])
 def test_devices_that_are_not_there(tiny_lm: Path, tiny_encoder: Path, device: str) -> None:
     with pytest.raises(InputError, match="device"):
-        open_backend(f"transformers:{tiny_lm}", device=device)
+        load_model(f"transformers:{tiny_lm}", device=device)
     with pytest.raises(InputError, match="device"):
         Embedder(tiny_encoder, device=device)
     with pytest.raises(InputError, match="device"):
@@ -168,7 +168,7 @@ def test_an_encoder_decoder_is_refused_in_a_sentence(tok: Any, tmp_path: Path) -
     config = T5Config(vocab_size=len(tok), d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
     folder = saved(T5ForConditionalGeneration(config), tok, tmp_path / "t5")
     for ask in (
-        lambda: open_backend(f"transformers:{folder}", dtype="float32"),
+        lambda: load_model(f"transformers:{folder}", dtype="float32"),
         lambda: explain(WORDS, " good", model=f"transformers:{folder}"),
         lambda: load_proxy_of(folder, "cpu"),
         lambda: Embedder(folder),
@@ -183,17 +183,17 @@ def test_models_that_cannot_branch_name_what_works(tok: Any, tmp_path: Path) -> 
 
     bloom = BloomForCausalLM(BloomConfig(vocab_size=len(tok), hidden_size=32, n_layer=2, n_head=4))
     mamba = MambaForCausalLM(MambaConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, state_size=4))
-    for model in (bloom, mamba):
-        folder = saved(model, tok, tmp_path / model.config.model_type)
-        with open_backend(f"transformers:{folder}", dtype="float32") as backend:
+    for module in (bloom, mamba):
+        folder = saved(module, tok, tmp_path / module.config.model_type)
+        with load_model(f"transformers:{folder}", dtype="float32") as model:
             with pytest.raises(CapabilityError, match=r"by gradients work with it.* vllm:"):
-                backend.generate(PROMPT, Sampling(max_tokens=2))
+                model.generate(PROMPT, Sampling(max_tokens=2))
             with pytest.raises(CapabilityError, match="by gradients work with it"):
-                explain(WORDS, " good", model=backend, method="occlusion")
-            assert len(explain(WORDS, " good", model=backend, method="integrated_gradients", budget=5).scores) == 6
-            if model is mamba:
+                explain(WORDS, " good", model=model, method="occlusion")
+            assert len(explain(WORDS, " good", model=model, method="integrated_gradients", budget=5).scores) == 6
+            if module is mamba:
                 with pytest.raises(CapabilityError, match="no attention weights"):
-                    explain(WORDS, " good", model=backend, method="raw_attention")
+                    explain(WORDS, " good", model=model, method="raw_attention")
 
 
 def test_half_precision_hides_no_branch_that_sees_another(tiny_lm: Path, tok: Any) -> None:
@@ -225,7 +225,7 @@ def test_code_of_a_models_own_is_never_run_nor_asked_for(copied: Path, monkeypat
     (copied / "mine.py").write_text(f"open({str(ran)!r}, 'w')\nfrom transformers import LlamaConfig as C\n")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks on the terminal"))
     with pytest.raises(DataError, match=r"code of its own \(mine.py\), which is not run"):
-        open_backend(f"transformers:{copied}")
+        load_model(f"transformers:{copied}")
     assert not ran.exists()
 
 
@@ -242,7 +242,7 @@ SYSTEM = Prompt(messages=[{"role": "system", "content": "Be good."}, {"role": "u
 
 @pytest.mark.parametrize("template", [NO_SYSTEM, ALTERNATING])
 def test_a_template_without_system_messages_says_what_to_do(tok: Any, template: str) -> None:
-    from amplify.backends import text
+    from amplify.models import text
 
     other = copy.deepcopy(tok)
     other.chat_template = template
@@ -267,7 +267,7 @@ def test_a_model_without_a_template_says_so_in_the_words_of_the_command(
     for i, words in enumerate(("Great phone.", "Terrible battery.")):
         notes.append(tmp_path / f"{i}.txt")
         notes[-1].write_text(words)
-    model = ["--backend", f"transformers:{folder}"]
+    model = ["--model", f"transformers:{folder}"]
     ways = {
         "--raw": ["generate", *model, "Hi"],
         "--layout text": ["attribute", *model, "--question", "Which?", "--documents", *map(str, notes)],
@@ -292,8 +292,8 @@ def test_a_model_without_a_template_says_so_in_the_words_of_the_command(
 def test_a_character_cut_in_half_is_left_out_as_servers_do(tiny_lm: Path) -> None:
     from tokenizers.decoders import DecodeStream
 
-    with open_backend(f"transformers:{tiny_lm}", dtype="float32") as backend:
-        tokenizer = backend.tokenizer  # type: ignore[attr-defined]
+    with load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
+        tokenizer = model.tokenizer  # type: ignore[attr-defined]
         prompt = tokenizer("Great").input_ids
         for written in ("phone 🙂", "🙂🙂", "né", "a�b"):
             ids = tokenizer(written, add_special_tokens=False).input_ids
@@ -301,7 +301,7 @@ def test_a_character_cut_in_half_is_left_out_as_servers_do(tiny_lm: Path) -> Non
                 # what vLLM's detokeniser makes of them
                 stream = DecodeStream(skip_special_tokens=True)
                 pieces = [stream.step(tokenizer.backend_tokenizer, t) or "" for t in [*prompt, *ids[:n]]]
-                found = backend.completion(prompt, ids[:n], Sampling(max_tokens=n))  # type: ignore[attr-defined]
+                found = model.completion(prompt, ids[:n], Sampling(max_tokens=n))  # type: ignore[attr-defined]
                 assert found.text == "".join(pieces[len(prompt) :])
 
 
@@ -320,7 +320,7 @@ def test_integrated_gradients_start_from_no_vector_of_zeros(tiny_lm: Path) -> No
 
 
 def test_a_sum_that_misses_is_told() -> None:
-    from amplify.values import Attribution
+    from amplify.types import Attribution
 
     def shown(gap: float) -> str:
         scores = (1.0, -1.0)

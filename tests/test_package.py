@@ -22,7 +22,7 @@ def run(*command: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
     return done
 
 
-@pytest.mark.parametrize("statement", ["import amplify; dir(amplify)", "import amplify.cli", "import amplify.values"])
+@pytest.mark.parametrize("statement", ["import amplify; dir(amplify)", "import amplify.cli", "import amplify.types"])
 def test_import_loads_no_framework_and_says_nothing(statement: str) -> None:
     done = run(sys.executable, "-c", f"{statement}; import sys; print([m for m in {HEAVY} if m in sys.modules])")
     assert done.stdout.strip() == "[]"
@@ -63,13 +63,13 @@ sys.meta_path.insert(0, NotInstalled())
 
 def test_the_base_install_evaluates_and_attributes(tmp_path: Path) -> None:
     """Without torch and all that the extras bring."""
-    command = ["run", "support_tickets", "--backend", "scripted:first_option", "--methods", "zero_shot,few_shot"]
+    command = ["run", "support_tickets", "--model", "scripted:first_option", "--methods", "zero_shot,few_shot"]
     options = ["--limit", "4", "--seeds", "0", "--out", str(tmp_path / "run")]
     run(sys.executable, "-c", f"{BASE}\nfrom amplify.cli import main\nsys.argv[1:] = {[*command, *options]}\nmain()")
     assert len((tmp_path / "run/records.jsonl").read_text().splitlines()) == 8
     script = """
 import amplify
-with amplify.open_backend("scripted:say=two years") as model:
+with amplify.load_model("scripted:say=two years") as model:
     found = amplify.attribute_sources("How long?", ["Two years.", "Blue."], model, value="votes")
 print(len(found.documents.scores))
 """
@@ -79,10 +79,10 @@ print(len(found.documents.scores))
 @pytest.mark.parametrize(
     "call",
     [
-        "amplify.open_backend('transformers:smollm2-135m')",
+        "amplify.load_model('transformers:smollm2-135m')",
         "amplify.explain('good phone', target='good', model='transformers:smollm2-135m')",
         "amplify.train_proxy(amplify.load_task('support_tickets'))",
-        "amplify.models.pull(['smollm2-135m'])",
+        "amplify.hub.pull(['smollm2-135m'])",
         "import amplify.rag.langchain",
         "amplify.retrieval.open_retriever('bm25', ['a'])",
     ],
@@ -126,7 +126,7 @@ def test_the_wheel_alone_runs_a_task(wheel: Path, tmp_path: Path) -> None:
     alone = {"cwd": tmp_path, "PYTHONPATH": ""}
     where = run(python, "-c", "import amplify; print(amplify.__file__)", **alone).stdout
     assert str(site) in where
-    command = ["-m", "amplify.cli", "run", "support_tickets", "--backend", "scripted:first_option"]
+    command = ["-m", "amplify.cli", "run", "support_tickets", "--model", "scripted:first_option"]
     options = ["--methods", "zero_shot", "--limit", "4", "--out", "runs/wheel"]
     run(python, *command, *options, **alone, AMPLIFY_DATA="")
     assert len((tmp_path / "runs/wheel/records.jsonl").read_text().splitlines()) == 4

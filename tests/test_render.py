@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amplify.render import Mark, attribution_html, attribution_text, marked_html, visible, word_marks
-from amplify.values import Attribution
+from amplify.types import Attribution
 
 ATTRIBUTION = Attribution(
     text="A <great> phone, bad battery",

@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 import amplify
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.scripted import ScriptedModel
 from amplify.errors import AmplifyError, DataError
 from amplify.evaluation import load_report
 from amplify.methods import Program, make
 from amplify.proxies.folders import CARD, FORMAT, list_proxies, read_card
 from amplify.steering import Steering
-from amplify.textgenshap.result import SourceAttribution
+from amplify.sources.result import SourceAttribution
 
 sys.path.insert(0, str(Path(__file__).parent / "evaluation"))
 
@@ -103,8 +103,8 @@ def survives(
     return refused
 
 
-def model(**options: Any) -> ScriptedBackend:
-    return ScriptedBackend(reply=lambda text: " billing.", logprob=lambda text, said: -1.0 - len(said) / 9, **options)
+def model(**options: Any) -> ScriptedModel:
+    return ScriptedModel(reply=lambda text: " billing.", logprob=lambda text, said: -1.0 - len(said) / 9, **options)
 
 
 PROGRAMS = {
@@ -180,7 +180,7 @@ def test_damaged_cards_do_not_break_the_list(tmp_path: Path, monkeypatch: pytest
     }  # fmt: skip
     folder = tmp_path / "proxies" / "one"
     folder.mkdir(parents=True)
-    from amplify.cli.keeping import _listing
+    from amplify.cli.listing import _listing
 
     def use() -> None:
         _listing("proxies")

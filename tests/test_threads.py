@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import amplify
-from amplify import Sampling, Steering, open_backend, parse_emphasis
+from amplify import Sampling, Steering, load_model, parse_emphasis
 from amplify.attribution.explaining import explain
 from amplify.embeddings import Embedder
 from amplify.errors import InputError
-from amplify.profiling.margins import Item, Margins
+from amplify.head_search.margins import Item, Margins
 from amplify.proxies import Proxy
 from amplify.rag.compress import Compression
-from amplify.values import Example
+from amplify.types import Example
 
 THREADS, ROUNDS = 4, 5
 TEXT = "Great phone, terrible battery"
@@ -36,31 +36,31 @@ DOCUMENTS = ["Great phone.", "Terrible battery.", "Paris is the capital of Franc
 Calls = dict[str, Callable[[], Any]]
 
 
-def calls_of(backend: Any, proxy: Proxy) -> Calls:
+def calls_of(model: Any, proxy: Proxy) -> Calls:
     """Every kind of call there is on a model of this process."""
     few = Sampling(max_tokens=6)
     example = Example(id="e", text=TEXT)
     item = Item("i", PROMPTS[0], " positive", " negative")
     return {
-        "generate": lambda: backend.generate(PROMPTS, few),
-        "sample": lambda: backend.generate(PROMPTS, Sampling(max_tokens=6, temperature=1.0, seed=1)),
-        "generate steered": lambda: backend.generate(PROMPTS, few, steering=STEERED),
-        "score": lambda: backend.score(PROMPTS, LABELS),
-        "score steered": lambda: backend.score(PROMPTS, LABELS, steering=STEERED),
-        "score steered dynamically": lambda: backend.score(PROMPTS, LABELS, steering=DYNAMIC),
-        "count": lambda: backend.count_tokens(PROMPTS),
-        "integrated gradients": lambda: explain(f"{TEXT}. It is", " good", foil=" bad", model=backend, budget=10),
-        "attention": lambda: explain(f"{TEXT}. It is", " good", model=backend, method="attention_rollout"),
-        "deep_lift": lambda: explain(f"{TEXT}. It is", " good", model=backend, method="deep_lift"),
-        "occlusion": lambda: explain(f"{TEXT}. It is", " good", model=backend, method="occlusion"),
-        "masked": lambda: explain(f"{TEXT}. It is", " good", model=backend, method="occlusion", removal="attention"),
-        "head search": lambda: Margins(backend, [item], Steering(heads={0: (0,)}))(
+        "generate": lambda: model.generate(PROMPTS, few),
+        "sample": lambda: model.generate(PROMPTS, Sampling(max_tokens=6, temperature=1.0, seed=1)),
+        "generate steered": lambda: model.generate(PROMPTS, few, steering=STEERED),
+        "score": lambda: model.score(PROMPTS, LABELS),
+        "score steered": lambda: model.score(PROMPTS, LABELS, steering=STEERED),
+        "score steered dynamically": lambda: model.score(PROMPTS, LABELS, steering=DYNAMIC),
+        "count": lambda: model.count_tokens(PROMPTS),
+        "integrated gradients": lambda: explain(f"{TEXT}. It is", " good", foil=" bad", model=model, budget=10),
+        "attention": lambda: explain(f"{TEXT}. It is", " good", model=model, method="attention_rollout"),
+        "deep_lift": lambda: explain(f"{TEXT}. It is", " good", model=model, method="deep_lift"),
+        "occlusion": lambda: explain(f"{TEXT}. It is", " good", model=model, method="occlusion"),
+        "masked": lambda: explain(f"{TEXT}. It is", " good", model=model, method="occlusion", removal="attention"),
+        "head search": lambda: Margins(model, [item], Steering(heads={0: (0,)}))(
             0, [frozenset(), frozenset({(1, 0)}), frozenset({(2, 1), (2, 3)})]
         ),
         "documents": lambda: amplify.attribute_sources(
-            "Which?", DOCUMENTS, backend, answer="Paris", budget=8
+            "Which?", DOCUMENTS, model, answer="Paris", budget=8
         ).documents.scores.tolist(),
-        "adapter": lambda: Compression(backend, budget=8, max_tokens=4)("Which?", DOCUMENTS),
+        "adapter": lambda: Compression(model, budget=8, max_tokens=4)("Which?", DOCUMENTS),
         "proxy": lambda: proxy.probabilities([example, dataclasses.replace(example, text="Great. " * 40)]),
         "proxy gradients": lambda: explain(TEXT, "good", foil="bad", model=proxy, method="grad_x_input"),
         "proxy attention": lambda: explain(TEXT, "good", model=proxy, method="raw_attention"),
@@ -88,9 +88,9 @@ def together(calls: Calls, order: Callable[[int], list[str]]) -> list[tuple[str,
 
 
 @pytest.fixture(scope="module")
-def backend(tiny_lm: Path) -> Any:
-    with open_backend(f"transformers:{tiny_lm}", dtype="float32", device="cpu", max_batch_tokens=16) as backend:
-        yield backend
+def model(tiny_lm: Path) -> Any:
+    with load_model(f"transformers:{tiny_lm}", dtype="float32", device="cpu", max_batch_tokens=16) as model:
+        yield model
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def proxy(tiny_encoder: Path) -> Proxy:
     return Proxy(tiny_encoder, "encoder", ("good", "bad"), True, "0" * 64, model, tokenizer, card)
 
 
-def test_mixed_calls_from_threads_equal_those_one_after_the_other(backend: Any, proxy: Proxy) -> None:
-    calls = calls_of(backend, proxy)
+def test_mixed_calls_from_threads_equal_those_one_after_the_other(model: Any, proxy: Proxy) -> None:
+    calls = calls_of(model, proxy)
     wanted = {name: plain(call()) for name, call in calls.items()}
     again = {name: plain(call()) for name, call in calls.items()}
     assert again == wanted  # else there is nothing to compare with
@@ -114,28 +114,28 @@ def test_mixed_calls_from_threads_equal_those_one_after_the_other(backend: Any, 
         drawn = np.random.default_rng(thread)
         return [str(name) for _ in range(ROUNDS) for name in drawn.permutation(list(calls))]
 
-    before = backend.usage.snapshot()
+    before = model.usage.snapshot()
     found = together(calls, order)
-    many = backend.usage.since(before)
+    many = model.usage.since(before)
     assert len(found) == THREADS * ROUNDS * len(calls)
     assert [name for name, result in found if result != wanted[name]] == []
     # nothing is lost in counting either
-    before = backend.usage.snapshot()
+    before = model.usage.snapshot()
     for call in calls.values():
         call()
-    once = backend.usage.since(before)
+    once = model.usage.since(before)
     for one, all_ in zip(dataclasses.astuple(once), dataclasses.astuple(many), strict=True):
         assert all_ == THREADS * ROUNDS * one
 
 
-def test_two_backends_and_a_wrapper_over_one_model_share_its_lock(backend: Any) -> None:
+def test_two_backends_and_a_wrapper_over_one_model_share_its_lock(model: Any) -> None:
     """A steered call through one, a plain one through the other."""
     from amplify.locks import lock_of
 
-    other = amplify.TransformersModel(backend.model, backend.tokenizer, max_batch_tokens=16)
-    assert lock_of(other.model.get_decoder()) is lock_of(backend.model)
+    other = amplify.TransformersModel(model.module, model.tokenizer, max_batch_tokens=16)
+    assert lock_of(other.model.get_decoder()) is lock_of(model.module)
     calls: Calls = {
-        "plain": lambda: backend.score(PROMPTS, LABELS),
+        "plain": lambda: model.score(PROMPTS, LABELS),
         "steered": lambda: other.score(PROMPTS, LABELS, steering=STEERED),
     }
     wanted = {name: call() for name, call in calls.items()}
@@ -144,17 +144,17 @@ def test_two_backends_and_a_wrapper_over_one_model_share_its_lock(backend: Any) 
     assert all(result == wanted[name] for name, result in found)
 
 
-def test_adapters_over_one_model(backend: Any) -> None:
-    adapters = [Compression(backend, budget=8, max_tokens=4), Compression(backend, "prune", budget=8, max_tokens=4)]
+def test_adapters_over_one_model(model: Any) -> None:
+    adapters = [Compression(model, budget=8, max_tokens=4), Compression(model, "prune", budget=8, max_tokens=4)]
     calls: Calls = {str(i): lambda one=one: one("Which?", DOCUMENTS) for i, one in enumerate(adapters)}
-    calls["beside"] = lambda: backend.generate(PROMPTS, Sampling(max_tokens=4), steering=STEERED)
+    calls["beside"] = lambda: model.generate(PROMPTS, Sampling(max_tokens=4), steering=STEERED)
     wanted = {name: call() for name, call in calls.items()}
     found = together(calls, lambda thread: list(calls)[thread % 3 :] * 3)
     assert all(result == wanted[name] for name, result in found)
 
 
-def test_asyncio(backend: Any, proxy: Proxy) -> None:
-    calls = {n: c for n, c in calls_of(backend, proxy).items() if n in ("generate", "score steered", "deep_lift")}
+def test_asyncio(model: Any, proxy: Proxy) -> None:
+    calls = {n: c for n, c in calls_of(model, proxy).items() if n in ("generate", "score steered", "deep_lift")}
     wanted = {name: plain(call()) for name, call in calls.items()}
 
     async def gather() -> list[Any]:
@@ -164,14 +164,14 @@ def test_asyncio(backend: Any, proxy: Proxy) -> None:
     assert all(plain(r) == wanted[n] for n, r in zip(names, asyncio.run(gather()), strict=True))
 
 
-def test_a_model_steered_by_hand_makes_other_threads_wait(backend: Any) -> None:
+def test_a_model_steered_by_hand_makes_other_threads_wait(model: Any) -> None:
     prompts = [PROMPTS[0]]
-    wanted = backend.score(PROMPTS, LABELS)
+    wanted = model.score(PROMPTS, LABELS)
     with ThreadPoolExecutor(1) as pool:
-        with amplify.steered(backend.model, backend.tokenizer, prompts, STEERED):
-            beside = pool.submit(backend.score, PROMPTS, LABELS)
+        with amplify.steered(model.module, model.tokenizer, prompts, STEERED):
+            beside = pool.submit(model.score, PROMPTS, LABELS)
             with pytest.raises(InputError, match="being steered already"):
-                backend.score(prompts, LABELS[:1], steering=STEERED)
+                model.score(prompts, LABELS[:1], steering=STEERED)
             assert not beside.done()
         assert beside.result(60) == wanted
 
@@ -186,7 +186,7 @@ def test_an_embedder_in_threads(tiny_encoder: Path) -> None:
 
 
 def test_usage_loses_no_count() -> None:
-    from amplify.backends import Usage
+    from amplify.models import Usage
 
     usage = Usage()
 
@@ -203,9 +203,9 @@ def test_usage_loses_no_count() -> None:
 
 
 def test_a_closed_model_says_so(tiny_lm: Path) -> None:
-    from amplify.errors import BackendError
+    from amplify.errors import ModelError
 
-    with open_backend(f"transformers:{tiny_lm}", dtype="float32") as closed:
+    with load_model(f"transformers:{tiny_lm}", dtype="float32") as closed:
         pass
-    with pytest.raises(BackendError, match="closed"):
+    with pytest.raises(ModelError, match="closed"):
         closed.generate(PROMPTS, Sampling(max_tokens=1))

@@ -18,7 +18,7 @@ from amplify.attribution.faithfulness_table import Mean, interval
 from amplify.attribution.words import Spans, word_spans
 from amplify.errors import DataError, InputError
 from amplify.streams import stream
-from amplify.values import Attribution, Example
+from amplify.types import Attribution, Example
 
 LABELS = ("entailment", "neutral", "contradiction")
 

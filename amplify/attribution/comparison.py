@@ -17,7 +17,7 @@ from amplify.attribution.opening import Given, Model, opened
 from amplify.attribution.registry import AUTO, METHODS
 from amplify.errors import CapabilityError, InputError
 from amplify.render import attribution_html, escape
-from amplify.values import Attribution
+from amplify.types import Attribution
 
 Case = tuple[Given, str | None, str | None]
 _STYLE = """

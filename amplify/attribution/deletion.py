@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from amplify.attribution.perturbation import Coalitions, Floats
 from amplify.attribution.words import without_words
-from amplify.backends.base import Generator, need_scorer
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.proxies import Proxy
 from amplify.text import input_text
-from amplify.values import Attribution, Example, Prompt
+from amplify.types import Attribution, Example, Prompt
 
 Gone = list[list[tuple[int, int]]]
 """Of each coalition, the characters [start, end) that are deleted."""
@@ -61,13 +61,13 @@ def margin(log_probs: Floats) -> Floats:
     return log_probs[:, 0] - (log_probs[:, 1] if log_probs.shape[1] > 1 else 0.0)
 
 
-def deletion(attribution: Attribution, model: Proxy | Generator, given: Example | Prompt | None = None) -> Deletion:
+def deletion(attribution: Attribution, model: Proxy | LanguageModel, given: Example | Prompt | None = None) -> Deletion:
     """The game behind an attribution: the words that it scores may be deleted, all others stay.
 
     Args:
         attribution: over `amplify.text.input_text(example)` for a proxy; over a raw prompt or the user's last message
             for a language model.
-        model: a proxy, whose labels target and foil are; or a backend that scores them as continuations.
+        model: a proxy, whose labels target and foil are; or a model that scores them as continuations.
         given: what was explained; needed where examples bring their own choices, and for chats.
 
     Raises:
@@ -134,16 +134,16 @@ def _of_proxy(proxy: Proxy, attribution: Attribution, given: Example | Prompt | 
 
 
 def _of_backend(
-    backend: Generator, attribution: Attribution, given: Example | Prompt | None
+    model: LanguageModel, attribution: Attribution, given: Example | Prompt | None
 ) -> Callable[[Gone], Floats]:
     from amplify.attribution.games import without_spans
     from amplify.attribution.subjects import prompt_subject
 
     if isinstance(given, Example):
         raise InputError("a language model reads a text or a Prompt: render the example first, or use a proxy")
-    scorer = need_scorer(backend, "faithfulness")
+    scorer = need_scoring(model, "faithfulness")
     ends = _wanted(attribution)
-    case = prompt_subject(backend, given or attribution.text, attribution.target, None, players=attribution.spans)
+    case = prompt_subject(model, given or attribution.text, attribution.target, None, players=attribution.spans)
     if case.text != attribution.text:
         raise InputError(f"the attribution is of another text than the prompt: {attribution.text[:60]!r}")
 

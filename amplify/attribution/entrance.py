@@ -39,7 +39,7 @@ def inputs_of(proxy: Proxy, rows: Sequence[Row], words: Tensor, mask: Tensor, ty
     """
     import torch
 
-    module = embeddings_module(proxy.model)
+    module = embeddings_module(proxy.module)
     if module is None:
         return words.detach()
     found: list[Tensor] = []
@@ -48,7 +48,7 @@ def inputs_of(proxy: Proxy, rows: Sequence[Row], words: Tensor, mask: Tensor, ty
         found.append(output)
         raise _Reached
 
-    with lock_of(proxy.model):
+    with lock_of(proxy.module):
         hook = module.register_forward_hook(stop)
         try:
             with torch.no_grad():
@@ -62,10 +62,10 @@ def inputs_of(proxy: Proxy, rows: Sequence[Row], words: Tensor, mask: Tensor, ty
 
 def score(proxy: Proxy, rows: Sequence[Row], inputs: Tensor, words: Tensor, mask: Tensor, types: Tensor) -> Tensor:
     """`Proxy.scores` of rows whose layers read `inputs`, (rows, tokens, width), as `inputs_of` gives them."""
-    module = embeddings_module(proxy.model)
+    module = embeddings_module(proxy.module)
     if module is None:
         return proxy.scores(rows, inputs, mask, types)
-    with lock_of(proxy.model):
+    with lock_of(proxy.module):
         hook = module.register_forward_hook(lambda *_: inputs)
         try:
             return proxy.scores(rows, words, mask, types)

@@ -1,4 +1,4 @@
-"""`amplify.explain`: which words of one input made a model answer so, by any explainer, on a proxy or a backend."""
+"""`amplify.explain`: which words of one input made a model answer so, by any explainer, on a proxy or a model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from amplify.attribution.opening import Given, Model, opened, subject
 from amplify.attribution.registry import AUTO, METHODS
 from amplify.attribution.running import run
 from amplify.attribution.words import Spans
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import InputError, extras
 from amplify.proxies import Proxy
-from amplify.values import Attribution
+from amplify.types import Attribution
 
 
 @extras()
@@ -39,7 +39,7 @@ def explain(
             the words of the user's last message are scored.
         target: a label of the proxy (None: the one it gives), or what the language model is to write next.
         foil: another label or continuation; the scores then explain the difference.
-        model: folder of a proxy or the proxy, a backend or its spec ("transformers:smollm2-135m"). What is named is
+        model: folder of a proxy or the proxy, a model or its spec ("transformers:smollm2-135m"). What is named is
             opened anew in each call: open it once where there are many, or use `explain_many`.
         method: of `METHODS`; "auto" for the most faithful of a pool, with a proxy on held-out examples of its task
             (measured once and kept, see `amplify.attribution.gate.choose`), with a language model on the inputs
@@ -132,7 +132,7 @@ def explain_many(
 
 
 def chosen(
-    model: Proxy | Generator,
+    model: Proxy | LanguageModel,
     texts: Sequence[Any],
     targets: Sequence[str | None],
     foils: Sequence[str | None],

@@ -23,10 +23,10 @@ from amplify.attribution.words import without_words
 from amplify.errors import InputError, UnknownNameError, extras
 from amplify.proxies import Proxy
 from amplify.streams import stream
-from amplify.values import Attribution, Example, Prompt
+from amplify.types import Attribution, Example, Prompt
 
 if TYPE_CHECKING:
-    from amplify.backends.base import Generator
+    from amplify.models.base import LanguageModel
 
 
 @extras()
@@ -47,7 +47,7 @@ def faithfulness(
         explanations: of one explainer or of several: attributions (told apart by `method`), or name -> attributions.
             Several explainers explain the same inputs in the same order.
         model: what was explained, as in `amplify.explain`: a proxy or its folder (probabilities over its labels), or a
-            backend or its spec (log-probabilities of continuations).
+            model or its spec (log-probabilities of continuations).
         metrics: of `METRICS`.
         examples: what was explained, in order; needed where examples bring their own choices, and for chats.
         k: different words on top; half of an input's words (at least one) where that is fewer, so that random words
@@ -72,12 +72,12 @@ def faithfulness(
     settings: dict[str, object] = {"k": k, "masks": masks, "draws": draws, "seed": seed}
     with opened(model) as one:
         values, spent = _measured(one, groups, metrics, examples, k, masks, draws, seed)
-        settings["model"] = one.name if isinstance(one, Proxy) else one.spec
+        settings["model"] = one.name if isinstance(one, Proxy) else one.id
     return Faithfulness(rows_of(list(groups), metrics, values), values, settings, spent)
 
 
 def _measured(
-    model: Proxy | Generator,
+    model: Proxy | LanguageModel,
     groups: Mapping[str, Sequence[Attribution]],
     metrics: Sequence[str],
     examples: Sequence[Example | Prompt] | None,

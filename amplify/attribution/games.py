@@ -24,17 +24,17 @@ import numpy as np
 from amplify.attribution.first_token import first_token_alone
 from amplify.attribution.perturbation import Coalitions, Floats, Value, evaluated
 from amplify.attribution.words import Spans, without_words
-from amplify.backends.base import Scorer, WhiteBox, need_white_box
+from amplify.models.base import ScoringModel, LocalModel, need_local
 from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
 from amplify.locks import lock_of
 from amplify.proxies import Proxy, Row
-from amplify.values import Example, Message, Prompt, Span
+from amplify.types import Example, Message, Prompt, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from amplify.backends.tree import TokenTree
+    from amplify.models.tree import TokenTree
 
 REMOVALS = ("delete", "pad", "mask", "attention")
 CPU_TOKENS, GPU_TOKENS = 512, 16_384  # padded tokens of a pass; on a CPU what its caches hold (measured with MiniLM)
@@ -96,7 +96,7 @@ def proxy_value(
 
 
 def prompt_value(
-    backend: Scorer,
+    model: ScoringModel,
     prompt: Prompt,
     spans: Spans,
     target: str,
@@ -107,11 +107,11 @@ def prompt_value(
 ) -> Value:
     """Log-probability of a continuation (less the foil's) by which words of a prompt stay.
 
-    All coalitions asked for together are scored together: where the backend shares prefixes, what comes before the
+    All coalitions asked for together are scored together: where the model shares prefixes, what comes before the
     first word removed is computed once.
 
     Args:
-        backend: any scorer to delete words; a `WhiteBox` for the other removals.
+        model: any scorer to delete words; a `LocalModel` for the other removals.
         prompt: raw text or messages.
         spans: the words that may be left out, of `prompt.text` or of the content of `message`; the rest always stays.
         target: what follows the prompt: a token, a label or a whole text. The value is the log-probability of all of
@@ -122,7 +122,7 @@ def prompt_value(
 
     Raises:
         InputError: the removal is not possible with this tokenizer.
-        CapabilityError: a removal other than "delete" on a backend that is no `WhiteBox`.
+        CapabilityError: a removal other than "delete" on a model that is no `LocalModel`.
     """
     check_removal(removal)
     ends = (target,) if foil is None else (target, foil)
@@ -130,13 +130,13 @@ def prompt_value(
 
         def score(kept: Coalitions) -> list[float]:
             cut = [without_spans(prompt, message, _gone(spans, row)) for row in kept]
-            found = backend.score([p for p in cut for _ in ends], [end for _ in cut for end in ends])
+            found = model.score([p for p in cut for _ in ends], [end for _ in cut for end in ends])
             return [one.total for one in found]
     else:
-        from amplify.backends.text import encode
+        from amplify.models.text import encode
 
-        white = need_white_box(backend, f"removal={removal!r}")
-        filler = filler_token(white.tokenizer, removal, backend.spec)
+        white = need_local(model, f"removal={removal!r}")
+        filler = filler_token(white.tokenizer, removal, model.id)
         placed = [place(white.tokenizer, prompt, message, spans, end) for end in ends]
         nothing = encode(white.tokenizer, NOTHING)[-1]
 
@@ -185,7 +185,7 @@ def remembered(evaluate: Callable[[Coalitions], Sequence[float]]) -> Value:
 
 def batch_tokens(proxy: Proxy) -> int:
     """Padded tokens in one pass of perturbed inputs."""
-    return CPU_TOKENS if proxy.model.device.type == "cpu" else GPU_TOKENS
+    return CPU_TOKENS if proxy.module.device.type == "cpu" else GPU_TOKENS
 
 
 def check_removal(removal: str) -> None:
@@ -258,7 +258,7 @@ def located(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, message: int | None, spans: Spans, continuation: str
 ) -> tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], int, Spans]:
     """Tokens and their offsets in the rendered text, where the continuation starts, and the words in that text."""
-    from amplify.backends import text
+    from amplify.models import text
 
     marked = replace(prompt, emphasis=tuple(Span(a, b, message=message) for a, b in spans))
     rendered = text.render(marked, tokenizer)
@@ -270,20 +270,20 @@ def located(
 
 
 def score_positioned(
-    backend: WhiteBox, sequences: Sequence[Sequence[tuple[int, int]]], starts: Sequence[int]
+    model: LocalModel, sequences: Sequence[Sequence[tuple[int, int]]], starts: Sequence[int]
 ) -> list[float]:
     """Log-probability of each sequence's tokens from `starts` on; items are (token, position), gaps allowed."""
-    from amplify.backends.tree import trie
+    from amplify.models.tree import trie
 
     tree, wanted = _positioned(*trie(sequences, starts), starts)
     nodes = sorted({node for some in wanted for node in some})
-    totals = {n: found.total for n, found in zip(nodes, backend.score_tree(tree, nodes), strict=True)}
+    totals = {n: found.total for n, found in zip(nodes, model.score_tree(tree, nodes), strict=True)}
     return [sum(totals[n] for n in some) for some in wanted]
 
 
 def _positioned(tree: TokenTree, paths: list[list[int]], starts: Sequence[int]) -> tuple[TokenTree, list[list[int]]]:
     """A tree of (token, position) items as a tree of tokens with positions, cut at gaps; and each target's nodes."""
-    from amplify.backends.tree import TokenTree
+    from amplify.models.tree import TokenTree
 
     segments: list[tuple[int, ...]] = []
     parents: list[int] = []
@@ -340,7 +340,7 @@ def _row_scores(proxy: Proxy, flat: Sequence[tuple[int, Row, tuple[int, ...]]]) 
     found: list[Floats] = [np.zeros(0)] * len(flat)
     for batch in batches([len(row.ids) for _, row, _ in flat], batch_tokens(proxy)):
         rows = [flat[j][1] for j in batch]
-        with lock_of(proxy.model), torch.inference_mode(), first_token_alone(proxy.model):
+        with lock_of(proxy.module), torch.inference_mode(), first_token_alone(proxy.module):
             embeddings, mask, types = proxy.embed(rows)
             for i, j in enumerate(batch):
                 if hidden := flat[j][2]:

@@ -33,10 +33,10 @@ from amplify.errors import CapabilityError, DataError, InputError
 from amplify.proxies import Proxy
 from amplify.shapley.budget import least
 from amplify.text import input_text
-from amplify.values import Attribution, Example, Prompt
+from amplify.types import Attribution, Example, Prompt
 
 if TYPE_CHECKING:
-    from amplify.backends.base import Generator
+    from amplify.models.base import LanguageModel
     from amplify.tasks import Task
 
 POOL = ("occlusion", "kernel_shap", "integrated_gradients", "grad_x_input")
@@ -275,7 +275,7 @@ def choose(
 
 
 def choose_on(
-    backend: Generator,
+    model: LanguageModel,
     given: Sequence[str | Prompt],
     targets: Sequence[str | None],
     foils: Sequence[str | None] | None = None,
@@ -293,33 +293,33 @@ def choose_on(
     Faithfulness asks the model alone and needs no gold label, so the answers may be those that are to be explained.
 
     Args:
-        backend: the model explained; of the pool only what works with it is measured.
+        model: the model explained; of the pool only what works with it is measured.
         given, targets, foils, players: see `amplify.attribution.explaining.explain_many`.
         pool, metrics, k, budget, seed: see `choose`.
         items: inputs measured, the first ones.
 
     Raises:
         InputError: nothing to explain, or see `explain_many`.
-        CapabilityError: a backend with which nothing of the pool works.
+        CapabilityError: a model with which nothing of the pool works.
     """
     if not given:
         raise InputError("there is no input to choose an explainer on")
-    names = [name for name in pool if able(backend, METHODS[name])]
+    names = [name for name in pool if able(model, METHODS[name])]
     if not names:
-        raise CapabilityError(f"{backend.spec} gives no log-probabilities, which every explainer of the pool needs")
+        raise CapabilityError(f"{model.id} gives no log-probabilities, which every explainer of the pool needs")
     count = min(items, len(given))
     nothing: list[None] = [None] * len(given)
     cases = list(zip(given, targets, foils or nothing, players or nothing, strict=True))[:count]
-    subjects = [subject(backend, *case) for case in cases]
+    subjects = [subject(model, *case) for case in cases]
     enough = max([budget, *(least(name, len(one.spans)) for name in names for one in subjects)])
-    found = run(backend, subjects, names, budget=enough, seed=seed)
+    found = run(model, subjects, names, budget=enough, seed=seed)
     prompts = [Prompt(text=one) if isinstance(one, str) else one for one in given[:count]]
-    return _best(found, backend, metrics, prompts, k, seed)
+    return _best(found, model, metrics, prompts, k, seed)
 
 
 def _best(
     found: Mapping[str, Sequence[Attribution]],
-    model: Proxy | Generator,
+    model: Proxy | LanguageModel,
     metrics: Sequence[str],
     examples: Sequence[Example | Prompt],
     k: int,

@@ -29,7 +29,7 @@ from amplify.errors import InputError, UnknownNameError
 from amplify.locks import lock_of
 from amplify.proxies import Proxy, Row, softmax, versions
 from amplify.text import input_text
-from amplify.values import Attribution, Example
+from amplify.types import Attribution, Example
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +119,7 @@ def explain(
     if not len(examples) == len(targets) == len(foils):
         raise InputError(f"{len(examples)} examples, {len(targets)} targets and {len(foils)} foils: one each is needed")
 
-    batch_tokens = batch_tokens or (384 if proxy.model.device.type == "cpu" else 16_384)
+    batch_tokens = batch_tokens or (384 if proxy.module.device.type == "cpu" else 16_384)
     contrastive = any(not method.endswith("_plain") for method in methods)
     plain = any(method.endswith("_plain") for method in methods)
     work, jobs = [], []
@@ -140,7 +140,7 @@ def explain(
     for graded in (False, True):
         group = [job for job in jobs if bool(job[2]) == graded]
         for batch in batches([len(row.ids) for _, row, _ in group], batch_tokens):
-            with lock_of(proxy.model):
+            with lock_of(proxy.module):
                 _run(proxy, [group[j] for j in batch], work, plain, passes)
             for number in {group[j][0] for j in batch}:
                 item = work[number]

@@ -10,40 +10,40 @@ from pathlib import Path
 from amplify.attribution.registry import METHODS, Explainer
 from amplify.attribution.subjects import PromptSubject, ProxySubject, prompt_subject, proxy_subject
 from amplify.attribution.words import Spans
-from amplify.backends.base import Generator, Scorer, WhiteBox
+from amplify.models.base import LanguageModel, ScoringModel, LocalModel
 from amplify.errors import CapabilityError, InputError
 from amplify.proxies import CARD, Proxy, load_proxy
-from amplify.values import Example, Prompt
+from amplify.types import Example, Prompt
 
-Model = str | Path | Proxy | Generator
+Model = str | Path | Proxy | LanguageModel
 Given = str | Example | Prompt
 
 
 @contextmanager
-def opened(model: Model) -> Iterator[Proxy | Generator]:
-    """A proxy or backend, loaded if it is only named (and closed again)."""
+def opened(model: Model) -> Iterator[Proxy | LanguageModel]:
+    """A proxy or model, loaded if it is only named (and closed again)."""
     if isinstance(model, Proxy):
         yield model
     elif isinstance(model, (str, Path)):
-        from amplify.backends import MODELS, open_backend
+        from amplify.models import MODELS, load_model
 
         name = str(model)
         if os.path.isfile(Path(model) / CARD) or name.partition(":")[0] not in MODELS:
             if not os.path.isdir(model):
                 raise InputError(
-                    f"{name!r} is neither a proxy folder nor a backend: give a folder that `amplify proxy` wrote, or "
+                    f"{name!r} is neither a proxy folder nor a model: give a folder that `amplify proxy` wrote, or "
                     "KIND:MODEL, e.g. transformers:smollm2-135m"
                 )
             yield load_proxy(model)
         else:
-            with open_backend(name) as backend:
-                yield backend
+            with load_model(name) as loaded:
+                yield loaded
     else:
         yield model
 
 
 def subject(
-    model: Proxy | Generator,
+    model: Proxy | LanguageModel,
     given: Given,
     target: str | None,
     foil: str | None,
@@ -54,21 +54,21 @@ def subject(
     """One input of an open model, checked."""
     if isinstance(model, Proxy):
         if isinstance(given, Prompt):
-            raise InputError("a proxy explains a text or an Example; a Prompt needs a language model (model=backend)")
+            raise InputError("a proxy explains a text or an Example; a Prompt needs a language model (model=model)")
         return proxy_subject(model, given, target, foil, players=players, truncate=truncate)
     if isinstance(given, Example):
         raise InputError("a language model explains a text or a Prompt; render the example first, or use a proxy")
     return prompt_subject(model, given, target, foil, players=players)
 
 
-def able(model: Proxy | Generator, explainer: Explainer) -> bool:
+def able(model: Proxy | LanguageModel, explainer: Explainer) -> bool:
     """Whether an explainer works with a model."""
-    if isinstance(model, (Proxy, WhiteBox)):
+    if isinstance(model, (Proxy, LocalModel)):
         return True
-    return not explainer.inside and (isinstance(model, Scorer) or explainer.kind == "baseline")
+    return not explainer.inside and (isinstance(model, ScoringModel) or explainer.kind == "baseline")
 
 
-def check_able(model: Proxy | Generator, methods: Sequence[str]) -> None:
+def check_able(model: Proxy | LanguageModel, methods: Sequence[str]) -> None:
     """Refuse methods that do not work with a model.
 
     Raises:
@@ -81,6 +81,6 @@ def check_able(model: Proxy | Generator, methods: Sequence[str]) -> None:
             work = [other for other, one in METHODS.items() if able(model, one)]
             raise CapabilityError(
                 f"{name} {'looks inside the model' if explainer.inside else 'needs log-probabilities'}, which "
-                f"{model.spec!r} does not give. What works with it: {', '.join(work)}. For the others use a "
-                "transformers: backend or a proxy."
+                f"{model.id!r} does not give. What works with it: {', '.join(work)}. For the others use a "
+                "transformers: model or a proxy."
             )

@@ -29,10 +29,10 @@ import numpy as np
 from amplify import templates
 from amplify.attribution.perturbation import Coalitions, Value
 from amplify.attribution.words import Spans, content_words, stop_words, without_words, word_spans
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import InputError, UnknownNameError
 from amplify.templates import Template
-from amplify.values import Attribution, Example, Message, Prompt, Sampling
+from amplify.types import Attribution, Example, Message, Prompt, Sampling
 
 if TYPE_CHECKING:
     from amplify.attribution.subjects import PromptSubject, ProxySubject
@@ -108,7 +108,7 @@ class Prompted:
 
 def explain_prompted(
     cases: Sequence[Case],
-    explainer: Generator,
+    explainer: LanguageModel,
     strategy: str = "perturbation",
     *,
     k: int = 5,
@@ -122,7 +122,7 @@ def explain_prompted(
 
     Args:
         cases: what to explain; all are asked in one batch.
-        explainer: any backend.
+        explainer: any model.
         strategy: of `STRATEGIES`.
         k: words to name.
         neighbours: inputs with words left out that are evaluated and shown per case (fewer where there are not that
@@ -168,7 +168,7 @@ def explain_prompted(
 def cases_of(
     texts: Sequence[str | Prompt],
     targets: Sequence[str],
-    model: Proxy | Generator,
+    model: Proxy | LanguageModel,
     *,
     foils: Sequence[str | None] | None = None,
     players: Sequence[Spans | None] | None = None,
@@ -186,7 +186,7 @@ def cases_of(
 
     Raises:
         InputError: a text without words, or a target that is no label of the proxy.
-        CapabilityError: a backend without log-probabilities (at the first evaluation).
+        CapabilityError: a model without log-probabilities (at the first evaluation).
     """
     from amplify.attribution.opening import subject
 
@@ -202,14 +202,14 @@ def cases_of(
 
 
 def ask_words(
-    prompts: Sequence[Prompt], cases: Sequence[Case], explainer: Generator, k: int, *, seed: int = 0, retries: int = 2
+    prompts: Sequence[Prompt], cases: Sequence[Case], explainer: LanguageModel, k: int, *, seed: int = 0, retries: int = 2
 ) -> list[Named]:
     """Ask for words until each reply can be read, greedily first, then sampled with a seed.
 
     Args:
         prompts: one a case; where its prefix ends with a quotation mark, the reply begins inside it.
         cases: whose words may be named.
-        explainer: any backend.
+        explainer: any model.
         k: words of a reply that are read.
         seed: of the samples.
         retries: tries after the first; never more.
@@ -327,7 +327,7 @@ def _prompt(form: Template, strategy: str, case: Case, variables: dict[str, obje
 
 
 def _attribution(
-    case: Case, named: Named, strategy: str, k: int, explainer: Generator, model: str, budget: int, seed: int
+    case: Case, named: Named, strategy: str, k: int, explainer: LanguageModel, model: str, budget: int, seed: int
 ) -> Attribution | None:
     if not named.words:
         return None
@@ -345,7 +345,7 @@ def _attribution(
         budget=budget,
         seed=seed,
         meta={
-            "explainer": explainer.spec,
+            "explainer": explainer.id,
             "attempts": named.attempts,
             "invented": named.invented,
             "reply": named.reply,

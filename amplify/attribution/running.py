@@ -13,16 +13,16 @@ from amplify.attribution.perturbation import Estimate, exact
 from amplify.attribution.registry import METHODS, Case, Game
 from amplify.attribution.subjects import ProxySubject, Subject
 from amplify.attribution.words import word_spans
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import InputError
 from amplify.progress import tracked
 from amplify.proxies import Proxy, versions
 from amplify.text import input_text
-from amplify.values import Attribution
+from amplify.types import Attribution
 
 
 def run(
-    model: Proxy | Generator,
+    model: Proxy | LanguageModel,
     subjects: Sequence[Subject],
     methods: Sequence[str],
     *,

@@ -12,13 +12,13 @@ from amplify.attribution import entrance
 from amplify.attribution.games import located, owner_words, prompt_value, proxy_value
 from amplify.attribution.perturbation import Value
 from amplify.attribution.words import Spans, content_words, joined_word, word_spans
-from amplify.backends.base import Generator, WhiteBox, need_scorer, need_white_box
-from amplify.backends.checks import check_window
+from amplify.models.base import LanguageModel, LocalModel, need_scoring, need_local
+from amplify.models.checks import check_window
 from amplify.errors import CapabilityError, ContextLengthError, InputError
 from amplify.locks import lock_of
 from amplify.proxies import Proxy, Row
 from amplify.text import input_text
-from amplify.values import Example, Prompt
+from amplify.types import Example, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,9 +131,9 @@ class ProxySubject:
 
     def _part(self, row: Row, columns: dict[int, float]) -> Part:
         words, mask, types = self.proxy.embed([row])
-        whole = entrance.embeddings_module(self.proxy.model) is None  # else it normalises what it adds to these
+        whole = entrance.embeddings_module(self.proxy.module) is None  # else it normalises what it adds to these
         at = owner_words(row.offsets, self.spans) >= 0
-        blank = padded(self.proxy.model, self.proxy.tokenizer, words, at, zeros=not whole)
+        blank = padded(self.proxy.module, self.proxy.tokenizer, words, at, zeros=not whole)
         inputs, baseline = (entrance.inputs_of(self.proxy, [row], x, mask, types) for x in (words, blank))
 
         def score(points: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class ProxySubject:
                 if row.targets
                 else [-1 if self.proxy.left else 0]
             )
-            return attentions(self.proxy.model, words, attention_mask=mask, **extra), read
+            return attentions(self.proxy.module, words, attention_mask=mask, **extra), read
 
         return Part(
             inputs=inputs,
@@ -159,7 +159,7 @@ class ProxySubject:
             spans=self.spans,
             score=score,
             attend=attend,
-            model=self.proxy.model,
+            model=self.proxy.module,
         )
 
 
@@ -167,7 +167,7 @@ class ProxySubject:
 class PromptSubject:
     """A prompt and a continuation, as a language model scores it."""
 
-    backend: Generator
+    model: LanguageModel
     prompt: Prompt
     message: int | None
     text: str
@@ -178,63 +178,63 @@ class PromptSubject:
 
     @property
     def model(self) -> str:
-        """The backend's spec."""
-        return self.backend.spec
+        """The model's spec."""
+        return self.model.id
 
     def value(self, removal: str) -> Value:
         """See `games.prompt_value`."""
-        scorer = need_scorer(self.backend, "attribution by perturbation")
+        scorer = need_scoring(self.model, "attribution by perturbation")
         return prompt_value(
             scorer, self.prompt, self.spans, self.target, self.foil, message=self.message, removal=removal
         )
 
     def parts(self) -> list[Part]:
         """One for the target, one for the foil; one for both where they differ in their last token only."""
-        backend = need_white_box(self.backend, "attribution by gradients or attention")
+        model = need_local(self.model, "attribution by gradients or attention")
         groups: dict[tuple[tuple[int, ...], int], list[tuple[_Located, float]]] = {}
         for end, sign in ((self.target, 1.0), *([] if self.foil is None else [(self.foil, -1.0)])):
-            found = located(backend.tokenizer, self.prompt, self.message, self.spans, end)
+            found = located(model.tokenizer, self.prompt, self.message, self.spans, end)
             groups.setdefault((found[0][0][:-1], found[1]), []).append((found, sign))
-        return [self._part(backend, group) for group in groups.values()]
+        return [self._part(model, group) for group in groups.values()]
 
-    def _part(self, backend: WhiteBox, ends: Sequence[tuple[_Located, float]]) -> Part:
+    def _part(self, model: LocalModel, ends: Sequence[tuple[_Located, float]]) -> Part:
         import inspect
 
         import torch
 
         from amplify.pretrained import check_tokens
 
-        model = backend.model
+        module = model.module
         (ids, offsets), start, spans = ends[0][0]
         if start == 0:
             raise InputError("the prompt puts no token before its target, so the first has no probability")
-        check_tokens([end[0][0] for end, _ in ends], backend.tokenizer, model)
-        shown = torch.tensor([ids[:-1]], device=model.device)  # the last token predicts nothing
-        wanted = torch.tensor([end[0][0][start:] for end, _ in ends], device=model.device).T  # (positions, ends)
-        signs = torch.tensor([sign for _, sign in ends], device=model.device)
-        inputs = model.get_input_embeddings()(shown).detach()
-        keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        check_tokens([end[0][0] for end, _ in ends], model.tokenizer, module)
+        shown = torch.tensor([ids[:-1]], device=module.device)  # the last token predicts nothing
+        wanted = torch.tensor([end[0][0][start:] for end, _ in ends], device=module.device).T  # (positions, ends)
+        signs = torch.tensor([sign for _, sign in ends], device=module.device)
+        inputs = module.get_input_embeddings()(shown).detach()
+        keeps = "logits_to_keep" in inspect.signature(module.forward).parameters
         extra: dict[str, Any] = {"logits_to_keep": len(wanted)} if keeps else {}
 
         def score(points: Tensor) -> Tensor:
-            with lock_of(model):
-                logits = model(inputs_embeds=points, use_cache=False, **extra).logits[:, -len(wanted) :].float()
+            with lock_of(module):
+                logits = module(inputs_embeds=points, use_cache=False, **extra).logits[:, -len(wanted) :].float()
             totals: Tensor = logits.log_softmax(-1).gather(2, wanted.expand(len(points), -1, -1)).sum(1)
             return totals @ signs
 
         def attend() -> tuple[Tensor, Sequence[int]]:
-            return attentions(model, inputs), range(start - 1, len(ids) - 1)
+            return attentions(module, inputs), range(start - 1, len(ids) - 1)
 
         owner = owner_words(offsets, spans)
         owner[start:] = -1
         return Part(
             inputs=inputs,
-            baseline=padded(model, backend.tokenizer, inputs, owner[:-1] >= 0),
+            baseline=padded(module, model.tokenizer, inputs, owner[:-1] >= 0),
             offsets=tuple((0, 0) if t >= start else place for t, place in enumerate(offsets[:-1])),
             spans=spans,
             score=score,
             attend=attend,
-            model=model,
+            model=module,
         )
 
 
@@ -328,7 +328,7 @@ def proxy_subject(
 
 
 def prompt_subject(
-    backend: Generator, given: str | Prompt, target: str | None, foil: str | None, *, players: Spans | None = None
+    model: LanguageModel, given: str | Prompt, target: str | None, foil: str | None, *, players: Spans | None = None
 ) -> PromptSubject:
     """Check a prompt for a language model.
 
@@ -346,15 +346,15 @@ def prompt_subject(
     if not target:
         raise InputError('a language model needs a target: the continuation to explain, e.g. target=" Paris"')
     _differ(target, foil)
-    if backend.max_context is not None:
+    if model.max_context is not None:
         ends = [target] if foil is None else [target, foil]
         check_window(
-            backend.count_tokens([replace(prompt, prefix=prompt.prefix + e) for e in ends]), 0, backend.max_context
+            model.count_tokens([replace(prompt, prefix=prompt.prefix + e) for e in ends]), 0, model.max_context
         )
-    meta = {"dtype": str(backend.model.dtype).removeprefix("torch.")} if isinstance(backend, WhiteBox) else {}
+    meta = {"dtype": str(model.module.dtype).removeprefix("torch.")} if isinstance(model, LocalModel) else {}
     if joined := joined_word((prompt.text or "") + prompt.prefix, target):
         meta["joined"] = joined
-    return PromptSubject(backend, prompt, message, text, spans, target, foil, meta)
+    return PromptSubject(model, prompt, message, text, spans, target, foil, meta)
 
 
 def _players(text: str, players: Spans | None) -> Spans:

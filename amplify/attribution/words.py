@@ -13,7 +13,7 @@ import regex
 
 from amplify.errors import InputError
 from amplify.text import input_text, option_spans
-from amplify.values import Example
+from amplify.types import Example
 
 if TYPE_CHECKING:
     from amplify.tasks import Task

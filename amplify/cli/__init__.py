@@ -11,13 +11,13 @@ import click
 import amplify
 from amplify.cli.common import Group, Resumable, say
 from amplify.cli.explaining import attribute, explain
-from amplify.cli.keeping import list_, models, proxy
+from amplify.cli.listing import list_, models, proxy
 from amplify.cli.running import apply, report, run
 from amplify.cli.steering import generate, profile
 from amplify.errors import AmplifyError, PromptFormatError, extras
 
 EXAMPLE = (
-    "\b\nExample:\n  amplify run support_tickets --backend transformers:smollm2-135m \\\n"
+    "\b\nExample:\n  amplify run support_tickets --model transformers:smollm2-135m \\\n"
     "    --methods zero_shot,few_shot,amplify --seeds 0,1,2 --limit 100 --out runs/tickets"
 )
 

@@ -15,7 +15,7 @@ import click
 from amplify.errors import InputError
 
 if TYPE_CHECKING:
-    from amplify.backends import Generator
+    from amplify.models import LanguageModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -130,19 +130,19 @@ def pairs(settings: tuple[str, ...], option: str) -> dict[str, Any]:
     return pairs
 
 
-def backend_of(spec: str, options: tuple[str, ...]) -> Generator:
-    """The backend that --backend and --backend-option describe."""
-    from amplify.backends import open_backend
+def opened_model(spec: str, options: tuple[str, ...]) -> LanguageModel:
+    """The model that --model and --model-option describe."""
+    from amplify.models import load_model
 
-    return open_backend(spec, **pairs(options, "--backend-option"))
+    return load_model(spec, **pairs(options, "--model-option"))
 
 
-def takes_backend(command: Command) -> Command:
-    """Add --backend and --backend-option: parameters `backend` and `backend_option`."""
+def takes_model(command: Command) -> Command:
+    """Add --model and --model-option: parameters `model` and `model_option`."""
     kinds = "transformers:MODEL, vllm:MODEL, openai:MODEL@URL or scripted:NAME."
     engine = "Engine option, e.g. dtype=float32. Repeatable."
-    command = click.option("--backend-option", "-B", multiple=True, metavar="KEY=VALUE", help=engine)(command)
-    return click.option("--backend", "-b", metavar="KIND:MODEL", help=kinds)(command)
+    command = click.option("--model-option", "-B", multiple=True, metavar="KEY=VALUE", help=engine)(command)
+    return click.option("--model", "-b", metavar="KIND:MODEL", help=kinds)(command)
 
 
 def takes_data(command: Command) -> Command:
@@ -170,12 +170,12 @@ def required(value: str | None, option: str) -> str:
     return value
 
 
-def for_vllm(backend: str | None, options: tuple[str, ...], **defaults: str | bool | None) -> tuple[str, ...]:
-    """Engine options (KEY=VALUE) with defaults that the user did not set, where the backend is a vLLM engine.
+def for_vllm(model: str | None, options: tuple[str, ...], **defaults: str | bool | None) -> tuple[str, ...]:
+    """Engine options (KEY=VALUE) with defaults that the user did not set, where the model is a vLLM engine.
 
     A default of None or False is left out.
     """
-    if not (backend or "").startswith("vllm:"):
+    if not (model or "").startswith("vllm:"):
         return options
     given = {option.partition("=")[0].strip() for option in options}
     missing = {key: value for key, value in defaults.items() if value and key not in given}

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import Listed, NewFile, backend_of, names, required, resumes, say, takes_backend
+from amplify.cli.common import Listed, NewFile, opened_model, names, required, resumes, say, takes_model
 from amplify.errors import InputError
 
 
@@ -110,32 +110,32 @@ def explain(
     help="Text files, one document each. Repeatable; further files may follow: --documents notes/*.md.",
 )
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@takes_backend
+@takes_model
 @click.option("--answer", help="The answer to explain.  [default: the model's own]")
 @click.option(
     "--value",
-    type=Listed("amplify.textgenshap.attribute:VALUES"),
+    type=Listed("amplify.sources.attribute:VALUES"),
     default="logprob",
     show_default=True,
     help="What a source adds to: the answer's log-probability, or votes over decoded answers.",
 )
 @click.option(
     "--index",
-    type=Listed("amplify.textgenshap.attribute:INDICES"),
+    type=Listed("amplify.sources.attribute:INDICES"),
     default="shapley",
     show_default=True,
     help="How a source's part in it is counted.",
 )
 @click.option(
     "--refine",
-    type=Listed("amplify.textgenshap.hierarchy:REFINEMENTS"),
+    type=Listed("amplify.sources.hierarchy:REFINEMENTS"),
     default="words",
     show_default=True,
     help="Look into what matters down to this level.",
 )
 @click.option(
     "--order",
-    type=Listed("amplify.textgenshap.attribute:ORDERS"),
+    type=Listed("amplify.sources.attribute:ORDERS"),
     default="fixed",
     show_default=True,
     help="Of the documents: as given, or drawn anew for each prompt.",
@@ -155,7 +155,7 @@ def explain(
 )
 @click.option(
     "--engine",
-    type=Listed("amplify.textgenshap.engines:ENGINES", "auto"),
+    type=Listed("amplify.sources.engines:ENGINES", "auto"),
     default="auto",
     show_default=True,
     help="How values are had: auto is the cheapest exact way; blocks, documents encoded once, approximates.",
@@ -180,14 +180,14 @@ def attribute(
     question: str,
     documents: tuple[Path, ...],
     more: tuple[Path, ...],
-    backend: str | None,
-    backend_option: tuple[str, ...],
+    model: str | None,
+    model_option: tuple[str, ...],
     json_: Path | None,
     html: Path | None,
     **options: Any,
 ) -> None:
     """Score documents, their sentences and words by what they did to the model's answer."""
-    from amplify.textgenshap.attribute import attribute_sources
+    from amplify.sources.attribute import attribute_sources
 
     texts = []
     for path in (*documents, *more):
@@ -197,12 +197,12 @@ def attribute(
             raise InputError(f"{path} is not UTF-8 text: {error}") from error
         if not texts[-1].strip():
             raise InputError(f"{path} is empty: leave it out")
-    with backend_of(required(backend, "--backend"), backend_option) as opened, resumes(options["cache"] is not None):
+    with opened_model(required(model, "--model"), model_option) as opened, resumes(options["cache"] is not None):
         result = attribute_sources(question, texts, opened, progress=True, **options)
     if sys.stdout.isatty():
         import shutil
 
-        from amplify.textgenshap.page import as_terminal
+        from amplify.sources.page import as_terminal
 
         click.echo(as_terminal(result, width=min(120, shutil.get_terminal_size().columns)))
     else:

@@ -15,7 +15,7 @@ import click
 from amplify.cli.common import (
     Listed,
     NewFile,
-    backend_of,
+    opened_model,
     for_vllm,
     names,
     numbers,
@@ -23,7 +23,7 @@ from amplify.cli.common import (
     required,
     resumes,
     say,
-    takes_backend,
+    takes_model,
     takes_task,
 )
 from amplify.errors import InputError
@@ -31,7 +31,7 @@ from amplify.errors import InputError
 
 @click.command()
 @click.argument("task", required=False)
-@takes_backend
+@takes_model
 @click.option("--methods", "-m", help="Method names, separated by commas (see `amplify list methods`).")
 @click.option("--seeds", default=None, help="Whole numbers, separated by commas.  [default: 0,1,2]")
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate this many test items only.")
@@ -72,19 +72,19 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
     methods = make_methods(suite["methods"], suite.get("mode") or "generate", suite["options"])
     declare_family(methods, suite.get("baseline"))
     common = {k: suite[k] for k in ("seeds", "limit") if suite.get(k) is not None}
-    if dry_run and suite["backend"].startswith("vllm:"):
+    if dry_run and suite["model"].startswith("vllm:"):
         say(str(plan(loaded, None, methods, **common)))
         return
     steers = any(method.steers for method in methods)
-    settings = for_vllm(suite["backend"], tuple(suite.get("backend_option") or ()), steering=steers)
-    with backend_of(suite["backend"], settings) as backend:
+    settings = for_vllm(suite["model"], tuple(suite.get("model_option") or ()), steering=steers)
+    with opened_model(suite["model"], settings) as model:
         if dry_run:
-            say(str(plan(loaded, backend, methods, **common)))
+            say(str(plan(loaded, model, methods, **common)))
             return
         extra = {k: suite[k] for k in ("baseline", "batch_size", "calibrate") if suite.get(k) is not None}
         out = Path(suite.get("out") or default_folder(suite))
         with resumes():
-            report = evaluate(loaded, backend, methods, out=out, **common, **extra)
+            report = evaluate(loaded, model, methods, out=out, **common, **extra)
     say(str(report))
     say(f"\nreport: {out / 'report.html'}")
 
@@ -99,7 +99,7 @@ def default_folder(suite: Mapping[str, Any]) -> Path:
 
 
 SUITE_KEYS = (
-    "task", "backend", "backend_option", "methods", "seeds", "limit", "out", "mode", "options",
+    "task", "model", "model_option", "methods", "seeds", "limit", "out", "mode", "options",
     "baseline", "batch_size", "calibrate", "data", "text", "label", "metric",
 )  # fmt: skip
 
@@ -123,11 +123,11 @@ def _suite(config: Path | None, given: dict[str, Any], options: dict[str, Any]) 
     suite["options"] = {**(suite.get("options") or {}), **options}
     if isinstance(suite.get("seeds"), str):
         suite["seeds"] = numbers(suite["seeds"])
-    if isinstance(suite.get("backend_option"), str):
-        suite["backend_option"] = [suite["backend_option"]]
+    if isinstance(suite.get("model_option"), str):
+        suite["model_option"] = [suite["model_option"]]
     if isinstance(suite.get("methods"), str):
         suite["methods"] = names(suite["methods"])
-    for key, hint in (("task", "TASK"), ("backend", "--backend"), ("methods", "--methods")):
+    for key, hint in (("task", "TASK"), ("model", "--model"), ("methods", "--methods")):
         if not suite.get(key):
             raise InputError(f"{hint} is missing: give it on the command line or in a --config file")
     return suite
@@ -139,11 +139,11 @@ def _check_kinds(suite: dict[str, Any], where: str) -> None:
         (
             "a text",
             lambda v: isinstance(v, str),
-            ("task", "backend", "out", "mode", "baseline", "data", "text", "label"),
+            ("task", "model", "out", "mode", "baseline", "data", "text", "label"),
         ),
         ("a whole number from 1", lambda v: type(v) is int and v > 0, ("limit", "batch_size")),
         ("a list of whole numbers", lambda v: isinstance(v, str) or _all(v, int), ("seeds",)),
-        ("a list of texts", lambda v: isinstance(v, str) or _all(v, str), ("methods", "backend_option")),
+        ("a list of texts", lambda v: isinstance(v, str) or _all(v, str), ("methods", "model_option")),
         ("a mapping, e.g. amplify.k: 3", lambda v: isinstance(v, dict) and _all(list(v), str), ("options",)),
     )
     for what, fits, keys in kinds:
@@ -166,7 +166,7 @@ def _all(value: Any, kind: type) -> bool:
     help="CSV or JSONL with the new rows.",
 )
 @click.option("--text", required=True, help="Column that holds the input.")
-@takes_backend
+@takes_model
 @click.option("--out", required=True, type=NewFile(), help="CSV to write.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows between two writes."
@@ -178,8 +178,8 @@ def apply(
     program: Path,
     source: Path,
     text: str,
-    backend: str | None,
-    backend_option: tuple[str, ...],
+    model: str | None,
+    model_option: tuple[str, ...],
     out: Path,
     batch_size: int,
     as_they_are: bool,
@@ -189,7 +189,7 @@ def apply(
     from amplify.methods.base import Program
 
     loaded = Program.load(program)
-    with backend_of(required(backend, "--backend"), backend_option) as opened, resumes():
+    with opened_model(required(model, "--model"), model_option) as opened, resumes():
         counts = apply_program(loaded, source, text, opened, out, batch_size=batch_size, as_they_are=as_they_are)
     say(f"{counts.rows} rows, {counts.unparsed} without an answer: {out}")
 

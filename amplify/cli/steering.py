@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import backend_of, for_vllm, required, resumes, say, takes_backend, takes_data
+from amplify.cli.common import opened_model, for_vllm, required, resumes, say, takes_model, takes_data
 from amplify.errors import InputError
 
 
 @click.command()
 @click.argument("prompt")
-@takes_backend
+@takes_model
 @click.option(
     "--steering", help="Head profile: a name under steering/, or a .yaml file. Steers towards the marked spans."
 )
@@ -26,8 +26,8 @@ from amplify.errors import InputError
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="To write at most.")
 def generate(
     prompt: str,
-    backend: str | None,
-    backend_option: tuple[str, ...],
+    model: str | None,
+    model_option: tuple[str, ...],
     steering: str | None,
     alpha: float | None,
     mark: str,
@@ -40,7 +40,7 @@ def generate(
     """
     from amplify.steering import Steering, parse_emphasis
     from amplify.untrusted import neutral_values
-    from amplify.values import Message, Sampling
+    from amplify.types import Message, Sampling
 
     parsed = parse_emphasis(prompt, raw=raw, mark=mark)
     turns = tuple(Message(m.role, neutral_values(m.content)) for m in parsed.messages)
@@ -52,15 +52,15 @@ def generate(
         chosen = replace(chosen, alpha=alpha)
     if chosen is not None and not parsed.emphasis:
         raise InputError(f"nothing is emphasised: put {mark} around the words to steer towards")
-    options = for_vllm(backend, backend_option, steering=steering, enforce_eager=True)
-    with backend_of(required(backend, "--backend"), options) as opened:
+    options = for_vllm(model, model_option, steering=steering, enforce_eager=True)
+    with opened_model(required(model, "--model"), options) as opened:
         [answer] = opened.generate([parsed], Sampling(max_tokens=max_tokens), steering=chosen)
     say(answer.text)
 
 
 @click.command()
 @click.argument("tasks", nargs=-1, required=True)
-@takes_backend
+@takes_model
 @click.option(
     "--samples", type=click.IntRange(min=1), default=32, show_default=True, help="Of each task's train split."
 )
@@ -94,8 +94,8 @@ def generate(
 @takes_data
 def profile(
     tasks: tuple[str, ...],
-    backend: str | None,
-    backend_option: tuple[str, ...],
+    model: str | None,
+    model_option: tuple[str, ...],
     samples: int,
     out: Path,
     alpha: float,
@@ -109,7 +109,7 @@ def profile(
     data: Path | None,
 ) -> None:
     """Find the heads that follow emphasis on TASKS, one or several together. The same command resumes."""
-    from amplify.profiling.profile import profile as find_heads
+    from amplify.head_search.profile import profile as find_heads
     from amplify.progress import progress
     from amplify.steering import Steering
     from amplify.tasks import load_task
@@ -121,7 +121,7 @@ def profile(
     steering = Steering(heads={0: (0,)}, alpha=alpha)
     with (
         resumes(),
-        backend_of(required(backend, "--backend"), backend_option) as opened,
+        opened_model(required(model, "--model"), model_option) as opened,
         progress(unit="run") as bar,
     ):
         found = find_heads(

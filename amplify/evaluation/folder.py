@@ -69,7 +69,7 @@ class _Config(TypedDict):
 
     amplify: str
     task: _Task
-    backend: _Backend
+    model: _Backend
     score: str
     mode: str
     seeds: list[int]

@@ -12,7 +12,7 @@ from amplify.errors import DataError
 from amplify.evaluation import tables
 from amplify.evaluation.naming import shortened
 from amplify.render import attribution_marks, marked_html, page_template, visible, word_marks
-from amplify.values import Demonstration
+from amplify.types import Demonstration
 
 if TYPE_CHECKING:
     from markupsafe import Markup

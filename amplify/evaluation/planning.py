@@ -1,4 +1,4 @@
-"""What a run will take, before it runs: the methods' own prompts, counted on a backend that answers at once."""
+"""What a run will take, before it runs: the methods' own prompts, counted on a model that answers at once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from amplify.backends.base import Generator, Usage
+from amplify.models.base import LanguageModel, Usage
 from amplify.evaluation.configuration import chosen_items, make_methods
 from amplify.methods.base import Method, Mode
 from amplify.tasks import Task
-from amplify.values import Completion, Example, Prompt, Sampling, TokenLogProbs
+from amplify.types import Completion, Example, Prompt, Sampling, TokenLogProbs
 
 _SAMPLE = 24  # items whose prompts are really built; the others are taken to be as long
 _CHARACTERS = 4  # per token, where no tokenizer is at hand
@@ -67,7 +67,7 @@ class Plan:
 
 def plan(
     task: Task,
-    backend: Generator | None,
+    model: LanguageModel | None,
     methods: Sequence[str | Method],
     *,
     seeds: Sequence[int] = (0, 1, 2),
@@ -77,25 +77,25 @@ def plan(
 ) -> Plan:
     """Calls and tokens that `evaluate` will take with the same arguments. Nothing is asked of the model.
 
-    Each method rehearses (`Method.rehearse`) against a backend that answers at once: one without a model of its own is
+    Each method rehearses (`Method.rehearse`) against a model that answers at once: one without a model of its own is
     really fitted, and its calls can still differ where they depend on what the model answers; for the others (proxies,
     embedders) prompts are taken to be as long as with random shots and random words.
 
     Args:
         task, methods, seeds, limit, mode, options: see `evaluate`.
-        backend: only its `count_tokens` is used; None counts four characters a token.
+        model: only its `count_tokens` is used; None counts four characters a token.
     """
     made = make_methods(methods, mode, options or {})
     items = chosen_items(task, limit)
-    counted = f"counted by {backend.spec}" if backend else f"estimated as one per {_CHARACTERS} characters"
-    return Plan(tuple(_plan(task, backend, method, seeds, items) for method in made), counted)
+    counted = f"counted by {model.id}" if model else f"estimated as one per {_CHARACTERS} characters"
+    return Plan(tuple(_plan(task, model, method, seeds, items) for method in made), counted)
 
 
 def _plan(
-    task: Task, backend: Generator | None, method: Method, seeds: Sequence[int], items: Sequence[Example]
+    task: Task, model: LanguageModel | None, method: Method, seeds: Sequence[int], items: Sequence[Example]
 ) -> MethodPlan:
     runs = len(seeds) if method.seeded else 1
-    stand = _StandIn(backend, task)
+    stand = _StandIn(model, task)
     rehearsal = method.rehearse(task, stand, seeds[0])
     fit = stand.usage.snapshot()
     sample = items[:: max(1, len(items) // _SAMPLE)]
@@ -115,10 +115,10 @@ def _plan(
 
 
 class _StandIn:
-    """Answers every prompt with a label at once; counts what the real backend would be asked."""
+    """Answers every prompt with a label at once; counts what the real model would be asked."""
 
-    def __init__(self, real: Generator | None, task: Task) -> None:
-        self.spec = real.spec if real else "none"
+    def __init__(self, real: LanguageModel | None, task: Task) -> None:
+        self.id = real.id if real else "none"
         self.usage = Usage()
         self.max_context = real.max_context if real else None
         self._real = real
@@ -145,7 +145,7 @@ class _StandIn:
         return [TokenLogProbs((text,), (0,), (-1.0,)) for text in continuations]
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
-        """By the real backend where there is one."""
+        """By the real model where there is one."""
         if self._real is not None:
             return self._real.count_tokens(prompts)
         texts = [(p.text or "") + "".join(m.content for m in p.messages) + p.prefix for p in prompts]

@@ -12,11 +12,11 @@ from typing import Any
 
 from amplify import files
 from amplify import progress as bars
-from amplify.backends.base import Generator
-from amplify.backends.kept import KeptGenerator, keeping
-from amplify.backends.kept import batch as answering
+from amplify.models.base import LanguageModel
+from amplify.models.kept import KeptGenerator, keeping
+from amplify.models.kept import batch as answering
 from amplify.calibration import Way
-from amplify.errors import BackendError, ContextLengthError, InputError, RunError, WriteError
+from amplify.errors import ModelError, ContextLengthError, InputError, RunError, WriteError
 from amplify.evaluation import folder as store
 from amplify.evaluation.configuration import chosen_items, configuration, make_methods, scorer
 from amplify.evaluation.folder import Cell
@@ -25,14 +25,14 @@ from amplify.files import Journal, Json
 from amplify.methods.base import Method, Mode, Program, PromptProgram, examples_in
 from amplify.methods.calibrated import calibrated
 from amplify.tasks import Task
-from amplify.values import Answer, Example, Prompt
+from amplify.types import Answer, Example, Prompt
 
 BATCH_SIZE = 32
 
 
 def evaluate(
     task: Task,
-    backend: Generator,
+    model: LanguageModel,
     methods: Sequence[str | Method],
     *,
     seeds: Sequence[int] = (0, 1, 2),
@@ -53,7 +53,7 @@ def evaluate(
 
     Args:
         task: what to evaluate on.
-        backend: the model that answers.
+        model: the model that answers.
         methods: names (see `amplify list methods`) or Method objects, in the order of the table.
         seeds: one run per seed.
         limit: evaluate the first `limit` items of a fixed permutation of the test split; None for all.
@@ -77,17 +77,17 @@ def evaluate(
         UnknownNameError: no such method, option or baseline.
         ContextLengthError: a prompt does not fit the model's window; raised before anything is answered.
         RunError: the folder is in use, belongs to another configuration, or cannot be written.
-        BackendError: the model failed; finished batches are kept.
+        ModelError: the model failed; finished batches are kept.
     """
     made = make_methods(methods, mode, options or {})
-    config = configuration(task, backend, made, seeds, limit, batch_size, baseline, calibrate)
+    config = configuration(task, model, made, seeds, limit, batch_size, baseline, calibrate)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-") as temporary:
-            return _run(Path(temporary), config, task, backend, made, progress, kept=False)
+            return _run(Path(temporary), config, task, model, made, progress, kept=False)
     path = Path(out)
     with store.locked(path):
         store.open_run(path, config, resume)
-        report = _run(path, config, task, backend, made, progress, kept=True)
+        report = _run(path, config, task, model, made, progress, kept=True)
         report.to_html(path / "report.html")
         report.to_markdown(path / "report.md")
     return report
@@ -97,7 +97,7 @@ def _run(
     path: Path,
     config: Json,
     task: Task,
-    backend: Generator,
+    model: LanguageModel,
     methods: Sequence[Method],
     progress: bool,
     *,
@@ -111,25 +111,25 @@ def _run(
     whole = sum(len(places) for _, _, places in plan[:done])
     records, timing = Journal(path / "records.jsonl", locked=False), Journal(path / "timing.jsonl", locked=False)
     records.cut(whole)
-    backend = keeping(backend, path / "unfinished.jsonl", files.digest(config)) if kept else backend
+    model = keeping(model, path / "unfinished.jsonl", files.digest(config)) if kept else model
     total = sum(len(places) for _, _, places in plan)
-    with _says_how_to_resume(path if kept else None, backend):
-        programs = _fit_all(path, config, task, backend, methods, rows[:whole], timing, progress)
+    with _says_how_to_resume(path if kept else None, model):
+        programs = _fit_all(path, config, task, model, methods, rows[:whole], timing, progress)
         items = {item.id: item for item in chosen_items(task, config["limit"])}
         _refuse_leaks(task, programs)
-        _refuse_long(list(items.values()), programs, backend)
+        _refuse_long(list(items.values()), programs, model)
         _, scores = scorer(task)
         with bars.progress(total=total, initial=whole, unit="answer", shown=progress) as bar:
             for cell, number, places in plan[done:]:
                 bar.set_description(cell.method if cell.seed is None else f"{cell.method} seed {cell.seed}")
                 batch = [items[config["items"][place]["id"]] for place in places]
-                before, start = backend.usage.snapshot(), time.perf_counter()
-                with answering(backend, f"{cell.file} {number}"):
-                    answers = programs[cell].answer(batch, backend)
+                before, start = model.usage.snapshot(), time.perf_counter()
+                with answering(model, f"{cell.file} {number}"):
+                    answers = programs[cell].answer(batch, model)
                 seconds = time.perf_counter() - start
                 if len(answers) != len(batch):
                     raise RunError(f"{cell.method} gave {len(answers)} answers to {len(batch)} items")
-                spent = {"seconds": seconds, **asdict(backend.usage.since(before))}
+                spent = {"seconds": seconds, **asdict(model.usage.since(before))}
                 # times first: a record on disk then always has its time; the last line of a batch counts
                 where = {"method": cell.method, "seed": cell.seed}
                 timing.append([{**where, "batch": number, "items": len(batch), **store.plain(spent)}])
@@ -149,7 +149,7 @@ def _fit_all(
     path: Path,
     config: Json,
     task: Task,
-    backend: Generator,
+    model: LanguageModel,
     methods: Sequence[Method],
     rows: Sequence[Json],
     timing: Journal,
@@ -163,12 +163,12 @@ def _fit_all(
         if not file.exists():
             if (cell.method, cell.seed) in answered:
                 raise RunError(f"{file} is missing, but records.jsonl holds answers of it; put it back or start anew")
-            before, start = backend.usage.snapshot(), time.perf_counter()
+            before, start = model.usage.snapshot(), time.perf_counter()
             seed = config["seeds"][0] if cell.seed is None else cell.seed
-            with answering(backend, f"{cell.file} fit"):
-                program = methods[cell.index].fit(task, backend, seed)
-                program = calibrated(program, task, backend, config["calibrate"], seed)
-            spent = {"seconds": time.perf_counter() - start, **asdict(backend.usage.since(before))}
+            with answering(model, f"{cell.file} fit"):
+                program = methods[cell.index].fit(task, model, seed)
+                program = calibrated(program, task, model, config["calibrate"], seed)
+            spent = {"seconds": time.perf_counter() - start, **asdict(model.usage.since(before))}
             timing.append([{"method": cell.method, "seed": cell.seed, "fit": True, **store.plain(spent)}])
             files.make_folder(file.parent)
             program.save(file)
@@ -189,18 +189,18 @@ def _refuse_leaks(task: Task, programs: Mapping[Cell, Program]) -> None:
                 )
 
 
-def _refuse_long(items: Sequence[Example], programs: Mapping[Cell, Program], backend: Generator) -> None:
+def _refuse_long(items: Sequence[Example], programs: Mapping[Cell, Program], model: LanguageModel) -> None:
     """Refuse now what could only fail in mid-run: a program whose prompt for the longest item leaves no room."""
-    if backend.max_context is None:
+    if model.max_context is None:
         return
     longest = max(items, key=lambda item: len(item.text) + sum(map(len, item.options)))
     for cell, program in programs.items():
         if isinstance(program, PromptProgram):
-            [tokens] = backend.count_tokens([program.prompt(longest)])
-            if tokens >= backend.max_context:
+            [tokens] = model.count_tokens([program.prompt(longest)])
+            if tokens >= model.max_context:
                 raise ContextLengthError(
-                    f"{cell.method}: the prompt for item {longest.id!r} has {tokens} tokens, and {backend.spec} takes "
-                    f"{backend.max_context}, the answer included. Nothing was answered. Use fewer shots"
+                    f"{cell.method}: the prompt for item {longest.id!r} has {tokens} tokens, and {model.id} takes "
+                    f"{model.max_context}, the answer included. Nothing was answered. Use fewer shots"
                 )
 
 
@@ -241,18 +241,18 @@ def _shown(prompt: Prompt | None) -> Json | None:
 
 
 @contextmanager
-def _says_how_to_resume(path: Path | None, backend: Generator) -> Iterator[None]:
+def _says_how_to_resume(path: Path | None, model: LanguageModel) -> Iterator[None]:
     try:
         yield
     except WriteError as error:
         raise (error if path is None else store.cannot_write(path, error)) from error
-    except BackendError as error:
+    except ModelError as error:
         if path is None:
-            raise BackendError(f"{error} Nothing was kept: give out= a folder to be able to go on") from error
+            raise ModelError(f"{error} Nothing was kept: give out= a folder to be able to go on") from error
         n = len(store.read_records(path))
-        begun = backend.begun if isinstance(backend, KeptGenerator) else 0
+        begun = model.begun if isinstance(model, KeptGenerator) else 0
         more = f", and {begun} replies of the unfinished batch" if begun else ""
-        raise BackendError(
+        raise ModelError(
             f"{error}\n{n} answers are kept in {files.shown(path)}{more}; run the same command again to go on from "
             "there"
         ) from error

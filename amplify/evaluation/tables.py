@@ -49,12 +49,12 @@ def header(report: Report) -> list[tuple[str, str]]:
     seeds = ", ".join(map(str, config["seeds"]))
     splits = task["splits"]
     n = len(config["items"])
-    backend = config["backend"]
+    model = config["model"]
     shared = ", ".join(f"{option}={value}" for option, value in shared_options(config).items())
-    details = ", ".join(_details({k: v for k, v in backend.items() if k not in ("spec", "backend", "versions")}))
+    details = ", ".join(_details({k: v for k, v in model.items() if k not in ("id", "versions")}))
     return [
         ("task", f"{task['name']}, {n} of {splits['test']} test items, metric {metric_name(report)}"),
-        ("model", backend["spec"] + (f" ({details})" if details else "")),
+        ("model", model["id"] + (f" ({details})" if details else "")),
         ("answers", _how_answered(config)),
         ("seeds", f"{seeds} (methods marked * do not depend on the seed and run once)"),
         *([("options", f"{shared} in every method that has them")] if shared else []),
@@ -81,7 +81,7 @@ def _how_answered(config: Mapping[str, Any]) -> str:
 
 
 def _details(described: Mapping[str, Any]) -> list[str]:
-    """What a backend says of itself, hashes cut short, nested values in line."""
+    """What a model says of itself, hashes cut short, nested values in line."""
     parts = []
     for key, value in described.items():
         if isinstance(value, Mapping):

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.methods.explained import Explained, ExplainedMethod, rationale_form
 from amplify.methods.program import ShotProgram, with_rationales
 from amplify.registry import register
-from amplify.values import Rationale
+from amplify.types import Rationale
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -27,10 +27,10 @@ class Amplify(ExplainedMethod):
     rationale and label of each shot stand before the question.
     """
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Select, explain, verbalise."""
-        notes = self.notes_on(task, backend)
-        found = self.explained(task, backend, seed)
+        notes = self.notes_on(task, model)
+        found = self.explained(task, model, seed)
         return in_words(self, task, found, top_words(self, found), notes)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from amplify import codec, files
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import AmplifyError, DataError, InputError
 from amplify.registry import Table, broken, load_plugins
-from amplify.values import Answer, Example, Prompt
+from amplify.types import Answer, Example, Prompt
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -36,7 +36,7 @@ class Program(ABC):
             Program._kinds[kind] = cls
 
     @abstractmethod
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Answer each example, in order; any number of batched calls."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,21 +150,21 @@ class Method(ABC):
             raise InputError(f"{cls.__name__}.role is one of {', '.join(get_args(Role))}, not {cls.role!r}")
 
     @abstractmethod
-    def fit(self, task: Task, backend: Generator, seed: int) -> Program:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
         """Find the program: choose shots, train the proxy, write rationales. Never looks at the test split."""
 
-    def rehearse(self, task: Task, backend: Generator, seed: int) -> Rehearsal:
+    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
         """What a run of this method will be like, for a plan.
 
-        By default it is really fitted, on a backend that answers at once and counts what it is asked. A method that
+        By default it is really fitted, on a model that answers at once and counts what it is asked. A method that
         trains or loads a model of its own, or that explains, overrides this and asks as many prompts of that length.
 
         Args:
             task, seed: of the run.
-            backend: answers every prompt with a label at once; its usage is the plan's cost of fitting.
+            model: answers every prompt with a label at once; its usage is the plan's cost of fitting.
         """
-        program = self.fit(task, backend, seed)
-        return Rehearsal(program, "fit calls can depend on the model's answers" if backend.usage.calls else "")
+        program = self.fit(task, model, seed)
+        return Rehearsal(program, "fit calls can depend on the model's answers" if model.usage.calls else "")
 
     @property
     def label(self) -> str:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from amplify import templates
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import InputError
 from amplify.methods.base import Role
 from amplify.methods.program import ShotProgram
 from amplify.methods.prompt import PromptMethod, check_options
 from amplify.registry import register
-from amplify.values import Demonstration, Example
+from amplify.types import Demonstration, Example
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -27,9 +27,9 @@ class ZeroShot(PromptMethod):
     role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Nothing to fit."""
-        return ShotProgram(self.form(task), notes=self.notes_on(task, backend))
+        return ShotProgram(self.form(task), notes=self.notes_on(task, model))
 
 
 @register("method", "zero_shot_cot")
@@ -46,11 +46,11 @@ class ZeroShotCoT(PromptMethod):
 
     thought: str = "cot"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Nothing to fit."""
         lead = templates.load("lead", self.thought).render({})
         form = self.form(task, reasons=True, lead=lead, budget=256, line=False)
-        return ShotProgram(form, notes=self.notes_on(task, backend))
+        return ShotProgram(form, notes=self.notes_on(task, model))
 
 
 @register("method", "few_shot")
@@ -74,11 +74,11 @@ class FewShot(PromptMethod):
         super().__post_init__()
         strategy(self.selection)
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Draw the shots with the seed."""
         check_options(self)
         shots = draw(task, self.shots, self.selection, seed)
-        return ShotProgram(self.form(task), shots, self.notes_on(task, backend))
+        return ShotProgram(self.form(task), shots, self.notes_on(task, model))
 
 
 @register("method", "few_shot_balanced")
@@ -94,11 +94,11 @@ class FewShotBalanced(PromptMethod):
 
     shots: int = 8
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Draw the shots with the seed."""
         check_options(self)
         shots = draw(task, self.shots, "balanced", seed)
-        return ShotProgram(self.form(task), shots, self.notes_on(task, backend))
+        return ShotProgram(self.form(task), shots, self.notes_on(task, model))
 
 
 @register("method", "human_cot")
@@ -115,7 +115,7 @@ class HumanCoT(PromptMethod):
 
     shots: int = 0
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Take the task's demonstrations.
 
         Raises:
@@ -127,7 +127,7 @@ class HumanCoT(PromptMethod):
                 "The bbh/* tasks have them; a task file of your own gives them under `cot:`"
             )
         form = self.form(task, reasons=True, budget=256, line=False)  # the demonstrations show how to begin
-        return ShotProgram(form, task.cot[: self.shots or None], self.notes_on(task, backend))
+        return ShotProgram(form, task.cot[: self.shots or None], self.notes_on(task, model))
 
 
 def shot_pool(task: Task) -> tuple[Example, ...]:
@@ -147,7 +147,7 @@ def strategy(selection: str) -> None:
     Raises:
         InputError: it is not registered, or asks a proxy.
     """
-    from amplify.demonstrations import SELECTIONS
+    from amplify.selection import SELECTIONS
 
     if SELECTIONS.find(selection).proxy:
         raise InputError(f"the selection {selection!r} asks a proxy, which few-shot prompting has none of; try amplify")
@@ -159,21 +159,21 @@ def draw(task: Task, shots: int, selection: str, seed: int) -> tuple[Demonstrati
     Raises:
         InputError: an unknown selection, or fewer examples than shots.
     """
-    from amplify.demonstrations import select
+    from amplify.selection import select
 
     strategy(selection)
     chosen = select(selection, task, shots, seed=seed, pool=shot_pool(task)).shots
     return tuple(random.Random(seed).sample(chosen, len(chosen)))
 
 
-def random_shots(method: PromptMethod, task: Task, backend: Generator, seed: int) -> ShotProgram:
+def random_shots(method: PromptMethod, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
     """Random shots under a method's own options, as many as it shows: for plans."""
     shared = {f.name: getattr(method, f.name) for f in fields(PromptMethod)}
-    return FewShot(shots=getattr(method, "shots", 8), **shared).fit(task, backend, seed)
+    return FewShot(shots=getattr(method, "shots", 8), **shared).fit(task, model, seed)
 
 
-def ask_validation(method: PromptMethod, task: Task, backend: Generator, seed: int, n: int) -> None:
+def ask_validation(method: PromptMethod, task: Task, model: LanguageModel, seed: int, n: int) -> None:
     """Ask n times for the label of a validation example, from the first one on and over again: for plans."""
     if n and task.validation:
         asked = [task.validation[i % len(task.validation)] for i in range(n)]
-        ZeroShot(mode=method.mode).fit(task, backend, seed).answer(asked, backend)
+        ZeroShot(mode=method.mode).fit(task, model, seed).answer(asked, model)

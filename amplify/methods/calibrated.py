@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 from amplify import codec
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.calibration import SIMPLEST_FIRST, WAYS, Calibration, Scores, Way, affine, from_answers, simplest
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.base import Program, examples_in
 from amplify.streams import stream
-from amplify.values import Answer, Example
+from amplify.types import Answer, Example
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -44,9 +44,9 @@ class CalibratedProgram(Program):
     calibration: Calibration
     meta: Mapping[str, Any] = field(default_factory=dict)
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Answer a batch; `scores` are calibrated, `raw_scores` as they were."""
-        return [self._calibrated(answer) for answer in self.program.answer(examples, backend)]
+        return [self._calibrated(answer) for answer in self.program.answer(examples, model)]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; the inner program with its kind."""
@@ -67,14 +67,14 @@ class CalibratedProgram(Program):
         return replace(answer, value=best, scores=scores, raw_scores=answer.scores, logprobs={})
 
 
-def calibrated(program: Program, task: Task, backend: Generator, way: Way, seed: int = 0) -> Program:
+def calibrated(program: Program, task: Task, model: LanguageModel, way: Way, seed: int = 0) -> Program:
     """Fit a calibration of a program's label scores. No test item is looked at.
 
     Args:
         program: fitted in score mode.
         task: whose inputs are asked: of its validation split (without one, of the training split, the program's own
             shots left out) at most `INPUTS`, drawn with the seed.
-        backend: who answers.
+        model: who answers.
         way: one of `calibration.WAYS`; "none" gives the program back as it is.
         seed: of what is drawn.
 
@@ -88,11 +88,11 @@ def calibrated(program: Program, task: Task, backend: Generator, way: Way, seed:
         return program
     inputs = _inputs(program, task, seed) if way in ("batch", "affine", "auto") else []
     fits: dict[Way, Any] = {}
-    scores, gold = _scored(program, inputs, backend), [str(example.label) for example in inputs]
+    scores, gold = _scored(program, inputs, model), [str(example.label) for example in inputs]
     tried: tuple[Way, ...] = SIMPLEST_FIRST if way == "auto" else (way,)
     for each in tried:
         if each in ("contextual", "pmi"):
-            fixed = from_answers(each, _without_content(each, program, task, backend))
+            fixed = from_answers(each, _without_content(each, program, task, model))
             fits[each] = partial(_always, fixed)
         else:
             fits[each] = partial(_fitted, each, scores, gold)
@@ -126,21 +126,21 @@ def _inputs(program: Program, task: Task, seed: int) -> list[Example]:
     return [pool[i] for i in sorted(order.tolist())]
 
 
-def _scored(program: Program, inputs: Sequence[Example], backend: Generator) -> list[Scores]:
-    answers = program.answer(inputs, backend) if inputs else []
+def _scored(program: Program, inputs: Sequence[Example], model: LanguageModel) -> list[Scores]:
+    answers = program.answer(inputs, model) if inputs else []
     if any(not answer.scores for answer in answers):
         raise InputError("only label scores can be calibrated: use score mode, on a task with labels to choose from")
     return [answer.scores for answer in answers]
 
 
-def _without_content(way: Way, program: Program, task: Task, backend: Generator) -> list[Scores]:
+def _without_content(way: Way, program: Program, task: Task, model: LanguageModel) -> list[Scores]:
     """Label scores where there is nothing to judge by: by the program itself, or zero-shot and without any input."""
     from amplify.methods.baselines import ZeroShot
 
-    asks, texts = (ZeroShot(mode="score").fit(task, backend, 0), ("",)) if way == "pmi" else (program, CONTENT_FREE)
+    asks, texts = (ZeroShot(mode="score").fit(task, model, 0), ("",)) if way == "pmi" else (program, CONTENT_FREE)
     # one for each set of choices that the task has; of the items behind them nothing but those is shown
     sets = {task.labels_of(e): e for e in (*task.test, *task.train, *task.validation)}
-    return _scored(asks, [_emptied(e, text) for e in sets.values() for text in texts], backend)
+    return _scored(asks, [_emptied(e, text) for e in sets.values() for text in texts], model)
 
 
 def _emptied(example: Example, text: str) -> Example:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from amplify import models, resources
+from amplify import hub, resources
 from amplify.errors import InputError
 from amplify.files import shown
 
@@ -37,7 +37,7 @@ def _content(option: str, value: str) -> str:
     if path.suffix in (".jinja", ".yaml", ".yml", ".json"):
         return _hash(path) if os.path.isfile(path) else ""
     if option != "mode" and os.path.isfile(path / "config.json"):
-        card, weights = path / "amplify_proxy.json", models.identity(path).get("sha256", "")
+        card, weights = path / "amplify_proxy.json", hub.identity(path).get("sha256", "")
         config = _hash(card if card.is_file() else path / "config.json")
         return hashlib.sha256(f"{config} {weights}".encode()).hexdigest()
     return ""

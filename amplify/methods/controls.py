@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from amplify import templates
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import DataError, InputError
 from amplify.methods.amplify import in_words, top_words
 from amplify.methods.base import Method, Program, PromptProgram, Rehearsal, Role
 from amplify.methods.explained import Explained, ExplainedMethod, find_proxy
 from amplify.methods.program import ShotProgram, answer_shots, as_example
 from amplify.methods.prompt import PromptMethod
-from amplify.rationales import others, random_words, rationalise, tfidf_words
+from amplify.rationales import others, random_words, rationalize, tfidf_words
 from amplify.rationales.wording import Words, variables, verbalise
 from amplify.registry import register
 from amplify.templates import Template
-from amplify.values import Answer, Attribution, Demonstration, Example, Prompt, Rationale
+from amplify.types import Answer, Attribution, Demonstration, Example, Prompt, Rationale
 
 if TYPE_CHECKING:
     from amplify.proxies import Proxy
@@ -35,10 +35,10 @@ class NoRationale(ExplainedMethod):
 
     role: ClassVar[Role] = "control"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """The shared fit without its reasons."""
-        notes = self.notes_on(task, backend)
-        found = self.explained(task, backend, seed)
+        notes = self.notes_on(task, model)
+        found = self.explained(task, model, seed)
         return ShotProgram(self.form(task), found.shots, (*found.notes, *notes), found.meta)
 
     def imitated(self, task: Task, program: ShotProgram) -> ShotProgram:
@@ -53,10 +53,10 @@ class RandomWords(ExplainedMethod):
 
     role: ClassVar[Role] = "control"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """The shared fit with its words replaced."""
-        notes = self.notes_on(task, backend)
-        found = self.explained(task, backend, seed)
+        notes = self.notes_on(task, model)
+        found = self.explained(task, model, seed)
         own = top_words(self, found)
         words = [random_words(a, _size(r), seed) for a, r in zip(found.attributions, own, strict=True)]
         return in_words(self, task, found, _replaced(self, found, words, [_shares(r) for r in own]), notes)
@@ -69,16 +69,16 @@ class ShuffledRationales(ExplainedMethod):
 
     role: ClassVar[Role] = "control"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """The shared fit with its words permuted.
 
         Raises:
             InputError: fewer than two shots.
         """
-        notes = self.notes_on(task, backend)
+        notes = self.notes_on(task, model)
         if self.shots < 2:
             raise InputError(f"{self.name} needs at least 2 shots, got {self.shots}")
-        found = self.explained(task, backend, seed)
+        found = self.explained(task, model, seed)
         own = others(top_words(self, found), seed)
         words = [rationale.words if rationale else () for rationale in own]
         return in_words(self, task, found, _replaced(self, found, words, [_shares(r) for r in own]), notes)
@@ -91,12 +91,12 @@ class TfidfWords(ExplainedMethod):
 
     role: ClassVar[Role] = "control"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """The shared fit with its words replaced."""
         from amplify.text import input_text
 
-        notes = self.notes_on(task, backend)
-        found = self.explained(task, backend, seed)
+        notes = self.notes_on(task, model)
+        found = self.explained(task, model, seed)
         corpus = [input_text(example) for example in task.train or task.validation]
         own = top_words(self, found)
         words = tfidf_words(found.attributions, [_size(r) for r in own], corpus)
@@ -115,12 +115,12 @@ class TestWords(ExplainedMethod):
     role: ClassVar[Role] = "control"
     __test__: ClassVar[bool] = False  # not a test class, whatever its name looks like to pytest
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> TestWordsProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> TestWordsProgram:
         """The shared fit, and what the proxy needs at answer time."""
         from amplify.attribution.words import fixed_words
 
-        notes = self.notes_on(task, backend)
-        found = self.explained(task, backend, seed)
+        notes = self.notes_on(task, model)
+        found = self.explained(task, model, seed)
         base = in_words(self, task, found, top_words(self, found), notes)
         kept = keep(find_proxy(task, self.proxy, self.epochs, self.lora, seed), task, self.proxy, seed)
         return TestWordsProgram(
@@ -169,10 +169,10 @@ class TestWordsProgram(PromptProgram):
         example = as_example(example)
         return self.base.form.prompt(example, self.base.shots, self.leads([example])[0])
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Explain the proxy's own predictions, then ask the model."""
         shots = [self.base.shots] * len(examples)
-        return answer_shots(self.base.form, examples, shots, backend, self.leads(examples)) if examples else []
+        return answer_shots(self.base.form, examples, shots, model, self.leads(examples)) if examples else []
 
     def leads(self, examples: Sequence[Example]) -> list[str]:
         """Each input's rationale up to its label; the form's own opening where there is no word to cite."""
@@ -201,7 +201,7 @@ class TestWordsProgram(PromptProgram):
 
     def _begun(self, attribution: Attribution) -> str:
         try:
-            made = rationalise(attribution, self.template, self.k, positive=self.positive)
+            made = rationalize(attribution, self.template, self.k, positive=self.positive)
         except InputError:
             return self.base.form.lead
         given = variables(made.words, made.shares, "", attribution.foil, attribution.text)
@@ -223,7 +223,7 @@ class ProxyAlone(Method):
     epochs: int = 4
     lora: bool = False
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ProxyProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ProxyProgram:
         """Train the proxy, or find it in the cache.
 
         Raises:
@@ -234,7 +234,7 @@ class ProxyAlone(Method):
         kept = keep(proxy, task, self.proxy, seed)
         return ProxyProgram(str(kept.folder), kept.identity, {"proxy": {"name": kept.name, "identity": kept.identity}})
 
-    def rehearse(self, task: Task, backend: Generator, seed: int) -> Rehearsal:
+    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
         """The language model is never asked."""
         return Rehearsal(None, "a small model answers alone")
 
@@ -254,7 +254,7 @@ class ProxyProgram(Program):
     identity: str
     meta: Mapping[str, Any] = field(default_factory=dict)
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """The proxy's likeliest label of each example, with the log-probabilities of all."""
         proxy = loaded_proxy(self.proxy, self.identity)
         answers = []
@@ -275,11 +275,11 @@ class AnswerFormatOnly(PromptMethod):
 
     role: ClassVar[Role] = "control"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Empty questions and every possible answer, in seeded order."""
         import random
 
-        notes = self.notes_on(task, backend)
+        notes = self.notes_on(task, model)
         like = (task.train or task.validation or task.test)[0]
         labels: tuple[str, ...] = task.labels_of(like) or ("...",)
         options = tuple("..." for _ in like.options)

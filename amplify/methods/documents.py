@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from amplify import templates
-from amplify.backends.base import Generator, need_scorer
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
-from amplify.keeping import Use, keep
+from amplify.documents import Use, keep
 from amplify.methods.base import Method, Program
 from amplify.methods.parse import parse_text
 from amplify.methods.reading import Reading, attribution, is_title, leave_one_out, texts
 from amplify.retrieval import RETRIEVERS, open_retriever
 from amplify.templates import Template
-from amplify.values import Answer, Completion, Example, Prompt, Sampling, Sources
+from amplify.types import Answer, Completion, Example, Prompt, Sampling, Sources
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
-    from amplify.textgenshap.sources import Source
+    from amplify.sources.context import Source
 
 Layout = Literal["auto", "chat", "text"]
 By = Literal["given", "shapley", "loo", "random"]
@@ -122,27 +122,27 @@ class RagProgram(Program):
     steering: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Answer a batch. Answers are generated together, attributions made one after the other.
 
         Raises:
             ContextLengthError: a question's documents do not fit the window; raised before any work.
-            CapabilityError: the backend cannot score or steer as the method needs.
+            CapabilityError: the model cannot score or steer as the method needs.
         """
         if not examples:
             return []
         if self.by == "loo" or (self.by == "shapley" and self.value == "logprob"):
-            need_scorer(backend, self.method)
-        read = [self._read(example, backend) for example in examples]
+            need_scoring(model, self.method)
+        read = [self._read(example, model) for example in examples]
         sampling = Sampling(max_tokens=self.max_tokens, stop=STOP)
         if self.by not in ("shapley", "loo"):
             read = [self._reordered(r) for r in read]
             prompts = [r.context.prompt(r.context.everything()) for r in read]
-            done = backend.generate(prompts, sampling)
+            done = model.generate(prompts, sampling)
             return [self._answer(r, p, (), c) for r, p, c in zip(read, prompts, done, strict=True)]
         first = [r.context.prompt(r.context.everything()) for r in read]
-        said = backend.generate(first, sampling)
-        scored = [self._scored(r, completion, backend) for r, completion in zip(read, said, strict=True)]
+        said = model.generate(first, sampling)
+        scored = [self._scored(r, completion, model) for r, completion in zip(read, said, strict=True)]
         second = [self._second(r) for r in scored]
         changed = [i for i, prompt in enumerate(second) if prompt != first[i]]
         steering = None
@@ -150,27 +150,27 @@ class RagProgram(Program):
             from amplify.steering import Steering
 
             steering = Steering.from_dict(self.steering)
-        again = backend.generate([second[i] for i in changed], sampling, steering=steering) if changed else []
+        again = model.generate([second[i] for i in changed], sampling, steering=steering) if changed else []
         final = dict(zip(changed, again, strict=True))
         return [
             self._answer(r, second[i], (said[i],) if i in final else (), final.get(i, said[i]))
             for i, r in enumerate(scored)
         ]
 
-    def reading(self, example: Example, backend: Generator) -> Reading:
+    def reading(self, example: Example, model: LanguageModel) -> Reading:
         """The example with its documents scored for the model's own answer, before the second answer is asked for.
 
         Raises:
             ContextLengthError: the documents do not fit the window.
         """
-        read = self._read(example, backend)
+        read = self._read(example, model)
         sampling = Sampling(max_tokens=self.max_tokens, stop=STOP)
-        [said] = backend.generate([read.context.prompt(read.context.everything())], sampling)
-        return self._scored(read, said, backend)
+        [said] = model.generate([read.context.prompt(read.context.everything())], sampling)
+        return self._scored(read, said, model)
 
-    def _read(self, example: Example, backend: Generator) -> Reading:
+    def _read(self, example: Example, model: LanguageModel) -> Reading:
         """The example's documents as the prompt will have them, checked against the window."""
-        from amplify.textgenshap.sources import Context, check_window, harmless, special_tokens
+        from amplify.sources.context import Context, check_window, harmless, special_tokens
 
         every = texts(example)
         seen: set[str] = set()
@@ -187,14 +187,14 @@ class RagProgram(Program):
             found = {usable[hit.document]: hit.score for hit in hits}
             usable, scores = list(found), tuple(found.get(i) for i in range(len(every)))
         numbers = tuple(usable[: self.documents or None])
-        structure = special_tokens(backend)
+        structure = special_tokens(model)
         context = Context(
             harmless(example.text, structure),
             tuple(harmless(every[i], structure) for i in numbers),
             self.template,
             self.layout,
         )
-        check_window(context, backend, self.max_tokens, "an answer")
+        check_window(context, model, self.max_tokens, "an answer")
         return Reading(example, tuple(every), numbers, context, Sources(tuple(usable), numbers, scores))
 
     def _reordered(self, read: Reading) -> Reading:
@@ -211,15 +211,15 @@ class RagProgram(Program):
             sources=Sources((*numbers, *rest), shown),
         )
 
-    def _scored(self, read: Reading, said: Completion, backend: Generator) -> Reading:
+    def _scored(self, read: Reading, said: Completion, model: LanguageModel) -> Reading:
         """With scores of the documents for what the model said."""
         if not said.text.strip() or len(read.numbers) < 2:
             return read
         if self.by == "loo":
-            return leave_one_out(read, said.text, backend)
+            return leave_one_out(read, said.text, model)
         refine = "sentences" if self.use == "highlight" else "documents"
         result, spent = attribution(
-            backend, read, said.text,
+            model, read, said.text,
             {
                 "value": self.value, "index": self.index, "budget": self.budget, "refine": refine, "seed": self.seed,
                 "template": self.template, "layout": self.layout, "max_tokens": self.max_tokens, "stop": STOP,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from amplify import templates
-from amplify.backends.base import Generator
-from amplify.backends.kept import origin
+from amplify.models.base import LanguageModel
+from amplify.models.kept import origin
 from amplify.errors import InputError
 from amplify.methods.base import Rehearsal
 from amplify.methods.baselines import FewShot, ZeroShot, ask_validation, random_shots
@@ -21,10 +21,10 @@ from amplify.methods.gating import SPARE, Explanation, gate_shots, judge_for_pro
 from amplify.methods.parse import shown
 from amplify.methods.program import ShotProgram, check_window, with_rationales
 from amplify.methods.prompt import Form, PromptMethod, check_options
-from amplify.rationales import rationalise
+from amplify.rationales import rationalize
 from amplify.rationales.salience import SEARCHES
 from amplify.rationales.wording import kind_of, opening, variables
-from amplify.values import Attribution, Demonstration, Example, Rationale
+from amplify.types import Attribution, Demonstration, Example, Rationale
 
 if TYPE_CHECKING:
     from amplify.attribution.gate import Verdict
@@ -71,7 +71,7 @@ class ExplainedMethod(PromptMethod):
         pool: how many validation examples the model is asked, drawn with the seed; 0 for all.
         probe: how it is asked.
         misclassified: select among those it gets wrong.
-        selection: of `amplify.demonstrations.SELECTIONS`: highest ("mcs_high") or lowest ("mcs_low") misclassification
+        selection: of `amplify.selection.SELECTIONS`: highest ("mcs_high") or lowest ("mcs_low") misclassification
             confidence of the proxy, "most_faithful" explanation, "random", …
         balanced: as many shots of each label as possible, each label's best by `selection` first. Without it (as in the
             paper) a model that errs on one label mostly gets shots of that label mostly. For tasks with fixed labels.
@@ -110,7 +110,7 @@ class ExplainedMethod(PromptMethod):
 
         if self.explainer != "auto":
             METHODS.find(self.explainer, AUTO)
-        from amplify.demonstrations import SELECTIONS
+        from amplify.selection import SELECTIONS
 
         SELECTIONS.find(self.selection)
 
@@ -123,14 +123,14 @@ class ExplainedMethod(PromptMethod):
         """
         form = templates.load("rationale", self.template)
         try:
-            return rationalise(attribution, form, self.k, label=label, positive=self.positive)
+            return rationalize(attribution, form, self.k, label=label, positive=self.positive)
         except InputError:
             if not self.positive and kind_of(form) not in SEARCHES:
                 raise
             return None
 
-    def explained(self, task: Task, backend: Generator, seed: int) -> Explained:
-        """The shots and why, found once per backend, task, seed and options (those of wording aside).
+    def explained(self, task: Task, model: LanguageModel, seed: int) -> Explained:
+        """The shots and why, found once per model, task, seed and options (those of wording aside).
 
         Raises:
             InputError: no validation split, no labels to choose from, or an impossible option.
@@ -144,16 +144,16 @@ class ExplainedMethod(PromptMethod):
                 wording.add("k")
         chosen = tuple(getattr(self, f.name) for f in fields(ExplainedMethod) if f.name not in wording)
         key = (chosen, fit_key(self), task.fingerprint, seed)
-        known = _FITS.setdefault(origin(backend), {})
+        known = _FITS.setdefault(origin(model), {})
         if key not in known:
-            known[key] = _fit(self, task, backend, seed)
+            known[key] = _fit(self, task, model, seed)
         return known[key]
 
-    def rehearse(self, task: Task, backend: Generator, seed: int) -> Rehearsal:
+    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
         """With random shots and random words: no proxy is trained."""
         asked = min(self.pool or len(task.validation), len(task.validation))
-        ask_validation(self, task, backend, seed, asked)
-        return Rehearsal(self.imitated(task, random_shots(self, task, backend, seed)), planned(asked))
+        ask_validation(self, task, model, seed, asked)
+        return Rehearsal(self.imitated(task, random_shots(self, task, model, seed)), planned(asked))
 
     def imitated(self, task: Task, program: ShotProgram) -> ShotProgram:
         """A program with rationales as long as the real ones: for plans."""
@@ -174,7 +174,7 @@ def planned(asked: int) -> str:
 
 
 # controls are compared with AMPLIFY on the very same shots, and asking the model for them once is enough
-_FITS: WeakKeyDictionary[Generator, dict[Any, Explained]] = WeakKeyDictionary()
+_FITS: WeakKeyDictionary[LanguageModel, dict[Any, Explained]] = WeakKeyDictionary()
 
 
 def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Proxy:
@@ -196,21 +196,21 @@ def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Pr
     return kept
 
 
-def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> Explained:
+def _fit(method: ExplainedMethod, task: Task, model: LanguageModel, seed: int) -> Explained:
     from amplify.attribution.gate import choose
-    from amplify.demonstrations import Selection, require_labels, select
+    from amplify.selection import Selection, require_labels, select
 
     pool, notes = citable_pool(method.name, method.pool, task, seed)
     if method.balanced:
         require_labels(task, f"{method.name}.balanced")
-    check_room(method.form(task, reasons=True, budget=RATIONALE_TOKENS), method.shots, task, backend)
+    check_room(method.form(task, reasons=True, budget=RATIONALE_TOKENS), method.shots, task, model)
     proxy = find_proxy(task, method.proxy, method.epochs, method.lora, seed)
     proxy.require_head(f"{method.name}: attribution")
 
-    before = backend.usage.snapshot()
+    before = model.usage.snapshot()
     shared = {f.name: getattr(method, f.name) for f in fields(PromptMethod) if f.name not in ("max_tokens", "extract")}
     asker = ZeroShot(**shared) if method.probe == "zero_shot" else FewShot(shots=method.shots, **shared)
-    answers = asker.fit(task, backend, seed).answer(pool, backend)
+    answers = asker.fit(task, model, seed).answer(pool, model)
     wrong = {e.id: a.value for e, a in zip(pool, answers, strict=True) if a.value != e.label}
     unparsed = sum(answer.value is None for answer in answers)
     if 2 * unparsed > len(wrong):
@@ -269,7 +269,7 @@ def _fit(method: ExplainedMethod, task: Task, backend: Generator, seed: int) -> 
             "asked": len(pool),
             "wrong": len(wrong),
             "unparsed": unparsed,
-            "usage": asdict(backend.usage.since(before)),
+            "usage": asdict(model.usage.since(before)),
             **meta,
         },
         explainer=explainer,
@@ -338,13 +338,13 @@ def citable_pool(name: str, size: int, task: Task, seed: int) -> tuple[list[Exam
     return random.Random(seed).sample(usable, min(size or len(usable), len(usable))), notes
 
 
-def check_room(form: Form, shots: int, task: Task, backend: Generator) -> None:
+def check_room(form: Form, shots: int, task: Task, model: LanguageModel) -> None:
     """Refuse now what could not fit with even the shortest shots: asking and training would be for nothing."""
     shortest = sorted(task.validation, key=lambda e: len(form.question(e)))[:shots]
     shown = [Demonstration(example) for example in shortest]
     longest = max(task.test, key=lambda e: len(form.question(e)))
     prompt = form.prompt(longest, shown)
-    check_window(backend, [prompt], form, [len(shown)], lambda _, n: form.prompt(longest, shown[:n]))
+    check_window(model, [prompt], form, [len(shown)], lambda _, n: form.prompt(longest, shown[:n]))
 
 
 def rationale_form(method: ExplainedMethod, task: Task, rationales: Sequence[Rationale | None]) -> Form:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from amplify.values import Attribution, Demonstration, Rationale
+from amplify.types import Attribution, Demonstration, Rationale
 
 if TYPE_CHECKING:
     from amplify.attribution.gate import Verdict
-    from amplify.backends.base import Generator
+    from amplify.models.base import LanguageModel
     from amplify.methods.prompt import PromptMethod
     from amplify.proxies import Proxy
     from amplify.tasks import Task
@@ -102,24 +102,24 @@ def judge_for_proxy(
 
 
 def judge_own(
-    method: PromptMethod, task: Task, backend: Generator, shot: Demonstration, said: Rationale | None, seed: int
+    method: PromptMethod, task: Task, model: LanguageModel, shot: Demonstration, said: Rationale | None, seed: int
 ) -> Verdict:
     """Does a model need the words that it cites of its own shot?
 
     Args:
         method: whose zero-shot prompt asks for the label.
         task: the task.
-        backend: the model, which gives log-probabilities.
+        model: the model, which gives log-probabilities.
         shot: with its foil where that is known.
         said: what it said; None fails.
         seed: of the random words.
 
     Raises:
-        CapabilityError: the backend gives no log-probabilities.
+        CapabilityError: the model gives no log-probabilities.
     """
     from amplify.attribution.gate import Verdict, judge
     from amplify.methods.self_attribution import shot_game
 
     if said is None:
         return Verdict(False, 0.0, 0.0, 0.0)
-    return judge(said.words, shot_game(method, task, backend, shot), seed=seed)
+    return judge(said.words, shot_game(method, task, model, shot), seed=seed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import InputError
 from amplify.methods.base import PromptProgram, Rehearsal, Role
 from amplify.methods.baselines import random_shots, shot_pool
@@ -16,7 +16,7 @@ from amplify.methods.program import answer_shots, as_example
 from amplify.methods.prompt import Form, PromptMethod, check_options
 from amplify.registry import register
 from amplify.text import input_text
-from amplify.values import Answer, Demonstration, Example, Prompt
+from amplify.types import Answer, Demonstration, Example, Prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ class FewShotNearest(PromptMethod):
     pool: int = 500
     embedder: str = "minilm"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> NearestProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> NearestProgram:
         """Draw the pool.
 
         Raises:
@@ -56,11 +56,11 @@ class FewShotNearest(PromptMethod):
                 f"{self.shots} shots were asked for, but there are only {len(chosen)} examples to choose from"
             )
         pool = tuple(Demonstration(example) for example in chosen)
-        return NearestProgram(self.form(task), pool, self.shots, self.embedder, self.notes_on(task, backend))
+        return NearestProgram(self.form(task), pool, self.shots, self.embedder, self.notes_on(task, model))
 
-    def rehearse(self, task: Task, backend: Generator, seed: int) -> Rehearsal:
+    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
         """With random shots: nothing is embedded."""
-        return Rehearsal(random_shots(self, task, backend, seed), "estimated: prompts with random shots")
+        return Rehearsal(random_shots(self, task, model, seed), "estimated: prompts with random shots")
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class NearestProgram(PromptProgram):
         example = as_example(example)
         return self.form.prompt(example, self.nearest([example])[0])
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Find each input's shots, then ask; see `ShotProgram.answer`."""
-        return answer_shots(self.form, examples, self.nearest(examples), backend) if examples else []
+        return answer_shots(self.form, examples, self.nearest(examples), model) if examples else []
 
     def nearest(self, examples: Sequence[Example]) -> list[list[Demonstration]]:
         """Each input's shots, the nearest last."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from amplify import templates
-from amplify.backends.base import Generator, need_scorer
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.methods.base import Program
 from amplify.methods.prompt import Form, PromptMethod, first_sentence, marked
@@ -25,7 +25,7 @@ from amplify.methods.steered import (
 from amplify.registry import register
 from amplify.steering import Steering
 from amplify.templates import Template
-from amplify.values import Answer, Example, Message, Prompt, Sampling
+from amplify.types import Answer, Example, Message, Prompt, Sampling
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -55,20 +55,20 @@ class Pasta(PromptMethod):
     exempt_generated: bool = False
     spare_sink: bool = False
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> Program:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
         """Take the profile, and try it on the task's first prompt.
 
         Raises:
             InputError: the task emphasises nothing, or the profile is of another model.
-            CapabilityError: the backend cannot steer.
+            CapabilityError: the model cannot steer.
         """
         need_emphasis(task)
-        notes = self.notes_on(task, backend)
-        return _tried(SteeredProgram(self.form(task), self.steering(task, backend, seed), notes), task, backend)
+        notes = self.notes_on(task, model)
+        return _tried(SteeredProgram(self.form(task), self.steering(task, model, seed), notes), task, model)
 
-    def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
+    def steering(self, task: Task, model: LanguageModel, seed: int) -> Steering:
         """Heads and strength."""
-        found = self.chosen_profile(task, backend)
+        found = self.chosen_profile(task, model)
         if self.heads < 0 or not 0 <= self.alpha <= 1:
             raise InputError(f"{self.name}: heads is 0 or more and alpha in [0, 1], got {self.heads} and {self.alpha}")
         chosen = first_heads(found, self.heads) if self.heads else found
@@ -80,9 +80,9 @@ class Pasta(PromptMethod):
             spare_sink=self.spare_sink or found.spare_sink,
         )
 
-    def chosen_profile(self, task: Task, backend: Generator) -> Steering:
+    def chosen_profile(self, task: Task, model: LanguageModel) -> Steering:
         """The profile that the option names, or the one for this model and task."""
-        return find_profile(self.profile, backend, task.name)
+        return find_profile(self.profile, model, task.name)
 
 
 @register("method", "spotlight")
@@ -103,12 +103,12 @@ class Spotlight(PromptMethod):
     exact: bool = False
     profile: str = ""
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> SteeredProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> SteeredProgram:
         """Nothing to find; tried on the task's first prompt (see `Pasta.fit`)."""
         need_emphasis(task)
         mode = "target_mass" if self.exact else "spotlight"
         steering = replace(only_heads(self.profile), mode=mode, target=self.target)
-        return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, backend)), task, backend)
+        return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, model)), task, model)
 
 
 @register("method", "instaboost")
@@ -127,16 +127,16 @@ class InstaBoost(PromptMethod):
     bonus: float = 2.0
     profile: str = ""
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> SteeredProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> SteeredProgram:
         """Nothing to find; tried on the task's first prompt (see `Pasta.fit`)."""
         need_emphasis(task)
         steering = replace(only_heads(self.profile), bonus=self.bonus)
-        return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, backend)), task, backend)
+        return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, model)), task, model)
 
 
-def _tried(program: SteeredProgram, task: Task, backend: Generator) -> SteeredProgram:
+def _tried(program: SteeredProgram, task: Task, model: LanguageModel) -> SteeredProgram:
     """The program, after one token with it: what cannot steer is refused before anything is answered."""
-    backend.generate([program.prompt(task.test[0])], Sampling(max_tokens=1), steering=program.steering)
+    model.generate([program.prompt(task.test[0])], Sampling(max_tokens=1), steering=program.steering)
     return program
 
 
@@ -154,16 +154,16 @@ class AutoPasta(Pasta):
     source: Source = "model"
     key_sentence: str = "default"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> AutoPastaProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> AutoPastaProgram:
         """Take the profile (see `Pasta.fit`); sentences are found when an example is answered."""
         known_name("source", self.source, ("model", "attribution"))
         if self.source == "attribution":
-            need_scorer(backend, "auto_pasta with source=attribution")
+            need_scoring(model, "auto_pasta with source=attribution")
         form = replace(self.form(task), emphasis="")
-        steering = self.steering(task, backend, seed)
-        _tried(SteeredProgram(replace(form, emphasis="text"), steering), task, backend)
+        steering = self.steering(task, model, seed)
+        _tried(SteeredProgram(replace(form, emphasis="text"), steering), task, model)
         asked = templates.load("key_sentence", self.key_sentence)
-        return AutoPastaProgram(form, steering, self.source, asked, self.notes_on(task, backend))
+        return AutoPastaProgram(form, steering, self.source, asked, self.notes_on(task, model))
 
 
 @dataclass(frozen=True)
@@ -187,16 +187,16 @@ class AutoPastaProgram(Program):
     notes: tuple[str, ...] = ()
     seed: int = 0
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Two rounds: key sentences, then steered answers. Costs of both are counted."""
         sentences = [sentences_of(e.text) for e in examples]
         find = {"model": self._named, "attribution": self._attributed, "random": self._drawn}[self.source]
-        keys, costs = find(examples, sentences, backend)
+        keys, costs = find(examples, sentences, model)
         prompts = [
             self.form.prompt(replace(e, text=marked(e.text, *spans[key])))
             for e, spans, key in zip(examples, sentences, keys, strict=True)
         ]
-        answers = answer_steered(self.form, examples, prompts, backend, self.steering)
+        answers = answer_steered(self.form, examples, prompts, model, self.steering)
         return [
             replace(
                 a,
@@ -209,12 +209,12 @@ class AutoPastaProgram(Program):
         ]
 
     def _named(
-        self, examples: Sequence[Example], sentences: Sequence[Sequence[tuple[int, int]]], backend: Generator
+        self, examples: Sequence[Example], sentences: Sequence[Sequence[tuple[int, int]]], model: LanguageModel
     ) -> tuple[list[int], list[tuple[int, int, int]]]:
         """The sentence most like what the model copies; the first where its answer is like none."""
         given = [{"text": e.text, "instruction": self.form.instruction} for e in examples]
         prompts = [Prompt(messages=(Message("user", self.asked.render(g)),)) for g in given]
-        written = backend.generate(prompts, Sampling(max_tokens=_NAMED_TOKENS, stop=("\n\n",)))
+        written = model.generate(prompts, Sampling(max_tokens=_NAMED_TOKENS, stop=("\n\n",)))
         keys = []
         for example, spans, answer in zip(examples, sentences, written, strict=True):
             likeness = [_overlap(answer.text, example.text[a:b]) for a, b in spans]
@@ -222,12 +222,12 @@ class AutoPastaProgram(Program):
         return keys, [(1, w.prompt_tokens, w.completion_tokens) for w in written]
 
     def _attributed(
-        self, examples: Sequence[Example], sentences: Sequence[Sequence[tuple[int, int]]], backend: Generator
+        self, examples: Sequence[Example], sentences: Sequence[Sequence[tuple[int, int]]], model: LanguageModel
     ) -> tuple[list[int], list[tuple[int, int, int]]]:
         """The sentence whose absence costs the model's plain answer most log-probability."""
-        scorer = need_scorer(backend, "auto_pasta with source=attribution")
+        scorer = need_scoring(model, "auto_pasta with source=attribution")
         plain = [self.form.prompt(e) for e in examples]
-        first = answer_steered(self.form, examples, plain, backend, None)
+        first = answer_steered(self.form, examples, plain, model, None)
         keys, costs = [], []
         for example, spans, answer in zip(examples, sentences, first, strict=True):
             target = answer.text or answer.value or ""
@@ -241,14 +241,14 @@ class AutoPastaProgram(Program):
                 found = scorer.score(without, [gap + target] * len(spans))
                 key = min(range(len(spans)), key=lambda i: found[i].total)
                 calls += len(spans)
-                prompt += sum(backend.count_tokens(without))
+                prompt += sum(model.count_tokens(without))
                 new += sum(len(f.logprobs) for f in found)
             keys.append(key)
             costs.append((calls, prompt, new))
         return keys, costs
 
     def _drawn(
-        self, examples: Sequence[Example], sentences: Sequence[Sequence[tuple[int, int]]], backend: Generator
+        self, examples: Sequence[Example], sentences: Sequence[Sequence[tuple[int, int]]], model: LanguageModel
     ) -> tuple[list[int], list[tuple[int, int, int]]]:
         """Any sentence, the same one whatever else is in the batch."""
         keys = [

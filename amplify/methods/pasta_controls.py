@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.methods.base import Role
 from amplify.methods.baselines import FewShot, ZeroShot
 from amplify.methods.pasta import AutoPasta, AutoPastaProgram, Pasta
@@ -27,9 +27,9 @@ class PastaRandomHeads(Pasta):
     role: ClassVar[Role] = "control"
     seeded: ClassVar[bool] = True
 
-    def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
+    def steering(self, task: Task, model: LanguageModel, seed: int) -> Steering:
         """The profile's strength on other heads."""
-        return random_heads(super().steering(task, backend, seed), seed)
+        return random_heads(super().steering(task, model, seed), seed)
 
 
 @register("method", "auto_pasta_random")
@@ -40,9 +40,9 @@ class AutoPastaRandom(AutoPasta):
     role: ClassVar[Role] = "control"
     seeded: ClassVar[bool] = True
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> AutoPastaProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> AutoPastaProgram:
         """Take the profile (see `Pasta.fit`)."""
-        return replace(super().fit(task, backend, seed), source="random", seed=seed)
+        return replace(super().fit(task, model, seed), source="random", seed=seed)
 
 
 @register("method", "few_shot_pasta_random_heads")
@@ -52,9 +52,9 @@ class FewShotPastaRandomHeads(FewShotPasta):
 
     role: ClassVar[Role] = "control"
 
-    def steering(self, task: Task, backend: Generator, seed: int) -> Steering:
+    def steering(self, task: Task, model: LanguageModel, seed: int) -> Steering:
         """The profile's strength on other heads."""
-        return random_heads(super().steering(task, backend, seed), seed)
+        return random_heads(super().steering(task, model, seed), seed)
 
 
 @register("method", "marked_prompt")
@@ -70,14 +70,14 @@ class MarkedPrompt(ZeroShot):
 
     mark: str = "*"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Nothing to fit.
 
         Raises:
             InputError: the task emphasises nothing.
         """
         need_emphasis(task)
-        program = super().fit(task, backend, seed)
+        program = super().fit(task, model, seed)
         return replace(program, form=replace(program.form, marks=self.mark))
 
 
@@ -96,9 +96,9 @@ class FewShotMarked(FewShot):
     emphasis: str = "text"
     mark: str = "*"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Draw the shots with the seed."""
         asked = replace(task, emphasis=self.emphasis or task.emphasis)
         need_emphasis(asked)
-        program = super().fit(asked, backend, seed)
+        program = super().fit(asked, model, seed)
         return replace(program, form=replace(program.form, marks=self.mark))

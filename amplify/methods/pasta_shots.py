@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.methods.base import Program
 from amplify.methods.baselines import draw
 from amplify.methods.pasta import Pasta
@@ -37,14 +37,14 @@ class FewShotPasta(Pasta):
     shots: int = 8
     emphasis: str = "text"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> Program:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
         """Draw the shots with the seed, and try the profile (see `Pasta.fit`)."""
         check_options(self)
         shots = draw(task, self.shots, "random", seed)
-        program = super().fit(replace(task, emphasis=self.emphasis or task.emphasis), backend, seed)
+        program = super().fit(replace(task, emphasis=self.emphasis or task.emphasis), model, seed)
         assert isinstance(program, SteeredProgram)
         return replace(program, shots=shots)
 
-    def chosen_profile(self, task: Task, backend: Generator) -> Steering:
+    def chosen_profile(self, task: Task, model: LanguageModel) -> Steering:
         """The profile, sooner one that was searched behind shots."""
-        return find_profile(self.profile, backend, task.name, f"-{FEW_SHOT}")
+        return find_profile(self.profile, model, task.name, f"-{FEW_SHOT}")

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from amplify.backends.base import Generator, need_scorer
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import ContextLengthError
 from amplify.methods.base import PromptProgram
 from amplify.methods.parse import parse_label, parse_text, shown, split_answer
 from amplify.methods.prompt import ANSWER_TOKENS, Form
 from amplify.text import open_block, split_reasoning
-from amplify.values import (
+from amplify.types import (
     Answer,
     Completion,
     Demonstration,
@@ -36,7 +36,7 @@ def answer_prompts(
     prompts: Sequence[Prompt],
     choices: Sequence[Choices],
     form: Form,
-    backend: Generator,
+    model: LanguageModel,
     steering: Steering | None = None,
 ) -> list[Answer]:
     """Answer every prompt.
@@ -45,17 +45,17 @@ def answer_prompts(
         prompts: one an item, the lead of the answer in its prefix.
         choices: labels and options of each item; no labels means free text.
         form: how answers are decoded and read.
-        backend: who answers.
+        model: who answers.
         steering: attention steering towards what the prompts emphasise.
 
     Returns:
         one answer an item; `value` is None where nothing could be parsed.
     """
-    return _Asking(prompts, choices, form, backend, steering).answers() if prompts else []
+    return _Asking(prompts, choices, form, model, steering).answers() if prompts else []
 
 
 def check_window(
-    backend: Generator,
+    model: LanguageModel,
     prompts: Sequence[Prompt],
     form: Form,
     shots: Sequence[int],
@@ -64,7 +64,7 @@ def check_window(
     """Refuse prompts that leave no room for their answer, before any work.
 
     Args:
-        backend: whose window it is.
+        model: whose window it is.
         prompts: everything that will be sent.
         form: says how much room the answer needs, and names the method.
         shots: number of shots in each prompt.
@@ -73,14 +73,14 @@ def check_window(
     Raises:
         ContextLengthError: naming the method, the longest prompt, the window and how many shots would fit.
     """
-    window = backend.max_context
+    window = model.max_context
     if window is None or not prompts:
         return
-    counts = backend.count_tokens(prompts)
+    counts = model.count_tokens(prompts)
     longest = max(range(len(prompts)), key=counts.__getitem__)
     if counts[longest] + form.room <= window:
         return
-    fitting = backend.count_tokens([with_shots(longest, n) for n in range(shots[longest])])
+    fitting = model.count_tokens([with_shots(longest, n) for n in range(shots[longest])])
     most = max((n for n, size in enumerate(fitting) if size + form.room <= window), default=None)
     advice = (
         f"{most} shots would fit: set {form.method.partition('[')[0]}.shots={most}"
@@ -89,7 +89,7 @@ def check_window(
     )
     raise ContextLengthError(
         f"{form.method}: the longest of {len(prompts)} prompts has {counts[longest]} tokens with {shots[longest]} "
-        f"shots and needs {form.room} more for its answer; the window of {backend.spec} is {window}. {advice}."
+        f"shots and needs {form.room} more for its answer; the window of {model.id} is {window}. {advice}."
     )
 
 
@@ -100,7 +100,7 @@ class _Asking:
     prompts: Sequence[Prompt]
     choices: Sequence[Choices]
     form: Form
-    backend: Generator
+    model: LanguageModel
     steering: Steering | None
 
     def answers(self) -> list[Answer]:
@@ -124,7 +124,7 @@ class _Asking:
 
     def generate(self, prompts: Sequence[Prompt], tokens: int, stop: tuple[str, ...] = ()) -> list[Completion]:
         """One completion a prompt."""
-        return self.backend.generate(prompts, Sampling(max_tokens=tokens, stop=stop), steering=self.steering)
+        return self.model.generate(prompts, Sampling(max_tokens=tokens, stop=stop), steering=self.steering)
 
     def thought(self, written: Sequence[Completion], stop: tuple[str, ...]) -> dict[int, Completion]:
         """Ask those again that were cut off inside a reasoning block: with room for it, and stopped behind it only."""
@@ -132,8 +132,8 @@ class _Asking:
         if not cut or not self.form.thinking:
             return {}
         room = self.form.max_tokens + self.form.thinking
-        if self.backend.max_context is not None:
-            room = min(room, self.backend.max_context - max(written[i].prompt_tokens for i in cut))
+        if self.model.max_context is not None:
+            room = min(room, self.model.max_context - max(written[i].prompt_tokens for i in cut))
         again = self.generate([self.prompts[i] for i in cut], room)
         return {
             i: replace(
@@ -165,11 +165,11 @@ class _Asking:
 
     def scored(self, prompts: Sequence[Prompt], written: Sequence[Completion] = ()) -> list[Answer]:
         """Choose the likeliest label of each item; every (item, label) pair in one call."""
-        form, choices, scorer = self.form, self.choices, need_scorer(self.backend, "score mode")
+        form, choices, scorer = self.form, self.choices, need_scoring(self.model, "score mode")
         pairs = [(i, label) for i, (labels, _) in enumerate(choices) for label in labels]
         targets = [continuation(label, choices[i], form, prompts[i]) for i, label in pairs]
         results = scorer.score([prompts[i] for i, _ in pairs], targets, steering=self.steering)
-        sizes = self.backend.count_tokens(prompts)
+        sizes = self.model.count_tokens(prompts)
         scored: list[dict[str, tuple[TokenLogProbs, str]]] = [{} for _ in prompts]
         for (i, label), result, target in zip(pairs, results, targets, strict=True):
             scored[i][label] = (result, target)
@@ -285,21 +285,21 @@ class ShotProgram(PromptProgram):
         """The prompt for an example or a plain text."""
         return self.form.prompt(as_example(example), self.shots)
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Answer a batch.
 
         Raises:
             ContextLengthError: before any work, when a prompt leaves no room for its answer.
-            CapabilityError: score mode on a backend that gives no log-probabilities.
+            CapabilityError: score mode on a model that gives no log-probabilities.
         """
-        return answer_shots(self.form, examples, [self.shots] * len(examples), backend)
+        return answer_shots(self.form, examples, [self.shots] * len(examples), model)
 
 
 def answer_shots(
     form: Form,
     examples: Sequence[Example],
     shots: Sequence[Sequence[Demonstration]],
-    backend: Generator,
+    model: LanguageModel,
     leads: Sequence[str] | None = None,
 ) -> list[Answer]:
     """Prompt for each example behind its own shots and read the answers.
@@ -308,7 +308,7 @@ def answer_shots(
         form: how prompts look.
         examples: what is asked.
         shots: one sequence of demonstrations an example.
-        backend: who answers.
+        model: who answers.
         leads: one beginning of the answer an example, instead of the form's.
     """
     given = leads or [form.lead] * len(examples)
@@ -317,8 +317,8 @@ def answer_shots(
     def with_shots(i: int, n: int) -> Prompt:
         return form.prompt(examples[i], shots[i][:n], given[i])
 
-    check_window(backend, prompts, form, [len(s) for s in shots], with_shots)
-    return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, backend)
+    check_window(model, prompts, form, [len(s) for s in shots], with_shots)
+    return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, model)
 
 
 def with_rationales(shots: Sequence[Demonstration], texts: Sequence[Rationale | None]) -> tuple[Demonstration, ...]:

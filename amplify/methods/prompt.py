@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from amplify import templates
-from amplify.backends.base import Generator, need_scorer
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.methods.base import Method, Mode
 from amplify.methods.parse import MARKER, shown
 from amplify.templates import Template
 from amplify.untrusted import Trusted
-from amplify.values import Demonstration, Example, Message, Prompt, Span
+from amplify.types import Demonstration, Example, Message, Prompt, Span
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -103,7 +103,7 @@ class Form:
         closing: what demonstrations write behind the label, e.g. ".".
         max_tokens: budget of the text written before scoring or parsing.
         stop: strings that end it.
-        normalise: how log-probabilities of labels of different lengths are compared.
+        normalize: how log-probabilities of labels of different lengths are compared.
         extract: where a rationale ended without an answer, ask again behind the marker.
         whole: the answer is all that is written, not a line behind a marker.
         thinking: further tokens for a model that begins a reasoning block of its own (`<think>`) and is cut off in it.
@@ -126,7 +126,7 @@ class Form:
     closing: str = "."
     max_tokens: int = ANSWER_TOKENS
     stop: tuple[str, ...] = ()
-    normalise: Normalise = "none"
+    normalize: Normalise = "none"
     extract: bool = True
     whole: bool = False
     thinking: int = 0
@@ -228,7 +228,7 @@ class PromptMethod(Method):
             "auto": what the task asks for, else chat.
         lead: write the beginning of the answer for the model ("The answer is", or the rationale's first words).
         extract: in generate mode, ask once more behind "The answer is" where a rationale ended without an answer.
-        normalise: in score mode, compare log-probabilities as they are, per token, per character, or of the
+        normalize: in score mode, compare log-probabilities as they are, per token, per character, or of the
             first token alone (what PASTA's released code does).
         max_tokens: budget of what the model writes; 0 for the method's own.
         thinking: tokens of further room for a model that writes a reasoning block (`<think>…</think>`) before its
@@ -239,7 +239,7 @@ class PromptMethod(Method):
     layout: Layout = field(default="auto", kw_only=True)
     lead: bool = field(default=True, kw_only=True)
     extract: bool = field(default=True, kw_only=True)
-    normalise: Normalise = field(default="none", kw_only=True)
+    normalize: Normalise = field(default="none", kw_only=True)
     max_tokens: int = field(default=0, kw_only=True)
     thinking: int = field(default=1024, kw_only=True)
     system: str = field(default="default", kw_only=True)
@@ -293,23 +293,23 @@ class PromptMethod(Method):
             closing=held["answer"].after("label", blank).strip(),
             max_tokens=self.max_tokens or (0 if reasons else task.max_tokens) or budget,
             stop=stop,
-            normalise=self.normalise,
+            normalize=self.normalise,
             extract=self.extract,
             whole=whole,
             thinking=self.thinking,
             emphasis=task.emphasis,
         )
 
-    def notes_on(self, task: Task, backend: Generator) -> tuple[str, ...]:
+    def notes_on(self, task: Task, model: LanguageModel) -> tuple[str, ...]:
         """Check that the mode can be had, and say where it had to be another one.
 
         Raises:
-            CapabilityError: score mode on a backend that gives no log-probabilities.
+            CapabilityError: score mode on a model that gives no log-probabilities.
         """
         if self.mode == "score" and kind_of(task) == "text":
             return ("this task has no labels to score: answers are generated",)
         if self.mode == "score":
-            need_scorer(backend, f"{self.name} in score mode")
+            need_scoring(model, f"{self.name} in score mode")
         return ()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from amplify.backends.base import Generator, need_scorer
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.methods.documents import Place, RagMethod, RagProgram
 from amplify.registry import register
@@ -28,15 +28,15 @@ class ShapleyMethod(RagMethod):
     value: Literal["logprob", "votes"] = field(default="logprob", kw_only=True)
     index: Literal["shapley", "banzhaf"] = field(default="shapley", kw_only=True)
 
-    def explaining(self, task: Task, backend: Generator, seed: int, **more: Any) -> RagProgram:
-        """The program, after a check that the backend can play the game.
+    def explaining(self, task: Task, model: LanguageModel, seed: int, **more: Any) -> RagProgram:
+        """The program, after a check that the model can play the game.
 
         Raises:
-            CapabilityError: a log-probability game on a backend that gives none.
+            CapabilityError: a log-probability game on a model that gives none.
             InputError: a budget below 2.
         """
         if self.value == "logprob":
-            need_scorer(backend, f"{self.name} with value='logprob'")
+            need_scoring(model, f"{self.name} with value='logprob'")
         if self.budget < 2:
             raise InputError(f"{self.name}: the budget is at least 2, got {self.budget}")
         notes = (*more.pop("notes", ()), "attributions that methods of a run share are made once: seconds count there")
@@ -58,9 +58,9 @@ class RagRerankShapley(ShapleyMethod):
     k: int = 0
     best: Place = "first"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit."""
-        return self.explaining(task, backend, seed, use="rerank", k=self.k, best=self.best)
+        return self.explaining(task, model, seed, use="rerank", k=self.k, best=self.best)
 
 
 @register("method", "rag_prune_shapley")
@@ -74,9 +74,9 @@ class RagPruneShapley(ShapleyMethod):
 
     below: float = 0.0
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit."""
-        return self.explaining(task, backend, seed, use="prune", below=self.below)
+        return self.explaining(task, model, seed, use="prune", below=self.below)
 
 
 @register("method", "rag_distil_shapley")
@@ -90,7 +90,7 @@ class RagDistilShapley(ShapleyMethod):
 
     k: int = 3
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit.
 
         Raises:
@@ -98,7 +98,7 @@ class RagDistilShapley(ShapleyMethod):
         """
         if self.k < 1:
             raise InputError(f"{self.name}: k is the number of documents to keep, 1 or more, got {self.k}")
-        return self.explaining(task, backend, seed, use="distil", k=self.k)
+        return self.explaining(task, model, seed, use="distil", k=self.k)
 
 
 @register("method", "rag_highlight_pasta")
@@ -119,29 +119,29 @@ class RagHighlightPasta(ShapleyMethod):
     sentences: int = 2
     bonus: float = 1.0
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
-        """Nothing to fit; one token is generated to find out that the backend can steer as asked.
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
+        """Nothing to fit; one token is generated to find out that the model can steer as asked.
 
         Raises:
-            CapabilityError: the backend cannot steer.
+            CapabilityError: the model cannot steer.
             UnknownNameError: no such profile. InputError: it was measured on another model.
         """
         from amplify.methods.steered import find_profile
         from amplify.steering import Steering
-        from amplify.values import Message, Prompt, Sampling, Span
+        from amplify.types import Message, Prompt, Sampling, Span
 
         if self.sentences < 1:
             raise InputError(f"{self.name}: sentences is 1 or more, got {self.sentences}")
         notes: tuple[str, ...] = ()
         try:
-            steering = find_profile(self.profile, backend, task.name)
+            steering = find_profile(self.profile, model, task.name)
         except InputError:
             if self.profile:
                 raise
             steering = Steering(mode="instaboost", bonus=self.bonus)
             notes = (f"no head profile was measured for this model: all heads are steered (bonus {self.bonus:g})",)
         probe = Prompt(messages=(Message("user", "Hello there"),), emphasis=(Span(0, 5, message=0),))
-        backend.generate([probe], Sampling(max_tokens=1), steering=steering)
+        model.generate([probe], Sampling(max_tokens=1), steering=steering)
         return self.explaining(
-            task, backend, seed, use="highlight", sentences=self.sentences, steering=steering.to_dict(), notes=notes
+            task, model, seed, use="highlight", sentences=self.sentences, steering=steering.to_dict(), notes=notes
         )

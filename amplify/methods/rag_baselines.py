@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from amplify.backends.base import Generator, need_scorer
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.methods.base import Role
 from amplify.methods.documents import Place, RagMethod, RagProgram
 from amplify.registry import register
@@ -22,7 +22,7 @@ class Rag(RagMethod):
     role: ClassVar[Role] = "baseline"
     seeded: ClassVar[bool] = False
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit."""
         return self.program(task, seed)
 
@@ -40,7 +40,7 @@ class RagRerankRandom(RagMethod):
 
     k: int = 0
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit: the seed draws the order of each question's documents."""
         return self.program(task, seed, by="random", use="rerank", k=self.k)
 
@@ -61,11 +61,11 @@ class RagLeaveOneOut(RagMethod):
     k: int = 0
     best: Place = "first"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> RagProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit.
 
         Raises:
-            CapabilityError: the backend gives no log-probabilities.
+            CapabilityError: the model gives no log-probabilities.
         """
-        need_scorer(backend, self.name)
+        need_scoring(model, self.name)
         return self.program(task, seed, by="loo", use="rerank", k=self.k, best=self.best)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from amplify.backends.base import Generator, Usage
+from amplify.models.base import LanguageModel, Usage
 from amplify.errors import InputError
-from amplify.keeping import keep
-from amplify.values import Example, Sources
+from amplify.documents import keep
+from amplify.types import Example, Sources
 
 if TYPE_CHECKING:
-    from amplify.textgenshap.result import SourceAttribution
-    from amplify.textgenshap.sources import Context
+    from amplify.sources.result import SourceAttribution
+    from amplify.sources.context import Context
 
 
 @dataclass(frozen=True)
@@ -88,41 +88,41 @@ _MOST = 2048
 
 
 def attribution(
-    backend: Generator, read: Reading, answer: str, options: Mapping[str, Any]
+    model: LanguageModel, read: Reading, answer: str, options: Mapping[str, Any]
 ) -> tuple[SourceAttribution, Usage]:
     """The attribution of an answer, and what it took (when it was made)."""
-    from amplify.textgenshap.attribute import attribute_sources
+    from amplify.sources.attribute import attribute_sources
 
     documents = tuple(read.every[i] for i in read.numbers)
     key = (read.example.text, documents, answer, *options.values())
-    made = _known.setdefault(backend, {})
+    made = _known.setdefault(model, {})
     found = made.get(key)
     if found is None:
-        before = backend.usage.mine
-        result = attribute_sources(read.example.text, documents, backend, answer=answer, **options)
+        before = model.usage.mine
+        result = attribute_sources(read.example.text, documents, model, answer=answer, **options)
         if len(made) >= _MOST:
             made.clear()
-        made[key] = found = (result, backend.usage.mine.since(before))
+        made[key] = found = (result, model.usage.mine.since(before))
     return found
 
 
-def leave_one_out(read: Reading, answer: str, backend: Generator) -> Reading:
+def leave_one_out(read: Reading, answer: str, model: LanguageModel) -> Reading:
     """Score each document by what the answer's log-probability loses without it."""
     import numpy as np
 
-    from amplify.textgenshap.games import LogProbGame
-    from amplify.textgenshap.sources import in_place
+    from amplify.sources.games import LogProbGame
+    from amplify.sources.context import in_place
 
-    before = backend.usage.snapshot()
+    before = model.usage.snapshot()
     n = len(read.numbers)
     if read.context.layout == "text" and not answer[0].isspace():
         answer = f" {answer}"
-    game = LogProbGame(read.context, backend, answer)
+    game = LogProbGame(read.context, model, answer)
     values = game(in_place(np.vstack([np.ones((1, n), bool), ~np.eye(n, dtype=bool)])))
     losses = values[0] - values[1:]
     parts = [losses[:, c] for c in (range(1, losses.shape[1]) if losses.shape[1] > 1 else [0])]
     cited = tuple(tuple(read.numbers[i] for i in np.argsort(-p, kind="stable") if p[i] > 0) for p in parts)
     scores = losses[:, 0].tolist()
     return replace(
-        read, values=scores, high=scores, spent=backend.usage.since(before), sources=read.ranked(scores, cited)
+        read, values=scores, high=scores, spent=model.usage.since(before), sources=read.ranked(scores, cited)
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from amplify import templates
-from amplify.backends.base import Generator, need_scorer
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.methods.base import Program
 from amplify.methods.prompt import Form, PromptMethod
@@ -18,7 +18,7 @@ from amplify.methods.steered import answer_steered, only_heads
 from amplify.registry import register
 from amplify.steering import Steering
 from amplify.templates import Template
-from amplify.values import Answer, Example, Message, Prompt, Sampling, Span
+from amplify.types import Answer, Example, Message, Prompt, Sampling, Span
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -44,26 +44,26 @@ class TriggerMethod(PromptMethod):
     words: int = 1
     refusal: str = REFUSAL
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> TriggerProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> TriggerProgram:
         """Nothing to find; triggers are found when an example is answered.
 
         Raises:
-            CapabilityError: a backend without log-probabilities (or, to de-emphasise, without steering).
+            CapabilityError: a model without log-probabilities (or, to de-emphasise, without steering).
         """
-        need_scorer(backend, self.name)
+        need_scoring(model, self.name)
         if self.words < 1 or not self.refusal.strip():
             raise InputError(f"{self.name}: words is 1 or more and refusal the beginning of one, got {self}")
-        steering = self.steering(task, backend)
+        steering = self.steering(task, model)
         if steering is not None:
             probe = Prompt(messages=(Message("user", "Hello there"),), emphasis=(Span(0, 5, message=0, weight=0.5),))
-            backend.generate([probe], Sampling(max_tokens=1), steering=steering)
+            model.generate([probe], Sampling(max_tokens=1), steering=steering)
         asked = templates.load(self.remedy, "default") if self.remedy != "deemphasise" else Template("", "")
         form = replace(self.form(task), emphasis="")
         if form.layout != "chat":
             raise InputError(f"{self.name} needs a chat: the words of the user's message are explained")
         return TriggerProgram(form, self.remedy, asked, self.words, self.refusal, self.weight_of(), steering)
 
-    def steering(self, task: Task, backend: Generator) -> Steering | None:
+    def steering(self, task: Task, model: LanguageModel) -> Steering | None:
         """None where nothing is steered."""
         return None
 
@@ -104,7 +104,7 @@ class NegativeEmphasis(TriggerMethod):
     weight: float = 0.1
     profile: str = ""
 
-    def steering(self, task: Task, backend: Generator) -> Steering | None:
+    def steering(self, task: Task, model: LanguageModel) -> Steering | None:
         """The profile's heads, or all."""
         if not 0 < self.weight < 1:
             raise InputError(f"{self.name}: weight is a factor between 0 and 1, got {self.weight}")
@@ -144,19 +144,19 @@ class TriggerProgram(Program):
     steering: Steering | None
     notes: tuple[str, ...] = ()
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Find triggers, apply the remedy, answer; the triggers are kept as each answer's rationale."""
-        before = backend.usage.snapshot()
+        before = model.usage.snapshot()
         prompts = [self.form.prompt(e) for e in examples]
-        found = triggers(prompts, self.refusal, backend, self.words)
+        found = triggers(prompts, self.refusal, model, self.words)
         changed = [
             self._remedied(p, spans) if spans and self.remedy != "rephrase" else p
             for p, spans in zip(prompts, found, strict=True)
         ]
         if self.remedy == "rephrase":
-            changed = self._rephrased(prompts, found, backend)
-        spent = backend.usage.since(before)
-        answers = answer_steered(self.form, examples, changed, backend, self.steering)
+            changed = self._rephrased(prompts, found, model)
+        spent = model.usage.since(before)
+        answers = answer_steered(self.form, examples, changed, model, self.steering)
         calls, prompt_tokens, new_tokens = (
             _shares(total, len(examples)) for total in (spent.calls, spent.prompt_tokens, spent.completion_tokens)
         )
@@ -180,13 +180,13 @@ class TriggerProgram(Program):
         return replace(prompt, messages=(*prompt.messages[:-1], Message("user", told)))
 
     def _rephrased(
-        self, prompts: Sequence[Prompt], found: Sequence[Sequence[tuple[int, int]]], backend: Generator
+        self, prompts: Sequence[Prompt], found: Sequence[Sequence[tuple[int, int]]], model: LanguageModel
     ) -> list[Prompt]:
         """The prompts with the model's own rewording, where it gave one."""
         out = list(prompts)
         todo = [i for i, spans in enumerate(found) if spans]
         asked = [self._remedied(prompts[i], found[i]) for i in todo]
-        written = backend.generate(asked, Sampling(max_tokens=_REPHRASED_TOKENS, stop=("\n",))) if asked else []
+        written = model.generate(asked, Sampling(max_tokens=_REPHRASED_TOKENS, stop=("\n",))) if asked else []
         for i, new in zip(todo, written, strict=True):
             if words := new.text.strip().strip('"'):
                 out[i] = replace(prompts[i], messages=(*prompts[i].messages[:-1], Message("user", words)))
@@ -199,14 +199,14 @@ def _text(prompt: Prompt) -> str:
 
 
 def triggers(
-    prompts: Sequence[Prompt], refusal: str, backend: Generator, words: int
+    prompts: Sequence[Prompt], refusal: str, model: LanguageModel, words: int
 ) -> list[tuple[tuple[int, int], ...]]:
     """Words of each prompt's last message that speak for a refusal, by leaving them out one at a time.
 
     Args:
         prompts: chats.
         refusal: the beginning of a refusal.
-        backend: a scorer.
+        model: a scorer.
         words: at most so many a prompt.
 
     Returns:
@@ -215,7 +215,7 @@ def triggers(
     from amplify.attribution import explain_many
     from amplify.attribution.words import content_words, word_spans
 
-    scorer = need_scorer(backend, "finding what triggers a refusal")
+    scorer = need_scoring(model, "finding what triggers a refusal")
     texts = [_text(prompt) for prompt in prompts]
     players = [tuple(s for s, ok in zip(word_spans(t), content_words(t), strict=True) if ok) for t in texts]
     asked = [i for i, spans in enumerate(players) if spans]

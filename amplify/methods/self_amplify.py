@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from amplify import templates
 from amplify.attribution.prompted import Case, explain_prompted
 from amplify.attribution.registry import METHODS
-from amplify.backends.base import Generator, need_scorer
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.methods.explained import RATIONALE_TOKENS
 from amplify.methods.gating import Said, gate_shots, judge_own
@@ -24,11 +24,11 @@ from amplify.methods.program import ShotProgram, with_rationales
 from amplify.methods.prompt import Form, shown_gold
 from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed
 from amplify.methods.self_selection import SelfMethod
-from amplify.rationales import rationalise
+from amplify.rationales import rationalize
 from amplify.rationales.wording import opening, verbalise
 from amplify.registry import register
 from amplify.text import input_text
-from amplify.values import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
+from amplify.types import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -40,30 +40,30 @@ _RETRIES = 2
 class SelfAmplify(SelfMethod):
     """What all variants do; they differ in `rationales`."""
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Select, explain, verbalise."""
-        notes = self.notes_on(task, backend)
-        chosen = self.chosen(task, backend, seed)
-        before = backend.usage.snapshot()
-        made, more = self.rationales(task, backend, chosen.shots, seed)
+        notes = self.notes_on(task, model)
+        chosen = self.chosen(task, model, seed)
+        before = model.usage.snapshot()
+        made, more = self.rationales(task, model, chosen.shots, seed)
         shots, meta = chosen.shots, dict(chosen.meta)
         if self.gated:
 
             def spare() -> Iterator[Said]:  # as many at a time as there are shots: explaining costs the model's time
                 for start in range(0, len(chosen.spare), len(shots)):
                     some = chosen.spare[start : start + len(shots)]
-                    yield from zip(some, self.rationales(task, backend, some, seed)[0], strict=True)
+                    yield from zip(some, self.rationales(task, model, some, seed)[0], strict=True)
 
             gated = gate_shots(
                 list(zip(shots, made, strict=True)),
                 spare,
-                lambda shot, said: judge_own(self, task, backend, shot, said, seed),
+                lambda shot, said: judge_own(self, task, model, shot, said, seed),
                 balanced=self.balanced,
             )
             shots = tuple(shot for shot, _ in gated.shots)
             made = [None if i in gated.failed else said for i, (_, said) in enumerate(gated.shots)]
             more, meta["gate"] = [*more, gated.note], gated.meta
-        meta["explaining"] = asdict(backend.usage.since(before))
+        meta["explaining"] = asdict(model.usage.since(before))
         if dropped := made.count(None):
             more = [*more, f"{dropped} of {len(made)} rationales dropped: those shots show their answer alone"]
         shots = with_rationales(shots, made)
@@ -76,7 +76,7 @@ class SelfAmplify(SelfMethod):
 
     @abstractmethod
     def rationales(
-        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
+        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """One a shot, None where there is nothing to say; and notes."""
 
@@ -120,11 +120,11 @@ class SelfWords(SelfAmplify):
     template: str = "key_words"
     gate: bool = False
 
-    def notes_on(self, task: Task, backend: Generator) -> tuple[str, ...]:
+    def notes_on(self, task: Task, model: LanguageModel) -> tuple[str, ...]:
         """Also that the gate can be had."""
         if self.gate:
-            need_scorer(backend, f"{self.name}.gate")
-        return super().notes_on(task, backend)
+            need_scoring(model, f"{self.name}.gate")
+        return super().notes_on(task, model)
 
     @property
     def gated(self) -> bool:
@@ -152,7 +152,7 @@ class SelfWords(SelfAmplify):
         for attribution, shot in zip(attributions, shots, strict=True):
             label = shown_gold(shot.example)
             try:
-                made.append(rationalise(attribution, form, self.k, label=label, positive=True) if attribution else None)
+                made.append(rationalize(attribution, form, self.k, label=label, positive=True) if attribution else None)
             except InputError:  # no word speaks for the label
                 made.append(None)
         short = sum(r is not None and len(r.words) < self.k for r in made)
@@ -165,7 +165,7 @@ class SelfTopK(SelfWords):
     """The model names the k words itself, told the gold label."""
 
     def rationales(
-        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
+        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """Ask behind the begun answer "The answer is (C). The 5 words …"."""
         form = self.form(task)
@@ -174,7 +174,7 @@ class SelfTopK(SelfWords):
             spans = citable(task, shot.example)
             prompt, _, _ = placed(form, shot.example, spans)
             cases.append(Case(input_text(shot.example), shown_gold(shot.example), spans=spans, prompt=prompt))
-        found = explain_prompted(cases, backend, "self", k=self.k, seed=seed, retries=_RETRIES, model=backend.spec)
+        found = explain_prompted(cases, model, "self", k=self.k, seed=seed, retries=_RETRIES, model=model.id)
         made, notes = self.said(found.attributions, shots)
         if found.invented:
             notes.append(f"{found.invented} words named that are not in the input: left out")
@@ -209,13 +209,13 @@ class SelfExplained(SelfWords):
         return (self.budget or BUDGET) * (2 if self.contrastive else 1)
 
     def rationales(
-        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
+        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """Attribute, then cite the words that speak for the label."""
         found = explain_shots(
             self,
             task,
-            backend,
+            model,
             shots,
             self.explainer,
             contrastive=self.contrastive,
@@ -307,7 +307,7 @@ class SelfSteps(SelfAmplify):
         form = templates.load("rationale", self.template)
         return Rationale(form.render({"steps": self.steps, "explanation": explanation}), kind=kind)
 
-    def asked(self, prompts: Sequence[Prompt], backend: Generator, marker: str, seed: int) -> list[tuple[str, str]]:
+    def asked(self, prompts: Sequence[Prompt], model: LanguageModel, marker: str, seed: int) -> list[tuple[str, str]]:
         """For each prompt what can be used of the explanation written, and all that was written.
 
         An explanation of which nothing can be used is asked for again, a bounded number of times, with a seed.
@@ -320,7 +320,7 @@ class SelfSteps(SelfAmplify):
             sampling = Sampling(
                 max_tokens=40 * self.steps, temperature=0.7 if attempt else 0.0, seed=seed + attempt, stop=("\n\n\n",)
             )
-            for i, written in zip(open_, backend.generate([prompts[i] for i in open_], sampling), strict=True):
+            for i, written in zip(open_, model.generate([prompts[i] for i in open_], sampling), strict=True):
                 found[i] = usable(written, marker), written.text
         return found
 
@@ -346,7 +346,7 @@ class SelfPhCoT(SelfSteps):
     """Post hoc chain of thought: told the gold label, the model explains it in a few sentences."""
 
     def rationales(
-        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
+        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """Ask behind the begun answer "The answer is (C). 3-step explanation:"."""
         form = self.form(task)
@@ -355,7 +355,7 @@ class SelfPhCoT(SelfSteps):
             given = {"steps": self.steps, "label": shown_gold(shot.example), "marker": form.marker}
             lead = templates.load("lead", "explanation").render(given)
             prompts.append(_request(form, shot, templates.load("request", "explanation").render(given), lead))
-        found = self.asked(prompts, backend, form.marker, seed)
+        found = self.asked(prompts, model, form.marker, seed)
         return [self.worded(text, "phcot") if text else None for text, _ in found], []
 
 
@@ -368,13 +368,13 @@ class SelfAutoCoT(SelfSteps):
     """
 
     def rationales(
-        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
+        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """Ask for steps and an answer."""
         form = self.form(task)
         marker = form.marker
         request = templates.load("request", "steps").render({"steps": self.steps, "marker": marker})
-        found = self.asked([_request(form, s, request, self.begin) for s in shots], backend, marker, seed)
+        found = self.asked([_request(form, s, request, self.begin) for s in shots], model, marker, seed)
         astray = 0
         for shot, (_, written) in zip(shots, found, strict=True):
             answer = parse_label(written, form.labels_of(shot.example), options=shot.example.options, marker=marker)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from amplify.attribution.deletion import Deletion, deletion
 from amplify.attribution.words import Spans, key_word_mask, word_spans
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import InputError
 from amplify.methods.program import continuation
 from amplify.methods.prompt import Form, PromptMethod, marked_input
 from amplify.shapley.budget import least
 from amplify.text import input_text, option_spans
-from amplify.values import Attribution, Demonstration, Example, Prompt
+from amplify.types import Attribution, Demonstration, Example, Prompt
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -66,7 +66,7 @@ def placed(form: Form, example: Example, spans: Spans) -> tuple[Prompt, int | No
 def explain_shots(
     method: PromptMethod,
     task: Task,
-    backend: Generator,
+    model: LanguageModel,
     shots: Sequence[Demonstration],
     explainer: str,
     *,
@@ -79,7 +79,7 @@ def explain_shots(
     Args:
         method: whose zero-shot prompt is explained.
         task: the task.
-        backend: the model, which explains itself.
+        model: the model, which explains itself.
         shots: labelled examples, with the foil where it is known.
         explainer: of `amplify.attribution`.
         contrastive: against the foil, where a shot has one.
@@ -87,7 +87,7 @@ def explain_shots(
         budget: model evaluations per shot; 0 for as many as the explainer takes by itself.
 
     Raises:
-        CapabilityError: the backend gives no log-probabilities (or no gradients, for a gradient method).
+        CapabilityError: the model gives no log-probabilities (or no gradients, for a gradient method).
         InputError: a budget too small for the explainer.
     """
     from amplify.attribution.explaining import explain_many
@@ -103,7 +103,7 @@ def explain_shots(
         [one.target for one in asked],
         foils=[one.foil for one in asked],
         players=[one.words for one in asked],
-        model=backend,
+        model=model,
         methods=[explainer],
         budget=limit,
         seed=seed,
@@ -111,11 +111,11 @@ def explain_shots(
     return [_of_input(made, shot, citable(task, shot.example)) for made, shot in zip(found, shots, strict=True)]
 
 
-def shot_game(method: PromptMethod, task: Task, backend: Generator, shot: Demonstration) -> Deletion:
+def shot_game(method: PromptMethod, task: Task, model: LanguageModel, shot: Demonstration) -> Deletion:
     """A shot's gold label (against its foil, where that is known) as the model sees it with citable words deleted.
 
     Raises:
-        CapabilityError: the backend gives no log-probabilities.
+        CapabilityError: the model gives no log-probabilities.
     """
     form = method.form(task)
     prompt, message, spans = placed(form, shot.example, citable(task, shot.example))
@@ -126,7 +126,7 @@ def shot_game(method: PromptMethod, task: Task, backend: Generator, shot: Demons
         for label in (str(shot.example.label), shot.foil)
     )
     words = tuple(text[a:b] for a, b in spans)
-    return deletion(Attribution(text, words, spans, (0.0,) * len(words), str(target), foil), backend, prompt)
+    return deletion(Attribution(text, words, spans, (0.0,) * len(words), str(target), foil), model, prompt)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.methods.base import Role
 from amplify.methods.program import ShotProgram
 from amplify.methods.prompt import shown_gold
@@ -17,7 +17,7 @@ from amplify.rationales import random_words
 from amplify.rationales.wording import verbalise
 from amplify.registry import register
 from amplify.text import input_text
-from amplify.values import Attribution, Demonstration, Rationale
+from amplify.types import Attribution, Demonstration, Rationale
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -30,10 +30,10 @@ class SelfNoRationale(SelfMethod):
 
     role: ClassVar[Role] = "control"
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> ShotProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """The shared selection, nothing else."""
-        notes = self.notes_on(task, backend)
-        chosen = self.chosen(task, backend, seed)
+        notes = self.notes_on(task, model)
+        chosen = self.chosen(task, model, seed)
         return ShotProgram(self.form(task), chosen.shots, (*notes, *chosen.notes), chosen.meta)
 
 
@@ -50,7 +50,7 @@ class SelfRandomWords(SelfWords):
         return 0
 
     def rationales(
-        self, task: Task, backend: Generator, shots: Sequence[Demonstration], seed: int
+        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
     ) -> tuple[list[Rationale | None], list[str]]:
         """Words drawn with the seed."""
         made: list[Rationale | None] = []

@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from amplify.backends.base import Generator, need_scorer
-from amplify.backends.kept import origin
-from amplify.demonstrations import (
+from amplify.models.base import LanguageModel, need_scoring
+from amplify.models.kept import origin
+from amplify.selection import (
     likely_mislabelled,
     misclassification_confidence,
     pick,
@@ -28,7 +28,7 @@ from amplify.methods.explained import RATIONALE_TOKENS, check_room, citable_pool
 from amplify.methods.gating import SPARE
 from amplify.methods.program import ShotProgram
 from amplify.methods.prompt import PromptMethod, check_options
-from amplify.values import Answer, Demonstration, Example
+from amplify.types import Answer, Demonstration, Example
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -74,28 +74,28 @@ class SelfMethod(PromptMethod):
     skip_flagged: bool = False
     shots: int = 8
 
-    def chosen(self, task: Task, backend: Generator, seed: int) -> Chosen:
-        """The shots, found once per backend, task, seed and options of selection.
+    def chosen(self, task: Task, model: LanguageModel, seed: int) -> Chosen:
+        """The shots, found once per model, task, seed and options of selection.
 
         Raises:
             InputError: no validation split, no labels to choose from, or an impossible option.
             ContextLengthError: the shots cannot fit, before any work.
-            CapabilityError: log-probabilities are needed and the backend gives none.
+            CapabilityError: log-probabilities are needed and the model gives none.
         """
         check_options(self)
         options = tuple(getattr(self, f.name) for f in fields(SelfMethod) if f.name not in ("max_tokens", "extract"))
         key = (options, fit_key(self), task.fingerprint, seed)
-        known = _CHOSEN.setdefault(origin(backend), {})
+        known = _CHOSEN.setdefault(origin(model), {})
         if key not in known:
-            known[key] = _choose(self, task, backend, seed)
+            known[key] = _choose(self, task, model, seed)
         return known[key]
 
-    def rehearse(self, task: Task, backend: Generator, seed: int) -> Rehearsal:
+    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
         """With random shots, explained as long as the real ones."""
         there = len(task.validation)
         asked = self.explaining + (0 if self.selection == "random" else min(self.pool or there, there))
-        ask_validation(self, task, backend, seed, asked)
-        return Rehearsal(self.imitated(task, random_shots(self, task, backend, seed)), planned(asked))
+        ask_validation(self, task, model, seed, asked)
+        return Rehearsal(self.imitated(task, random_shots(self, task, model, seed)), planned(asked))
 
     @property
     def explaining(self) -> int:
@@ -108,20 +108,20 @@ class SelfMethod(PromptMethod):
 
 
 # variants and controls are compared on the very same shots, and asking the model for them once is enough
-_CHOSEN: WeakKeyDictionary[Generator, dict[Any, Chosen]] = WeakKeyDictionary()
+_CHOSEN: WeakKeyDictionary[LanguageModel, dict[Any, Chosen]] = WeakKeyDictionary()
 
 
-def _choose(method: SelfMethod, task: Task, backend: Generator, seed: int) -> Chosen:
+def _choose(method: SelfMethod, task: Task, model: LanguageModel, seed: int) -> Chosen:
     pool, noted = citable_pool(method.name, method.pool, task, seed)
     if method.shots > len(pool):
         raise InputError(f"{method.name}: {method.shots} shots, but only {len(pool)} examples to choose from")
-    check_room(method.form(task, reasons=True, budget=RATIONALE_TOKENS), method.shots, task, backend)
+    check_room(method.form(task, reasons=True, budget=RATIONALE_TOKENS), method.shots, task, model)
     scored = method.mode == "score" or method.selection.startswith("mcs") or method.skip_flagged
     if scored:
-        need_scorer(backend, f"{method.name}: selection by the model's own label log-probabilities")
+        need_scoring(model, f"{method.name}: selection by the model's own label log-probabilities")
 
-    before = backend.usage.snapshot()
-    answers = _asked(method, task, backend, pool, scored, seed)
+    before = model.usage.snapshot()
+    answers = _asked(method, task, model, pool, scored, seed)
     wrong = {e.id for e, a in zip(pool, answers, strict=bool(answers)) if a.value != e.label}
     flagged = _flagged(pool, answers) if scored and answers else set[str]()
     if method.skip_flagged:
@@ -135,7 +135,7 @@ def _choose(method: SelfMethod, task: Task, backend: Generator, seed: int) -> Ch
         pool, answers = [pool[i] for i in kept], [answers[i] for i in kept] if answers else []
 
     worth, score, preferred = _worth(method.selection, pool, answers, wrong)
-    order = _picked(method, task, backend, pool, worth, preferred, seed)
+    order = _picked(method, task, model, pool, worth, preferred, seed)
     # in random order: sorted by confidence the labels would come in runs
     order[: method.shots] = random.Random(seed).sample(order[: method.shots], method.shots)
     found = [
@@ -152,20 +152,20 @@ def _choose(method: SelfMethod, task: Task, backend: Generator, seed: int) -> Ch
             "wrong": len(wrong),
             "unparsed": sum(answer.value is None for answer in answers),
             "flagged": sorted(flagged),
-            "usage": asdict(backend.usage.since(before)),
+            "usage": asdict(model.usage.since(before)),
         },
     )
 
 
 def _asked(
-    method: SelfMethod, task: Task, backend: Generator, pool: Sequence[Example], scored: bool, seed: int
+    method: SelfMethod, task: Task, model: LanguageModel, pool: Sequence[Example], scored: bool, seed: int
 ) -> list[Answer]:
     """The model's own zero-shot answers; a random choice asks nothing."""
     if method.selection == "random" and not method.skip_flagged:
         return []
     shared = {f.name: getattr(method, f.name) for f in fields(PromptMethod) if f.name not in ("max_tokens", "extract")}
     asker = ZeroShot(**{**shared, "mode": "score" if scored else "generate"})
-    return asker.fit(task, backend, seed).answer(pool, backend)
+    return asker.fit(task, model, seed).answer(pool, model)
 
 
 def _flagged(pool: Sequence[Example], answers: Sequence[Answer]) -> set[str]:
@@ -194,7 +194,7 @@ def _worth(
 def _picked(
     method: SelfMethod,
     task: Task,
-    backend: Generator,
+    model: LanguageModel,
     pool: Sequence[Example],
     worth: npt.NDArray[np.float64],
     preferred: set[str],
@@ -212,7 +212,7 @@ def _picked(
     usable = sum(e.id in preferred for e in pool)
     best = pick(worth, min(max(usable, method.shots), _CANDIDATES * method.shots), groups=groups)
     found = explain_shots(
-        method, task, backend, [Demonstration(pool[i]) for i in best], "occlusion", contrastive=False, seed=seed
+        method, task, model, [Demonstration(pool[i]) for i in best], "occlusion", contrastive=False, seed=seed
     )
     vocabulary = {word: j for j, word in enumerate(sorted({w.casefold() for a in found for w in a.words}))}
     importance = np.zeros((len(best), len(vocabulary)))

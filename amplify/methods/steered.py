@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.base import PromptProgram
 from amplify.methods.program import answer_prompts, as_example, check_window
 from amplify.methods.prompt import Form
 from amplify.steering import Steering, profiles
-from amplify.values import Answer, Demonstration, Example, Prompt
+from amplify.types import Answer, Demonstration, Example, Prompt
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,22 @@ class SteeredProgram(PromptProgram):
         """The prompt for an example or a plain text, its emphasis included."""
         return self.form.prompt(as_example(example), self.shots)
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Answer a batch.
 
         Raises:
-            CapabilityError: a backend that cannot steer.
+            CapabilityError: a model that cannot steer.
             InputError: heads measured on another model.
         """
         prompts = [self.prompt(e) for e in examples]
-        return answer_steered(self.form, examples, prompts, backend, self.steering, self.shots)
+        return answer_steered(self.form, examples, prompts, model, self.steering, self.shots)
 
 
 def answer_steered(
     form: Form,
     examples: Sequence[Example],
     prompts: Sequence[Prompt],
-    backend: Generator,
+    model: LanguageModel,
     steering: Steering | None,
     shots: Sequence[Demonstration] = (),
 ) -> list[Answer]:
@@ -63,21 +63,21 @@ def answer_steered(
     def with_shots(i: int, n: int) -> Prompt:
         return form.prompt(examples[i], shots[:n]) if shots else prompts[i]
 
-    check_window(backend, prompts, form, [len(shots)] * len(prompts), with_shots)
-    return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, backend, steering)
+    check_window(model, prompts, form, [len(shots)] * len(prompts), with_shots)
+    return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, model, steering)
 
 
-def model_name(backend: Generator) -> str:
-    """What a backend's spec calls its model: the part that profiles are named after."""
-    return backend.spec.partition(":")[2].partition("@")[0].rstrip("/").rpartition("/")[2]
+def model_name(model: LanguageModel) -> str:
+    """What a model's spec calls its model: the part that profiles are named after."""
+    return model.id.partition(":")[2].partition("@")[0].rstrip("/").rpartition("/")[2]
 
 
-def find_profile(name: str, backend: Generator, task: str, variant: str = "") -> Steering:
+def find_profile(name: str, model: LanguageModel, task: str, variant: str = "") -> Steering:
     """The head profile of a name; of no name, the one that was measured for this model and task, else this model.
 
     Args:
         name: of a profile, or its file.
-        backend: whose model it must be.
+        model: whose model it must be.
         task: name of the task.
         variant: an ending of the profile's name that is tried first.
 
@@ -87,13 +87,13 @@ def find_profile(name: str, backend: Generator, task: str, variant: str = "") ->
     """
     if name:
         return Steering.load(name)
-    model, known = model_name(backend), profiles()
-    own = f"{model}-{task.replace('/', '-')}"
-    for guess in (own + variant, own, model):
+    called, known = model_name(model), profiles()
+    own = f"{called}-{task.replace('/', '-')}"
+    for guess in (own + variant, own, called):
         if guess in known:
             return Steering.load(guess)
     raise InputError(
-        f"no head profile is named after {model!r}: measure one with `amplify profile {task} --backend {backend.spec} "
+        f"no head profile is named after {called!r}: measure one with `amplify heads {task} --model {model.id} "
         "--out mine.yaml` and give it as profile=mine.yaml" + (f" (there are: {', '.join(known)})" if known else "")
     )
 

@@ -17,6 +17,6 @@ __all__ = [
     "find",
     "item_score",
     "load",
-    "normalise",
+    "normalize",
     "token_f1",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from amplify.values import Example, Sources
+from amplify.types import Example, Sources
 
 CUTS = (1, 2, 5)  # the k of precision@k and recall@k
 

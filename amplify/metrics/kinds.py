@@ -20,7 +20,7 @@ from amplify.metrics.answers import (
 )
 from amplify.metrics.evidence import evidence_scores
 from amplify.registry import Table, register
-from amplify.values import Answer, Example
+from amplify.types import Answer, Example
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from amplify.errors import InputError
 from amplify.metrics.answers import Prediction
 from amplify.metrics.kinds import find, item_score, references_of
-from amplify.values import Example
+from amplify.types import Example
 
 Reference = str | Sequence[str]
 

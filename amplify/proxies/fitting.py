@@ -12,7 +12,7 @@ from amplify import progress as bars
 from amplify.locks import PROCESS
 from amplify.proxies.proxy import Proxy
 from amplify.proxies.rows import Row
-from amplify.values import Example
+from amplify.types import Example
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ def fit(proxy: Proxy, train: Sequence[Example], settings: Mapping[str, Any], pro
     from accelerate import Accelerator
     from transformers import get_linear_schedule_with_warmup
 
-    model = _adapters(proxy) if settings["lora"] else proxy.model.requires_grad_(True)
+    model = _adapters(proxy) if settings["lora"] else proxy.module.requires_grad_(True)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=settings["learning_rate"])
     size, epochs = settings["batch_size"], settings["epochs"]
     steps = epochs * math.ceil(len(train) / size)
@@ -58,7 +58,7 @@ def _adapters(proxy: Proxy) -> Any:
 
     task_type = "CAUSAL_LM" if proxy.kind == "causal" else "SEQ_CLS"  # SEQ_CLS trains the head in full
     config = LoraConfig(task_type=task_type, r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
-    return get_peft_model(proxy.model, config)
+    return get_peft_model(proxy.module, config)
 
 
 def _gold_rows(proxy: Proxy, example: Example) -> list[Row]:

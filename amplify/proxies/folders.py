@@ -37,7 +37,7 @@ def load_proxy(folder: str | Path, *, device: str | None = None) -> Proxy:
     place = pretrained.device_of(device)
     try:
         weights.check_folder(folder, "its model")
-        if card.get("weights") not in (None, models.identity(folder)["sha256"]):
+        if card.get("weights") not in (None, hub.identity(folder)["sha256"]):
             raise DataError(f"its weights are not those that its {CARD} was written for")
         model, tokenizer, _ = load_body(folder, card["kind"], labels, place)
     except DataError as error:
@@ -211,12 +211,12 @@ def write(proxy: Proxy, card: Mapping[str, Any], folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with files.draft(folder, folder=True) as work:
             if proxy.labels and proxy.kind == "encoder":
-                proxy.model.config.id2label = dict(enumerate(proxy.labels))
-                proxy.model.config.label2id = {label: i for i, label in enumerate(proxy.labels)}
-            with models.quiet():
-                proxy.model.save_pretrained(work)
+                proxy.module.config.id2label = dict(enumerate(proxy.labels))
+                proxy.module.config.label2id = {label: i for i, label in enumerate(proxy.labels)}
+            with hub.quiet():
+                proxy.module.save_pretrained(work)
             proxy.tokenizer.save_pretrained(work)
-            files.write_json(work / CARD, {**card, "weights": models.identity(work)["sha256"]})
+            files.write_json(work / CARD, {**card, "weights": hub.identity(work)["sha256"]})
             if folder.exists() and not holds(folder, card["identity"]):
                 shutil.rmtree(folder)  # an empty folder, or the remains of a damaged one
             try:

@@ -51,17 +51,17 @@ def _padding(proxy: Proxy) -> str:
     import torch
 
     short, long = [proxy.tokenizer(text)["input_ids"] for text in ("a b", "a b " * 8)]
-    with lock_of(proxy.model), torch.inference_mode():
-        takes = "position_ids" in inspect.signature(proxy.model.forward).parameters
-        embeddings = proxy.model.get_input_embeddings()
+    with lock_of(proxy.module), torch.inference_mode():
+        takes = "position_ids" in inspect.signature(proxy.module.forward).parameters
+        embeddings = proxy.module.get_input_embeddings()
         device, shift = embeddings.weight.device, len(long) - len(short)
-        alone = proxy.model(inputs_embeds=embeddings(torch.tensor([short], device=device))).logits
+        alone = proxy.module(inputs_embeds=embeddings(torch.tensor([short], device=device))).logits
         for side in ("right", "left"):
             gap = (0, shift) if side == "right" else (shift, 0)
             ids = torch.nn.functional.pad(torch.tensor([short], device=device), gap, value=short[0])
             mask = torch.nn.functional.pad(torch.ones(1, len(short), dtype=torch.int64, device=device), gap)
             extra = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if side == "left" and takes else {}
-            padded = proxy.model(inputs_embeds=embeddings(ids), attention_mask=mask, **extra).logits
+            padded = proxy.module(inputs_embeds=embeddings(ids), attention_mask=mask, **extra).logits
             if torch.allclose(alone, padded, rtol=0, atol=1e-3 if alone.dtype == torch.float32 else 0.1):
                 return side
-    raise InputError(f"{type(proxy.model).__name__} gives other scores where its input is padded, so it cannot be used")
+    raise InputError(f"{type(proxy.module).__name__} gives other scores where its input is padded, so it cannot be used")

@@ -15,7 +15,7 @@ from amplify.batching import batches
 from amplify.errors import DataError, InputError
 from amplify.locks import lock_of, one_at_a_time
 from amplify.proxies.rows import Row, causal_rows, encoder_rows
-from amplify.values import Example
+from amplify.types import Example
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class Proxy:
         trained: False for an encoder whose head is freshly initialised: its probabilities are chance and its
             gradients noise.
         identity: SHA-256 over everything that made it.
-        model: in evaluation mode, float32, parameters frozen.
+        module: in evaluation mode, float32, parameters frozen.
         card: how it was made and how good it is.
     """
 
@@ -44,7 +44,7 @@ class Proxy:
     labels: tuple[str, ...]
     trained: bool
     identity: str
-    model: PreTrainedModel = field(repr=False)
+    module: PreTrainedModel = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     card: Mapping[str, Any] = field(repr=False)
 
@@ -99,7 +99,7 @@ class Proxy:
     @property
     def window(self) -> int:
         """Longest sequence in tokens."""
-        config = self.model.config
+        config = self.module.config
         size = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**30
         if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # positions start behind the padding index
             size -= config.pad_token_id + 1
@@ -152,9 +152,9 @@ class Proxy:
             ids[i, at], mask[i, at] = row.ids, 1
             if row.types:
                 types[i, at] = row.types
-        check_tokens([row.ids for row in rows], self.tokenizer, self.model)
-        device = self.model.device
-        embeddings = self.model.get_input_embeddings()(torch.from_numpy(ids).to(device))
+        check_tokens([row.ids for row in rows], self.tokenizer, self.module)
+        device = self.module.device
+        embeddings = self.module.get_input_embeddings()(torch.from_numpy(ids).to(device))
         return embeddings, torch.from_numpy(mask).to(device), torch.from_numpy(types).to(device)
 
     @one_at_a_time
@@ -174,11 +174,11 @@ class Proxy:
             extra = {"token_type_ids": types} if rows[0].types else {}
             if self.left:
                 extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-            logits = self.model(inputs_embeds=embeddings, attention_mask=mask, **extra).logits
+            logits = self.module(inputs_embeds=embeddings, attention_mask=mask, **extra).logits
             return logits.float()[:, self.card["columns"]]
         length = embeddings.shape[1]
         first = min(length - len(row.ids) + at for row in rows for target in row.targets for at, _ in target)
-        out = self.model(
+        out = self.module(
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),

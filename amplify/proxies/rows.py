@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from amplify.errors import ContextLengthError, InputError
 from amplify.templates import Template
 from amplify.text import input_text, option_spans
-from amplify.values import Example
+from amplify.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from amplify import models, pretrained, resources
+from amplify import hub, pretrained, resources
 from amplify.errors import DataError, InputError
 from amplify.proxies.fitting import fit, seeded
 from amplify.proxies.folders import FORMAT, holds, kind_of, load_body, load_proxy, write
@@ -62,7 +62,7 @@ def train_proxy(
         raise InputError(f"a proxy needs epochs >= 0 and batch_size >= 1, got {epochs} and {batch_size}")
     _check(task, epochs)
     place = pretrained.device_of(device)
-    source = models.resolve(body)
+    source = hub.resolve(body)
     kind = kind_of(source)
     rate = learning_rate or _RATES[kind, lora]
     training = {"epochs": epochs, "seed": seed, "lora": lora, "learning_rate": rate, "batch_size": batch_size}
@@ -75,7 +75,7 @@ def train_proxy(
         "instruction": task.instruction,
         "input_name": task.input_name,
         "template": (resources.content("prompts") / "proxy.jinja").read_text(encoding="utf-8").rstrip("\n"),
-        "body": models.identity(source),
+        "body": hub.identity(source),
         "training": training if epochs else {"epochs": 0} | ({"seed": seed} if kind == "encoder" else {}),
     }
     identity = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
@@ -92,7 +92,7 @@ def train_proxy(
         raise InputError(f"{folder} is not empty and holds another proxy or other files: choose another folder")
 
     started = time.perf_counter()
-    with seeded(seed), models.quiet():
+    with seeded(seed), hub.quiet():
         model, tokenizer, columns = load_body(source, kind, task.labels, place)
         recipe["columns"] = columns or list(range(len(task.labels) or 1))
         proxy = Proxy(source, kind, task.labels, columns is not None, identity, model, tokenizer, recipe)
@@ -115,7 +115,7 @@ def train_proxy(
         write(proxy, card, folder)
     else:
         folder = source
-    return Proxy(folder, kind, task.labels, proxy.trained, identity, proxy.model, tokenizer, card)
+    return Proxy(folder, kind, task.labels, proxy.trained, identity, proxy.module, tokenizer, card)
 
 
 def _check(task: Task, epochs: int) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from amplify import templates
-from amplify.backends.base import Generator, need_scorer
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError, UnknownNameError
-from amplify.keeping import Use, keep
+from amplify.documents import Use, keep
 from amplify.methods.documents import RagProgram
-from amplify.values import Example
+from amplify.types import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Compression:
 
     def __init__(
         self,
-        backend: Generator | str,
+        model: LanguageModel | str,
         use: Use = "rerank",
         k: int = 0,
         below: float = 0.0,
@@ -52,8 +52,8 @@ class Compression:
         """Choose what happens to the texts.
 
         Args:
-            backend: an open backend, or the string that opens one (`amplify.open_backend`) when it is first needed.
-            use, k, below: see `amplify.keeping.keep`.
+            model: an open model, or the string that opens one (`amplify.load_model`) when it is first needed.
+            use, k, below: see `amplify.documents.keep`.
             budget, value, index, template, layout, max_tokens, seed: see `amplify.attribute_sources`.
 
         Raises:
@@ -69,24 +69,24 @@ class Compression:
                 raise UnknownNameError(kind, name, known)
         if budget < 2 or max_tokens < 1:
             raise InputError(f"budget is at least 2 and max_tokens at least 1, got {budget} and {max_tokens}")
-        if not isinstance(backend, str) and value == "logprob":
-            need_scorer(backend, "value='logprob'")
-        self.spec = backend if isinstance(backend, str) else backend.spec
-        self._backend = None if isinstance(backend, str) else backend
+        if not isinstance(model, str) and value == "logprob":
+            need_scoring(model, "value='logprob'")
+        self.spec = model if isinstance(model, str) else model.id
+        self._model = None if isinstance(model, str) else model
         self._opening = threading.Lock()
         self._program = RagProgram(
             method="compression", template=templates.load("sources", template), layout=layout, by="shapley", use=use,
             k=k, below=below, budget=budget, value=value, index=index, max_tokens=max_tokens, seed=seed,
         )  # fmt: skip
 
-    def open(self) -> Generator:
-        """The backend, opened now if it was not."""
+    def open(self) -> LanguageModel:
+        """The model, opened now if it was not."""
         with self._opening:
-            if self._backend is None:
-                from amplify.backends import open_backend
+            if self._model is None:
+                from amplify.models import load_model
 
-                self._backend = open_backend(self.spec)
-            return self._backend
+                self._model = load_model(self.spec)
+            return self._model
 
     def __call__(self, question: str, texts: Sequence[str], k: int | None = None) -> list[Kept]:
         """The texts that stay, in their new order.

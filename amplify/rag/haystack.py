@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import InputError, extras
-from amplify.keeping import Use
+from amplify.documents import Use
 from amplify.rag.compress import Compression
 
 with extras():
@@ -24,7 +24,7 @@ class ShapleyRanker:
 
     def __init__(
         self,
-        backend: Generator | str,
+        model: LanguageModel | str,
         use: Use = "rerank",
         top_k: int = 0,
         below: float = 0.0,
@@ -32,10 +32,10 @@ class ShapleyRanker:
         value: str = "logprob",
         seed: int = 0,
     ) -> None:
-        """Check the options; a backend given as a string is opened by `warm_up`.
+        """Check the options; a model given as a string is opened by `warm_up`.
 
         Args:
-            backend: an open amplify backend, or the string that opens one, e.g. "transformers:smollm2-135m".
+            model: an open amplify model, or the string that opens one, e.g. "transformers:smollm2-135m".
             use: "rerank" (highest first), "prune" (without what surely speaks against the answer) or "distil" (the
                 best `top_k`, in their own order).
             top_k: how many stay; needed by "distil", 0 for all of a new order.
@@ -48,15 +48,15 @@ class ShapleyRanker:
         self._options = {
             "use": use, "top_k": top_k, "below": below, "budget": budget, "value": value, "seed": seed,
         }  # fmt: skip
-        self._compress = Compression(backend, use, top_k, below, budget=budget, value=value, seed=seed)
+        self._compress = Compression(model, use, top_k, below, budget=budget, value=value, seed=seed)
 
     def warm_up(self) -> None:
-        """Open the backend."""
+        """Open the model."""
         self._compress.open()
 
     def to_dict(self) -> dict[str, Any]:
-        """For a saved pipeline; the backend as the string that opens it."""
-        return dict(default_to_dict(self, backend=self._compress.spec, **self._options))
+        """For a saved pipeline; the model as the string that opens it."""
+        return dict(default_to_dict(self, model=self._compress.spec, **self._options))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ShapleyRanker:

@@ -21,7 +21,7 @@ class ShapleyCompressor(BaseDocumentCompressor):
     metadata; None where a document could not be scored.
 
     Attributes:
-        backend: an open amplify backend, or the string that opens one, e.g. "transformers:smollm2-135m".
+        model: an open amplify model, or the string that opens one, e.g. "transformers:smollm2-135m".
         use: "rerank" (highest first), "prune" (without what surely speaks against the answer) or "distil" (the best
             `top_n`, in their own order).
         top_n: how many stay; needed by "distil", 0 for all of a new order.
@@ -31,7 +31,7 @@ class ShapleyCompressor(BaseDocumentCompressor):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    backend: Any
+    model: Any
     use: Literal["rerank", "prune", "distil"] = "rerank"
     top_n: int = 0
     below: float = 0.0
@@ -44,7 +44,7 @@ class ShapleyCompressor(BaseDocumentCompressor):
     def model_post_init(self, context: Any, /) -> None:
         """Check the options before anything is asked."""
         self._compress = Compression(
-            self.backend, self.use, self.top_n, self.below, budget=self.budget, value=self.value, seed=self.seed
+            self.model, self.use, self.top_n, self.below, budget=self.budget, value=self.value, seed=self.seed
         )
 
     def compress_documents(

@@ -22,7 +22,7 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
     models and embeddings read. Nodes are read as a language model would be shown them (`MetadataMode.LLM`).
 
     Attributes:
-        backend: the string that opens the backend; of one that was given open, its spec.
+        model: the string that opens the model; of one that was given open, its spec.
         use: "rerank" (highest first), "prune" (without what surely speaks against the answer) or "distil" (the best
             `top_n`, in their own order).
         top_n: how many stay; needed by "distil", 0 for all of a new order.
@@ -30,7 +30,7 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
         budget, value, seed: see `amplify.attribute_sources`.
     """
 
-    backend: str = Field(default="")
+    model: str = Field(default="")
     use: Literal["rerank", "prune", "distil"] = Field(default="rerank")
     top_n: int = Field(default=0)
     below: float = Field(default=0.0)
@@ -40,19 +40,19 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
 
     _compress: Compression = PrivateAttr()
 
-    def __init__(self, backend: Any, **options: Any) -> None:
+    def __init__(self, model: Any, **options: Any) -> None:
         """Check the options before anything is asked.
 
         Args:
-            backend: an open amplify backend, or the string that opens one, e.g. "transformers:smollm2-135m".
+            model: an open amplify model, or the string that opens one, e.g. "transformers:smollm2-135m".
             **options: the attributes of this class.
 
         Raises:
             InputError: values that make no sense.
         """
-        super().__init__(backend=backend if isinstance(backend, str) else backend.spec, **options)
+        super().__init__(model=model if isinstance(model, str) else model.id, **options)
         self._compress = Compression(
-            backend, self.use, self.top_n, self.below, budget=self.budget, value=self.value, seed=self.seed
+            model, self.use, self.top_n, self.below, budget=self.budget, value=self.value, seed=self.seed
         )
 
     @classmethod

@@ -11,7 +11,7 @@ from typing import TypeVar
 from amplify.attribution.words import words_in
 from amplify.errors import InputError
 from amplify.rationales.wording import Words
-from amplify.values import Attribution
+from amplify.types import Attribution
 
 T = TypeVar("T")
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from amplify import templates
 from amplify.attribution.words import stop_words, word_spans
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import InputError
 from amplify.rationales.wording import cite, variables
 from amplify.templates import Template
-from amplify.values import Attribution, Completion, Message, Prompt, Rationale, Sampling
+from amplify.types import Attribution, Completion, Message, Prompt, Rationale, Sampling
 
 _QUOTED = re.compile(r"[\"“„«]([^\"“”„«»]*)[\"”“»]|(?<!\w)['‘]([^'‘’]+)['’](?!\w)|`([^`]+)`|\*\*([^*]+)\*\*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -45,7 +45,7 @@ class Narration:
 
 def narrate(
     attributions: Sequence[Attribution],
-    model: Generator,
+    model: LanguageModel,
     *,
     labels: Sequence[str] | None = None,
     k: int = 5,
@@ -59,7 +59,7 @@ def narrate(
 
     Args:
         attributions: what is to be said.
-        model: any backend.
+        model: any model.
         labels: how the targets are written; default: the targets themselves.
         k: the model is told this many words, those that speak most for the target.
         template: of `prompts/narrate_*.jinja`, or a path of your own.

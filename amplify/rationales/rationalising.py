@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.errors import InputError
 from amplify.rationales.narration import narrate
 from amplify.rationales.wording import cite
 from amplify.templates import Template
-from amplify.values import Attribution, Rationale
+from amplify.types import Attribution, Rationale
 
 
-def rationalise(
+def rationalize(
     attribution: Attribution,
     template: str | Template = "key_words",
     k: int = 5,
     *,
     label: str | None = None,
     positive: bool = True,
-    model: Generator | None = None,
+    model: LanguageModel | None = None,
 ) -> Rationale:
     """The sentence that cites what an attribution found as the reason for its target.
 
@@ -41,6 +41,6 @@ def rationalise(
     """
     if template == "narrated":
         if model is None:
-            raise InputError('template="narrated" needs model=: a backend, e.g. amplify.open_backend("vllm:MODEL")')
+            raise InputError('template="narrated" needs model=: a model, e.g. amplify.load_model("vllm:MODEL")')
         return narrate([attribution], model, labels=None if label is None else [label], k=k).rationales[0]
     return cite(attribution, template, k, label=label, positive=positive)

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify.errors import InputError
-from amplify.values import Attribution
+from amplify.types import Attribution
 
 PERCENTILE = 75.0
 WIDTH = 3

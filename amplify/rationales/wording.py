@@ -10,7 +10,7 @@ from amplify.errors import InputError
 from amplify.rationales.salience import SEARCHES
 from amplify.rationales.salience import shares as salient_shares
 from amplify.templates import Template
-from amplify.values import Attribution, Rationale
+from amplify.types import Attribution, Rationale
 
 Words = tuple[str, ...]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from amplify.errors import InputError
-from amplify.values import Message, Prompt, Span
+from amplify.types import Message, Prompt, Span
 
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 _OPEN = re.compile(r"<em(?:\s+weight\s*=\s*(?P<quote>[\"']?)(?P<weight>[^\"'>\s]*)(?P=quote))?\s*>")

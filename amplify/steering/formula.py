@@ -18,7 +18,7 @@ from typing import Any
 from amplify.errors import InputError
 from amplify.steering.modes import MODES
 from amplify.steering.spec import Steering
-from amplify.values import Span
+from amplify.types import Span
 
 
 @dataclass(frozen=True, slots=True)

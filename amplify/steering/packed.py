@@ -75,7 +75,7 @@ class Stream:
         ]  # fmt: skip
 
     def lay(self, plan: Any) -> Any:
-        """A plan of items (`backends.tree.Plan`) becomes one of token ids, and its weights are laid out."""
+        """A plan of items (`models.tree.Plan`) becomes one of token ids, and its weights are laid out."""
         ids, weights, sink, decode = (np.array(column) for column in zip(*self.kinds, strict=True))
         at, new = plan.ids, len(self.tails)  # behind the stream: one column per sequence, for what it generates
         device = self.model.device

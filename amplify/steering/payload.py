@@ -19,7 +19,7 @@ import numpy.typing as npt
 from amplify.errors import CapabilityError, InputError
 from amplify.steering.formula import TokenSpan, generated_log_weight, key_log_weights, token_spans
 from amplify.steering.spec import Schedule, Steering, is_number
-from amplify.values import STRONGEST
+from amplify.types import STRONGEST
 
 KEY = "amplify_steering"
 """Name in `SamplingParams.extra_args` (HTTP: `vllm_xargs`), and of the switch in `additional_config`."""
@@ -28,7 +28,7 @@ PROBE = "probe"
 """A value that every engine with the plugin refuses, and that one without it ignores: how a client tells them apart."""
 
 if TYPE_CHECKING:
-    from amplify.backends.text import Rendered
+    from amplify.models.text import Rendered
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -133,7 +133,7 @@ def payload(steering: Steering, spans: Sequence[TokenSpan], prompt: int) -> str 
     if steering.dynamic:
         raise CapabilityError(
             f"mode {steering.mode!r} needs each row's attention mass before the factor is known, which takes a second "
-            "attention pass that vLLM does not offer. Use a transformers: backend, or mode 'pasta' or 'instaboost'."
+            "attention pass that vLLM does not offer. Use a transformers: model, or mode 'pasta' or 'instaboost'."
         )
     return Payload(tuple(spans), prompt, steering).to_json() if spans else None
 

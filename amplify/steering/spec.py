@@ -16,7 +16,7 @@ from amplify import codec, files, resources
 from amplify.errors import DataError, InputError, UnknownNameError
 from amplify.plain import from_yaml
 from amplify.steering.modes import MODES
-from amplify.values import STRONGEST
+from amplify.types import STRONGEST
 
 Schedule = Literal["both", "prefill", "decode"]
 FORMAT = 1
@@ -126,7 +126,7 @@ class Steering:
 
         Args:
             config: the model's transformers config.
-            identity: `amplify.models.identity` of its folder, where there is one.
+            identity: `amplify.hub.identity` of its folder, where there is one.
 
         Raises:
             InputError: the profile was measured on another model (what differs is named), or a layer or head is
@@ -142,7 +142,7 @@ class Steering:
         if differ:
             raise InputError(
                 f"this steering profile was measured on another model than the one at hand: {', '.join(differ)}. "
-                "Measure one with `amplify profile`, or name the heads yourself: Steering(heads={…})"
+                "Measure one with `amplify heads`, or name the heads yourself: Steering(heads={…})"
             )
         shape = model_shape(config)
         heads = self.resolve(shape["layers"], shape["heads"])

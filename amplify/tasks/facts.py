@@ -12,7 +12,7 @@ from typing import Any
 from amplify.errors import InputError
 from amplify.tasks.rows import column
 from amplify.tasks.spec import TaskSpec
-from amplify.values import Example
+from amplify.types import Example
 
 QUESTIONS = ("requested_rewrite.prompt", "paraphrase_prompts")
 _SHARES = (("train", 0.4), ("validation", 0.1), ("test", 0.5))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from amplify.errors import InputError
 from amplify.registry import Table, register
 from amplify.tasks.rows import laid_out
-from amplify.values import Example
+from amplify.types import Example
 
 if TYPE_CHECKING:
     from amplify.tasks.spec import TaskSpec

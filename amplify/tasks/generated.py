@@ -17,7 +17,7 @@ from typing import Any
 from amplify.errors import InputError, UnknownNameError
 from amplify.tasks import planted
 from amplify.tasks.spec import SPLITS, TaskSpec, check_keys
-from amplify.values import Example
+from amplify.types import Example
 
 FIRST_NAMES = (
     "Agnes Ahmed Alma Anders Beatriz Bogdan Camille Chidi Clara Dagny Diego Dmitri Elif Emeka Esther Fatima Felix "

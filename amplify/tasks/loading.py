@@ -16,7 +16,7 @@ from amplify.tasks.rows import column_names
 from amplify.tasks.spec import TaskSpec, read_specs, shipped_specs
 from amplify.tasks.splits import clean, content_hash, split_pools
 from amplify.tasks.task import Task
-from amplify.values import Example
+from amplify.types import Example
 
 FILE_TYPES = (".csv", ".tsv", ".jsonl", ".json")
 USER_SPLITS = {"train": 0.4, "validation": 0.2, "test": 0.4}

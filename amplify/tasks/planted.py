@@ -23,7 +23,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from amplify.values import Example
+from amplify.types import Example
 
 Planted = tuple[str, str, dict[str, Any]]
 

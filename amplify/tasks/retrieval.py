@@ -18,7 +18,7 @@ from amplify.errors import InputError
 from amplify.metrics import normalise
 from amplify.tasks.rows import column, laid_out
 from amplify.tasks.spec import TaskSpec, check_keys
-from amplify.values import Example
+from amplify.types import Example
 
 FORMATS = ("hotpotqa", "nq", "miracl")
 OPTIONS = ("total", "gold_at", "distractors")

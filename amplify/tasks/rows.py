@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO
 
 from amplify.errors import AmplifyError, DataError, InputError
 from amplify.plain import from_json
-from amplify.values import Example
+from amplify.types import Example
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CANARY = "canary GUID"

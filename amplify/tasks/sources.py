@@ -15,7 +15,7 @@ from amplify.errors import DataError, InputError
 from amplify.tasks.formats import examples
 from amplify.tasks.rows import bbh_example, column, example, rows
 from amplify.tasks.spec import TaskSpec
-from amplify.values import Demonstration, Example, Rationale
+from amplify.types import Demonstration, Example, Rationale
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(VALIDATION_NAMES, "validation")

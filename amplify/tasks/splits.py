@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from amplify.errors import DataError, InputError
 from amplify.tasks.spec import TaskSpec
-from amplify.values import Example
+from amplify.types import Example
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from amplify.errors import InputError
 from amplify.tasks.splits import content_hash
-from amplify.values import Demonstration, Example
+from amplify.types import Demonstration, Example
 
 
 @dataclass(frozen=True)

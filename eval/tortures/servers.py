@@ -152,7 +152,7 @@ def _asked(children: Children, way: Way, models: Path, server: FakeServer, folde
 
 def hasten() -> None:
     """In a child: waits between tries are a tenth of what they are, at most a second."""
-    from amplify.backends import retry
+    from amplify.models import retry
 
     retry.FIRST_WAIT, retry.LONGEST_WAIT = retry.FIRST_WAIT / 10, 1.0
 

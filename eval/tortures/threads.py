@@ -56,8 +56,8 @@ def calls(setting: Setting) -> list[tuple[str, Callable[[], Any]]]:
     from amplify.steering import Steering
 
     models = setting.models
-    backend = amplify.open_backend(f"transformers:{models / 'lm'}", dtype="float32")
-    other = amplify.open_backend(f"transformers:{models / 'lm'}", dtype="float32")
+    model = amplify.load_model(f"transformers:{models / 'lm'}", dtype="float32")
+    other = amplify.load_model(f"transformers:{models / 'lm'}", dtype="float32")
     proxy = load_proxy(models / "proxy")
     draw = random.Random(setting.seed)
     pasta = Steering(heads={0: (0, 1), 2: (3,)}, alpha=0.05)
@@ -80,18 +80,18 @@ def calls(setting: Setting) -> list[tuple[str, Callable[[], Any]]]:
         sampling = amplify.Sampling(max_tokens=draw.randint(1, 8))
         steering = draw.choice((pasta, everywhere, aimed)) if kind.startswith("steered") else None
         if kind.endswith("generate"):
-            return lambda: backend.generate(asked, sampling, steering=steering)
+            return lambda: model.generate(asked, sampling, steering=steering)
         if kind.endswith("score"):
             targets = [f" {sentence()}" for _ in asked]
-            return lambda: backend.score(asked, targets, steering=steering)
+            return lambda: model.score(asked, targets, steering=steering)
         text = f"{sentence()} phone"
         if kind == "proxy":
             examples = [amplify.Example(str(i), sentence(), commands.LABELS[0]) for i in range(3)]
             return lambda: [scores.tolist() for scores in proxy.label_scores(examples)]
-        model: Any = proxy if kind.startswith("explain a proxy") else backend
-        target = commands.LABELS[0] if model is proxy else " good"
+        explained: Any = proxy if kind.startswith("explain a proxy") else model
+        target = commands.LABELS[0] if explained is proxy else " good"
         method = draw.choice(("grad_x_input", "integrated_gradients", "occlusion", "raw_attention", "kernel_shap"))
-        return lambda: amplify.explain(text, target, model=model, method=method, budget=16)
+        return lambda: amplify.explain(text, target, model=explained, method=method, budget=16)
 
     kinds = ("generate", "score", "steered generate", "steered score", "explain", "explain a proxy", "proxy")
     amount = THREADS * setting.amount(CALLS, 7)

@@ -12,7 +12,7 @@ import pytest
 from amplify.attribution.agreement import Highlighted, agreement, load_esnli
 from amplify.attribution.words import word_spans
 from amplify.errors import DataError, InputError
-from amplify.values import Attribution, Example
+from amplify.types import Attribution, Example
 
 COLUMNS = [
     *("pairID", "gold_label", "Sentence1", "Sentence2", "Explanation_1"),

@@ -7,8 +7,8 @@ import pytest
 
 from amplify.attribution import explain
 from amplify.attribution.attention import flow, raw, rollout
-from amplify.backends import open_backend
-from amplify.values import Prompt
+from amplify.models import load_model
+from amplify.types import Prompt
 
 
 def layers(depth=3, n=5, seed=0, causal=False):
@@ -59,21 +59,21 @@ def test_attention_of_a_language_model(tiny_lm):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     text, target = "Great phone, terrible battery.", " The answer"
-    backend = open_backend(f"transformers:{tiny_lm}", dtype="float32")
-    found = explain(text, target, foil=" positive", model=backend, method="raw_attention")
+    model = load_model(f"transformers:{tiny_lm}", dtype="float32")
+    found = explain(text, target, foil=" positive", model=model, method="raw_attention")
     assert found.foil is None
-    assert backend.model.config._attn_implementation == "sdpa"
-    model = AutoModelForCausalLM.from_pretrained(tiny_lm, attn_implementation="eager")
+    assert model.module.config._attn_implementation == "sdpa"
+    module = AutoModelForCausalLM.from_pretrained(tiny_lm, attn_implementation="eager")
     tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
     batch = tokenizer(text + target, return_offsets_mapping=True)
     with torch.inference_mode():
-        weights = model(torch.tensor([batch["input_ids"]]), output_attentions=True).attentions[-1][0].mean(0)
+        weights = module(torch.tensor([batch["input_ids"]]), output_attentions=True).attentions[-1][0].mean(0)
     starts = [i for i, (_, end) in enumerate(batch["offset_mapping"]) if end > len(text)]
     row = weights[starts[0] - 1 : starts[-1]].mean(0).numpy()
     for (a, b), score in zip(found.spans, found.scores, strict=True):
         tokens = [i for i, (s, e) in enumerate(batch["offset_mapping"]) if s < b and e > a and e <= len(text)]
         assert score == pytest.approx(row[tokens].sum(), abs=1e-5)
-    after = explain(Prompt(text=text), target, model=backend, method="occlusion")  # sdpa again: trees still work
+    after = explain(Prompt(text=text), target, model=model, method="occlusion")  # sdpa again: trees still work
     assert np.isfinite(after.scores).all()
 
 

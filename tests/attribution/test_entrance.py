@@ -10,7 +10,7 @@ import torch
 from amplify.attribution.entrance import embeddings_module, inputs_of, score
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
-from amplify.values import Example
+from amplify.types import Example
 
 LABELS = ("negative", "positive")
 TASK = Task(
@@ -69,5 +69,5 @@ def test_a_language_model_is_entered_at_its_word_embeddings(tiny_lm):
     proxy = train_proxy(TASK, tiny_lm, epochs=0)
     rows = proxy.rows(TASK.train[0])
     words, mask, types = proxy.embed(rows)
-    assert embeddings_module(proxy.model) is None
+    assert embeddings_module(proxy.module) is None
     torch.testing.assert_close(inputs_of(proxy, rows, words, mask, types), words, rtol=0, atol=0)

@@ -10,12 +10,12 @@ import pytest
 import amplify
 from amplify.attribution import METHODS
 from amplify.attribution.comparison import compare
-from amplify.backends import open_backend
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models import load_model
+from amplify.models.scripted import ScriptedModel
 from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
-from amplify.values import Example, Message, Prompt
+from amplify.types import Example, Message, Prompt
 
 TEXT = "Great phone, terrible battery in Paris."
 LABELS = ("negative", "positive")
@@ -32,7 +32,7 @@ def encoder(tiny_encoder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def causal(tiny_lm):
-    return open_backend(f"transformers:{tiny_lm}", dtype="float32")
+    return load_model(f"transformers:{tiny_lm}", dtype="float32")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -75,8 +75,8 @@ def test_many_inputs_agree_with_one_at_a_time(encoder):
             assert a.target == one.target
 
 
-def total(backend, text, continuation):
-    return backend.score([Prompt(text=text)], [continuation])[0].total
+def total(model, text, continuation):
+    return model.score([Prompt(text=text)], [continuation])[0].total
 
 
 @pytest.mark.parametrize("target", [" a", " The answer is negative."])
@@ -135,7 +135,7 @@ def test_removals_equal_one_plain_forward_each(causal, removal):
             sees &= ~torch.tensor(gone)[None, :] | torch.eye(len(ids)).bool()
         additive = torch.zeros(1, 1, len(ids), len(ids)).masked_fill(~sees, torch.finfo(torch.float32).min)
         with torch.inference_mode():
-            logits = causal.model(input_ids=shown, attention_mask=additive).logits[0].log_softmax(-1)
+            logits = causal.module(input_ids=shown, attention_mask=additive).logits[0].log_softmax(-1)
         want = sum(float(logits[i - 1, ids[i]]) for i in range(start, len(ids)))
         assert found == pytest.approx(want, abs=1e-4)
 
@@ -156,8 +156,8 @@ def test_removals_on_an_encoder(encoder):
         else:
             changed[gone] = getattr(encoder.tokenizer, f"{removal}_token_id")
         with torch.inference_mode():
-            before = encoder.model(input_ids=ids).logits[0, 0]
-            after = encoder.model(input_ids=changed, attention_mask=mask).logits[0, 0]
+            before = encoder.module(input_ids=ids).logits[0, 0]
+            after = encoder.module(input_ids=changed, attention_mask=mask).logits[0, 0]
         assert a.scores[0] == pytest.approx(float(before - after), abs=1e-5)
     assert any(inside)
 
@@ -198,7 +198,7 @@ def test_bad_input(encoder, causal):
     refused("kernel_shap", TEXT, "negative", method="kernelshap", error=UnknownNameError)
     refused("delete", TEXT, "negative", method="lime", removal="erase", error=UnknownNameError)
     refused("no mask token", TEXT, " a", model=causal, method="lime", removal="mask")
-    refused("neither a proxy folder nor a backend", TEXT, "a", model="smollm2-135m")
+    refused("neither a proxy folder nor a model", TEXT, "a", model="smollm2-135m")
     refused("do not overlap", TEXT, "negative", players=[(0, 5), (3, 8)])
     refused("1 evaluation or more", TEXT, "negative", budget=0)
     with pytest.raises(CapabilityError, match="What works with it: occlusion, lime, kernel_shap"):
@@ -208,7 +208,7 @@ def test_bad_input(encoder, causal):
 
 
 def open_scored():
-    from amplify.backends.base import Usage
+    from amplify.models.base import Usage
 
     class Scored:
         spec, usage, max_context = "scored:x", Usage(), None
@@ -266,14 +266,14 @@ def test_an_input_that_nothing_can_explain_is_named(encoder):
 
 
 def test_auto_is_compared_under_the_name_it_stands_for():
-    backend = ScriptedBackend(logprob=lambda text, _: -0.1 if "great" in text.lower() else -2.0)
-    result = compare([TEXT], [" good"], model=backend, methods=["tfidf", "auto"])
+    model = ScriptedModel(logprob=lambda text, _: -0.1 if "great" in text.lower() else -2.0)
+    result = compare([TEXT], [" good"], model=model, methods=["tfidf", "auto"])
     [name] = set(result.found) - {"tfidf"}
     assert name in ("occlusion", "kernel_shap")
     assert f"on 1 example: {name}" in result.note
     assert result.note in result.to_html()
     with pytest.raises(UnknownNameError, match="kernel_shap"):
-        compare([TEXT], [" good"], model=backend, methods=["tfidf", "KernelSHAP"])
+        compare([TEXT], [" good"], model=model, methods=["tfidf", "KernelSHAP"])
 
 
 def test_the_command(encoder, tmp_path):

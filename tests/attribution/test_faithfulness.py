@@ -12,11 +12,11 @@ from amplify.attribution.faithfulness import comprehensiveness, faithfulness
 from amplify.attribution.faithfulness_metrics import DEFAULT, METRICS
 from amplify.attribution.faithfulness_table import interval, pooled
 from amplify.attribution.words import word_spans
-from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
-from amplify.values import Attribution, Example, Message, Prompt
+from amplify.types import Attribution, Example, Message, Prompt
 
 WEIGHTS = {"great": 2.0, "fine": 1.0, "poor": -1.5}
 
@@ -39,7 +39,7 @@ def attributed(text: str, scores: dict[str, float], method: str = "mine", **more
 
 
 TEXT = "a great phone and a fine box with a poor lid"
-model = ScriptedBackend(logprob=log_sigmoid)
+model = ScriptedModel(logprob=log_sigmoid)
 
 
 def p(text: str) -> float:
@@ -122,10 +122,10 @@ def test_tables_of_parts_pool_to_the_table_of_all():
 
 def test_the_same_seed_gives_the_same_table_and_each_coalition_is_asked_once():
     explanations = [attributed(text, WEIGHTS) for text in texts(3)]
-    backend = ScriptedBackend(logprob=log_sigmoid)
-    one = faithfulness(explanations, backend, list(METRICS))
-    assert len(backend.calls) == one.evaluations
-    assert len({call.batch for call in backend.calls}) <= 2 * 3, "an item is asked in one batch, occlusion in another"
+    first = ScriptedModel(logprob=log_sigmoid)
+    one = faithfulness(explanations, first, list(METRICS))
+    assert len(first.calls) == one.evaluations
+    assert len({call.batch for call in first.calls}) <= 2 * 3, "an item is asked in one batch, occlusion in another"
     two = faithfulness(explanations, model, list(METRICS))
     assert one.rows == two.rows
     assert faithfulness(explanations, model, list(METRICS), seed=1).rows != one.rows
@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_table_and_each_coalition_is_asked_once():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_held_out_masks_are_not_those_that_an_explainer_learnt_from(seed):
-    model = ScriptedBackend(logprob=lambda text, continuation: -float(len(text)))
+    model = ScriptedModel(logprob=lambda text, continuation: -float(len(text)))
     text = "one two three four five six seven eight nine ten eleven twelve"
     for method in ("lime", "random"):
         found = amplify.explain(text, " x", model=model, method=method, budget=33, seed=seed)
@@ -171,12 +171,12 @@ def test_proxies_and_own_choices(tiny_lm):
 
 
 def test_of_a_chat_the_users_words_are_deleted():
-    backend = ScriptedBackend(logprob=log_sigmoid)
+    model = ScriptedModel(logprob=log_sigmoid)
     chat = Prompt(messages=(Message("system", "Be great."), Message("user", TEXT)), prefix="It is")
-    table = faithfulness([attributed(TEXT, WEIGHTS)], backend, examples=[chat], k=2)
+    table = faithfulness([attributed(TEXT, WEIGHTS)], model, examples=[chat], k=2)
     assert table.row("mine", "lds").value.mean == pytest.approx(1.0)
-    assert all("Be great." in call.text for call in backend.calls)
-    assert any("a great phone" not in call.text for call in backend.calls)
+    assert all("Be great." in call.text for call in model.calls)
+    assert any("a great phone" not in call.text for call in model.calls)
 
 
 def test_one_item_says_nothing_of_others():

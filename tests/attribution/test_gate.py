@@ -16,11 +16,11 @@ from amplify.attribution.deletion import Deletion, deletion
 from amplify.attribution.explaining import explain, explain_many
 from amplify.attribution.gate import Verdict, choose, choose_on, explain_words, judge
 from amplify.attribution.words import key_word_mask, word_spans
-from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.proxies import Proxy, train_proxy
 from amplify.tasks import Task
-from amplify.values import Attribution, Example
+from amplify.types import Attribution, Example
 
 
 def game(weights: dict[str, float]) -> Deletion:
@@ -88,10 +88,10 @@ def test_a_prompt_of_a_language_model_is_judged_alike():
     text = "a great phone in a box with a lid"
     spans = word_spans(text)
     words = tuple(text[a:b] for a, b in spans)
-    backend = ScriptedBackend(logprob=lambda prompt, label: -0.1 if "great" in prompt else -3.0)
+    model = ScriptedModel(logprob=lambda prompt, label: -0.1 if "great" in prompt else -3.0)
     made = Attribution(text, words, spans, (0.0,) * len(words), " good")
-    assert judge(["great"], deletion(made, backend)).passed
-    assert not judge(["phone"], deletion(made, backend)).passed
+    assert judge(["great"], deletion(made, model)).passed
+    assert not judge(["phone"], deletion(made, model)).passed
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +191,8 @@ def test_auto_on_a_language_model_is_measured_on_the_inputs_explained():
 
     filler = ("box", "lid", "case", "shop", "day", "price", "week", "hand")
     texts = [" ".join(np.random.default_rng(i).permutation(["great", "superb", *filler])) for i in range(6)]
-    backend = ScriptedBackend(logprob=logprob)
-    options = {"foils": [" bad"] * 6, "model": backend}
+    model = ScriptedModel(logprob=logprob)
+    options = {"foils": [" bad"] * 6, "model": model}
     [(name, found)] = explain_many(texts, [" good"] * 6, methods=["auto"], **options).items()
     assert name == "kernel_shap"
     assert set(found[0].top(2)) == {"great", "superb"}
@@ -202,14 +202,14 @@ def test_auto_on_a_language_model_is_measured_on_the_inputs_explained():
         replace(a, meta={**a.meta, "auto": found[0].meta["auto"]})
         for a in explain_many(texts, [" good"] * 6, methods=["kernel_shap"], **options)["kernel_shap"]
     ]
-    alone = explain(texts[0], " good", foil=" bad", model=backend, method="auto")
+    alone = explain(texts[0], " good", foil=" bad", model=model, method="auto")
     assert alone.meta["auto"].endswith("too few examples to tell whether it beats random scores")
-    choice = choose_on(backend, texts, [" good"] * 6, [" bad"] * 6, items=3)
+    choice = choose_on(model, texts, [" good"] * 6, [" bad"] * 6, items=3)
     assert (set(choice.merits), choice.items) == ({"occlusion", "kernel_shap"}, 3)
     with pytest.raises(CapabilityError, match="log-probabilities"):
         explain(texts[0], " good", model=ScriptedGenerator(), method="auto")
     with pytest.raises(InputError, match="no input"):
-        choose_on(backend, [], [])
+        choose_on(model, [], [])
 
 
 def test_errors(sentiment: Task, proxy: Proxy):

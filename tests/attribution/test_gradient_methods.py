@@ -9,11 +9,11 @@ import torch
 from amplify.attribution import explain
 from amplify.attribution.embedded import NOISE, SAMPLES, embedded, reduce
 from amplify.attribution.opening import subject
-from amplify.backends import open_backend
+from amplify.models import load_model
 from amplify.errors import InputError
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
-from amplify.values import Example, Prompt
+from amplify.types import Example, Prompt
 
 TEXT = "Great phone, terrible battery in Paris."
 LABELS = ("negative", "positive")
@@ -30,7 +30,7 @@ def encoder(tiny_encoder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def causal(tiny_lm):
-    return open_backend(f"transformers:{tiny_lm}", dtype="float32")
+    return load_model(f"transformers:{tiny_lm}", dtype="float32")
 
 
 def subjects(encoder, causal):
@@ -104,7 +104,7 @@ def test_integrated_gradients_are_complete(encoder, causal):
 def test_encoders_are_entered_behind_their_embeddings_module_as_captums_layer_methods_do(encoder, method):
     from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
 
-    model, tokenizer = encoder.model, encoder.tokenizer
+    model, tokenizer = encoder.module, encoder.tokenizer
     case = subject(encoder, TEXT, "negative", "positive")
     [part] = case.parts()
     [row] = encoder.rows(Example(id="x", text=TEXT))

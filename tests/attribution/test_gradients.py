@@ -12,7 +12,7 @@ from amplify.errors import InputError, UnknownNameError
 from amplify.proxies import Proxy, train_proxy
 from amplify.tasks import Task
 from amplify.text import input_text
-from amplify.values import Example
+from amplify.types import Example
 
 LABELS = ("negative", "positive", "neutral")
 TEXTS = (
@@ -89,7 +89,7 @@ def reference(proxy: Proxy, example: Example, target: str, foil: str | None, met
 
     if proxy.kind == "encoder":
         outs = [
-            proxy.model(inputs_embeds=words.requires_grad_(), token_type_ids=types, output_hidden_states=True)
+            proxy.module(inputs_embeds=words.requires_grad_(), token_type_ids=types, output_hidden_states=True)
             for words, _, types in (proxy.embed([row]) for row in rows)
         ]
         inputs = [out.hidden_states[0] for out in outs]

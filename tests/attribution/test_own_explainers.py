@@ -10,7 +10,7 @@ import pytest
 import amplify
 from amplify.attribution import METHODS
 from amplify.attribution.registry import Case, Explainer
-from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.methods import make
 from amplify.registry import table
@@ -26,9 +26,9 @@ def own() -> Iterator[Callable[[str], None]]:
         table("explainer").remove(name)
 
 
-def backend() -> ScriptedBackend:
+def toy() -> ScriptedModel:
     worth = {"good": 1.0, "great": 2.0, "awful": -3.0}
-    return ScriptedBackend(logprob=lambda text, continuation: sum(worth.get(w, 0.0) for w in text.split()) - 9)
+    return ScriptedModel(logprob=lambda text, continuation: sum(worth.get(w, 0.0) for w in text.split()) - 9)
 
 
 def alone(case: Case) -> np.ndarray:
@@ -43,7 +43,7 @@ def test_a_function_of_a_case_is_an_explainer(own: Callable[[str], None]) -> Non
     own("alone")
     amplify.register("explainer", "alone")(alone)
     assert METHODS["alone"].summary == "What each word gives by itself."
-    model = backend()
+    model = toy()
     both = amplify.explain_many([TEXT], [" x"], model=model, methods=["alone", "occlusion"])
     assert both["alone"][0].scores == (1.0, 0.0, 2.0, -3.0)
     found = both["alone"][0]
@@ -70,15 +70,15 @@ def test_what_an_explainer_says_of_itself_counts(own: Callable[[str], None]) -> 
     own("inside")
     amplify.register("explainer", "inside", Explainer("embedding", "x", lambda case: [0.0] * len(case.words)))
     with pytest.raises(CapabilityError, match=r"inside looks inside the model.*length"):
-        amplify.explain(TEXT, " x", model=backend(), method="inside")
+        amplify.explain(TEXT, " x", model=toy(), method="inside")
 
 
 def test_bad_explainers(own: Callable[[str], None]) -> None:
     own("short")
     amplify.register("explainer", "short", lambda case: [1.0])
     with pytest.raises(InputError, match=r"short gives scores of shape \(1,\) for 4 words"):
-        amplify.explain(TEXT, " x", model=backend(), method="short")
+        amplify.explain(TEXT, " x", model=toy(), method="short")
     with pytest.raises(InputError, match="a function of a Case"):
         amplify.register("explainer", "odd", 3)
     with pytest.raises(UnknownNameError, match=r"Did you mean 'occlusion'.*Or 'auto'"):
-        amplify.explain(TEXT, " x", model=backend(), method="oclusion")
+        amplify.explain(TEXT, " x", model=toy(), method="oclusion")

@@ -14,7 +14,7 @@ from amplify.attribution.words import word_spans
 from amplify.errors import InputError, UnknownNameError
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
-from amplify.values import Example, Message, Prompt
+from amplify.types import Example, Message, Prompt
 
 
 def game(n: int, seed: int = 0):

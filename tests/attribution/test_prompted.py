@@ -17,9 +17,9 @@ from amplify.attribution.prompted import (
     read_words,
 )
 from amplify.attribution.words import word_spans
-from amplify.backends.scripted import ScriptedGenerator
+from amplify.models.scripted import ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
-from amplify.values import Attribution, Message, Prompt
+from amplify.types import Attribution, Message, Prompt
 
 TEXT = "The superb end and the lovely music saved a dull, slow film"
 WORTH = {"superb": 3.0, "lovely": 2.0, "music": 0.5, "dull": -2.0, "slow": -1.0}
@@ -52,8 +52,8 @@ def averaging(prompt: str) -> str:
 
 def test_neighbours_say_enough_to_find_the_words() -> None:
     for strategy in ("perturbation", "instruction"):
-        backend = ScriptedGenerator(reply=averaging)
-        found = explain_prompted([case()], backend, strategy, k=3, neighbours=64, model="toy")
+        model = ScriptedGenerator(reply=averaging)
+        found = explain_prompted([case()], model, strategy, k=3, neighbours=64, model="toy")
         (a,) = found.attributions
         assert a is not None
         assert a.top(2) == ["superb", "lovely"]
@@ -65,55 +65,55 @@ def test_neighbours_say_enough_to_find_the_words() -> None:
 
 
 def test_sixteen_neighbours_are_shown_with_the_models_own_outputs() -> None:
-    backend = ScriptedGenerator("say=superb")
-    explain_prompted([case()], backend, "perturbation", seed=3)
-    lines = re.findall(r"(?m)^Without (.*): (\w+) \(([-+]\d+\.\d+)\)$", backend.texts[0])
+    model = ScriptedGenerator("say=superb")
+    explain_prompted([case()], model, "perturbation", seed=3)
+    lines = re.findall(r"(?m)^Without (.*): (\w+) \(([-+]\d+\.\d+)\)$", model.texts[0])
     assert len(lines) == 16 == len(set(lines))
     for missing, label, margin in lines:
         left = sum(WORTH.values()) - sum(WORTH.get(word, 0.0) for word in re.findall(r'"([^"]+)"', missing))
         assert float(margin) == pytest.approx(left, abs=0.005)
         assert label == ("positive" if left > 0 else "negative")
-    assert "Output: positive (+2.50)" in backend.texts[0]
+    assert "Output: positive (+2.50)" in model.texts[0]
     again = ScriptedGenerator("say=superb")
     explain_prompted([case()], again, "perturbation", seed=3)
-    assert again.texts == backend.texts, "the same seed shows the same neighbours"
+    assert again.texts == model.texts, "the same seed shows the same neighbours"
     explain_prompted([case()], again, "perturbation", seed=4)
-    assert again.texts[-1] != backend.texts[0]
+    assert again.texts[-1] != model.texts[0]
 
 
 def test_prediction_shows_texts_and_reads_the_words_behind_the_prediction() -> None:
-    backend = ScriptedGenerator(reply=lambda _: ' positive\nWords: "lovely", "superb"')
-    (a,) = explain_prompted([case()], backend, "prediction", k=2).attributions
+    model = ScriptedGenerator(reply=lambda _: ' positive\nWords: "lovely", "superb"')
+    (a,) = explain_prompted([case()], model, "prediction", k=2).attributions
     assert a is not None
     assert a.top(2) == ["lovely", "superb"]
-    assert len(re.findall(r"(?m)^Text: ", backend.texts[0])) == 17
-    assert backend.texts[0].endswith("assistant: Output:")
+    assert len(re.findall(r"(?m)^Text: ", model.texts[0])) == 17
+    assert model.texts[0].endswith("assistant: Output:")
     silent = explain_prompted([case()], ScriptedGenerator("say= positive, superb"), "prediction", retries=1)
     assert (silent.attributions, silent.calls, silent.failed) == ((None,), 2, 1)
 
 
 def test_explanation_shows_solved_examples() -> None:
     solved = Attribution("a fine day", ("fine", "day"), ((2, 6), (7, 10)), (1.0, 0.2), "positive")
-    backend = ScriptedGenerator('say=superb", "film"')
-    found = explain_prompted([case()], backend, "explanation", k=2, solved=[solved])
+    model = ScriptedGenerator('say=superb", "film"')
+    found = explain_prompted([case()], model, "explanation", k=2, solved=[solved])
     assert found.attributions[0] is not None
     assert found.attributions[0].budget == 0
-    assert 'Text: a fine day\nOutput: positive\nWords: "fine", "day"\n' in backend.texts[0]
+    assert 'Text: a fine day\nOutput: positive\nWords: "fine", "day"\n' in model.texts[0]
     with pytest.raises(InputError, match="give solved="):
-        explain_prompted([case()], backend, "explanation")
+        explain_prompted([case()], model, "explanation")
 
 
 def test_self_continues_the_models_own_answer() -> None:
     own = Prompt(messages=(Message("user", f"Review: {TEXT}"),), prefix="The answer is")
-    backend = ScriptedGenerator('say=superb", "lovely"')
-    explain_prompted([Case(TEXT, "(A)", prompt=own)], backend, "self", k=4)
+    model = ScriptedGenerator('say=superb", "lovely"')
+    explain_prompted([Case(TEXT, "(A)", prompt=own)], model, "self", k=4)
     lead = 'The answer is (A). The text is recognised as such by its words "'
-    assert backend.texts[0] == f"user: Review: {TEXT}\n\nassistant: {lead}"
+    assert model.texts[0] == f"user: Review: {TEXT}\n\nassistant: {lead}"
     raw = Prompt(text=f"Q: {TEXT}\nA:", prefix=" The answer is")
-    explain_prompted([Case(TEXT, "(A)", prompt=raw)], backend, "self", k=4)
-    assert backend.texts[1] == f"Q: {TEXT}\nA: {lead}"
-    explain_prompted([Case(TEXT, "positive")], backend, "self")
-    assert "your answer was positive.\n" in backend.texts[2]
+    explain_prompted([Case(TEXT, "(A)", prompt=raw)], model, "self", k=4)
+    assert model.texts[1] == f"Q: {TEXT}\nA: {lead}"
+    explain_prompted([Case(TEXT, "positive")], model, "self")
+    assert "your answer was positive.\n" in model.texts[2]
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def test_replies_are_read_strictly(reply: str, words: tuple[str, ...], invented:
 
 def test_nonsense_is_asked_again_a_bounded_number_of_times() -> None:
     said = iter(["banana", "music", "apple", "superb"])
-    backend = ScriptedGenerator(reply=lambda _: next(said))
+    model = ScriptedGenerator(reply=lambda _: next(said))
     prompts = [Prompt(text=f"{i}", prefix=' "') for i in range(2)]
-    named = ask_words(prompts, [case(), case()], backend, 2, retries=2)
+    named = ask_words(prompts, [case(), case()], model, 2, retries=2)
     assert [n.words for n in named] == [("superb",), ("music",)]
     assert [n.attempts for n in named] == [3, 1]
     assert named[0].invented == 0
@@ -160,11 +160,11 @@ def test_nonsense_is_asked_again_a_bounded_number_of_times() -> None:
 
 def test_a_language_models_own_outputs_are_the_neighbours_outputs(tiny_lm: Path) -> None:
     text = "Great phone, terrible battery. The answer is"
-    with amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32") as model:
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
         (own,) = cases_of([text], [" positive"], model, foils=[" negative"])
         assert [text[a:b] for a, b in own.words] == ["Great", "phone", "terrible", "battery", "answer"]
         explainer = ScriptedGenerator("say=terrible")
-        found = explain_prompted([own], explainer, "perturbation", model=model.spec)
+        found = explain_prompted([own], explainer, "perturbation", model=model.id)
         shown = re.search(r"(?m)^Without \"terrible\": \w+ \((.*)\)$", explainer.texts[0])
         cut = Prompt(text=text.replace("terrible ", ""))
         yes, no = (r.total for r in model.score([cut, cut], [" positive", " negative"]))
@@ -191,17 +191,17 @@ def test_neighbours_are_different_and_near() -> None:
 
 
 def test_bad_input_is_one_clear_error() -> None:
-    backend = ScriptedGenerator("say=x")
+    model = ScriptedGenerator("say=x")
     with pytest.raises(UnknownNameError, match="Did you mean 'perturbation'"):
-        explain_prompted([case()], backend, "pertubation")
+        explain_prompted([case()], model, "pertubation")
     with pytest.raises(InputError, match="no word to name"):
-        explain_prompted([Case("it is the", "positive")], backend, "self")
+        explain_prompted([Case("it is the", "positive")], model, "self")
     for strategy in set(STRATEGIES) - {"explanation", "self"}:
         with pytest.raises(InputError, match="give each case its value="):
-            explain_prompted([Case(TEXT, "positive")], backend, strategy)
+            explain_prompted([Case(TEXT, "positive")], model, strategy)
     broken = Case(TEXT, "positive", value=lambda masks: np.full(len(masks), np.nan))
     with pytest.raises(InputError, match="not finite"):
-        explain_prompted([broken], backend)
+        explain_prompted([broken], model)
     with pytest.raises(InputError, match="k=0"):
-        explain_prompted([case()], backend, k=0)
-    assert not backend.calls
+        explain_prompted([case()], model, k=0)
+    assert not model.calls

@@ -20,7 +20,7 @@ from amplify.attribution.words import (
 )
 from amplify.tasks import Task
 from amplify.text import input_text, option_spans
-from amplify.values import Example
+from amplify.types import Example
 
 
 def words(text: str) -> list[str]:

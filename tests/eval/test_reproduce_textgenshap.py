@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from amplify.backends import open_backend
+from amplify.models import load_model
 from amplify.methods import make
 from amplify.tasks import load_task
 
@@ -58,7 +58,7 @@ def test_one_command_each(tmp_path: Path, command: list[str], wanted: str) -> No
         command = [*command, "--out", str(tmp_path / "runs")]
     (tmp_path / "dev_distractor_50.json").write_text(json.dumps(rows()))
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *command, "--backend", "scripted:say= Fact", "--results", str(tmp_path)],
+        [sys.executable, str(SCRIPT), *command, "--model", "scripted:say= Fact", "--results", str(tmp_path)],
         capture_output=True, text=True, cwd=tmp_path,
         env={**os.environ, "AMPLIFY_DATA": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -80,10 +80,10 @@ def test_the_retriever_keeps_its_best_of_the_common_pool(
     monkeypatch.setenv("AMPLIFY_DATA", str(tmp_path))
     (tmp_path / "dev_distractor_50.json").write_text(json.dumps(rows()))
     bench, task = script("reproduce_textgenshap"), load_task("hotpotqa")
-    with open_backend("scripted:say= Fact") as backend:
+    with load_model("scripted:say= Fact") as model:
 
         def shown(method: Any) -> list[Any]:
-            return [a.sources for a in method.fit(task, backend, 0).answer(task.test, backend)]
+            return [a.sources for a in method.fit(task, model, 0).answer(task.test, model)]
 
         # out of all documents it is what the retriever gives by itself
         alone = shown(make("rag", search="minilm", documents=1))
@@ -95,5 +95,5 @@ def test_the_retriever_keeps_its_best_of_the_common_pool(
             assert found.shown == found.ranking[:1]
             assert set(found.ranking[:2]) == {0, 1}
             assert found.ranking[2] == 2
-        given = [m.fit(task, backend, 0).template for m in (bench.Nearest(template="question_last"), make("rag"))]
+        given = [m.fit(task, model, 0).template for m in (bench.Nearest(template="question_last"), make("rag"))]
         assert [t.name for t in given] == ["sources_question_last", "sources_default"]

@@ -1,4 +1,4 @@
-"""A small task, methods whose programs only prompt, and a backend whose answers are a function of the prompt.
+"""A small task, methods whose programs only prompt, and a model whose answers are a function of the prompt.
 
 Run as a script it evaluates into a folder until so many records are on disk and then waits to be killed:
 `python evaluation_fakes.py FOLDER RECORDS`, or with a model's folder as the third argument on that model.
@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from amplify.backends.base import Generator
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.base import LanguageModel
+from amplify.models.scripted import ScriptedModel
 from amplify.evaluation import Report, evaluate
 from amplify.methods.base import Method, PromptProgram
 from amplify.tasks import Task
-from amplify.values import Answer, Demonstration, Example, Message, Prompt, Rationale, Sampling
+from amplify.types import Answer, Demonstration, Example, Message, Prompt, Rationale, Sampling
 
 LABELS = ("good", "bad")
 WORDS = ("great", "broken", "lovely", "late", "kind", "awful", "quick", "dull")
@@ -69,10 +69,10 @@ class FakeProgram(PromptProgram):
         shown = " ".join(shot["example"]["text"] for shot in self.shots)
         return Prompt(messages=(Message("user", f"{self.tag} {shown} Review: {example.text}"),))
 
-    def answer(self, examples: Sequence[Example], backend: Generator) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         prompts = [self.prompt(e) for e in examples]
         answers = []
-        for prompt, done in zip(prompts, backend.generate(prompts, Sampling(max_tokens=8)), strict=True):
+        for prompt, done in zip(prompts, model.generate(prompts, Sampling(max_tokens=8)), strict=True):
             word = done.text.rpartition(" ")[2]
             answers.append(
                 Answer(
@@ -107,10 +107,10 @@ class Fake(Method):
     leak: bool = False
     asks: int = field(default=1)
 
-    def fit(self, task: Task, backend: Generator, seed: int) -> FakeProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> FakeProgram:
         FITS.append((self.label, seed))
         tag = f"skill={self.skill} seed={seed}"
-        backend.generate([Prompt(text=f"{tag} fit item {i} ?") for i in range(self.asks)], Sampling(max_tokens=4))
+        model.generate([Prompt(text=f"{tag} fit item {i} ?") for i in range(self.asks)], Sampling(max_tokens=4))
         pool = (task.test if self.leak else task.train)[: self.shots]
         shots = [
             Demonstration(e, Rationale(f"The key words: {e.text.split()[4]}", (e.text.split()[4],), "key_words"))
@@ -132,15 +132,15 @@ def methods() -> list[Method]:
     return [Plain(), Fake(), Fake(skill=0.9)]
 
 
-def fake_backend(**options: Any) -> ScriptedBackend:
-    return ScriptedBackend("fake", reply=reply, **options)
+def fake_backend(**options: Any) -> ScriptedModel:
+    return ScriptedModel("fake", reply=reply, **options)
 
 
 def run(out: Path | None, **changes: Any) -> Report:
     """All methods under three seeds, in batches of four."""
     given = {"batch_size": 4, "seeds": (0, 1, 2)} | changes
     return evaluate(
-        make_task(), given.pop("backend", fake_backend()), given.pop("methods", methods()), out=out, **given
+        make_task(), given.pop("model", fake_backend()), given.pop("methods", methods()), out=out, **given
     )
 
 
@@ -148,8 +148,8 @@ def lines(folder: Path, name: str = "records.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def hold(backend: Any, records: Path, wanted: int) -> None:
-    """The backend answers nothing more once so many records are on disk."""
+def hold(model: Any, records: Path, wanted: int) -> None:
+    """The model answers nothing more once so many records are on disk."""
 
     def holding(call: Any) -> Any:
         def held(*given: Any, **options: Any) -> Any:
@@ -159,19 +159,19 @@ def hold(backend: Any, records: Path, wanted: int) -> None:
 
         return held
 
-    backend.generate, backend.score = holding(backend.generate), holding(backend.score)
+    model.generate, model.score = holding(model.generate), holding(model.score)
 
 
-def run_model(model: str, out: Path, wanted: int | None = None) -> None:
+def run_model(name: str, out: Path, wanted: int | None = None) -> None:
     """Rationales written and labels scored on a real architecture, in small batches."""
-    from amplify.backends import open_backend
+    from amplify.models import load_model
 
-    with open_backend(f"transformers:{model}", dtype="float32", device="cpu") as backend:
+    with load_model(f"transformers:{name}", dtype="float32", device="cpu") as model:
         if wanted is not None:
-            hold(backend, out / "records.jsonl", wanted)
+            hold(model, out / "records.jsonl", wanted)
         options = {"zero_shot_cot.max_tokens": 6, "few_shot.shots": 3}
         names = ["few_shot", "zero_shot_cot"]
-        evaluate(make_task(12), backend, names, mode="score", options=options, out=out, batch_size=3, seeds=(0, 1))
+        evaluate(make_task(12), model, names, mode="score", options=options, out=out, batch_size=3, seeds=(0, 1))
 
 
 if __name__ == "__main__":
@@ -179,6 +179,6 @@ if __name__ == "__main__":
     if len(sys.argv) > 3:
         run_model(sys.argv[3], folder, records_wanted)
     else:
-        with fake_backend() as backend:
-            hold(backend, folder / "records.jsonl", records_wanted)
-            run(folder, backend=backend)
+        with fake_backend() as model:
+            hold(model, folder / "records.jsonl", records_wanted)
+            run(folder, model=model)

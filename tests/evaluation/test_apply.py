@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 
 import amplify
-from amplify.backends.scripted import ScriptedBackend
-from amplify.errors import BackendError, InputError, RunError
+from amplify.models.scripted import ScriptedModel
+from amplify.errors import ModelError, InputError, RunError
 from amplify.evaluation.apply import apply_program, confidence
 from amplify.methods import Program, make
-from amplify.values import Answer, Example
+from amplify.types import Answer, Example
 
 ROWS = 10
 
 
-def backend(**options: object) -> ScriptedBackend:
+def model(**options: object) -> ScriptedModel:
     """Says billing where money is spoken of, else technical."""
     reply = lambda text: " billing." if "money" in text.split("user:")[-1] else " technical."  # noqa: E731
     logprob = lambda text, label: -1.0 if label.strip(" .") in reply(text) else -3.0  # noqa: E731
-    return ScriptedBackend(reply=reply, logprob=logprob, **options)  # type: ignore[arg-type]
+    return ScriptedModel(reply=reply, logprob=logprob, **options)  # type: ignore[arg-type]
 
 
 def program(mode: str = "generate") -> Program:
-    return make("zero_shot", mode=mode).fit(amplify.load_task("support_tickets"), backend(), 0)  # type: ignore[arg-type]
+    return make("zero_shot", mode=mode).fit(amplify.load_task("support_tickets"), model(), 0)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_every_row_keeps_its_columns_and_gets_an_answer(source: Path, tmp_path: Path) -> None:
-    done = apply_program(program(), source, "message", backend(), tmp_path / "out.csv", batch_size=4)
+    done = apply_program(program(), source, "message", model(), tmp_path / "out.csv", batch_size=4)
     rows = read(tmp_path / "out.csv")
     assert (done.rows, done.unparsed, len(rows)) == (ROWS, 0, ROWS)
     assert [row["customer"] for row in rows] == [str(i) for i in range(ROWS)]
@@ -52,18 +52,18 @@ def test_every_row_keeps_its_columns_and_gets_an_answer(source: Path, tmp_path: 
 
 
 def test_the_score_is_the_answers_probability_among_the_labels(source: Path, tmp_path: Path) -> None:
-    apply_program(program("score"), source, "message", backend(), tmp_path / "out.csv")
+    apply_program(program("score"), source, "message", model(), tmp_path / "out.csv")
     scores = [float(row["score"]) for row in read(tmp_path / "out.csv")]
     assert scores == pytest.approx([1 / (1 + 4 * 2.718281828459045**-2)] * ROWS)  # one label at -1, four at -3
 
 
-@pytest.mark.parametrize("normalise", ["tokens", "characters", "first_token"])
-def test_labels_that_are_compared_by_length_keep_their_probabilities(source: Path, normalise: str) -> None:
+@pytest.mark.parametrize("normalize", ["tokens", "characters", "first_token"])
+def test_labels_that_are_compared_by_length_keep_their_probabilities(source: Path, normalize: str) -> None:
     """A mean per token is no log-probability: the probability is that of the labels as they are."""
-    method = make("zero_shot", mode="score", normalise=normalise)
+    method = make("zero_shot", mode="score", normalize=normalise)
     task = amplify.load_task("support_tickets")
-    [answer] = method.fit(task, backend(), 0).answer(task.test[:1], backend())
-    plain = make("zero_shot", mode="score").fit(task, backend(), 0).answer(task.test[:1], backend())[0]
+    [answer] = method.fit(task, model(), 0).answer(task.test[:1], model())
+    plain = make("zero_shot", mode="score").fit(task, model(), 0).answer(task.test[:1], model())[0]
     if normalise == "first_token":
         assert answer.scores == answer.logprobs == answer.first_tokens
     else:
@@ -82,12 +82,12 @@ def test_no_score_without_log_probabilities() -> None:
 @pytest.mark.parametrize("torn", ["", '{"answer": "bil'])
 def test_a_stopped_call_goes_on_where_it_stopped(source: Path, tmp_path: Path, torn: str) -> None:
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
-    apply_program(program(), source, "message", backend(), whole, batch_size=4)
-    with pytest.raises(BackendError, match=r"4 of 10 rows and 1 replies .* are kept: the same command resumes"):
-        apply_program(program(), source, "message", backend(fail_after=5), out, batch_size=4)
+    apply_program(program(), source, "message", model(), whole, batch_size=4)
+    with pytest.raises(ModelError, match=r"4 of 10 rows and 1 replies .* are kept: the same command resumes"):
+        apply_program(program(), source, "message", model(fail_after=5), out, batch_size=4)
     partial = tmp_path / "out.csv.answers.jsonl"
     partial.write_text(partial.read_text() + torn)
-    again = backend()
+    again = model()
     apply_program(program(), source, "message", again, out, batch_size=4)
     assert out.read_bytes() == whole.read_bytes()
     assert len(again.texts) == ROWS - 5  # the one that was answered of the batch that failed is not asked again
@@ -96,39 +96,39 @@ def test_a_stopped_call_goes_on_where_it_stopped(source: Path, tmp_path: Path, t
 
 def test_another_input_is_not_mixed_in(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
-    with pytest.raises(BackendError):
-        apply_program(program(), source, "message", backend(fail_after=5), out, batch_size=4)
+    with pytest.raises(ModelError):
+        apply_program(program(), source, "message", model(fail_after=5), out, batch_size=4)
     source.write_text("customer,message\n1,other\n")
     with pytest.raises(RunError, match=r"is not of this input(.|\n)*input\.rows: 10 in the file, 1 in this call"):
-        apply_program(program(), source, "message", backend(), out, batch_size=4)
+        apply_program(program(), source, "message", model(), out, batch_size=4)
 
 
 def test_columns_of_ours_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("message,answer\nhello,mine\n")
     with pytest.raises(InputError, match=r"already has the column\(s\) answer"):
-        apply_program(program(), tmp_path / "new.csv", "message", backend(), tmp_path / "out.csv")
+        apply_program(program(), tmp_path / "new.csv", "message", model(), tmp_path / "out.csv")
 
 
 def test_columns_that_only_some_rows_have_are_kept(tmp_path: Path) -> None:
     (tmp_path / "new.jsonl").write_text('{"message": "my app"}\n{"message": "my money", "customer": "7"}\n')
-    apply_program(program(), tmp_path / "new.jsonl", "message", backend(), tmp_path / "out.csv")
+    apply_program(program(), tmp_path / "new.jsonl", "message", model(), tmp_path / "out.csv")
     assert [row["customer"] for row in read(tmp_path / "out.csv")] == ["", "7"]
     (tmp_path / "late.jsonl").write_text('{"message": "my app"}\n{"message": "my money", "score": "7"}\n')
     with pytest.raises(InputError, match=r"already has the column\(s\) score"):
-        apply_program(program(), tmp_path / "late.jsonl", "message", backend(), tmp_path / "out.csv")
+        apply_program(program(), tmp_path / "late.jsonl", "message", model(), tmp_path / "out.csv")
 
 
 def test_a_missing_column_names_those_there_are(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="customer"):
-        apply_program(program(), source, "text", backend(), tmp_path / "out.csv")
+        apply_program(program(), source, "text", model(), tmp_path / "out.csv")
 
 
 def test_a_finished_apply_repeated_asks_nothing(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
-    apply_program(program(), source, "message", backend(), out, batch_size=4)
+    apply_program(program(), source, "message", model(), out, batch_size=4)
     whole = out.read_bytes()
     out.unlink()
-    again = backend()
+    again = model()
     assert apply_program(program(), source, "message", again, out, batch_size=4).rows == ROWS
     assert again.texts == []
     assert out.read_bytes() == whole
@@ -136,21 +136,21 @@ def test_a_finished_apply_repeated_asks_nothing(source: Path, tmp_path: Path) ->
 
 def test_another_model_program_column_or_batch_is_refused_with_what_differs(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
-    with pytest.raises(BackendError):
-        apply_program(program(), source, "message", backend(fail_after=5), out, batch_size=4)
+    with pytest.raises(ModelError):
+        apply_program(program(), source, "message", model(fail_after=5), out, batch_size=4)
     kept = (tmp_path / "out.csv.answers.jsonl").read_bytes()
-    other = ScriptedBackend("other", reply=lambda text: " billing.")
-    with pytest.raises(RunError, match=r"model\.spec: .* in this call") as told:
+    other = ScriptedModel("other", reply=lambda text: " billing.")
+    with pytest.raises(RunError, match=r"model\.id: .* in this call") as told:
         apply_program(program(), source, "message", other, out, batch_size=4)
     assert "delete" in str(told.value)
     assert "to start anew" in str(told.value)
     with pytest.raises(RunError, match=r"program: "):
-        apply_program(program("score"), source, "message", backend(), out, batch_size=4)
+        apply_program(program("score"), source, "message", model(), out, batch_size=4)
     with pytest.raises(RunError, match=r"batch_size: 4 in the file, 5 in this call"):
-        apply_program(program(), source, "message", backend(), out, batch_size=5)
+        apply_program(program(), source, "message", model(), out, batch_size=5)
     source.write_text(source.read_text().replace("3,", "33,"))  # a column that is not the input, but templates see it
     with pytest.raises(RunError, match=r"input\.sha256"):
-        apply_program(program(), source, "message", backend(), out, batch_size=4)
+        apply_program(program(), source, "message", model(), out, batch_size=4)
     assert (tmp_path / "out.csv.answers.jsonl").read_bytes() == kept
 
 
@@ -159,22 +159,22 @@ def test_a_second_process_is_refused_while_one_writes(source: Path, tmp_path: Pa
 
     def answers_while_another_starts(text: str) -> str:
         with pytest.raises(RunError, match=r"another process is writing .*out\.csv"):
-            apply_program(program(), source, "message", backend(), out)
+            apply_program(program(), source, "message", model(), out)
         return " billing."
 
-    slow = ScriptedBackend("", reply=answers_while_another_starts)
+    slow = ScriptedModel("", reply=answers_while_another_starts)
     assert apply_program(program(), source, "message", slow, out).rows == ROWS
 
 
 def test_killed_after_any_line_and_resumed_gives_the_same_csv(source: Path, tmp_path: Path) -> None:
     """What a kill leaves is a beginning of the journal, cut anywhere."""
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
-    apply_program(program("score"), source, "message", backend(), whole, batch_size=4)
+    apply_program(program("score"), source, "message", model(), whole, batch_size=4)
     content = (tmp_path / "whole.csv.answers.jsonl").read_bytes()
     for cut in range(0, len(content), 37):
         (tmp_path / "out.csv.answers.jsonl").write_bytes(content[:cut])
         out.unlink(missing_ok=True)
-        apply_program(program("score"), source, "message", backend(), out, batch_size=4)
+        apply_program(program("score"), source, "message", model(), out, batch_size=4)
         assert out.read_bytes() == whole.read_bytes()
         assert (tmp_path / "out.csv.answers.jsonl").read_bytes() == content  # no row of a cut batch stands there twice
 
@@ -183,8 +183,8 @@ def test_japanese_answers_resume_after_a_full_disk(tmp_path: Path) -> None:
     """The journal is cut in the middle of a character, which the same call mends."""
     (tmp_path / "new.csv").write_text("message\n" + "".join(f"質問 {i}\n" for i in range(ROWS)), encoding="utf-8")
     given = tmp_path / "new.csv", "message"
-    said = ScriptedBackend("", reply=lambda text: f" 答え{text.rpartition('質問')[2][:3]}")
-    free = make("zero_shot").fit(free_text(), backend(), 0)
+    said = ScriptedModel("", reply=lambda text: f" 答え{text.rpartition('質問')[2][:3]}")
+    free = make("zero_shot").fit(free_text(), model(), 0)
     apply_program(free, *given, said, tmp_path / "whole.csv", batch_size=2)
     head, *rows = (tmp_path / "whole.csv.answers.jsonl").read_text().splitlines(keepends=True)
     body = "".join(json.dumps(json.loads(row), ensure_ascii=False) + "\n" for row in rows).encode()
@@ -203,15 +203,15 @@ def free_text() -> amplify.tasks.Task:
 
 def test_answers_that_were_edited_are_told(source: Path, tmp_path: Path) -> None:
     out, path = tmp_path / "out.csv", tmp_path / "out.csv.answers.jsonl"
-    apply_program(program(), source, "message", backend(), out, batch_size=4)
+    apply_program(program(), source, "message", model(), out, batch_size=4)
     whole = path.read_text()
     for old, new, says in (('"row": 3', '"row": 99', "row is 99"), ('"row": 3', '"row": "x"', "wanted a whole number")):
         path.write_text(whole.replace(old, new))
         with pytest.raises(RunError, match=rf"line 5 of .* was changed: .*{says}"):
-            apply_program(program(), source, "message", backend(), out, batch_size=4)
+            apply_program(program(), source, "message", model(), out, batch_size=4)
 
 
 def test_a_column_of_the_input_may_have_any_other_name(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("row,message,unfinished\na,my app,x\nb,my money,y\n")
-    apply_program(program(), tmp_path / "new.csv", "message", backend(), tmp_path / "out.csv")
+    apply_program(program(), tmp_path / "new.csv", "message", model(), tmp_path / "out.csv")
     assert [(row["row"], row["unfinished"]) for row in read(tmp_path / "out.csv")] == [("a", "x"), ("b", "y")]

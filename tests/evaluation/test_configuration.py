@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from evaluation_fakes import Fake, Plain, fake_backend, make_task, run
 
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.scripted import ScriptedModel
 from amplify.errors import InputError, UnknownNameError
 from amplify.evaluation import evaluate
 from amplify.evaluation.configuration import declare_family, make_methods
@@ -35,7 +35,7 @@ from amplify.methods import METHODS, make
 def test_bad_input(tmp_path, changes, message):
     asked = fake_backend()
     with pytest.raises(InputError, match=message):
-        run(tmp_path / "run", backend=asked, **changes)
+        run(tmp_path / "run", model=asked, **changes)
     assert not asked.texts
     assert not (tmp_path / "run" / "run.json").exists()
 
@@ -99,7 +99,7 @@ def test_the_family_is_declared_by_role():
 def test_methods_by_name_with_options(tmp_path):
     report = evaluate(
         make_task(6),
-        ScriptedBackend("say= bad."),
+        ScriptedModel("say= bad."),
         ["zero_shot", "few_shot"],
         options={"few_shot.shots": 3},
         seeds=(0, 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from evaluation_fakes import fake_backend, make_task
 
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.scripted import ScriptedModel
 from amplify.evaluation import evaluate, plan
 
 
@@ -14,7 +14,7 @@ def test_a_plan_asks_nothing_and_equals_the_run():
     chosen = ["zero_shot", "few_shot"]
     expected = plan(make_task(), asked, chosen, seeds=(0, 1), limit=20)
     assert not asked.texts
-    real = ScriptedBackend("say= bad.")
+    real = ScriptedModel("say= bad.")
     evaluate(make_task(), real, chosen, seeds=(0, 1), limit=20)
     assert sum(row.calls for row in expected.rows) == real.usage.calls == 20 + 40
     # shots are drawn anew under each seed, so that lengths differ a little between them

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from evaluation_fakes import Fake, Plain, make_task, methods, reply
 
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.scripted import ScriptedModel
 from amplify.errors import UnknownNameError
 from amplify.evaluation import evaluate, load_report, statistics
 from amplify.evaluation.tables import short_hashes
-from amplify.values import Answer, Attribution, Demonstration, Rationale
+from amplify.types import Answer, Attribution, Demonstration, Rationale
 
 EVIL = (
     "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
@@ -28,8 +28,8 @@ EVIL = (
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    with ScriptedBackend("fake", reply=reply) as backend:
-        report = evaluate(make_task(40), backend, [*methods(), Fake(skill=0.3)], out=folder, seeds=(0, 1, 2))
+    with ScriptedModel("fake", reply=reply) as model:
+        report = evaluate(make_task(40), model, [*methods(), Fake(skill=0.3)], out=folder, seeds=(0, 1, 2))
     return folder, report
 
 
@@ -63,8 +63,8 @@ def test_comparisons_are_what_the_statistics_say(run):
 
 
 def test_one_seed_uses_wilson_and_mcnemar():
-    with ScriptedBackend("fake", reply=reply) as backend:
-        report = evaluate(make_task(), backend, [Plain(), Fake()], seeds=(5,))
+    with ScriptedModel("fake", reply=reply) as model:
+        report = evaluate(make_task(), model, [Plain(), Fake()], seeds=(5,))
     assert {row.interval for row in report.rows} == {"wilson"}
     assert report.comparisons[0].test == "exact McNemar"
     assert report.comparisons[0].interval == "Bonett-Price"
@@ -88,8 +88,8 @@ def test_text_and_markdown_hold_the_table(run):
 
 def test_options_in_common_stand_once_in_the_header(tmp_path):
     made = [Fake(skill=0.9, asks=3), Fake(skill=0.3, asks=3), Plain(asks=3)]
-    with ScriptedBackend("fake", reply=reply) as backend:
-        report = evaluate(make_task(8), backend, made, out=tmp_path, seeds=(0,))
+    with ScriptedModel("fake", reply=reply) as model:
+        report = evaluate(make_task(8), model, made, out=tmp_path, seeds=(0,))
     labels = ["fake[skill=0.9,asks=3]", "fake[skill=0.3,asks=3]", "plain[asks=3]"]
     assert [m.label for m in made] == [row.method for row in report.rows] == labels
     assert {record["method"] for record in report.records} == set(labels)
@@ -104,8 +104,8 @@ def test_options_in_common_stand_once_in_the_header(tmp_path):
 
 
 def test_names_break_where_words_end_and_hashes_are_cut():
-    with ScriptedBackend("fake", reply=reply) as backend:
-        report = evaluate(make_task(6), backend, [Scoring(skill=0.5, shots=1, mode="score")])
+    with ScriptedModel("fake", reply=reply) as model:
+        report = evaluate(make_task(6), model, [Scoring(skill=0.5, shots=1, mode="score")])
     assert report.rows[0].method == "scoring[skill=0.5,shots=1]"
     assert "scoring[skill=0.5,<wbr>shots=1]" in report.to_html()
     digest = "0123456789ab" * 5
@@ -129,8 +129,8 @@ def test_the_report_comes_from_the_folder_alone(run, tmp_path):
 def test_macro_f1_is_shown_beside_the_accuracy_of_items():
     from sklearn.metrics import f1_score
 
-    with ScriptedBackend("fake", reply=reply) as backend:
-        report = evaluate(make_task(metric="macro_f1"), backend, [Plain()])
+    with ScriptedModel("fake", reply=reply) as model:
+        report = evaluate(make_task(metric="macro_f1"), model, [Plain()])
     expected = f1_score(
         [r["gold"] for r in report.records],
         [r["answer"] or "none" for r in report.records],
@@ -148,14 +148,14 @@ class Scoring(Plain):
 
     name: ClassVar[str] = "scoring"
 
-    def fit(self, task, backend, seed):
+    def fit(self, task, model, seed):
         return ScoringProgram("skill=1")
 
 
 class ScoringProgram(fakes.FakeProgram):
     kind: ClassVar[str] = "scoring"
 
-    def answer(self, examples, backend):
+    def answer(self, examples, model):
         gaps = [0.0005 if example.id.endswith("0") else 0.5 for example in examples]
         return [Answer("good", scores={"good": -1.0, "bad": -1.0 - gap}) for gap in gaps]
 
@@ -165,7 +165,7 @@ class PerTokenProgram(fakes.FakeProgram):
 
     kind: ClassVar[str] = "per_token"
 
-    def answer(self, examples, backend):
+    def answer(self, examples, model):
         gaps = [0.0005 if example.id.endswith("0") else 0.005 for example in examples]
         found = [{"good": -1.0, "bad": -1.0 - gap} for gap in gaps]
         return [Answer("good", scores={k: v / 10 for k, v in one.items()}, logprobs=one) for one in found]
@@ -175,17 +175,17 @@ class PerTokenProgram(fakes.FakeProgram):
 class PerToken(Scoring):
     name: ClassVar[str] = "per_token"
 
-    def fit(self, task, backend, seed):
+    def fit(self, task, model, seed):
         return PerTokenProgram("skill=1")
 
 
 def test_near_ties_of_means_are_those_of_the_log_probabilities():
-    report = evaluate(make_task(), ScriptedBackend("echo"), [PerToken(mode="score")])
+    report = evaluate(make_task(), ScriptedModel("echo"), [PerToken(mode="score")])
     assert report.row("per_token").near_ties == 3
 
 
 def test_near_ties_are_counted():
-    report = evaluate(make_task(), ScriptedBackend("echo"), [Scoring(mode="score")])
+    report = evaluate(make_task(), ScriptedModel("echo"), [Scoring(mode="score")])
     assert report.row("scoring").near_ties == 3
     for text in (str(report), report.to_html(), report.to_markdown()):
         assert "3 of 30 answers are near-ties" in text
@@ -230,7 +230,7 @@ class Evil(Fake):
     name: ClassVar[str] = "evil"
     word: str = "<b>"
 
-    def fit(self, task, backend, seed):
+    def fit(self, task, model, seed):
         text = f"{EVIL} nice"
         at = len(EVIL) + 1
         why = Attribution(text, ("nice",), ((at, at + 4),), (0.7,), "good", method="grad<i>", model="m&m")
@@ -243,7 +243,7 @@ class Evil(Fake):
 class EvilProgram(fakes.FakeProgram):
     kind: ClassVar[str] = "evil"
 
-    def answer(self, examples, backend):
+    def answer(self, examples, model):
         return [Answer(EVIL, text=EVIL + "\ud800", prompt=self.prompt(e)) for e in examples]
 
 
@@ -253,7 +253,7 @@ def evil(tmp_path_factory):
     task = make_task(3)
     test = tuple(replace(e, text=f"{i} {EVIL}") for i, e in enumerate(task.test))
     task = make_task(3, test=test, name=EVIL, source=EVIL)
-    return folder, evaluate(task, ScriptedBackend("fake", reply=reply), [Evil(), Evil(word=EVIL)], out=folder)
+    return folder, evaluate(task, ScriptedModel("fake", reply=reply), [Evil(), Evil(word=EVIL)], out=folder)
 
 
 def test_hostile_data_stays_data(evil, run):
@@ -373,8 +373,8 @@ def lines_report(zero: str, few: str, labels: tuple[str, ...] = fakes.LABELS, li
         return (few if shots else zero).format(gold=gold)
 
     task = make_task(limit, labels=labels) if labels == fakes.LABELS else recased(limit, labels)
-    with ScriptedBackend("lines", reply=say) as backend:
-        return evaluate(task, backend, ["zero_shot", "few_shot"], seeds=(0,), options={"few_shot.shots": 2})
+    with ScriptedModel("lines", reply=say) as model:
+        return evaluate(task, model, ["zero_shot", "few_shot"], seeds=(0,), options={"few_shot.shots": 2})
 
 
 def recased(n, labels):
@@ -424,8 +424,8 @@ def test_the_items_that_both_read_are_compared_by_themselves():
             return f" {gold}."
         return "who knows" if i < 8 else f" {other}."
 
-    with ScriptedBackend("lines", reply=say) as backend:
-        report = evaluate(make_task(30), backend, ["zero_shot", "few_shot"], seeds=(0,))
+    with ScriptedModel("lines", reply=say) as model:
+        report = evaluate(make_task(30), model, ["zero_shot", "few_shot"], seeds=(0,))
     [c] = report.comparisons
     assert (c.n, c.difference, c.unparsed) == (30, pytest.approx(2 / 3), (0.0, pytest.approx(8 / 30)))
     difference, interval, test = statistics.compare([[1.0] * 22], [[0.0] * 12 + [1.0] * 10])

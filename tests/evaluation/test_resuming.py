@@ -16,8 +16,8 @@ import evaluation_fakes as fakes
 import pytest
 from evaluation_fakes import Fake, Plain, fake_backend, lines, make_task, methods, reply, run
 
-from amplify.backends.scripted import ScriptedBackend
-from amplify.errors import BackendError, RunError
+from amplify.models.scripted import ScriptedModel
+from amplify.errors import ModelError, RunError
 from amplify.evaluation import evaluate, load_report
 
 SCRIPT = Path(fakes.__file__)
@@ -77,8 +77,8 @@ def test_killed_and_started_again_on_transformers(tmp_path, tiny_lm):
 
 
 def test_programs_are_never_fitted_again(tmp_path):
-    with pytest.raises(BackendError):
-        run(tmp_path, backend=fake_backend(fail_after=60))
+    with pytest.raises(ModelError):
+        run(tmp_path, model=fake_backend(fail_after=60))
     before = {p.name: p.read_bytes() for p in (tmp_path / "programs").iterdir()}
     fakes.FITS.clear()
     run(tmp_path)
@@ -93,7 +93,7 @@ def test_an_unfinished_batch_is_redone_whole(tmp_path):
     torn = whole.splitlines(keepends=True)
     records.write_bytes(b"".join(torn[:10]) + torn[10][:25])  # two batches of four, then half of one
     asked = fake_backend()
-    report = run(tmp_path, backend=asked)
+    report = run(tmp_path, model=asked)
     assert records.read_bytes() == whole
     assert len(asked.texts) == 210 - 8
     assert report.finished
@@ -101,8 +101,8 @@ def test_an_unfinished_batch_is_redone_whole(tmp_path):
 
 def test_a_failing_backend_keeps_what_was_answered(tmp_path):
     says = r"50 answers are kept in .*, and 1 replies of the unfinished batch; run the same command again"
-    with pytest.raises(BackendError, match=says) as caught:
-        run(tmp_path, backend=fake_backend(fail_after=58))  # 7 of them while fitting
+    with pytest.raises(ModelError, match=says) as caught:
+        run(tmp_path, model=fake_backend(fail_after=58))  # 7 of them while fitting
     assert "was told to fail" in str(caught.value)
     unfinished = load_report(tmp_path)
     assert not unfinished.finished
@@ -111,7 +111,7 @@ def test_a_failing_backend_keeps_what_was_answered(tmp_path):
     assert [row.answered for row in unfinished.rows] == [30, 20, 0]
     assert unfinished.comparisons[1].p is None
     again = fake_backend()
-    run(tmp_path, backend=again)
+    run(tmp_path, model=again)
     assert len(again.texts) == 210 - 51
     assert not (tmp_path / "unfinished.jsonl").exists()
     whole = run(None)
@@ -128,14 +128,14 @@ def test_what_an_error_says_is_kept_is_not_asked_again(tmp_path, mode):
 
     def server(**more):
         say = lambda text: f"Because of the words. The answer is {'good' if len(text) % 3 else 'bad'}"  # noqa: E731
-        return ScriptedBackend("server", reply=say, logprob=lambda text, said: -1.0 - len(text + said) % 7, **more)
+        return ScriptedModel("server", reply=say, logprob=lambda text, said: -1.0 - len(text + said) % 7, **more)
 
     one = server()
     evaluate(task, one, names, out=whole, **given)
     asked = 0
     for _ in range(200):
         dying = server(fail_after=5)
-        with suppress(BackendError):
+        with suppress(ModelError):
             evaluate(task, dying, names, out=broken, **given)
         asked += len(dying.texts)
         if (broken / "report.html").exists():
@@ -155,8 +155,8 @@ def test_another_configuration_is_refused(tmp_path):
         run(tmp_path, batch_size=5)
     with pytest.raises(RunError, match="methods"):
         run(tmp_path, methods=[Plain(), Fake()])
-    with pytest.raises(RunError, match=r"backend\.model"):
-        run(tmp_path, backend=ScriptedBackend("other", reply=reply))
+    with pytest.raises(RunError, match=r"model\.model"):
+        run(tmp_path, model=ScriptedModel("other", reply=reply))
     with pytest.raises(RunError, match=r"task\.fingerprint"):
         evaluate(make_task(instruction="Other."), fake_backend(), methods(), out=tmp_path, batch_size=4)
     with pytest.raises(RunError, match="already holds a run"):
@@ -164,8 +164,8 @@ def test_another_configuration_is_refused(tmp_path):
 
 
 def test_a_folder_in_which_nothing_was_computed_is_free(tmp_path):
-    with pytest.raises(BackendError):
-        run(tmp_path, backend=ScriptedBackend("fake", reply=reply, fail_after=0), seeds=(7,))
+    with pytest.raises(ModelError):
+        run(tmp_path, model=ScriptedModel("fake", reply=reply, fail_after=0), seeds=(7,))
     assert json.loads((tmp_path / "run.json").read_text())["seeds"] == [7]
     assert run(tmp_path).finished
     with pytest.raises(RunError, match="another configuration"):
@@ -227,11 +227,11 @@ def test_templates_profiles_and_proxies_are_told_by_content(tmp_path):
     mine = tmp_path / "mine.jinja"
     mine.write_text("{{ instruction }}\n{{ text }}")
     given = {"options": {"zero_shot.question": str(mine)}, "batch_size": 4, "seeds": (0,), "out": tmp_path / "run"}
-    server = ScriptedBackend("server", reply=lambda text: "The answer is good", fail_after=5)
-    with pytest.raises(BackendError):
+    server = ScriptedModel("server", reply=lambda text: "The answer is good", fail_after=5)
+    with pytest.raises(ModelError):
         evaluate(make_task(), server, ["zero_shot"], **given)
     mine.write_text("{{ text }}\n{{ instruction }}")
-    server = ScriptedBackend("server", reply=lambda text: "The answer is good")
+    server = ScriptedModel("server", reply=lambda text: "The answer is good")
     with pytest.raises(RunError, match=r"methods\[0\]\.contents\.question: "):
         evaluate(make_task(), server, ["zero_shot"], **given)
 

@@ -11,12 +11,12 @@ import evaluation_fakes as fakes
 import pytest
 from evaluation_fakes import Fake, Plain, fake_backend, lines, make_task, methods, reply, run
 
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.scripted import ScriptedModel
 from amplify.errors import ContextLengthError, InputError, RunError
 from amplify.evaluation import evaluate, load_report
 from amplify.evaluation.configuration import chosen_items
 from amplify.methods.base import Program
-from amplify.values import Demonstration
+from amplify.types import Demonstration
 
 
 def test_a_run_is_a_folder(tmp_path):
@@ -85,7 +85,7 @@ def test_run_json_is_there_before_anything_is_asked(tmp_path):
             assert len(programs) == 7
         return reply(text)
 
-    evaluate(make_task(), ScriptedBackend("fake", reply=look), methods(), out=tmp_path)
+    evaluate(make_task(), ScriptedModel("fake", reply=look), methods(), out=tmp_path)
     assert asked
     assert all(asked)
 
@@ -106,14 +106,14 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         return reply(text)
 
     tried: list[str] = []
-    evaluate(make_task(2), ScriptedBackend("fake", reply=inner), [Plain()], out=tmp_path)
+    evaluate(make_task(2), ScriptedModel("fake", reply=inner), [Plain()], out=tmp_path)
     assert tried
 
 
 def test_a_test_item_among_the_shots_is_refused_before_any_answer(tmp_path):
     asked = fake_backend()
     with pytest.raises(InputError, match="'test-0' is among the shots of fake"):
-        run(tmp_path, methods=[Plain(), Fake(leak=True)], backend=asked)
+        run(tmp_path, methods=[Plain(), Fake(leak=True)], model=asked)
     assert not any("Review:" in text for text in asked.texts)
     assert not (tmp_path / "records.jsonl").exists()
 
@@ -124,7 +124,7 @@ class Copying(Fake):
 
     name: ClassVar[str] = "copying"
 
-    def fit(self, task, backend, seed):
+    def fit(self, task, model, seed):
         copied = replace(task.test[3], id="new", text=task.test[3].text + " ")
         return fakes.FakeProgram("skill=1.0 seed=0", (asdict(Demonstration(copied)),))
 

@@ -5,9 +5,9 @@ import pytest
 from method_fakes import reviews
 
 import amplify
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.tasks import Task
-from amplify.values import Example
+from amplify.types import Example
 
 
 @pytest.fixture
@@ -43,6 +43,6 @@ def words() -> Task:
 
 
 @pytest.fixture(scope="module")
-def white(tiny_lm: Path) -> Iterator[Generator]:
-    with amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32") as opened:
+def white(tiny_lm: Path) -> Iterator[LanguageModel]:
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as opened:
         yield opened

@@ -1,6 +1,6 @@
 """A model made of two word lists, and the reviews that it can read."""
 
-from amplify.values import Example
+from amplify.types import Example
 
 GOOD, BAD = ("great", "lovely", "superb", "fine"), ("awful", "broken", "poor", "ugly")
 

@@ -10,7 +10,7 @@ from amplify import demonstrations
 from amplify.attribution.faithfulness import comprehensiveness
 from amplify.attribution.gradients import explain
 from amplify.attribution.words import key_word_mask
-from amplify.backends.scripted import ScriptedBackend, plain_text
+from amplify.models.scripted import ScriptedModel, plain_text
 from amplify.errors import ContextLengthError, DataError, InputError
 from amplify.methods import Amplify, Program, make
 from amplify.methods.amplify import top_words
@@ -49,8 +49,8 @@ def body(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(reply=contrary)
+def model() -> ScriptedModel:
+    return ScriptedModel(reply=contrary)
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def options(body: str, **more: object) -> dict[str, object]:
 
 
 def test_shots_are_what_the_model_got_wrong_by_the_proxys_confidence(
-    sentiment: Task, body: str, backend: ScriptedBackend, proxy: Proxy
+    sentiment: Task, body: str, model: ScriptedModel, proxy: Proxy
 ) -> None:
-    program = Amplify(**options(body)).fit(sentiment, backend, 0)
+    program = Amplify(**options(body)).fit(sentiment, model, 0)
     wrong = [e for i, e in enumerate(sentiment.validation) if i % 4 >= 2]
     confidence = {}
     for example, p in zip(wrong, proxy.probabilities(wrong), strict=True):
@@ -83,9 +83,9 @@ def test_shots_are_what_the_model_got_wrong_by_the_proxys_confidence(
 
 
 def test_rationales_explain_gold_against_the_label_given(
-    sentiment: Task, body: str, backend: ScriptedBackend, proxy: Proxy
+    sentiment: Task, body: str, model: ScriptedModel, proxy: Proxy
 ) -> None:
-    program = Amplify(**options(body)).fit(sentiment, backend, 0)
+    program = Amplify(**options(body)).fit(sentiment, model, 0)
     for shot in program.shots:
         assert shot.rationale is not None
         expected = explain(proxy, [shot.example], [shot.example.label], [shot.foil], mask=key_word_mask(sentiment))
@@ -94,22 +94,22 @@ def test_rationales_explain_gold_against_the_label_given(
         assert not {"phone", "number", "of"} & set(shot.rationale.words), "template words may not be cited"
 
 
-def test_the_model_writes_a_rationale_then_the_answer(sentiment: Task, body: str, backend: ScriptedBackend) -> None:
-    program = Amplify(**options(body)).fit(sentiment, backend, 0)
+def test_the_model_writes_a_rationale_then_the_answer(sentiment: Task, body: str, model: ScriptedModel) -> None:
+    program = Amplify(**options(body)).fit(sentiment, model, 0)
     prompt = program.prompt(sentiment.test[0])
     assert prompt.prefix == "The key words:"
     assert all(" The answer is " in m.content for m in prompt.messages if m.role == "assistant")
-    answers = program.answer(sentiment.test, backend)
+    answers = program.answer(sentiment.test, model)
     assert [a.value for a in answers] == [e.label for e in sentiment.test]
     assert answers[0].rationale.startswith('The key words: "phone" point to it.')
 
 
 def test_score_mode_scores_the_labels_behind_the_rationale(sentiment: Task, body: str) -> None:
-    backend = ScriptedBackend(reply=contrary)
-    program = Amplify(mode="score", **options(body)).fit(sentiment, backend, 0)
-    done = len(backend.calls)
-    answers = program.answer(sentiment.test[:2], backend)
-    scored = [c for c in backend.calls[done:] if c.continuation is not None]
+    model = ScriptedModel(reply=contrary)
+    program = Amplify(mode="score", **options(body)).fit(sentiment, model, 0)
+    done = len(model.calls)
+    answers = program.answer(sentiment.test[:2], model)
+    scored = [c for c in model.calls[done:] if c.continuation is not None]
     assert [a.value for a in answers] == ["positive", "negative"]
     assert {c.text.rpartition("assistant: ")[2] for c in scored} == {
         'The key words: "phone" point to it. I looked at it. The answer is'
@@ -140,10 +140,10 @@ def test_score_mode_scores_the_labels_behind_the_rationale(sentiment: Task, body
     ],
 )
 def test_every_ablation_is_an_option(
-    sentiment: Task, body: str, backend: ScriptedBackend, change: dict[str, object]
+    sentiment: Task, body: str, model: ScriptedModel, change: dict[str, object]
 ) -> None:
     method = make("amplify", **options(body, **change))
-    program = method.fit(sentiment, backend, 0)
+    program = method.fit(sentiment, model, 0)
     assert isinstance(program, ShotProgram)
     assert len(program.shots) == (2 if "shots" in change else 4)
     made = [shot.rationale.attribution for shot in program.shots if shot.rationale]
@@ -158,10 +158,10 @@ def test_every_ablation_is_an_option(
 
 @pytest.mark.parametrize("change", [{}, {"explainer": "occlusion", "contrastive": False}])
 def test_the_most_faithful_are_ranked_by_the_explanations_that_they_show(
-    sentiment: Task, body: str, backend: ScriptedBackend, change: dict[str, object]
+    sentiment: Task, body: str, model: ScriptedModel, change: dict[str, object]
 ) -> None:
     given = options(body, selection="most_faithful", k=2, **change)
-    program = Amplify(**given).fit(sentiment, backend, 0)
+    program = Amplify(**given).fit(sentiment, model, 0)
     proxy = train_proxy(sentiment, body, epochs=int(given["epochs"]), seed=0)
     for shot in program.shots:
         shown = comprehensiveness(proxy, [shot.example], [shot.rationale.attribution], 2)
@@ -169,7 +169,7 @@ def test_the_most_faithful_are_ranked_by_the_explanations_that_they_show(
 
 
 def test_balanced_shots_of_a_model_that_errs_on_one_label(sentiment: Task, quiz: Task, body: str) -> None:
-    yes_man = ScriptedBackend("say= positive.")
+    yes_man = ScriptedModel("say= positive.")
     plain, even = (Amplify(**options(body, **more)) for more in ({}, {"balanced": True}))
     assert "balanced=true" in even.label
     assert {s.example.label for s in plain.fit(sentiment, yes_man, 0).shots} == {"negative"}
@@ -179,9 +179,9 @@ def test_balanced_shots_of_a_model_that_errs_on_one_label(sentiment: Task, quiz:
         Amplify(**options(body, balanced=True)).fit(quiz, yes_man, 0)
 
 
-def test_low_and_high_confidence_are_opposite_ends(sentiment: Task, body: str, backend: ScriptedBackend) -> None:
+def test_low_and_high_confidence_are_opposite_ends(sentiment: Task, body: str, model: ScriptedModel) -> None:
     high, low = (
-        Amplify(selection=selection, **options(body, shots=5)).fit(sentiment, backend, 0)
+        Amplify(selection=selection, **options(body, shots=5)).fit(sentiment, model, 0)
         for selection in ("mcs_high", "mcs_low")
     )
     assert min(s.score or 0 for s in high.shots) >= max(s.score or 0 for s in low.shots)
@@ -189,20 +189,20 @@ def test_low_and_high_confidence_are_opposite_ends(sentiment: Task, body: str, b
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_controls_share_the_fit(sentiment: Task, body: str, backend: ScriptedBackend, name: str) -> None:
-    own = Amplify(**options(body)).fit(sentiment, backend, 3)
-    asked = len(backend.calls)
-    control = make(name, **options(body)).fit(sentiment, backend, 3)
-    assert len(backend.calls) == asked, "the model was asked again"
+def test_controls_share_the_fit(sentiment: Task, body: str, model: ScriptedModel, name: str) -> None:
+    own = Amplify(**options(body)).fit(sentiment, model, 3)
+    asked = len(model.calls)
+    control = make(name, **options(body)).fit(sentiment, model, 3)
+    assert len(model.calls) == asked, "the model was asked again"
     shots = control.base.shots if isinstance(control, TestWordsProgram) else control.shots
     assert [s.example for s in shots] == [s.example for s in own.shots]
-    fresh = make(name, **options(body)).fit(sentiment, ScriptedBackend(reply=contrary), 3)
+    fresh = make(name, **options(body)).fit(sentiment, ScriptedModel(reply=contrary), 3)
     assert fresh == control, "a control fitted by itself is the same"
 
 
-def test_controls_change_the_words_and_nothing_else(sentiment: Task, body: str, backend: ScriptedBackend) -> None:
+def test_controls_change_the_words_and_nothing_else(sentiment: Task, body: str, model: ScriptedModel) -> None:
     own, *made = (
-        make(name, **options(body)).fit(sentiment, backend, 0)
+        make(name, **options(body)).fit(sentiment, model, 0)
         for name in ("amplify", "amplify_random_words", "amplify_shuffled_rationales", "amplify_tfidf_words")
     )
     for control in made:
@@ -215,15 +215,15 @@ def test_controls_change_the_words_and_nothing_else(sentiment: Task, body: str, 
     assert any(a.rationale.words != b.rationale.words for a, b in pairs)
     for shot in made[0].shots:
         assert set(shot.rationale.words) <= set(shot.rationale.attribution.words)
-    plain = make("amplify_no_rationale", **options(body)).fit(sentiment, backend, 0)
+    plain = make("amplify_no_rationale", **options(body)).fit(sentiment, model, 0)
     assert all(s.rationale is None for s in plain.shots)
     assert plain.prompt("x").prefix == "The answer is"
 
 
 def test_test_words_explain_the_proxys_own_prediction(
-    sentiment: Task, body: str, backend: ScriptedBackend, proxy: Proxy, tmp_path: Path
+    sentiment: Task, body: str, model: ScriptedModel, proxy: Proxy, tmp_path: Path
 ) -> None:
-    program = make("amplify_test_words", **options(body)).fit(sentiment, backend, 0)
+    program = make("amplify_test_words", **options(body)).fit(sentiment, model, 0)
     program.save(tmp_path / "p.json")
     again = Program.load(tmp_path / "p.json")
     assert again == program
@@ -237,50 +237,50 @@ def test_test_words_explain_the_proxys_own_prediction(
     assert program.prompt(example).prefix == f"The key words: {shown} point to"
     unlabelled = program.prompt(example.text).prefix
     assert unlabelled == program.prompt(example).prefix, "the gold label must not be looked at"
-    answers = program.answer(sentiment.test, backend)
+    answers = program.answer(sentiment.test, model)
     assert all(a.value in names for a in answers)
 
 
-def test_proxy_alone(sentiment: Task, body: str, backend: ScriptedBackend, proxy: Proxy, tmp_path: Path) -> None:
-    program = make("proxy_alone", proxy=body, epochs=2).fit(sentiment, backend, 0)
-    answers = program.answer(sentiment.test, backend)
+def test_proxy_alone(sentiment: Task, body: str, model: ScriptedModel, proxy: Proxy, tmp_path: Path) -> None:
+    program = make("proxy_alone", proxy=body, epochs=2).fit(sentiment, model, 0)
+    answers = program.answer(sentiment.test, model)
     probabilities = proxy.probabilities(sentiment.test)
     assert [a.value for a in answers] == [sentiment.labels[int(p.argmax())] for p in probabilities]
     assert np.allclose([np.exp(list(a.scores.values())) for a in answers], probabilities)
-    assert not backend.calls
+    assert not model.calls
     program.save(tmp_path / "p.json")
     assert Program.load(tmp_path / "p.json") == program
     with pytest.raises(DataError, match="not the one"):
-        ProxyProgram(program.proxy, "another").answer(sentiment.test, backend)
+        ProxyProgram(program.proxy, "another").answer(sentiment.test, model)
 
 
 def test_answer_format_only_shows_no_content(
-    sentiment: Task, quiz: Task, words: Task, backend: ScriptedBackend
+    sentiment: Task, quiz: Task, words: Task, model: ScriptedModel
 ) -> None:
-    program = make("answer_format_only").fit(sentiment, backend, 0)
+    program = make("answer_format_only").fit(sentiment, model, 0)
     replies = [m.content for m in program.prompt("x").messages if m.role == "assistant"]
     assert sorted(replies) == ["The answer is negative.", "The answer is positive."]
     text = plain_text(program.prompt("x"))
     assert not any(word in text for word in (*GOOD, *BAD))
-    quizzed = make("answer_format_only").fit(quiz, backend, 0).prompt(quiz.test[0])
+    quizzed = make("answer_format_only").fit(quiz, model, 0).prompt(quiz.test[0])
     assert sorted(m.content for m in quizzed.messages if m.role == "assistant") == [
         f"The answer is ({c})." for c in "ABC"
     ]
-    assert make("answer_format_only").fit(words, backend, 0).shots
+    assert make("answer_format_only").fit(words, model, 0).shots
 
 
 def test_a_kept_proxy_is_taken_from_its_folder(
-    sentiment: Task, quiz: Task, body: str, backend: ScriptedBackend, tmp_path: Path
+    sentiment: Task, quiz: Task, body: str, model: ScriptedModel, tmp_path: Path
 ) -> None:
     kept = train_proxy(sentiment, body, epochs=2, seed=5, out=tmp_path / "kept")
-    program = Amplify(**options(str(kept.folder))).fit(sentiment, backend, 0)
+    program = Amplify(**options(str(kept.folder))).fit(sentiment, model, 0)
     assert program.meta["proxy"]["identity"] == kept.identity
     with pytest.raises(InputError, match="was made for the labels positive, negative"):
-        Amplify(**options(str(kept.folder))).fit(quiz, backend, 0)
+        Amplify(**options(str(kept.folder))).fit(quiz, model, 0)
 
 
 def test_too_few_mistakes_are_filled_up_and_noted(sentiment: Task, body: str) -> None:
-    program = Amplify(**options(body)).fit(sentiment, ScriptedBackend(reply=by_word), 0)
+    program = Amplify(**options(body)).fit(sentiment, ScriptedModel(reply=by_word), 0)
     assert len(program.shots) == 4
     assert program.notes == (
         "only 0 of 20 candidates were answered wrongly: 4 of 4 shots are ones that the model gets right",
@@ -289,49 +289,49 @@ def test_too_few_mistakes_are_filled_up_and_noted(sentiment: Task, body: str) ->
 
 
 def test_a_model_that_fails_at_the_format_is_noted(sentiment: Task, body: str) -> None:
-    program = Amplify(**options(body)).fit(sentiment, ScriptedBackend("say= hmm"), 0)
+    program = Amplify(**options(body)).fit(sentiment, ScriptedModel("say= hmm"), 0)
     assert program.notes == ("20 of the model's 20 wrong answers could not be read: it fails at the format",)
     assert all(s.foil not in (None, s.example.label) for s in program.shots)
 
 
-def test_the_seed_decides(sentiment: Task, body: str, backend: ScriptedBackend) -> None:
+def test_the_seed_decides(sentiment: Task, body: str, model: ScriptedModel) -> None:
     method = make("amplify", **options(body, pool=10))
-    again = method.fit(sentiment, ScriptedBackend(reply=contrary), 1)
-    assert method.fit(sentiment, backend, 1) == again
-    assert method.fit(sentiment, backend, 2).shots != again.shots
+    again = method.fit(sentiment, ScriptedModel(reply=contrary), 1)
+    assert method.fit(sentiment, model, 1) == again
+    assert method.fit(sentiment, model, 2).shots != again.shots
 
 
 def test_refused_before_any_work(sentiment: Task, words: Task, body: str) -> None:
-    backend = ScriptedBackend(reply=contrary, max_context=250)
+    model = ScriptedModel(reply=contrary, max_context=250)
     with pytest.raises(ContextLengthError, match=r"amplify.shots=\d"):
-        Amplify(**options(body, shots=20)).fit(sentiment, backend, 0)
+        Amplify(**options(body, shots=20)).fit(sentiment, model, 0)
     with pytest.raises(InputError, match="free-text answers"):
-        Amplify(**options(body)).fit(words, backend, 0)
+        Amplify(**options(body)).fit(words, model, 0)
     with pytest.raises(InputError, match="k must be at least 1"):
-        Amplify(**options(body, k=0)).fit(sentiment, backend, 0)
-    assert not backend.calls
+        Amplify(**options(body, k=0)).fit(sentiment, model, 0)
+    assert not model.calls
 
 
-def test_an_untrained_head_is_refused(sentiment: Task, body: str, backend: ScriptedBackend) -> None:
+def test_an_untrained_head_is_refused(sentiment: Task, body: str, model: ScriptedModel) -> None:
     for name in ("amplify", "proxy_alone"):
         with pytest.raises(InputError, match="untrained"):
-            make(name, proxy=body, epochs=0).fit(sentiment, backend, 0)
+            make(name, proxy=body, epochs=0).fit(sentiment, model, 0)
 
 
-def test_a_causal_model_explains_as_it_is(sentiment: Task, tiny_lm: Path, body: str, backend: ScriptedBackend) -> None:
+def test_a_causal_model_explains_as_it_is(sentiment: Task, tiny_lm: Path, body: str, model: ScriptedModel) -> None:
     own = options(str(tiny_lm), epochs=0)
-    program = make("amplify_test_words", **own).fit(sentiment, backend, 0)
+    program = make("amplify_test_words", **own).fit(sentiment, model, 0)
     assert len(program.base.shots) == 4
     assert program.prompt(sentiment.test[0]).prefix.endswith("point to")
 
 
 def test_choices_of_the_example(quiz: Task, body: str) -> None:
-    backend = ScriptedBackend("say= (A).")
+    model = ScriptedModel("say= (A).")
     for name in ("amplify", "amplify_test_words"):
-        program = make(name, **options(body, shots=2)).fit(quiz, backend, 0)
+        program = make(name, **options(body, shots=2)).fit(quiz, model, 0)
         shots = program.base.shots if isinstance(program, TestWordsProgram) else program.shots
         assert all(f"point to ({s.example.label})." in s.rationale.text for s in shots)
-        assert program.answer(quiz.test, backend)
+        assert program.answer(quiz.test, model)
 
 
 def test_confidence_has_the_right_sign() -> None:
@@ -339,10 +339,10 @@ def test_confidence_has_the_right_sign() -> None:
     assert demonstrations.misclassification_confidence(np.array([0.2, 0.5, 0.3]), 1) == pytest.approx(-0.2)
 
 
-def test_dropped_rationales_are_counted(sentiment: Task, body: str, backend: ScriptedBackend) -> None:
+def test_dropped_rationales_are_counted(sentiment: Task, body: str, model: ScriptedModel) -> None:
     method = Amplify(**options(body, k=8, positive=True))
-    found = method.explained(sentiment, backend, 0)
-    program = method.fit(sentiment, backend, 0)
+    found = method.explained(sentiment, model, 0)
+    program = method.fit(sentiment, model, 0)
     dropped = sum(max(a.scores) <= 0 for a in found.attributions)
     assert top_words(method, found).count(None) == dropped
     assert any("fewer than 8 words" in note for note in program.notes)

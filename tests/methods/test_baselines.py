@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 from method_fakes import by_word
 
-from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator, plain_text
+from amplify.models.scripted import ScriptedModel, ScriptedGenerator, plain_text
 from amplify.errors import CapabilityError, ContextLengthError, DataError, InputError, UnknownNameError
 from amplify.methods import METHODS, FewShot, HumanCoT, Method, Program, ZeroShot, ZeroShotCoT, make
 from amplify.methods.program import ShotProgram
 from amplify.tasks import Task
-from amplify.values import Demonstration, Example, Rationale
+from amplify.types import Demonstration, Example, Rationale
 
 
 def test_zero_shot_prompt_is_plain_messages(sentiment: Task) -> None:
-    program = ZeroShot().fit(sentiment, ScriptedBackend(), 0)
+    program = ZeroShot().fit(sentiment, ScriptedModel(), 0)
     prompt = program.prompt("A lovely phone.")
     assert [m.role for m in prompt.messages] == ["system", "user"]
     assert prompt.messages[0].content == "Is the review positive or negative?"
@@ -24,7 +24,7 @@ def test_zero_shot_prompt_is_plain_messages(sentiment: Task) -> None:
 
 
 def test_options_are_listed_in_the_question(quiz: Task) -> None:
-    prompt = FewShot(shots=1).fit(quiz, ScriptedBackend(), 0).prompt(quiz.test[1])
+    prompt = FewShot(shots=1).fit(quiz, ScriptedModel(), 0).prompt(quiz.test[1])
     _, shot, reply, asked = (m.content for m in prompt.messages)
     assert shot.endswith("\nOptions:\n(A) red\n(B) green\n(C) blue")
     assert reply in ("The answer is (A).", "The answer is (B).", "The answer is (C).")
@@ -32,7 +32,7 @@ def test_options_are_listed_in_the_question(quiz: Task) -> None:
 
 
 def test_raw_text_layout(sentiment: Task) -> None:
-    program = FewShot(shots=2, layout="text").fit(sentiment, ScriptedBackend(), 0)
+    program = FewShot(shots=2, layout="text").fit(sentiment, ScriptedModel(), 0)
     prompt = program.prompt("A lovely phone.")
     assert prompt.text is not None
     first, *shots, last = prompt.text.split("\n\n")
@@ -46,12 +46,12 @@ def test_raw_text_layout(sentiment: Task) -> None:
 @pytest.mark.parametrize("layout", ["chat", "text"])
 @pytest.mark.parametrize("name", ["zero_shot", "few_shot", "few_shot_balanced", "zero_shot_cot"])
 def test_generate_reads_what_was_written(sentiment: Task, name: str, layout: str) -> None:
-    backend = ScriptedBackend(reply=by_word)
-    answers = make(name, layout=layout).fit(sentiment, backend, 0).answer(sentiment.test, backend)
+    model = ScriptedModel(reply=by_word)
+    answers = make(name, layout=layout).fit(sentiment, model, 0).answer(sentiment.test, model)
     assert [a.value for a in answers] == [e.label for e in sentiment.test]
     assert all(a.prompt_tokens > 0 and a.completion_tokens > 0 and a.calls == 1 for a in answers)
-    assert sum(a.prompt_tokens for a in answers) == backend.usage.prompt_tokens
-    assert sum(a.completion_tokens for a in answers) == backend.usage.completion_tokens
+    assert sum(a.prompt_tokens for a in answers) == model.usage.prompt_tokens
+    assert sum(a.completion_tokens for a in answers) == model.usage.completion_tokens
     if name == "zero_shot_cot":
         assert answers[0].rationale == "Let me work through this one step at a time. I looked at it."
 
@@ -62,20 +62,20 @@ def test_score_chooses_the_likeliest_label_and_counts_its_cost(sentiment: Task, 
         assert text.endswith("The answer is")
         return -1.0 if continuation.strip() in by_word(text) else -3.0
 
-    backend = ScriptedBackend(reply=by_word, logprob=logprob)
-    answers = make(name, mode="score").fit(sentiment, backend, 0).answer(sentiment.test, backend)
+    model = ScriptedModel(reply=by_word, logprob=logprob)
+    answers = make(name, mode="score").fit(sentiment, model, 0).answer(sentiment.test, model)
     assert [a.value for a in answers] == [e.label for e in sentiment.test]
     assert [sorted(a.scores.values()) for a in answers] == [[-3.0, -1.0]] * len(answers)
-    assert {c.continuation for c in backend.calls if c.continuation} == {" positive", " negative"}
-    assert len({c.batch for c in backend.calls}) == (2 if name == "zero_shot_cot" else 1)
-    assert sum(a.calls for a in answers) == backend.usage.calls
-    assert sum(a.prompt_tokens for a in answers) == backend.usage.prompt_tokens
-    assert sum(a.completion_tokens for a in answers) == backend.usage.completion_tokens
+    assert {c.continuation for c in model.calls if c.continuation} == {" positive", " negative"}
+    assert len({c.batch for c in model.calls}) == (2 if name == "zero_shot_cot" else 1)
+    assert sum(a.calls for a in answers) == model.usage.calls
+    assert sum(a.prompt_tokens for a in answers) == model.usage.prompt_tokens
+    assert sum(a.completion_tokens for a in answers) == model.usage.completion_tokens
 
 
 def test_score_behind_options_and_choices(quiz: Task) -> None:
-    backend = ScriptedBackend(logprob=lambda text, continuation: -len(continuation) - (continuation != " (B)"))
-    answers = ZeroShot(mode="score").fit(quiz, backend, 0).answer(quiz.test[:2], backend)
+    model = ScriptedModel(logprob=lambda text, continuation: -len(continuation) - (continuation != " (B)"))
+    answers = ZeroShot(mode="score").fit(quiz, model, 0).answer(quiz.test[:2], model)
     assert [a.value for a in answers] == ["B", "B"]
     assert set(answers[0].scores) == {"A", "B", "C"}
 
@@ -83,23 +83,23 @@ def test_score_behind_options_and_choices(quiz: Task) -> None:
 def test_labels_that_begin_with_each_other_are_closed() -> None:
     items = (Example("a", "x", "account"), Example("b", "y", "account access"))
     task = Task("t", "Do.", (), (), items, labels=("account", "account access", "other"))
-    backend = ScriptedBackend()
-    ZeroShot(mode="score").fit(task, backend, 0).answer(items[:1], backend)
-    assert [c.continuation for c in backend.calls] == [" account.", " account access", " other"]
+    model = ScriptedModel()
+    ZeroShot(mode="score").fit(task, model, 0).answer(items[:1], model)
+    assert [c.continuation for c in model.calls] == [" account.", " account access", " other"]
 
 
-@pytest.mark.parametrize(("normalise", "best"), [("none", "no"), ("tokens", "very long yes"), ("characters", "no")])
-def test_normalisation(normalise: str, best: str) -> None:
+@pytest.mark.parametrize(("normalize", "best"), [("none", "no"), ("tokens", "very long yes"), ("characters", "no")])
+def test_normalisation(normalize: str, best: str) -> None:
     items = (Example("a", "x", "no"),)
     task = Task("t", "Do.", (), (), items, labels=("very long yes", "no"))
-    backend = ScriptedBackend(logprob=lambda text, c: -26.0 if "yes" in c else -10.0 if normalise == "tokens" else -2.0)
-    answer = make("zero_shot", mode="score", normalise=normalise).fit(task, backend, 0).answer(items, backend)[0]
+    model = ScriptedModel(logprob=lambda text, c: -26.0 if "yes" in c else -10.0 if normalise == "tokens" else -2.0)
+    answer = make("zero_shot", mode="score", normalize=normalise).fit(task, model, 0).answer(items, model)[0]
     assert answer.value == best
 
 
 def test_unparsed_is_none_not_a_guess(sentiment: Task) -> None:
-    backend = ScriptedBackend("say= not positive, I think")
-    answer = ZeroShot().fit(sentiment, backend, 0).answer(sentiment.test[:1], backend)[0]
+    model = ScriptedModel("say= not positive, I think")
+    answer = ZeroShot().fit(sentiment, model, 0).answer(sentiment.test[:1], model)[0]
     assert answer.value is None
     assert answer.text == " not positive, I think"
 
@@ -108,12 +108,12 @@ def test_a_rationale_without_an_answer_is_asked_for_it_once_more(sentiment: Task
     def reply(text: str) -> str:
         return " negative." if text.endswith("The answer is") else " The phone broke."
 
-    backend = ScriptedBackend(reply=reply)
-    answer = ZeroShotCoT().fit(sentiment, backend, 0).answer(sentiment.test[:1], backend)[0]
+    model = ScriptedModel(reply=reply)
+    answer = ZeroShotCoT().fit(sentiment, model, 0).answer(sentiment.test[:1], model)[0]
     assert (answer.value, answer.calls) == ("negative", 2)
     assert answer.text == " The phone broke. The answer is negative."
     assert answer.rationale.endswith("The phone broke.")
-    once = ZeroShotCoT(extract=False).fit(sentiment, backend, 0).answer(sentiment.test[:1], backend)[0]
+    once = ZeroShotCoT(extract=False).fit(sentiment, model, 0).answer(sentiment.test[:1], model)[0]
     assert (once.value, once.calls) == (None, 1)
 
 
@@ -122,37 +122,37 @@ def test_a_rationale_cut_off_is_answered_on_a_line_of_its_own(sentiment: Task) -
         return " negative." if text.endswith("\nThe answer is") else " on" * 50
 
     for mode in ("generate", "score"):
-        backend = ScriptedBackend(reply=reply)
-        program = ZeroShotCoT(max_tokens=10, mode=mode).fit(sentiment, backend, 0)
-        answer = program.answer(sentiment.test[:1], backend)[0]
+        model = ScriptedModel(reply=reply)
+        program = ZeroShotCoT(max_tokens=10, mode=mode).fit(sentiment, model, 0)
+        answer = program.answer(sentiment.test[:1], model)[0]
         assert answer.value == "negative"
         assert answer.rationale.endswith(" on" * 10)
 
 
 def test_without_a_lead_the_model_is_on_its_own(sentiment: Task) -> None:
-    backend = ScriptedBackend(reply=by_word)
-    program = ZeroShot(lead=False).fit(sentiment, backend, 0)
+    model = ScriptedModel(reply=by_word)
+    program = ZeroShot(lead=False).fit(sentiment, model, 0)
     prompt = program.prompt("x")
     assert prompt.prefix == ""
     assert prompt.messages[0].content == (
         "Is the review positive or negative?\n"
         'Finish with the words "The answer is", followed by exactly one of: positive, negative.'
     )
-    assert program.answer(sentiment.test[:1], backend)[0].value == "positive"
+    assert program.answer(sentiment.test[:1], model)[0].value == "positive"
 
 
 def test_free_text_is_generated_in_either_mode(words: Task) -> None:
-    backend = ScriptedBackend("say= a b 1.")
+    model = ScriptedModel("say= a b 1.")
     for mode in ("generate", "score"):
-        program = FewShot(mode=mode, shots=2).fit(words, backend, 0)
+        program = FewShot(mode=mode, shots=2).fit(words, model, 0)
         assert program.prompt(words.test[0]).messages[2].content.startswith("The answer is a b ")
-        assert program.answer(words.test[:1], backend)[0].value == "a b 1"
+        assert program.answer(words.test[:1], model)[0].value == "a b 1"
         assert bool(program.notes) == (mode == "score")
 
 
 def test_shots_follow_the_seed_and_come_from_train(sentiment: Task) -> None:
-    backend = ScriptedBackend()
-    ids = [[s.example.id for s in FewShot().fit(sentiment, backend, seed).shots] for seed in (0, 0, 1)]
+    model = ScriptedModel()
+    ids = [[s.example.id for s in FewShot().fit(sentiment, model, seed).shots] for seed in (0, 0, 1)]
     assert ids[0] == ids[1] != ids[2]
     assert len(set(ids[0])) == 8
     assert all(i.startswith("train-") for i in ids[0])
@@ -162,28 +162,28 @@ def test_balanced_shots(sentiment: Task) -> None:
     skewed = tuple(e for i, e in enumerate(sentiment.train) if e.label == "positive" or i < 8)
     task = Task("t", "Do.", skewed, (), sentiment.test, labels=sentiment.labels)
     for method in (make("few_shot_balanced"), make("few_shot", selection="balanced")):
-        labels = [s.example.label for s in method.fit(task, ScriptedBackend(), 3).shots]
+        labels = [s.example.label for s in method.fit(task, ScriptedModel(), 3).shots]
         assert sorted(labels) == ["negative"] * 4 + ["positive"] * 4
 
 
 def test_more_shots_than_there_are_is_an_error(sentiment: Task) -> None:
     for name in ("few_shot", "few_shot_balanced", "few_shot_knn"):
         with pytest.raises(InputError, match="only 40"):
-            make(name, shots=50).fit(sentiment, ScriptedBackend(), 0)
+            make(name, shots=50).fit(sentiment, ScriptedModel(), 0)
 
 
 def test_shots_come_from_validation_where_there_is_no_train(sentiment: Task) -> None:
     task = replace(sentiment, train=())
-    assert all(s.example in task.validation for s in FewShot().fit(task, ScriptedBackend(), 0).shots)
+    assert all(s.example in task.validation for s in FewShot().fit(task, ScriptedModel(), 0).shots)
     with pytest.raises(InputError, match="no training or validation split"):
-        FewShot().fit(replace(task, validation=()), ScriptedBackend(), 0)
+        FewShot().fit(replace(task, validation=()), ScriptedModel(), 0)
 
 
 def test_nearest_shots_stand_last(sentiment: Task, tiny_encoder: Path, tmp_path: Path) -> None:
     from amplify.embeddings import Embedder
 
-    backend = ScriptedBackend(reply=by_word)
-    program = make("few_shot_knn", shots=3, embedder=str(tiny_encoder)).fit(sentiment, backend, 0)
+    model = ScriptedModel(reply=by_word)
+    program = make("few_shot_knn", shots=3, embedder=str(tiny_encoder)).fit(sentiment, model, 0)
     embed = Embedder(str(tiny_encoder)).embed
     keys = embed([s.example.text for s in program.pool])
     for example in sentiment.test:
@@ -191,25 +191,25 @@ def test_nearest_shots_stand_last(sentiment: Task, tiny_encoder: Path, tmp_path:
         order = sorted(range(40), key=lambda i: similarity[i])[-3:]
         shown = [m.content for m in program.prompt(example).messages if m.role == "user"]
         assert shown[:3] == [program.form.question(program.pool[i].example) for i in order]
-    assert [a.value for a in program.answer(sentiment.test, backend)] == [e.label for e in sentiment.test]
+    assert [a.value for a in program.answer(sentiment.test, model)] == [e.label for e in sentiment.test]
     program.save(tmp_path / "p.json")
     assert Program.load(tmp_path / "p.json") == program
-    small = make("few_shot_knn", shots=3, pool=10).fit(sentiment, backend, 1)
+    small = make("few_shot_knn", shots=3, pool=10).fit(sentiment, model, 1)
     assert len(small.pool) == 10
 
 
 def test_human_cot(sentiment: Task) -> None:
     with pytest.raises(InputError, match="human_cot needs demonstrations"):
-        HumanCoT().fit(sentiment, ScriptedBackend(), 0)
+        HumanCoT().fit(sentiment, ScriptedModel(), 0)
     shot = Demonstration(Example("h", "A dim screen.", "negative"), Rationale("Dim is bad."))
     task = Task("t", "Do.", (), (), sentiment.test, labels=sentiment.labels, cot=(shot,))
-    prompt = HumanCoT().fit(task, ScriptedBackend(), 0).prompt("x")
+    prompt = HumanCoT().fit(task, ScriptedModel(), 0).prompt("x")
     assert prompt.messages[2].content == "Dim is bad. The answer is negative."
 
 
 def test_save_and_load_is_the_same_program_without_the_task(sentiment: Task, quiz: Task, tmp_path: Path) -> None:
     for task, name in ((sentiment, "few_shot"), (quiz, "few_shot"), (sentiment, "zero_shot_cot")):
-        program = make(name).fit(task, ScriptedBackend(), 0)
+        program = make(name).fit(task, ScriptedModel(), 0)
         program.save(tmp_path / "p.json")
         again = Program.load(tmp_path / "p.json")
         assert again == program
@@ -221,7 +221,7 @@ def test_save_and_load_is_the_same_program_without_the_task(sentiment: Task, qui
 
 def test_a_damaged_program_is_one_clear_error(sentiment: Task, tmp_path: Path) -> None:
     file = tmp_path / "p.json"
-    FewShot().fit(sentiment, ScriptedBackend(), 0).save(file)
+    FewShot().fit(sentiment, ScriptedModel(), 0).save(file)
     whole = json.loads(file.read_text())
     damaged = [{**whole, "format": 99}, {**whole, "kind": "other"}, {**whole, "shots": [{}]}, {**whole, "form": {}}]
     damaged += [{k: v for k, v in whole.items() if k != "form"}, [1], {**whole, "form": None}]
@@ -240,7 +240,7 @@ def test_a_damaged_program_is_one_clear_error(sentiment: Task, tmp_path: Path) -
 def test_a_program_keeps_its_template_when_the_file_changes(sentiment: Task, tmp_path: Path) -> None:
     own = tmp_path / "mine.jinja"
     own.write_text("Text >> {{ text }}")
-    program = ZeroShot(question=str(own)).fit(sentiment, ScriptedBackend(), 0)
+    program = ZeroShot(question=str(own)).fit(sentiment, ScriptedModel(), 0)
     program.save(tmp_path / "p.json")
     own.write_text("changed")
     again = Program.load(tmp_path / "p.json")
@@ -251,34 +251,34 @@ def test_a_program_keeps_its_template_when_the_file_changes(sentiment: Task, tmp
 def test_an_answer_template_sets_the_marker(sentiment: Task, tmp_path: Path) -> None:
     own = tmp_path / "label.jinja"
     own.write_text("Label: {{ label }}")
-    backend = ScriptedBackend("say= negative")
-    program = FewShot(answer=str(own), shots=1).fit(sentiment, backend, 0)
+    model = ScriptedModel("say= negative")
+    program = FewShot(answer=str(own), shots=1).fit(sentiment, model, 0)
     prompt = program.prompt("x")
     assert prompt.prefix == "Label:"
-    assert program.answer(sentiment.test[:1], backend)[0].value == "negative"
+    assert program.answer(sentiment.test[:1], model)[0].value == "negative"
     own.write_text("no label at all")
     with pytest.raises(InputError, match="never writes"):
-        FewShot(answer=str(own)).fit(sentiment, backend, 0)
+        FewShot(answer=str(own)).fit(sentiment, model, 0)
 
 
 def test_choices_need_an_example(quiz: Task) -> None:
     with pytest.raises(InputError, match="choices="):
-        ZeroShot().fit(quiz, ScriptedBackend(), 0).prompt("just a text")
+        ZeroShot().fit(quiz, ScriptedModel(), 0).prompt("just a text")
 
 
 def test_too_long_prompts_are_refused_before_any_work(sentiment: Task) -> None:
-    backend = ScriptedBackend(max_context=120)
-    program = FewShot(shots=8).fit(sentiment, backend, 0)
+    model = ScriptedModel(max_context=120)
+    program = FewShot(shots=8).fit(sentiment, model, 0)
     with pytest.raises(ContextLengthError, match=r"few_shot: .* window of .* is 120\. (\d+) shots would fit") as error:
-        program.answer(sentiment.test, backend)
-    assert not backend.calls
+        program.answer(sentiment.test, model)
+    assert not model.calls
     fits = int(str(error.value).split("few_shot.shots=")[1].rstrip("."))
     assert 0 < fits < 8
-    assert FewShot(shots=fits).fit(sentiment, backend, 0).answer(sentiment.test, backend)
+    assert FewShot(shots=fits).fit(sentiment, model, 0).answer(sentiment.test, model)
     with pytest.raises(ContextLengthError):
-        FewShot(shots=fits + 1).fit(sentiment, backend, 0).answer(sentiment.test, backend)
+        FewShot(shots=fits + 1).fit(sentiment, model, 0).answer(sentiment.test, model)
     with pytest.raises(ContextLengthError, match="shorten the input"):
-        ZeroShot().fit(sentiment, backend, 0).answer([Example("l", "word " * 200)], backend)
+        ZeroShot().fit(sentiment, model, 0).answer([Example("l", "word " * 200)], model)
 
 
 def test_score_mode_needs_a_scorer(sentiment: Task) -> None:
@@ -306,11 +306,11 @@ def test_make_converts_and_refuses(sentiment: Task) -> None:
     with pytest.raises(UnknownNameError, match="unknown selection 'best'"):
         make("few_shot", selection="best")
     with pytest.raises(InputError, match="shots must be at least 1"):
-        make("few_shot", shots=0).fit(sentiment, ScriptedBackend(), 0)
+        make("few_shot", shots=0).fit(sentiment, ScriptedModel(), 0)
 
 
 def test_demonstrations_stand_in_order_before_the_question(sentiment: Task) -> None:
-    program = FewShot(shots=3).fit(sentiment, ScriptedBackend(), 0)
+    program = FewShot(shots=3).fit(sentiment, ScriptedModel(), 0)
     text = plain_text(program.prompt("END"))
     places = [text.index(shot.example.text) for shot in program.shots]
     assert places == sorted(places)

@@ -9,7 +9,7 @@ from method_fakes import BAD, GOOD, by_word
 from amplify.attribution import gate
 from amplify.attribution.deletion import deletion
 from amplify.attribution.gate import Verdict, judge
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.scripted import ScriptedModel
 from amplify.errors import UnknownNameError
 from amplify.methods import make
 from amplify.methods.gating import judge_own
@@ -17,7 +17,7 @@ from amplify.methods.program import ShotProgram
 from amplify.proxies import train_proxy
 from amplify.rationales.wording import verbalise
 from amplify.tasks import Task
-from amplify.values import Attribution, Demonstration, Example
+from amplify.types import Attribution, Demonstration, Example
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def body(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def fitted(task: Task, body: str, **options: object) -> ShotProgram:
     given = {"proxy": body, "epochs": 2, "shots": 4, "k": 2, "misclassified": False, **options}
-    program = make("amplify", **given).fit(task, ScriptedBackend(reply=by_word), 0)
+    program = make("amplify", **given).fit(task, ScriptedModel(reply=by_word), 0)
     assert isinstance(program, ShotProgram)
     return program
 
@@ -103,9 +103,9 @@ def test_where_no_candidate_passes_the_rationale_is_dropped(
 
 def test_controls_stand_behind_the_same_gate(sentiment: Task, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shut(monkeypatch, {"great", "awful"})
-    backend = ScriptedBackend(reply=by_word)
+    model = ScriptedModel(reply=by_word)
     options = {"proxy": body, "epochs": 2, "shots": 4, "k": 2, "misclassified": False, "gate": True}
-    own, control = (make(n, **options).fit(sentiment, backend, 0) for n in ("amplify", "amplify_random_words"))
+    own, control = (make(n, **options).fit(sentiment, model, 0) for n in ("amplify", "amplify_random_words"))
     assert [s.example for s in own.shots] == [s.example for s in control.shots]
     assert [s.rationale is None for s in own.shots] == [s.rationale is None for s in control.shots]
 
@@ -123,7 +123,7 @@ def test_any_explainer_explains(sentiment: Task, body: str, explainer: str) -> N
 
 def test_words_at_test_time_are_explained_by_the_chosen_explainer(sentiment: Task, body: str) -> None:
     options = {"proxy": body, "epochs": 2, "shots": 2, "k": 1, "explainer": "occlusion"}
-    program = make("amplify_test_words", **options).fit(sentiment, ScriptedBackend(reply=by_word), 0)
+    program = make("amplify_test_words", **options).fit(sentiment, ScriptedModel(reply=by_word), 0)
     assert program.explainer == "occlusion"
     assert program.prompt(sentiment.test[0]).prefix.startswith("The key words:")
     assert type(program).from_dict(program.to_dict()) == program
@@ -136,10 +136,10 @@ def test_a_models_own_words_are_judged_by_its_own_log_probabilities(sentiment: T
     text = "The great box has a lid and a door with a week of shop colour"
     shot = Demonstration(Example("x", text, "positive"))
     method = make("few_shot")
-    backend = ScriptedBackend(logprob=logprob)
+    model = ScriptedModel(logprob=logprob)
     even = Attribution(text, (), (), (), "positive")
     said = [verbalise((word,), even, "key_words", label="positive") for word in ("great", "lid")]
-    verdicts = [judge_own(method, sentiment, backend, shot, one, 0) for one in (*said, None)]
+    verdicts = [judge_own(method, sentiment, model, shot, one, 0) for one in (*said, None)]
     assert [verdict.passed for verdict in verdicts] == [True, False, False]
 
 

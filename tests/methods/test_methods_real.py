@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import amplify
-from amplify.backends.base import Generator
+from amplify.models.base import LanguageModel
 from amplify.methods import METHODS, Program, make
 from amplify.tasks import Task
 
@@ -23,8 +23,8 @@ SMALL = {"shots": 3, "epochs": 1, "pool": 12, "max_tokens": 40}
 
 
 @pytest.fixture(scope="module")
-def backend(smollm2: Path) -> Iterator[Generator]:
-    with amplify.open_backend(f"transformers:{smollm2}", dtype="float32") as opened:
+def model(smollm2: Path) -> Iterator[LanguageModel]:
+    with amplify.load_model(f"transformers:{smollm2}", dtype="float32") as opened:
         yield opened
 
 
@@ -39,15 +39,15 @@ def tickets(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.mark.parametrize("mode", ["generate", "score"])
 @pytest.mark.parametrize("name", NAMES)
-def test_method(name: str, mode: str, tickets: Task, backend: Generator, minilm: Path, tmp_path: Path) -> None:
+def test_method(name: str, mode: str, tickets: Task, model: LanguageModel, minilm: Path, tmp_path: Path) -> None:
     fields = METHODS[name].__dataclass_fields__
     options = {option: value for option, value in SMALL.items() if option in fields}
     options |= {option: str(minilm) for option in ("proxy", "embedder") if option in fields}
-    program = make(name, mode=mode, **options).fit(tickets, backend, 0)
+    program = make(name, mode=mode, **options).fit(tickets, model, 0)
     program.save(tmp_path / "program.json")
-    before = backend.usage.snapshot()
-    answers = Program.load(tmp_path / "program.json").answer(tickets.test[:6], backend)
-    spent = backend.usage.since(before)
+    before = model.usage.snapshot()
+    answers = Program.load(tmp_path / "program.json").answer(tickets.test[:6], model)
+    spent = model.usage.since(before)
     assert all(a.value in tickets.labels or (a.value is None and mode == "generate") for a in answers)
     assert sum(a.calls for a in answers) == spent.calls
     assert sum(a.prompt_tokens for a in answers) == spent.prompt_tokens
@@ -56,4 +56,4 @@ def test_method(name: str, mode: str, tickets: Task, backend: Generator, minilm:
         for answer in answers:
             assert set(answer.scores) == set(tickets.labels)
             assert answer.value == max(answer.scores, key=answer.scores.__getitem__)
-    assert program.answer(tickets.test[:6], backend) == answers, "the saved program answers differently"
+    assert program.answer(tickets.test[:6], model) == answers, "the saved program answers differently"

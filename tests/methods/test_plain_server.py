@@ -8,12 +8,12 @@ import pytest
 from fake_server import PLAIN_FIELDS, FakeServer
 from method_fakes import GOOD
 
-from amplify.backends import open_backend
-from amplify.backends.base import Generator
+from amplify.models import load_model
+from amplify.models.base import LanguageModel
 from amplify.errors import CapabilityError, InputError
 from amplify.methods import METHODS, make
 from amplify.tasks import Task
-from amplify.values import Example
+from amplify.types import Example
 
 RUNS = {
     "zero_shot", "few_shot", "few_shot_balanced", "few_shot_knn", "zero_shot_cot", "amplify", "amplify_no_rationale",
@@ -33,12 +33,12 @@ def say(asked: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[Generator]:
+def plain() -> Iterator[LanguageModel]:
     with (
         FakeServer(fields=PLAIN_FIELDS, completions=False, window=None, say=say) as server,
-        open_backend(f"openai:m@{server.url}", retries=0) as backend,
+        load_model(f"openai:m@{server.url}", retries=0) as model,
     ):
-        yield backend
+        yield model
 
 
 def documents(task: Task) -> Task:
@@ -51,7 +51,7 @@ def documents(task: Task) -> Task:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_runs_or_says_what_it_needs(name: str, plain: Generator, sentiment: Task, tiny_encoder: Path) -> None:
+def test_a_method_runs_or_says_what_it_needs(name: str, plain: LanguageModel, sentiment: Task, tiny_encoder: Path) -> None:
     known = {field.name for field in fields(METHODS[name])}
     options = {"proxy": str(tiny_encoder), "embedder": str(tiny_encoder), "epochs": 1, "shots": 2}
     method = make(name, **{key: value for key, value in options.items() if key in known})

@@ -12,8 +12,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from amplify.backends import open_backend
-from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.models import load_model
+from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
 from amplify.evaluation import evaluate, load_report
 from amplify.evaluation.configuration import declare_family
@@ -23,7 +23,7 @@ from amplify.methods.documents import RagProgram
 from amplify.steering import Steering
 from amplify.tasks import Task
 from amplify.templates import load as load_template
-from amplify.values import Completion, Example, Message, Prompt, Sampling
+from amplify.types import Completion, Example, Message, Prompt, Sampling
 
 RAG = [name for name in METHODS if name.startswith("rag")]
 UNSTEERED = [name for name in RAG if not METHODS[name].steers]
@@ -55,8 +55,8 @@ def likely(text: str, answer: str) -> float:
 
 
 @pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(reply=reader, logprob=likely)
+def model() -> ScriptedModel:
+    return ScriptedModel(reply=reader, logprob=likely)
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def task() -> Task:
     return Task(name="homes", instruction="Answer.", train=(), validation=(), test=test, metric="qa")
 
 
-def run(name: str, task: Task, backend, **options):
-    program = make(name, **options).fit(task, backend, 0)
-    return program.answer(task.test, backend)
+def run(name: str, task: Task, model, **options):
+    program = make(name, **options).fit(task, model, 0)
+    return program.answer(task.test, model)
 
 
 def test_registered() -> None:
@@ -77,21 +77,21 @@ def test_registered() -> None:
     }  # fmt: skip
 
 
-def test_plain(task: Task, backend: ScriptedBackend) -> None:
-    answers = run("rag", task, backend)
+def test_plain(task: Task, model: ScriptedModel) -> None:
+    answers = run("rag", task, model)
     assert [a.value for a in answers] == ["Bern"] * 3
     assert answers[0].sources is not None
     assert answers[0].sources.ranking == answers[0].sources.shown == (0, 1, 2, 3, 4)
     assert (answers[0].sources.scores, answers[0].calls) == ((), 1)
-    assert len({call.batch for call in backend.calls}) == 1  # one batch
-    assert "Page 4\nAda does not" in backend.texts[0]
+    assert len({call.batch for call in model.calls}) == 1  # one batch
+    assert "Page 4\nAda does not" in model.texts[0]
 
 
-def test_the_random_order_is_not_the_one_in_which_a_task_put_its_documents(backend: ScriptedBackend) -> None:
+def test_the_random_order_is_not_the_one_in_which_a_task_put_its_documents(model: ScriptedModel) -> None:
     """Both draw by seed and question: the control must not undo or repeat what placed the gold document."""
     test = tuple(item(f"Person{i}", 1, 4, n=8) for i in range(20))
     task = Task(name="homes", instruction="Answer.", train=(), validation=(), test=test, metric="qa")
-    answers = run("rag_rerank_random", task, backend)
+    answers = run("rag_rerank_random", task, model)
     for answer, example in zip(answers, test, strict=True):
         placed = list(range(8))
         random.Random(f"0:{example.text}").shuffle(placed)
@@ -100,9 +100,9 @@ def test_the_random_order_is_not_the_one_in_which_a_task_put_its_documents(backe
     assert len({answer.sources.shown for answer in answers if answer.sources}) == 20
 
 
-def test_rerank_puts_the_evidence_first(task: Task, backend: ScriptedBackend) -> None:
+def test_rerank_puts_the_evidence_first(task: Task, model: ScriptedModel) -> None:
     for name in ("rag_rerank_shapley", "rag_loo"):
-        answers = run(name, task, backend)
+        answers = run(name, task, model)
         for answer, example in zip(answers, task.test, strict=True):
             [gold] = example.fields["evidence"]
             assert answer.sources is not None
@@ -119,8 +119,8 @@ def test_rerank_puts_the_evidence_first(task: Task, backend: ScriptedBackend) ->
             assert content.index(f"Page {gold}\n") < min(content.index(f"Page {i}\n") for i in range(5) if i != gold)
 
 
-def test_the_best_document_can_stand_last_and_k_keeps_some(task: Task, backend: ScriptedBackend) -> None:
-    answer = run("rag_rerank_shapley", task, backend, best="last", k=2)[0]
+def test_the_best_document_can_stand_last_and_k_keeps_some(task: Task, model: ScriptedModel) -> None:
+    answer = run("rag_rerank_shapley", task, model, best="last", k=2)[0]
     assert answer.prompt is not None
     titles = re.findall(r"Page \d", answer.prompt.messages[0].content)
     assert titles[-1] == "Page 1"
@@ -129,50 +129,50 @@ def test_the_best_document_can_stand_last_and_k_keeps_some(task: Task, backend: 
     assert [f"Page {i}" for i in answer.sources.shown] == titles
 
 
-def test_prune_takes_out_what_speaks_against(task: Task, backend: ScriptedBackend) -> None:
-    [first, *_] = run("rag_prune_shapley", task, backend)
+def test_prune_takes_out_what_speaks_against(task: Task, model: ScriptedModel) -> None:
+    [first, *_] = run("rag_prune_shapley", task, model)
     assert first.sources is not None
     assert first.sources.shown == (1,)  # exact values (2^5 = 32 prompts): every other is below 0
-    loose = run("rag_prune_shapley", task, backend, below=-1.0)[0]
+    loose = run("rag_prune_shapley", task, model, below=-1.0)[0]
     assert loose.sources is not None
     assert loose.sources.shown == (0, 1, 2, 3)
 
 
-def test_distil_keeps_k_in_their_order(task: Task, backend: ScriptedBackend) -> None:
-    answer = run("rag_distil_shapley", task, backend, k=2)[2]
+def test_distil_keeps_k_in_their_order(task: Task, model: ScriptedModel) -> None:
+    answer = run("rag_distil_shapley", task, model, k=2)[2]
     assert answer.sources is not None
     assert answer.sources.shown == (0, 3)
     assert re.findall(r"Page \d", answer.prompt.messages[0].content) == ["Page 0", "Page 3"]  # type: ignore[union-attr]
 
 
-def test_random_is_the_seeds(task: Task, backend: ScriptedBackend) -> None:
+def test_random_is_the_seeds(task: Task, model: ScriptedModel) -> None:
     shown = {}
     for seed in range(20):
-        program = make("rag_rerank_random").fit(task, backend, seed)
-        answers = program.answer(task.test, backend)
+        program = make("rag_rerank_random").fit(task, model, seed)
+        answers = program.answer(task.test, model)
         shown[seed] = [a.sources.shown for a in answers]  # type: ignore[union-attr]
         assert all(sorted(s) == list(range(5)) for s in shown[seed])
         # an item's order does not depend on what is answered with it
-        assert program.answer(task.test[1:2], backend)[0].sources.shown == shown[seed][1]  # type: ignore[union-attr]
+        assert program.answer(task.test[1:2], model)[0].sources.shown == shown[seed][1]  # type: ignore[union-attr]
     assert len({str(s) for s in shown.values()}) == 20
 
 
-def test_gold_never_reaches_the_model(task: Task, backend: ScriptedBackend) -> None:
+def test_gold_never_reaches_the_model(task: Task, model: ScriptedModel) -> None:
     """What is explained is the model's own answer, even where it is wrong."""
     wrong = replace(task, test=tuple(replace(e, answers=("Zurich",)) for e in task.test))
     for name in UNSTEERED:
-        run(name, wrong, backend)
-    asked = [call.continuation for call in backend.calls if call.continuation is not None]
+        run(name, wrong, model)
+    asked = [call.continuation for call in model.calls if call.continuation is not None]
     assert asked
     assert set(asked) == {" Bern"}
-    assert not any("Zurich" in text for text in backend.texts)
+    assert not any("Zurich" in text for text in model.texts)
 
 
-def test_methods_share_an_attribution_and_each_says_what_it_costs(task: Task, backend: ScriptedBackend) -> None:
-    first = run("rag_rerank_shapley", task, backend)
-    before = len(backend.calls)
-    second = run("rag_distil_shapley", task, backend)
-    assert len(backend.calls) - before == 2 * len(task.test)  # both answers, no value asked again
+def test_methods_share_an_attribution_and_each_says_what_it_costs(task: Task, model: ScriptedModel) -> None:
+    first = run("rag_rerank_shapley", task, model)
+    before = len(model.calls)
+    second = run("rag_distil_shapley", task, model)
+    assert len(model.calls) - before == 2 * len(task.test)  # both answers, no value asked again
     assert [a.calls for a in first] == [a.calls for a in second] == [2 + 32] * 3
 
 
@@ -185,18 +185,18 @@ def test_votes_work_without_log_probabilities(task: Task) -> None:
             run(name, task, generator)
 
 
-def test_retrievers_order_the_documents(task: Task, backend: ScriptedBackend) -> None:
-    answer = run("rag", task, backend, search="bm25", documents=2)[0]
+def test_retrievers_order_the_documents(task: Task, model: ScriptedModel) -> None:
+    answer = run("rag", task, model, search="bm25", documents=2)[0]
     assert answer.sources is not None
     assert answer.sources.shown == answer.sources.ranking[:2]
     assert set(answer.sources.shown) == {1, 4}  # the two that name Ada
     assert answer.sources.scores[1] > answer.sources.scores[0]  # type: ignore[operator]
-    ranked = run("rag_rerank_shapley", task, backend, search="bm25", documents=2)[0]
+    ranked = run("rag_rerank_shapley", task, model, search="bm25", documents=2)[0]
     assert ranked.sources.ranking[0] == 1  # type: ignore[union-attr]
     assert sorted(ranked.sources.ranking) == [0, 1, 2, 3, 4]  # type: ignore[union-attr]
 
 
-class Steered(ScriptedBackend):
+class Steered(ScriptedModel):
     """Takes steering and writes down what it emphasised."""
 
     def generate(self, prompts, sampling: Sampling, *, steering=None) -> list[Completion]:
@@ -207,67 +207,67 @@ class Steered(ScriptedBackend):
 
 
 def test_highlight_emphasises_the_best_sentences(task: Task, tmp_path) -> None:
-    backend = Steered(reply=reader, logprob=likely)
-    answers = run("rag_highlight_pasta", task, backend, budget=64, sentences=1)
-    assert backend.marked == [["Ada lives in Bern."], ["Bo lives in Bern."], ["Cy lives in Bern."]]
-    assert backend.steering.mode == "instaboost"
+    model = Steered(reply=reader, logprob=likely)
+    answers = run("rag_highlight_pasta", task, model, budget=64, sentences=1)
+    assert model.marked == [["Ada lives in Bern."], ["Bo lives in Bern."], ["Cy lives in Bern."]]
+    assert model.steering.mode == "instaboost"
     assert answers[0].sources.shown == (0, 1, 2, 3, 4)  # type: ignore[union-attr]
     for budget in (2, 4, 6):  # too few to look inside documents well, or at all
-        run("rag_highlight_pasta", task, backend, budget=budget)
-        assert all(spans and all(spans) for spans in backend.marked)
-    program = make("rag_highlight_pasta").fit(task, backend, 0)
+        run("rag_highlight_pasta", task, model, budget=budget)
+        assert all(spans and all(spans) for spans in model.marked)
+    program = make("rag_highlight_pasta").fit(task, model, 0)
     assert "no head profile was measured for this model: all heads are steered" in program.notes[0]
     own = Steering(heads={1: (0, 2)}, alpha=0.05)
     own.save(tmp_path / "mine.yaml")
-    run("rag_highlight_pasta", task, backend, budget=64, profile=str(tmp_path / "mine.yaml"))
-    assert backend.steering == own
+    run("rag_highlight_pasta", task, model, budget=64, profile=str(tmp_path / "mine.yaml"))
+    assert model.steering == own
     with pytest.raises(CapabilityError):  # found out before any attribution
-        make("rag_highlight_pasta").fit(task, ScriptedBackend(reply=reader, logprob=likely), 0)
+        make("rag_highlight_pasta").fit(task, ScriptedModel(reply=reader, logprob=likely), 0)
     with pytest.raises(UnknownNameError):
-        make("rag_highlight_pasta", profile="no-such-profile").fit(task, backend, 0)
+        make("rag_highlight_pasta", profile="no-such-profile").fit(task, model, 0)
 
 
-def test_odd_documents(backend: ScriptedBackend) -> None:
+def test_odd_documents(model: ScriptedModel) -> None:
     """Copies and empty documents are left out; one document alone has nothing to be compared with."""
     example = item("Ada", 1, 4)
     documents = example.fields["documents"]
     odd = replace(example, fields={"documents": [*documents[:2], {"title": "", "text": "  "}, documents[1]]})
     task = Task(name="odd", instruction="", train=(), validation=(), test=(odd,), metric="qa")
-    answer = run("rag_rerank_shapley", task, backend)[0]
+    answer = run("rag_rerank_shapley", task, model)[0]
     assert answer.sources is not None
     assert answer.sources.ranking == (1, 0)
     assert answer.sources.scores[2:] == (None, None)
     alone = replace(task, test=(replace(example, fields={"documents": documents[1:2]}),))
-    answer = run("rag_prune_shapley", alone, backend)[0]
+    answer = run("rag_prune_shapley", alone, model)[0]
     assert (answer.value, answer.calls, answer.sources.shown) == ("Bern", 1, (0,))  # type: ignore[union-attr]
     for bare in ([], None):
         with pytest.raises(InputError, match="answers from documents, and the items of 'odd' bring none"):
-            run("rag", replace(task, test=(replace(example, fields={"documents": bare}),)), backend)
+            run("rag", replace(task, test=(replace(example, fields={"documents": bare}),)), model)
 
 
 def test_a_silent_model_is_not_explained(task: Task) -> None:
-    backend = ScriptedBackend(reply=lambda text: "", logprob=likely)
-    answers = run("rag_rerank_shapley", task, backend)
+    model = ScriptedModel(reply=lambda text: "", logprob=likely)
+    answers = run("rag_rerank_shapley", task, model)
     assert [(a.value, a.calls) for a in answers] == [(None, 1)] * 3
-    assert all(call.continuation is None for call in backend.calls)
+    assert all(call.continuation is None for call in model.calls)
 
 
 def test_too_long_before_any_work(task: Task) -> None:
-    backend = ScriptedBackend(reply=reader, logprob=likely, max_context=70)
+    model = ScriptedModel(reply=reader, logprob=likely, max_context=70)
     with pytest.raises(ContextLengthError, match="document"):
-        run("rag_rerank_shapley", task, backend)
-    assert backend.calls == []
+        run("rag_rerank_shapley", task, model)
+    assert model.calls == []
 
 
 @pytest.mark.parametrize("options", [{"k": 0}, {"budget": 1}, {"max_tokens": 0}, {"documents": -1}])
-def test_bad_options(task: Task, backend: ScriptedBackend, options: dict[str, int]) -> None:
+def test_bad_options(task: Task, model: ScriptedModel, options: dict[str, int]) -> None:
     with pytest.raises(InputError):
-        make("rag_distil_shapley", **options).fit(task, backend, 0)
+        make("rag_distil_shapley", **options).fit(task, model, 0)
 
 
-def test_programs_are_plain_json(task: Task, backend: ScriptedBackend, tmp_path) -> None:
+def test_programs_are_plain_json(task: Task, model: ScriptedModel, tmp_path) -> None:
     for name in UNSTEERED:
-        program = make(name).fit(task, backend, 3)
+        program = make(name).fit(task, model, 3)
         program.save(tmp_path / "p.json")
         assert "Ada" not in (tmp_path / "p.json").read_text()
         loaded = Program.load(tmp_path / "p.json")
@@ -275,9 +275,9 @@ def test_programs_are_plain_json(task: Task, backend: ScriptedBackend, tmp_path)
         assert isinstance(loaded, RagProgram)
 
 
-def test_evaluation_before_and_after(task: Task, backend: ScriptedBackend, tmp_path) -> None:
+def test_evaluation_before_and_after(task: Task, model: ScriptedModel, tmp_path) -> None:
     names = ["rag", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley", "rag_rerank_random", "rag_loo"]
-    report = evaluate(task, backend, names, seeds=(0, 1), out=tmp_path / "run")
+    report = evaluate(task, model, names, seeds=(0, 1), out=tmp_path / "run")
     metrics = {row.method: row.metrics for row in report.rows}
     assert metrics["rag"]["evidence_recall@1"] == pytest.approx(1 / 3)  # gold is at 1, 0 and 3
     assert metrics["rag_rerank_shapley"]["evidence_recall@1"] == 1
@@ -295,32 +295,32 @@ def test_evaluation_before_and_after(task: Task, backend: ScriptedBackend, tmp_p
     assert load_report(tmp_path / "run").rows == report.rows
 
 
-def test_rows_of_your_own(backend: ScriptedBackend, task: Task, tmp_path) -> None:
+def test_rows_of_your_own(model: ScriptedModel, task: Task, tmp_path) -> None:
     """A fitted program is applied to new rows that bring their documents."""
     from amplify.evaluation.apply import apply_program
 
-    program = make("rag_distil_shapley", k=1).fit(task, backend, 0)
+    program = make("rag_distil_shapley", k=1).fit(task, model, 0)
     rows = [
         {"q": "Where does Eve live?", "documents": ["Trees.", "Eve lives in Rome.", "Eve does not live anywhere."]},
         {"q": "Where does Dan live?", "documents": [{"text": "Dan lives in Bonn."}, {"title": "T", "text": "Trees."}]},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    done = apply_program(program, tmp_path / "rows.jsonl", "q", backend, tmp_path / "out.csv")
+    done = apply_program(program, tmp_path / "rows.jsonl", "q", model, tmp_path / "out.csv")
     assert (done.rows, done.unparsed) == (2, 0)
     assert re.findall(r"Rome|Bonn", (tmp_path / "out.csv").read_text().split("answer")[1])
     for bad, message in (({}, "brings no list of documents"), ({"documents": [3]}, "document 0 is neither")):
         with pytest.raises(InputError, match=message):
-            program.answer([Example("x", "Where?", fields=bad)], backend)
+            program.answer([Example("x", "Where?", fields=bad)], model)
 
 
-def test_ranking_alone_is_judged_where_there_are_no_answers(backend: ScriptedBackend, task: Task) -> None:
+def test_ranking_alone_is_judged_where_there_are_no_answers(model: ScriptedModel, task: Task) -> None:
     bare = tuple(replace(e, answers=()) for e in task.test)
     ranking = replace(task, test=bare, metric="evidence")
-    report = evaluate(ranking, backend, ["rag", "rag_rerank_shapley"], seeds=(0,))
+    report = evaluate(ranking, model, ["rag", "rag_rerank_shapley"], seeds=(0,))
     assert [row.score for row in report.rows] == pytest.approx([(0.75 + 1.0 + 0.25) / 3, 1.0])
     assert "None" not in report.to_html()
     with pytest.raises(InputError, match="zero_shot reads none"):
-        evaluate(ranking, backend, ["rag", "zero_shot"], seeds=(0,))
+        evaluate(ranking, model, ["rag", "zero_shot"], seeds=(0,))
 
 
 def test_controls_are_what_shapley_is_compared_with() -> None:
@@ -330,31 +330,31 @@ def test_controls_are_what_shapley_is_compared_with() -> None:
 
 def test_on_a_tiny_model_shapley_is_exact(tiny_lm, task: Task) -> None:
     """Real token trees: with 2^5 prompts the scores add up to what all documents together change."""
-    from amplify.textgenshap.attribute import attribute_sources
+    from amplify.sources.attribute import attribute_sources
 
-    with open_backend(f"transformers:{tiny_lm}", dtype="float32") as backend:
+    with load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
         short = replace(task, test=task.test[:1])
-        answer = run("rag_rerank_shapley", short, backend, max_tokens=4)[0]
+        answer = run("rag_rerank_shapley", short, model, max_tokens=4)[0]
         assert answer.sources is not None
         documents = [f"{d['title']}\n{d['text']}" for d in short.test[0].fields["documents"]]
-        first = run("rag", short, backend, max_tokens=4)[0]
+        first = run("rag", short, model, max_tokens=4)[0]
         result = attribute_sources(
-            short.test[0].text, documents, backend, answer=first.text, budget=32, refine="documents"
+            short.test[0].text, documents, model, answer=first.text, budget=32, refine="documents"
         )
         assert answer.sources.scores == pytest.approx(result.documents.scores.tolist(), abs=1e-4)
         assert sum(s for s in answer.sources.scores if s) == pytest.approx(np.diff(result.values[:, 0])[0], abs=1e-3)
-        steered = run("rag_highlight_pasta", short, backend, max_tokens=4)[0]
+        steered = run("rag_highlight_pasta", short, model, max_tokens=4)[0]
         assert steered.calls > 2
 
 
-def brute_force(backend, question: str, documents: list[str], answer: str) -> list[float]:
+def brute_force(model, question: str, documents: list[str], answer: str) -> list[float]:
     """Shapley values by their definition, every prompt scored alone."""
     n = len(documents)
     template = load_template("sources", "default")
     worth = {}
     for held in (h for size in range(n + 1) for h in combinations(range(n), size)):
         content = template.render({"question": question, "documents": [documents[i] for i in held]})
-        [found] = backend.score([Prompt(messages=(Message("user", content),))], [answer])
+        [found] = model.score([Prompt(messages=(Message("user", content),))], [answer])
         worth[held] = found.total
     return [
         sum(
@@ -371,10 +371,10 @@ def check_against_brute_force(spec: str) -> None:
     fields = {"documents": says, "evidence": [1]}
     example = Example("z", "Where does Zorblax live?", answers=("Zurich",), fields=fields)
     task = Task(name="z", instruction="", train=(), validation=(), test=(example,), metric="qa")
-    with open_backend(spec, dtype="float32") as backend:
-        [first] = run("rag", task, backend, max_tokens=8)
-        want = brute_force(backend, example.text, says, first.text)
-        [answer] = run("rag_distil_shapley", task, backend, k=1, max_tokens=8)
+    with load_model(spec, dtype="float32") as model:
+        [first] = run("rag", task, model, max_tokens=8)
+        want = brute_force(model, example.text, says, first.text)
+        [answer] = run("rag_distil_shapley", task, model, k=1, max_tokens=8)
         assert answer.sources is not None
         # float32 forward passes of other shapes, summed over at most 8 tokens
         assert answer.sources.scores == pytest.approx(want, abs=2e-3)

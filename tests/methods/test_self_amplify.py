@@ -6,73 +6,73 @@ import pytest
 from method_fakes import BAD, GOOD, by_word
 from self_amplify_fakes import SMALL, asked, logprob, reply
 
-from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError
 from amplify.methods import make
 from amplify.methods.self_amplify import usable
 from amplify.tasks import Task
 from amplify.text import input_text
-from amplify.values import Completion, Demonstration
+from amplify.types import Completion, Demonstration
 
 TOP = 'The answer is positive. The text is recognised as such by its words "'
 
 
 @pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(reply=reply, logprob=logprob)
+def model() -> ScriptedModel:
+    return ScriptedModel(reply=reply, logprob=logprob)
 
 
-def test_top_k_words_are_the_models_own(sentiment: Task, backend: ScriptedBackend) -> None:
-    program = make("self_amplify_topk", k=2, **SMALL).fit(sentiment, backend, 0)
+def test_top_k_words_are_the_models_own(sentiment: Task, model: ScriptedModel) -> None:
+    program = make("self_amplify_topk", k=2, **SMALL).fit(sentiment, model, 0)
     for shot in program.shots:
         assert shot.rationale is not None
         (word,) = shot.rationale.words  # "banana" is not in the input
         assert word in (*GOOD, *BAD)
         assert shot.rationale.text == f'The key words: "{word}" point to {shot.example.label}.'
         assert shot.rationale.attribution.text == input_text(shot.example)
-    leads = [c.text.rpartition("assistant: ")[2] for c in backend.calls if "recognised as such" in c.text]
+    leads = [c.text.rpartition("assistant: ")[2] for c in model.calls if "recognised as such" in c.text]
     assert sorted(leads) == sorted(TOP.replace("positive", str(s.example.label)) for s in program.shots)
     assert "4 words named that are not in the input: left out" in program.notes
     assert "4 of 4 rationales have fewer than 2 words to cite" in program.notes
     assert program.prompt(sentiment.test[0]).prefix == "The key words:"
-    assert [a.value for a in program.answer(sentiment.test, backend)] == [e.label for e in sentiment.test]
+    assert [a.value for a in program.answer(sentiment.test, model)] == [e.label for e in sentiment.test]
 
 
 def test_nonsense_is_dropped_counted_and_asking_ends(sentiment: Task) -> None:
-    backend = ScriptedBackend(reply=lambda t: "banana" if "recognised as such" in t or t.endswith(":") else reply(t))
-    program = make("self_amplify_topk", **SMALL).fit(sentiment, backend, 0)
+    model = ScriptedModel(reply=lambda t: "banana" if "recognised as such" in t or t.endswith(":") else reply(t))
+    program = make("self_amplify_topk", **SMALL).fit(sentiment, model, 0)
     assert all(shot.rationale is None for shot in program.shots)
     assert "4 of 4 rationales dropped: those shots show their answer alone" in program.notes
-    assert sum("recognised as such" in text for text in backend.texts) == 12
-    silent = ScriptedBackend(reply=lambda t: " ?" if t.endswith(":") else reply(t))
+    assert sum("recognised as such" in text for text in model.texts) == 12
+    silent = ScriptedModel(reply=lambda t: " ?" if t.endswith(":") else reply(t))
     made = make("self_amplify_phcot", **SMALL).fit(sentiment, silent, 0)
     assert all(shot.rationale is None for shot in made.shots)
     assert sum(text.endswith(":") for text in silent.texts) == 12
 
 
-def test_post_hoc_chains_are_told_the_gold_label(sentiment: Task, backend: ScriptedBackend) -> None:
-    program = make("self_amplify_phcot", **SMALL).fit(sentiment, backend, 0)
+def test_post_hoc_chains_are_told_the_gold_label(sentiment: Task, model: ScriptedModel) -> None:
+    program = make("self_amplify_phcot", **SMALL).fit(sentiment, model, 0)
     for shot in program.shots:
         said = "The word speaks for itself. It is strong. Nothing else counts."
         assert shot.rationale.text == f"3-step rationale: {said}"
-    prompts = [c.text for c in backend.calls if c.text.endswith("explanation:")]
+    prompts = [c.text for c in model.calls if c.text.endswith("explanation:")]
     assert len(prompts) == 4
     assert all(re.search(r"The answer is (positive|negative)\. 3-step explanation:$", t) for t in prompts)
     assert program.prompt(sentiment.test[0]).prefix == "3-step rationale:"
-    assert [a.value for a in program.answer(sentiment.test, backend)] == [e.label for e in sentiment.test]
+    assert [a.value for a in program.answer(sentiment.test, model)] == [e.label for e in sentiment.test]
     shown = [m.content for m in program.prompt(sentiment.test[0]).messages if m.role == "assistant"]
     assert all(text.count("The answer is") == 1 for text in shown), "only the gold answer is read"
 
 
-def test_auto_chains_are_not(sentiment: Task, backend: ScriptedBackend) -> None:
+def test_auto_chains_are_not(sentiment: Task, model: ScriptedModel) -> None:
     wrong = make("self_amplify_autocot", selection="error", **SMALL)
-    lying = ScriptedBackend(reply=lambda t: " Because.\nThe answer is blue." if t.endswith("rationale:") else reply(t))
-    program = wrong.fit(sentiment, backend, 0)
-    prompts = [c.prompt for c in backend.calls if c.text.endswith("3-step rationale:")]
+    lying = ScriptedModel(reply=lambda t: " Because.\nThe answer is blue." if t.endswith("rationale:") else reply(t))
+    program = wrong.fit(sentiment, model, 0)
+    prompts = [c.prompt for c in model.calls if c.text.endswith("3-step rationale:")]
     assert all("The answer is" not in p.prefix for p in prompts)
     assert [s.rationale.text for s in program.shots] == ["3-step rationale: It says so."] * 4
     assert not any("another answer" in note for note in program.notes)
-    contrary = ScriptedBackend(
+    contrary = ScriptedModel(
         reply=lambda t: (
             f" Hm. The answer is {'negative' if 'negative' not in by_word(t) else 'positive'}."
             if t.endswith("rationale:")
@@ -112,10 +112,10 @@ def test_the_gate_replaces_shots_whose_words_do_not_count(sentiment: Task, name:
     def counts(shot: Demonstration) -> bool:
         return any(w in shot.example.text for w in known)
 
-    backend = ScriptedBackend(reply=lambda t: reply(t.replace("validation", "v")), logprob=partial)
+    model = ScriptedModel(reply=lambda t: reply(t.replace("validation", "v")), logprob=partial)
     options = {"k": 1, "shots": 4, "selection": "random", "balanced": balanced}
     plain, gated = (
-        make(f"self_amplify_{name}", **options, gate=gate).fit(sentiment, backend, 0) for gate in (False, True)
+        make(f"self_amplify_{name}", **options, gate=gate).fit(sentiment, model, 0) for gate in (False, True)
     )
     assert any(not counts(shot) for shot in plain.shots)
     for before, after in zip(plain.shots, gated.shots, strict=True):
@@ -135,9 +135,9 @@ def test_the_gate_replaces_shots_whose_words_do_not_count(sentiment: Task, name:
 
 
 def test_choices_of_the_example(quiz: Task) -> None:
-    backend = ScriptedBackend(
+    model = ScriptedModel(
         reply=lambda t: ' colour"' if "recognised as such" in t else " (A).", logprob=lambda t, c: -1.0
     )
-    program = make("self_amplify_topk", shots=2, k=1).fit(quiz, backend, 0)
+    program = make("self_amplify_topk", shots=2, k=1).fit(quiz, model, 0)
     assert all(f"point to ({s.example.label})." in s.rationale.text for s in program.shots)
-    assert program.answer(quiz.test, backend)
+    assert program.answer(quiz.test, model)

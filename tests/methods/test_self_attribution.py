@@ -8,24 +8,24 @@ from method_fakes import BAD, GOOD
 from self_amplify_fakes import SMALL, asked, logprob, reply
 
 from amplify.attribution.words import word_spans
-from amplify.backends.base import Generator
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.base import LanguageModel
+from amplify.models.scripted import ScriptedModel
 from amplify.errors import InputError
 from amplify.methods import make
 from amplify.methods.self_attribution import citable, explain_shots, placed
 from amplify.tasks import Task
 from amplify.text import input_text
-from amplify.values import Demonstration, Example
+from amplify.types import Demonstration, Example
 
 
 @pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(reply=reply, logprob=logprob)
+def model() -> ScriptedModel:
+    return ScriptedModel(reply=reply, logprob=logprob)
 
 
 @pytest.mark.parametrize("name", ["shap", "lime", "occlusion"])
-def test_attributed_words_are_those_that_count(sentiment: Task, backend: ScriptedBackend, name: str) -> None:
-    program = make(f"self_amplify_{name}", k=1, **SMALL).fit(sentiment, backend, 0)
+def test_attributed_words_are_those_that_count(sentiment: Task, model: ScriptedModel, name: str) -> None:
+    program = make(f"self_amplify_{name}", k=1, **SMALL).fit(sentiment, model, 0)
     for shot in program.shots:
         assert shot.rationale is not None
         assert shot.rationale.words[0] in (*GOOD, *BAD)
@@ -34,9 +34,9 @@ def test_attributed_words_are_those_that_count(sentiment: Task, backend: Scripte
         assert all(a.text[s:e] == word for word, (s, e) in zip(a.words, a.spans, strict=True))
         assert (a.target, a.foil) == (shot.example.label, None)
         assert 0 < a.budget <= 130
-    contrast = make(f"self_amplify_{name}", mode="score", contrastive=True, **SMALL).fit(sentiment, backend, 0)
+    contrast = make(f"self_amplify_{name}", mode="score", contrastive=True, **SMALL).fit(sentiment, model, 0)
     assert all(s.rationale.attribution.foil == s.foil != s.example.label for s in contrast.shots)
-    plain = make(f"self_amplify_{name}", contrastive=True, **SMALL).fit(sentiment, backend, 0)
+    plain = make(f"self_amplify_{name}", contrastive=True, **SMALL).fit(sentiment, model, 0)
     assert "4 of 4 labels explained without a contrast: no other label is known" in plain.notes
 
 
@@ -50,21 +50,21 @@ def test_a_negative_sum_of_scores_does_not_turn_the_ranking_round(sentiment: Tas
     one = Example("validation-x", "A splendid thing, heavy and late.", "positive")
     task = replace(sentiment, validation=(one,))
     program = make("self_amplify_occlusion", shots=1, k=1, selection="random").fit(
-        task, ScriptedBackend(logprob=odd), 0
+        task, ScriptedModel(logprob=odd), 0
     )
     a = program.shots[0].rationale.attribution
     assert sum(a.scores) < 0
     assert program.shots[0].rationale.words == ("splendid",)
 
 
-def test_fewer_words_than_k(sentiment: Task, backend: ScriptedBackend) -> None:
+def test_fewer_words_than_k(sentiment: Task, model: ScriptedModel) -> None:
     for name in ("topk", "shap", "random_words"):
-        program = make(f"self_amplify_{name}", k=50, **SMALL).fit(sentiment, backend, 0)
+        program = make(f"self_amplify_{name}", k=50, **SMALL).fit(sentiment, model, 0)
         assert all(1 <= len(s.rationale.words) < 50 for s in program.shots if s.rationale), name
 
 
 @pytest.mark.parametrize("layout", ["chat", "text"])
-def test_multi_token_targets_count_with_all_their_tokens(quiz: Task, white: Generator, layout: str) -> None:
+def test_multi_token_targets_count_with_all_their_tokens(quiz: Task, white: LanguageModel, layout: str) -> None:
     method = make("self_amplify_occlusion", layout=layout)
     shots = [Demonstration(example, foil="B") for example in quiz.validation[:1]]
     form = method.form(quiz)
@@ -97,7 +97,7 @@ def test_multi_token_targets_count_with_all_their_tokens(quiz: Task, white: Gene
     assert against.foil == "B"
 
 
-def test_words_are_whole_words_whatever_the_tokenizer_makes_of_them(quiz: Task, white: Generator) -> None:
+def test_words_are_whole_words_whatever_the_tokenizer_makes_of_them(quiz: Task, white: LanguageModel) -> None:
     for name in ("occlusion", "gradient", "deeplift"):
         program = make(f"self_amplify_{name}", shots=2, selection="random").fit(quiz, white, 0)
         for shot in program.shots:
@@ -107,8 +107,8 @@ def test_words_are_whole_words_whatever_the_tokenizer_makes_of_them(quiz: Task, 
     assert any(len(white.tokenizer.tokenize(word)) > 1 for word in whole)
 
 
-def test_the_input_must_stand_in_the_prompt(sentiment: Task, backend: ScriptedBackend, tmp_path: Path) -> None:
+def test_the_input_must_stand_in_the_prompt(sentiment: Task, model: ScriptedModel, tmp_path: Path) -> None:
     own = tmp_path / "own.jinja"
     own.write_text("{{ text | upper }}")
     with pytest.raises(InputError, match="once, and as they are"):
-        make("self_amplify_shap", question=str(own), **SMALL).fit(sentiment, backend, 0)
+        make("self_amplify_shap", question=str(own), **SMALL).fit(sentiment, model, 0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.scripted import ScriptedModel
 from amplify.methods import ZeroShot, ZeroShotCoT
 from amplify.tasks import Task
-from amplify.values import Answer
+from amplify.types import Answer
 
 REASONING = "It could be negative. The answer is negative. But no."
 LINES = f"<think>\n{REASONING}\n</think>\n\nThe answer is positive.\nMore."
@@ -15,10 +15,10 @@ ONE_LINE = f"<think>{REASONING}</think> The answer is positive."
 TEMPLATE_OPENED = f"{REASONING}\n</think>\n\npositive"
 
 
-def ask(task: Task, reply: str, method: ZeroShot | ZeroShotCoT) -> tuple[Answer, ScriptedBackend]:
-    backend = ScriptedBackend(reply=lambda text: reply)
-    [answer] = method.fit(task, backend, 0).answer(task.test[:1], backend)
-    return answer, backend
+def ask(task: Task, reply: str, method: ZeroShot | ZeroShotCoT) -> tuple[Answer, ScriptedModel]:
+    model = ScriptedModel(reply=lambda text: reply)
+    [answer] = method.fit(task, model, 0).answer(task.test[:1], model)
+    return answer, model
 
 
 @pytest.mark.parametrize("reply", [LINES, ONE_LINE])
@@ -29,17 +29,17 @@ def test_the_answer_behind_the_block_is_read(sentiment: Task, reply: str) -> Non
 
 
 def test_a_block_that_a_line_end_cut_off_is_asked_for_again_with_room(sentiment: Task) -> None:
-    answer, backend = ask(sentiment, LINES, ZeroShot(lead=False))
+    answer, model = ask(sentiment, LINES, ZeroShot(lead=False))
     assert answer.text == LINES.removesuffix("\nMore.")
-    assert answer.calls == backend.usage.calls == 2
-    assert answer.prompt_tokens == backend.usage.prompt_tokens
-    assert answer.completion_tokens == backend.usage.completion_tokens
+    assert answer.calls == model.usage.calls == 2
+    assert answer.prompt_tokens == model.usage.prompt_tokens
+    assert answer.completion_tokens == model.usage.completion_tokens
 
 
 def test_without_room_it_is_unread(sentiment: Task) -> None:
-    answer, backend = ask(sentiment, LINES, ZeroShot(lead=False, thinking=0))
+    answer, model = ask(sentiment, LINES, ZeroShot(lead=False, thinking=0))
     assert answer.value is None
-    assert backend.usage.calls == 1
+    assert model.usage.calls == 1
 
 
 def test_a_block_that_never_ends_is_no_answer(sentiment: Task) -> None:
@@ -48,9 +48,9 @@ def test_a_block_that_never_ends_is_no_answer(sentiment: Task) -> None:
 
 
 def test_a_model_that_does_not_think_is_asked_once(sentiment: Task) -> None:
-    answer, backend = ask(sentiment, "The answer is positive.\nMore.", ZeroShot(lead=False))
+    answer, model = ask(sentiment, "The answer is positive.\nMore.", ZeroShot(lead=False))
     assert answer.value == "positive"
-    assert backend.usage.calls == 1
+    assert model.usage.calls == 1
 
 
 def test_a_block_that_the_template_opened(sentiment: Task) -> None:
@@ -59,7 +59,7 @@ def test_a_block_that_the_template_opened(sentiment: Task) -> None:
 
 
 def test_labels_are_never_scored_inside_a_block(sentiment: Task) -> None:
-    _, backend = ask(sentiment, "<think>\nHm, hm", ZeroShotCoT(lead=False, mode="score"))
-    scored = [call.text for call in backend.calls if call.continuation is not None]
+    _, model = ask(sentiment, "<think>\nHm, hm", ZeroShotCoT(lead=False, mode="score"))
+    scored = [call.text for call in model.calls if call.continuation is not None]
     assert scored
     assert all(text.endswith("</think>\n\nThe answer is") for text in scored)

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from amplify.errors import InputError
 from amplify.metrics import KINDS, answer_scores, item_score
 from amplify.metrics.evidence import auc, citation_scores, evidence_scores, ranks
-from amplify.values import Answer, Example, Sources
+from amplify.types import Answer, Example, Sources
 
 
 def question(**more) -> Example:

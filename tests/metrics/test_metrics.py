@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from amplify import metrics
 from amplify.errors import InputError, UnknownNameError
-from amplify.values import Answer, Example
+from amplify.types import Answer, Example
 
 
 def labels(n: int, seed: int) -> tuple[list[str], list[str]]:

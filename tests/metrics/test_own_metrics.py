@@ -13,7 +13,7 @@ from amplify.errors import DataError, InputError, UnknownNameError
 from amplify.evaluation import evaluate
 from amplify.registry import table
 from amplify.tasks import Task
-from amplify.values import Answer, Example
+from amplify.types import Answer, Example
 
 MODULE = """
 import datasets
@@ -64,8 +64,8 @@ def test_a_function_is_a_metric_of_a_task(own: Callable[[str], None]) -> None:
         return prediction.count("x") / len(prediction)
 
     assert metrics.KINDS["share_of_x"].description == "Share of the letter x."
-    with amplify.open_backend("scripted:say= xxyy") as backend:
-        report = evaluate(asked("share_of_x"), backend, ["zero_shot"])
+    with amplify.load_model("scripted:say= xxyy") as model:
+        report = evaluate(asked("share_of_x"), model, ["zero_shot"])
     assert report.row("zero_shot").score == 0.5
     assert report.config["score"] == "share_of_x"
     assert metrics.load("share_of_x").compute(predictions=["xy", None], references=["a", "b"]) == {
@@ -85,14 +85,14 @@ def test_what_is_no_metric_is_refused() -> None:
     with pytest.raises(InputError, match="a function of a prediction and a reference"):
         amplify.register("metric", "odd", 3)
     with pytest.raises(UnknownNameError, match=r"Did you mean 'accuracy'.*evaluate:FOLDER"):
-        evaluate(asked("acuracy"), amplify.open_backend("scripted:say=x"), ["zero_shot"])
+        evaluate(asked("acuracy"), amplify.load_model("scripted:say=x"), ["zero_shot"])
 
 
 @pytest.mark.parametrize("references", ["text", "datasets.Sequence(text)"])
 def test_a_module_of_evaluate_is_a_metric_of_a_task(tmp_path: Path, references: str) -> None:
     name = f"evaluate:{module(tmp_path, references=references)}"
-    with amplify.open_backend("scripted:say= abcd") as backend:
-        report = evaluate(asked(name), backend, ["zero_shot"], out=tmp_path / "run")
+    with amplify.load_model("scripted:say= abcd") as model:
+        report = evaluate(asked(name), model, ["zero_shot"], out=tmp_path / "run")
     assert report.row("zero_shot").score == 0.75  # the best of the accepted answers
     scores = metrics.answer_scores(f"{name}#letters", Answer("abc"), asked(name).test[0])
     assert scores == {f"{name}#letters": 1.0}

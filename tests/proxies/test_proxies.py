@@ -16,7 +16,7 @@ from amplify.cli import cli
 from amplify.errors import ContextLengthError, DataError, InputError
 from amplify.proxies import CARD, list_proxies, load_proxy, train_proxy
 from amplify.tasks import Task, load_task
-from amplify.values import Example
+from amplify.types import Example
 
 LABELS = ("negative", "positive")
 
@@ -59,7 +59,7 @@ def quiz() -> Task:
 
 
 def weights(proxy) -> dict[str, torch.Tensor]:
-    return dict(proxy.model.state_dict())
+    return dict(proxy.module.state_dict())
 
 
 def same(a, b) -> bool:
@@ -233,19 +233,19 @@ def test_encoder_probabilities_equal_plain_forwards(tiny_encoder):
     got = proxy.probabilities(task.train, batch_tokens=40)
     for example, p in zip(task.train, got, strict=True):
         with torch.no_grad():
-            logits = proxy.model(**proxy.tokenizer(example.text, return_tensors="pt")).logits[0]
+            logits = proxy.module(**proxy.tokenizer(example.text, return_tensors="pt")).logits[0]
         np.testing.assert_allclose(p, logits.softmax(-1).numpy(), atol=1e-6)
 
 
 def test_choices_share_one_head(tiny_encoder):
     task = quiz()
     proxy = train_proxy(task, tiny_encoder, epochs=1, progress=False)
-    assert proxy.model.config.num_labels == 1
+    assert proxy.module.config.num_labels == 1
     for example, p in zip(task.train, proxy.probabilities(task.train), strict=True):
         assert p.shape == (len(example.choices),)
         with torch.no_grad():
             logits = [
-                proxy.model(**proxy.tokenizer(example.text, o, return_tensors="pt")).logits for o in example.options
+                proxy.module(**proxy.tokenizer(example.text, o, return_tensors="pt")).logits for o in example.options
             ]
         np.testing.assert_allclose(p, torch.cat(logits)[:, 0].softmax(0).numpy(), atol=1e-6)
 
@@ -271,7 +271,7 @@ def test_causal_scores_equal_plain_forwards(tiny_lm, labels):
         for label, score in zip(labels, scores, strict=True):
             ids = proxy.tokenizer(f"{prompt} {label}", return_tensors="pt")["input_ids"]
             with torch.no_grad():
-                logprobs = proxy.model(ids).logits[0].log_softmax(-1)
+                logprobs = proxy.module(ids).logits[0].log_softmax(-1)
             want = sum(logprobs[i - 1, ids[0, i]] for i in range(start, ids.shape[1]))
             assert score == pytest.approx(want.item(), abs=1e-4)
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from amplify.backends.scripted import ScriptedBackend, ScriptedGenerator
+from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.rag.compress import Compression, Kept
 
@@ -27,45 +27,45 @@ def likely(text: str, answer: str) -> float:
 
 
 @pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(reply=lambda text: " Bern", logprob=likely)
+def model() -> ScriptedModel:
+    return ScriptedModel(reply=lambda text: " Bern", logprob=likely)
 
 
-def test_compression(backend: ScriptedBackend) -> None:
-    kept = Compression(backend)(QUERY, TEXTS)
+def test_compression(model: ScriptedModel) -> None:
+    kept = Compression(model)(QUERY, TEXTS)
     assert [k.number for k in kept] == [1, 0, 3, 2]
     assert [k.score for k in kept] == pytest.approx([4.0, -0.1, -0.1, -2.0])
     assert all(k.low == pytest.approx(k.score) == k.high for k in kept)  # 2^4 prompts: exact
-    assert {call.continuation for call in backend.calls} == {None, " Bern"}  # its own answer, nothing else
-    assert [k.number for k in Compression(backend, "prune", below=-1.0)(QUERY, TEXTS)] == [0, 1, 3]
-    assert [k.number for k in Compression(backend, "distil", 2)(QUERY, TEXTS)] == [0, 1]
-    assert [k.number for k in Compression(backend, k=1)(QUERY, TEXTS)] == [1]
+    assert {call.continuation for call in model.calls} == {None, " Bern"}  # its own answer, nothing else
+    assert [k.number for k in Compression(model, "prune", below=-1.0)(QUERY, TEXTS)] == [0, 1, 3]
+    assert [k.number for k in Compression(model, "distil", 2)(QUERY, TEXTS)] == [0, 1]
+    assert [k.number for k in Compression(model, k=1)(QUERY, TEXTS)] == [1]
 
 
-def test_votes_explain_an_answer_that_would_go_on(backend: ScriptedBackend) -> None:
+def test_votes_explain_an_answer_that_would_go_on(model: ScriptedModel) -> None:
     """Answers end with their line, in the model's own answer and in every coalition's."""
 
     def reply(text: str) -> str:
         return " Bern.\n\nAda lives on." if "lives in Bern" in text else " Nowhere.\nNobody."
 
-    kept = Compression(ScriptedBackend(reply=reply), value="votes")(QUERY, TEXTS)
+    kept = Compression(ScriptedModel(reply=reply), value="votes")(QUERY, TEXTS)
     assert [k.number for k in kept] == [1, 0, 2, 3]
     assert [k.score for k in kept] == pytest.approx([1.0, 0.0, 0.0, 0.0])
 
 
-def test_what_cannot_be_scored(backend: ScriptedBackend) -> None:
-    assert Compression(backend)(QUERY, []) == []
-    assert Compression(backend)(QUERY, TEXTS[:1] * 2) == [Kept(0), Kept(1)]
-    assert backend.calls == []
+def test_what_cannot_be_scored(model: ScriptedModel) -> None:
+    assert Compression(model)(QUERY, []) == []
+    assert Compression(model)(QUERY, TEXTS[:1] * 2) == [Kept(0), Kept(1)]
+    assert model.calls == []
     odd = ["", TEXTS[0], TEXTS[1], f" {TEXTS[1]}\n"]
-    assert [(k.number, k.score is None) for k in Compression(backend)(QUERY, odd)] == [
+    assert [(k.number, k.score is None) for k in Compression(model)(QUERY, odd)] == [
         (2, False), (1, False), (0, True), (3, True),
     ]  # fmt: skip
-    assert [k.number for k in Compression(backend, "prune", below=-1.0)(QUERY, odd)] == [1, 2]
-    silent = ScriptedBackend(reply=lambda text: "", logprob=likely)
+    assert [k.number for k in Compression(model, "prune", below=-1.0)(QUERY, odd)] == [1, 2]
+    silent = ScriptedModel(reply=lambda text: "", logprob=likely)
     assert Compression(silent)(QUERY, TEXTS) == [Kept(i) for i in range(4)]
     with pytest.raises(InputError, match="question is empty"):
-        Compression(backend)(" ", TEXTS)
+        Compression(model)(" ", TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_what_cannot_be_scored(backend: ScriptedBackend) -> None:
         ({"value": "logits"}, UnknownNameError), ({"k": -1}, InputError), ({"layout": "html"}, UnknownNameError),
     ],
 )  # fmt: skip
-def test_bad_options_at_once(backend: ScriptedBackend, options, error) -> None:
+def test_bad_options_at_once(model: ScriptedModel, options, error) -> None:
     with pytest.raises(error):
-        Compression(backend, **options)
+        Compression(model, **options)
 
 
 def test_a_backend_without_log_probabilities_at_once() -> None:
@@ -87,7 +87,7 @@ def test_a_backend_without_log_probabilities_at_once() -> None:
     assert Compression(generator, value="votes")(QUERY, TEXTS)[0].number == 1
 
 
-def test_langchain(backend: ScriptedBackend) -> None:
+def test_langchain(model: ScriptedModel) -> None:
     pytest.importorskip("langchain_core")
     from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.runnables import RunnableLambda
@@ -95,7 +95,7 @@ def test_langchain(backend: ScriptedBackend) -> None:
     from amplify.rag.langchain import ShapleyCompressor
 
     documents = [Document(page_content=t, metadata={"source": i}, id=str(i)) for i, t in enumerate(TEXTS)]
-    compressor = ShapleyCompressor(backend=backend, use="rerank", top_n=2)
+    compressor = ShapleyCompressor(model=model, use="rerank", top_n=2)
     assert isinstance(compressor, BaseDocumentCompressor)
     kept = compressor.compress_documents(documents, QUERY)
     assert [d.id for d in kept] == ["1", "0"]
@@ -107,14 +107,14 @@ def test_langchain(backend: ScriptedBackend) -> None:
     assert chain.invoke(QUERY) == TEXTS[1]
     assert list(compressor.compress_documents([], QUERY)) == []
     with pytest.raises(ValueError, match="extra"):
-        ShapleyCompressor(backend=backend, topn=2)
+        ShapleyCompressor(model=model, topn=2)
     with pytest.raises(ValueError, match="k is the number of documents to keep"):  # as pydantic tells it
-        ShapleyCompressor(backend=backend, use="distil")
-    opened = ShapleyCompressor(backend="scripted:say= Bern", top_n=3)
+        ShapleyCompressor(model=model, use="distil")
+    opened = ShapleyCompressor(model="scripted:say= Bern", top_n=3)
     assert len(opened.compress_documents(documents, QUERY)) == 3
 
 
-def test_llamaindex(backend: ScriptedBackend) -> None:
+def test_llamaindex(model: ScriptedModel) -> None:
     pytest.importorskip("llama_index.core")
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
@@ -124,7 +124,7 @@ def test_llamaindex(backend: ScriptedBackend) -> None:
     nodes = [
         NodeWithScore(node=TextNode(text=t, id_=str(i), metadata={"page": i}), score=0.5) for i, t in enumerate(TEXTS)
     ]
-    post = ShapleyPostprocessor(backend, use="distil", top_n=2)
+    post = ShapleyPostprocessor(model, use="distil", top_n=2)
     assert isinstance(post, BaseNodePostprocessor)
     kept = post.postprocess_nodes(nodes, query_str=QUERY)
     assert [n.node.node_id for n in kept] == ["0", "1"]
@@ -136,20 +136,20 @@ def test_llamaindex(backend: ScriptedBackend) -> None:
     assert "shapley" not in kept[1].node.get_content(metadata_mode=MetadataMode.EMBED)
     assert nodes[1].score == 0.5
     assert nodes[1].node.metadata == {"page": 1}
-    assert "page: 1" in backend.texts[0]  # nodes are read as the host's model reads them
+    assert "page: 1" in model.texts[0]  # nodes are read as the host's model reads them
     again = asyncio.run(post.apostprocess_nodes(nodes, query_bundle=QueryBundle(QUERY)))
     assert [n.node.node_id for n in again] == ["0", "1"]
     saved = post.to_dict()
     assert saved["class_name"] == "ShapleyPostprocessor"
-    assert saved["backend"] == backend.spec
-    loaded = ShapleyPostprocessor.from_dict({**saved, "backend": "scripted:echo"})
-    assert (loaded.use, loaded.top_n, loaded.backend) == ("distil", 2, "scripted:echo")
+    assert saved["model"] == model.id
+    loaded = ShapleyPostprocessor.from_dict({**saved, "model": "scripted:echo"})
+    assert (loaded.use, loaded.top_n, loaded.model) == ("distil", 2, "scripted:echo")
     assert post.postprocess_nodes([], query_str=QUERY) == []
     with pytest.raises(InputError, match="query"):
         post.postprocess_nodes(nodes)
 
 
-def test_llamaindex_in_a_query_engine(backend: ScriptedBackend) -> None:
+def test_llamaindex_in_a_query_engine(model: ScriptedModel) -> None:
     pytest.importorskip("llama_index.core")
     from llama_index.core import get_response_synthesizer
     from llama_index.core.llms import MockLLM
@@ -166,13 +166,13 @@ def test_llamaindex_in_a_query_engine(backend: ScriptedBackend) -> None:
     engine = RetrieverQueryEngine(
         retriever=Found(),
         response_synthesizer=get_response_synthesizer(llm=MockLLM()),
-        node_postprocessors=[ShapleyPostprocessor(backend, use="prune")],
+        node_postprocessors=[ShapleyPostprocessor(model, use="prune")],
     )
     response = engine.query(QUERY)
     assert [n.node.node_id for n in response.source_nodes] == ["1"]
 
 
-def test_haystack(backend: ScriptedBackend) -> None:
+def test_haystack(model: ScriptedModel) -> None:
     pytest.importorskip("haystack")
     from haystack import Document, Pipeline
     from haystack.components.builders import PromptBuilder
@@ -181,7 +181,7 @@ def test_haystack(backend: ScriptedBackend) -> None:
 
     documents = [Document(id=str(i), content=t, meta={"page": i}) for i, t in enumerate(TEXTS)]
     pipeline = Pipeline()
-    pipeline.add_component("ranker", ShapleyRanker(backend, top_k=2))
+    pipeline.add_component("ranker", ShapleyRanker(model, top_k=2))
     pipeline.add_component(
         "prompt",
         PromptBuilder("{% for d in documents %}{{ d.content }} {% endfor %}", required_variables=["documents"]),
@@ -194,10 +194,10 @@ def test_haystack(backend: ScriptedBackend) -> None:
     assert first.meta["page"] == 1
     assert first.meta["shapley_high"] == pytest.approx(4.0)
     assert documents[1].score is None
-    assert [d.id for d in ShapleyRanker(backend).run(QUERY, documents, top_k=1)["documents"]] == ["1"]
-    assert ShapleyRanker(backend).run(QUERY, [])["documents"] == []
+    assert [d.id for d in ShapleyRanker(model).run(QUERY, documents, top_k=1)["documents"]] == ["1"]
+    assert ShapleyRanker(model).run(QUERY, [])["documents"] == []
     with pytest.raises(InputError, match="without content"):
-        ShapleyRanker(backend).run(QUERY, [*documents, Document(content=None)])
+        ShapleyRanker(model).run(QUERY, [*documents, Document(content=None)])
 
 
 def test_haystack_pipelines_are_saved_and_loaded() -> None:
@@ -212,7 +212,7 @@ def test_haystack_pipelines_are_saved_and_loaded() -> None:
     again = Pipeline.loads(text, allowed_modules=["amplify.rag.haystack"])
     ranker = again.get_component("ranker")
     assert ranker.to_dict()["init_parameters"] == {
-        "backend": "scripted:say= Bern", "use": "distil", "top_k": 2, "below": 0.0, "budget": 8, "value": "logprob",
+        "model": "scripted:say= Bern", "use": "distil", "top_k": 2, "below": 0.0, "budget": 8, "value": "logprob",
         "seed": 0,
     }  # fmt: skip
     ranker.warm_up()
@@ -232,11 +232,11 @@ def test_threads_share_an_adapter() -> None:
         inside -= 1
         return -1.0 - len(text) / 1000
 
-    backend = ScriptedBackend("say= Bern", logprob=likely)
-    compress = Compression(backend)
+    model = ScriptedModel("say= Bern", logprob=likely)
+    compress = Compression(model)
     wanted = [compress(f"{QUERY} {i}", TEXTS) for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: Compression(backend)(f"{QUERY} {i}", TEXTS), range(4)))
+        found = list(pool.map(lambda i: Compression(model)(f"{QUERY} {i}", TEXTS), range(4)))
     assert found == wanted
     assert most == 1
 

@@ -5,9 +5,9 @@ import pytest
 
 from amplify import templates
 from amplify.errors import InputError, UnknownNameError
-from amplify.rationales import others, random_words, rationalise, tfidf_words
+from amplify.rationales import others, random_words, rationalize, tfidf_words
 from amplify.rationales.wording import opening, verbalise
-from amplify.values import Attribution
+from amplify.types import Attribution
 
 
 def made(text: str, scores: dict[str, float], target: str = "positive") -> Attribution:
@@ -21,7 +21,7 @@ REVIEW = made("dull start but superb end and lovely music", {"superb": 3.0, "lov
 
 
 def test_key_words_come_highest_first() -> None:
-    rationale = rationalise(REVIEW, k=3)
+    rationale = rationalize(REVIEW, k=3)
     assert rationale.words == ("superb", "lovely", "music")
     assert rationale.text == 'The key words: "superb", "lovely", "music" point to positive.'
     assert rationale.kind == "key_words"
@@ -29,42 +29,42 @@ def test_key_words_come_highest_first() -> None:
 
 
 def test_the_wording_of_the_paper() -> None:
-    text = rationalise(REVIEW, "paper", k=2, label="(A)").text
+    text = rationalize(REVIEW, "paper", k=2, label="(A)").text
     assert text == 'The key words: "superb", "lovely" are important clues to predict (A) as the correct answer.'
 
 
 def test_every_template_and_an_own_one(tmp_path: Path) -> None:
     own = tmp_path / "own.jinja"
     own.write_text("{{ words | join(' & ') }} => {{ label }}, not {{ foil }}\n")
-    assert rationalise(REVIEW, str(own), k=2).text == "superb & lovely => positive, not negative"
-    assert rationalise(REVIEW, "words_only", k=2).text == "Key words: superb, lovely."
+    assert rationalize(REVIEW, str(own), k=2).text == "superb & lovely => positive, not negative"
+    assert rationalize(REVIEW, "words_only", k=2).text == "Key words: superb, lovely."
     with pytest.raises(UnknownNameError, match="Did you mean 'key_words'"):
-        rationalise(REVIEW, "keywords")
+        rationalize(REVIEW, "keywords")
     own.write_text("{{ word }}")
     with pytest.raises(InputError, match=r"'word' is undefined.*foil, label, shares, text, words"):
-        rationalise(REVIEW, str(own))
+        rationalize(REVIEW, str(own))
 
 
 def test_fewer_words_than_asked_for() -> None:
     short = made("Bad bad phone", {"Bad": 1.0, "bad": 2.0, "phone": 1.5})
-    assert rationalise(short, k=5).words == ("bad", "phone")
-    assert len(rationalise(REVIEW, k=50, positive=False).words) == 8
+    assert rationalize(short, k=5).words == ("bad", "phone")
+    assert len(rationalize(REVIEW, k=50, positive=False).words) == 8
 
 
 def test_only_words_that_speak_for_the_target() -> None:
-    assert rationalise(REVIEW, k=5).words == ("superb", "lovely", "music")
+    assert rationalize(REVIEW, k=5).words == ("superb", "lovely", "music")
     mixed = made("so SO dull", {"so": -1.0, "SO": 1.0, "dull": -2.0})
-    assert rationalise(mixed, k=5).words == ("SO",)
+    assert rationalize(mixed, k=5).words == ("SO",)
     with pytest.raises(InputError, match=r"no word of 'dull' speaks for 'positive'.*positive=False"):
-        rationalise(made("dull", {"dull": -1.0}))
-    assert rationalise(made("dull", {"dull": -1.0}), positive=False).words == ("dull",)
+        rationalize(made("dull", {"dull": -1.0}))
+    assert rationalize(made("dull", {"dull": -1.0}), positive=False).words == ("dull",)
 
 
 def test_no_words_is_an_error() -> None:
     with pytest.raises(InputError, match="no word to cite"):
-        rationalise(Attribution("it is", (), (), (), "positive"))
+        rationalize(Attribution("it is", (), (), (), "positive"))
     with pytest.raises(InputError, match="at least one word"):
-        rationalise(REVIEW, k=0)
+        rationalize(REVIEW, k=0)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_no_words_is_an_error() -> None:
 )
 def test_opening_is_how_every_rationale_begins(name: str, start: str) -> None:
     assert opening(templates.load("rationale", name)) == start
-    assert rationalise(REVIEW, name).text.startswith(start)
+    assert rationalize(REVIEW, name).text.startswith(start)
 
 
 def test_random_words_are_seeded_words_of_the_example() -> None:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 import amplify
 from amplify.attribution.words import word_spans
-from amplify.backends.scripted import ScriptedGenerator
+from amplify.models.scripted import ScriptedGenerator
 from amplify.errors import InputError
-from amplify.rationales import rationalise
+from amplify.rationales import rationalize
 from amplify.rationales.narration import check_narration, narrate
 from amplify.rationales.salience import SEARCHES, convolution, maximal_stretches, phrases, shares, span, total_order
-from amplify.values import Attribution
+from amplify.types import Attribution
 
 
 def made(text: str, scores: dict[str, float] | list[float], foil: str | None = "negative") -> Attribution:
@@ -43,18 +43,18 @@ def test_each_search_on_a_text_one_can_check() -> None:
 
 
 def test_sentences() -> None:
-    assert rationalise(REVIEW, "span").text == (
+    assert rationalize(REVIEW, "span").text == (
         'The phrase "superb end and lovely music" is most important for positive (100% of the weight).'
     )
-    assert rationalise(REVIEW, "total_order", k=2, label="(A)").text == (
+    assert rationalize(REVIEW, "total_order", k=2, label="(A)").text == (
         'In order of weight: "superb" (40%), "lovely" (30%); they point to (A).'
     )
     assert (
-        rationalise(REVIEW, "phrases", k=4).text == 'The key phrases: "superb end", "lovely music" point to positive.'
+        rationalize(REVIEW, "phrases", k=4).text == 'The key phrases: "superb end", "lovely music" point to positive.'
     )
-    words = rationalise(REVIEW, "key_words", k=2)
+    words = rationalize(REVIEW, "key_words", k=2)
     assert (words.shares, words.coverage) == ((0.4, 0.3), pytest.approx(0.7))
-    assert amplify.rationalise is rationalise
+    assert amplify.rationalize is rationalize
 
 
 def test_a_phrase_stays_in_its_clause() -> None:
@@ -67,7 +67,7 @@ def test_nothing_that_speaks_for_the_target() -> None:
     bad = made("A dull start", {"dull": -1.0})
     for name in ("key_words", "phrases", "span", "convolution", "total_order"):
         with pytest.raises(InputError, match="no word of 'A dull start' speaks for 'positive'"):
-            rationalise(bad, name)
+            rationalize(bad, name)
 
 
 texts = st.lists(st.sampled_from(["red", "fox", "the", "dog.", "runs", "far,", "now;", "Red"]), min_size=1, max_size=14)
@@ -95,7 +95,7 @@ def test_faithful_by_construction(parts: list[str], data: st.DataObject) -> None
             assert p.end <= q.start or q.end <= p.start, "two phrases overlap"
         if name != "phrases":
             assert all(p.coverage >= q.coverage - 1e-9 for p, q in pairwise(found))
-        rationale = rationalise(a, name, k)
+        rationale = rationalize(a, name, k)
         assert sum(rationale.shares) <= 1 + 1e-9
         assert all(word in text for word in rationale.words)
         numbers = [int(x) for x in re.findall(r"(\d+)%", rationale.text)]
@@ -156,31 +156,31 @@ NARRATIONS = {
 
 @pytest.mark.parametrize(("text", "fault"), NARRATIONS.items())
 def test_every_cited_word_and_number_is_checked(text: str, fault: str | None) -> None:
-    told = rationalise(REVIEW, k=4)
+    told = rationalize(REVIEW, k=4)
     found = check_narration(text, REVIEW, told, "positive")
     assert (found is None) if fault is None else (found is not None and fault in found), found
 
 
 def test_what_fails_falls_back_and_is_counted() -> None:
     said = iter([GOOD, 'Positive: "brilliant".', "Positive.", 'Positive: "superb".', "Positive: nothing."])
-    backend = ScriptedGenerator(reply=lambda text: next(said))
-    result = narrate([REVIEW] * 3, backend, k=4)
+    model = ScriptedGenerator(reply=lambda text: next(said))
+    result = narrate([REVIEW] * 3, model, k=4)
     assert [r.kind for r in result.rationales] == ["narrated", "narrated", "key_words"]
     assert result.rationales[0].words == ("superb", "lovely")
     assert result.rationales[0].shares == (0.4, 0.3)
-    assert result.rationales[2] == rationalise(REVIEW, k=4)
+    assert result.rationales[2] == rationalize(REVIEW, k=4)
     assert dict(result.fallbacks) == {2: "it cites no word"}
-    assert result.calls == len(backend.calls) == 5
-    assert '- "superb" (40%)' in backend.texts[0]
+    assert result.calls == len(model.calls) == 5
+    assert '- "superb" (40%)' in model.texts[0]
 
 
 def test_retries_are_bounded_and_a_cut_narration_fails() -> None:
-    backend = ScriptedGenerator("say=Positive.")
-    assert narrate([REVIEW], backend, retries=2).calls == 3
+    model = ScriptedGenerator("say=Positive.")
+    assert narrate([REVIEW], model, retries=2).calls == 3
     cut = narrate([REVIEW], ScriptedGenerator(reply=lambda _: GOOD), max_tokens=3, retries=0)
     assert dict(cut.fallbacks) == {0: "it was cut off"}
-    assert rationalise(REVIEW, "narrated", model=backend).kind == "key_words"
+    assert rationalize(REVIEW, "narrated", model=model).kind == "key_words"
     with pytest.raises(InputError, match="needs model="):
-        rationalise(REVIEW, "narrated")
+        rationalize(REVIEW, "narrated")
     with pytest.raises(InputError, match="no word of 'A dull start' speaks for"):
-        narrate([made("A dull start", {"dull": -1.0})], backend)
+        narrate([made("A dull start", {"dull": -1.0})], model)

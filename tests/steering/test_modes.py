@@ -13,7 +13,7 @@ from amplify.registry import table
 from amplify.steering import Steering
 from amplify.steering.formula import dynamic_weights
 from amplify.steering.modes import MODES, SteeringMode
-from amplify.values import Prompt, Sampling, Span
+from amplify.types import Prompt, Sampling, Span
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def test_a_weight_of_ones_own_steers_like_that_weight_on_the_span(own: Callable[
     assert (mine.default_weight, mine.dynamic) == (12.0, False)
     assert Steering.from_json(mine.to_json()) == mine
     text = "Great phone, terrible battery."
-    with amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32") as backend:
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
         marked = Prompt(text=text, emphasis=(Span(0, 5),))
         weighed = Prompt(text=text, emphasis=(Span(0, 5, weight=12.0),))
-        [found] = backend.score([marked], [" good"], steering=mine)
-        [wanted] = backend.score([weighed], [" good"], steering=Steering(mode="instaboost"))
-        [plain] = backend.score([marked], [" good"])
+        [found] = model.score([marked], [" good"], steering=mine)
+        [wanted] = model.score([weighed], [" good"], steering=Steering(mode="instaboost"))
+        [plain] = model.score([marked], [" good"])
     assert found.logprobs == wanted.logprobs
     assert found.logprobs != plain.logprobs
 
@@ -55,14 +55,14 @@ def test_factors_of_ones_own_are_found_row_by_row(own: Callable[[str], None], ti
     assert w.tolist() == [2.0, 1.0]
     assert u.tolist() == [1.0, 1.0]
     prompt = Prompt(text="Great phone, terrible battery.", emphasis=(Span(0, 5),))
-    with amplify.open_backend(f"transformers:{tiny_lm}", dtype="float32") as backend:
-        [found] = backend.score([prompt], [" good"], steering=steering)
-        [wanted] = backend.score(
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
+        [found] = model.score([prompt], [" good"], steering=steering)
+        [wanted] = model.score(
             [Prompt(text=prompt.text, emphasis=(Span(0, 5, weight=2.0),))], [" good"],
             steering=Steering(mode="instaboost"),
         )  # fmt: skip
         assert found.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
-        assert backend.generate([prompt], Sampling(max_tokens=2), steering=steering)
+        assert model.generate([prompt], Sampling(max_tokens=2), steering=steering)
 
 
 def test_bad_modes(own: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from amplify import Prompt, Sampling, Span, Steering, open_backend
+from amplify import Prompt, Sampling, Span, Steering, load_model
 from amplify.errors import CapabilityError, InputError
 from amplify.steering.formula import TokenSpan, key_log_weights
 from amplify.steering.payload import KEY, PROBE, Payload, parse, payload
@@ -193,9 +193,9 @@ def test_over_http_spans_travel_as_tokens(server, tiny_lm):
     url = f"openai:m@http://127.0.0.1:{server.server_address[1]}/v1"
     steering = Steering(heads={1: [0]}, alpha=0.1)
     marked = Prompt(messages=({"role": "user", "content": "Great phone"},), emphasis=(Span(6, 11, message=0),))
-    with open_backend(url, tokenizer=str(tiny_lm), max_context=200) as backend:
+    with load_model(url, tokenizer=str(tiny_lm), max_context=200) as model:
         server.seen.clear()
-        backend.generate([marked, Prompt(text="plain")], Sampling(max_tokens=2), steering=steering)
+        model.generate([marked, Prompt(text="plain")], Sampling(max_tokens=2), steering=steering)
         probe, *sent = server.seen
         assert probe["vllm_xargs"] == {KEY: PROBE}
         by_prompt = {len(body["prompt"]): body for body in sent}
@@ -207,12 +207,12 @@ def test_over_http_spans_travel_as_tokens(server, tiny_lm):
         assert tokenizer.decode(with_span["prompt"][span.start : span.end]).strip() == "phone"
         assert span.weight == pytest.approx(10)
         server.seen.clear()
-        backend.score([marked], [" terrible"], steering=steering)
+        model.score([marked], [" terrible"], steering=steering)
         (body,) = server.seen  # what the server can do is asked once
         with pytest.raises(InputError, match="another model"):
-            backend.generate([marked], Sampling(max_tokens=2), steering=replace(steering, model={"heads": 12}))
+            model.generate([marked], Sampling(max_tokens=2), steering=replace(steering, model={"heads": 12}))
         with pytest.raises(InputError, match="layer 9"):
-            backend.generate([marked], Sampling(max_tokens=2), steering=Steering(heads={9: [0]}))
+            model.generate([marked], Sampling(max_tokens=2), steering=Steering(heads={9: [0]}))
         assert parse(body["vllm_xargs"][KEY]).prompt < len(body["prompt"])
 
 
@@ -221,12 +221,12 @@ def test_a_server_that_cannot_steer_is_found_out(server, tiny_lm, steers):
     server.steers = steers
     url = f"openai:m@http://127.0.0.1:{server.server_address[1]}/v1"
     marked = Prompt(text="Great phone", emphasis=(Span(6, 11),))
-    with open_backend(url, tokenizer=str(tiny_lm), max_context=200) as backend:
+    with load_model(url, tokenizer=str(tiny_lm), max_context=200) as model:
         with pytest.raises(CapabilityError, match="--additional-config"):
-            backend.generate([marked], Sampling(max_tokens=2), steering=PASTA)
-        assert backend.generate([marked], Sampling(max_tokens=2))[0].text == "x"
+            model.generate([marked], Sampling(max_tokens=2), steering=PASTA)
+        assert model.generate([marked], Sampling(max_tokens=2))[0].text == "x"
     with (
-        open_backend(url) as chat,
+        load_model(url) as chat,
         pytest.raises(CapabilityError, match="tokenizer=FOLDER"),
     ):
         chat.generate([marked], Sampling(max_tokens=2), steering=PASTA)

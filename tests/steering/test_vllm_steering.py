@@ -14,8 +14,8 @@ import pytest
 import torch
 from steering_reference import reference_logprobs
 
-from amplify import Prompt, Sampling, Span, Steering, open_backend, parse_emphasis
-from amplify.errors import BackendError, CapabilityError, InputError
+from amplify import Prompt, Sampling, Span, Steering, load_model, parse_emphasis
+from amplify.errors import ModelError, CapabilityError, InputError
 from amplify.steering.formula import TokenSpan
 from amplify.steering.payload import KEY, PROBE, payload
 
@@ -32,8 +32,8 @@ TEXT = (
 
 
 @pytest.fixture(scope="module")
-def backend(smollm2):
-    with open_backend(
+def model(smollm2):
+    with load_model(
         f"vllm:{smollm2}",
         steering=True,
         dtype="float32",
@@ -57,9 +57,9 @@ def reference_model(smollm2):
 
 
 @pytest.fixture(scope="module")
-def jobs(backend):
+def jobs(model):
     """(prompt ids, spans, steering)"""
-    ids = backend.tokenizer(TEXT)["input_ids"]
+    ids = model.tokenizer(TEXT)["input_ids"]
     early = Steering(heads={i: range(9) for i in range(5)}, alpha=0.1, exempt_generated=True)
     decode = Steering(heads={3: [0, 5], 25: [4]}, alpha=0.01, schedule="decode", spare_sink=True)
     return [
@@ -88,9 +88,9 @@ def request(job, *, steered=True, prompt_logprobs=None):
     return {"prompt_token_ids": ids}, params
 
 
-def run(backend, jobs, **options):
+def run(model, jobs, **options):
     prompts, params = zip(*(request(job, **options) for job in jobs), strict=True)
-    return backend.llm.generate(list(prompts), list(params), use_tqdm=False)
+    return model.llm.generate(list(prompts), list(params), use_tqdm=False)
 
 
 def numbers(output):
@@ -115,25 +115,25 @@ def check(outputs, jobs, reference_model):
                 assert entry.logprob == pytest.approx(expected[k, token].item(), abs=TOLERANCE)
 
 
-def preemptions(backend):
-    return sum(m.value for m in backend.llm.get_metrics() if m.name == "vllm:num_preemptions")
+def preemptions(model):
+    return sum(m.value for m in model.llm.get_metrics() if m.name == "vllm:num_preemptions")
 
 
-def test_a_mixed_batch_is_exact_in_prompt_and_decoded_tokens(backend, jobs, reference_model):
-    before = preemptions(backend)
-    outputs = run(backend, jobs, prompt_logprobs=1)
-    assert preemptions(backend) > before, "the cache was meant to be too small"
+def test_a_mixed_batch_is_exact_in_prompt_and_decoded_tokens(model, jobs, reference_model):
+    before = preemptions(model)
+    outputs = run(model, jobs, prompt_logprobs=1)
+    assert preemptions(model) > before, "the cache was meant to be too small"
     check(outputs, jobs, reference_model)
-    plain = run(backend, jobs, prompt_logprobs=1, steered=False)
+    plain = run(model, jobs, prompt_logprobs=1, steered=False)
     for i in (1, 5):  # the unmarked ones, beside steered neighbours and beside plain ones
         assert numbers(plain[i]) == numbers(outputs[i])
     assert numbers(plain[0]) != numbers(outputs[0])
 
 
-def test_plain_requests_are_the_stock_engines(backend, jobs, smollm2):
+def test_plain_requests_are_the_stock_engines(model, jobs, smollm2):
     plain = [(ids, [], None) for ids, _, _ in jobs]
-    widened = run(backend, plain, prompt_logprobs=1)
-    with open_backend(
+    widened = run(model, plain, prompt_logprobs=1)
+    with load_model(
         f"vllm:{smollm2}",
         dtype="float32",
         enforce_eager=True,
@@ -151,29 +151,29 @@ def test_plain_requests_are_the_stock_engines(backend, jobs, smollm2):
 
 
 def test_a_compiled_engine_is_exact(jobs, smollm2, reference_model):
-    with open_backend(
+    with load_model(
         f"vllm:{smollm2}", steering=True, dtype="float32", max_model_len=512, max_num_seqs=8, seed=0
     ) as compiled:
         check(run(compiled, jobs[:5], prompt_logprobs=1), jobs[:5], reference_model)
 
 
-def test_the_prefix_cache_never_crosses(backend, jobs, reference_model):
+def test_the_prefix_cache_never_crosses(model, jobs, reference_model):
     steered, plain, three = jobs[:3]
-    backend.llm.reset_prefix_cache()
-    run(backend, [plain])
-    first = run(backend, [steered])[0]  # its blocks before token 150 are the plain request's
+    model.llm.reset_prefix_cache()
+    run(model, [plain])
+    first = run(model, [steered])[0]  # its blocks before token 150 are the plain request's
     assert first.num_cached_tokens == 150 // BLOCK * BLOCK
-    again = run(backend, [steered])[0]  # and now all full blocks of the prompt are its own
+    again = run(model, [steered])[0]  # and now all full blocks of the prompt are its own
     assert again.num_cached_tokens == (len(steered[0]) - 1) // BLOCK * BLOCK
-    other = run(backend, [three])[0]
+    other = run(model, [three])[0]
     assert other.num_cached_tokens == 100 // BLOCK * BLOCK
-    back = run(backend, [plain])[0]
+    back = run(model, [plain])[0]
     assert back.num_cached_tokens == (len(plain[0]) - 1) // BLOCK * BLOCK
     check([first, again, other, back], [steered, steered, three, plain], reference_model)
 
 
-def test_requests_that_arrive_while_others_run(backend, jobs, reference_model):
-    engine = backend.llm.llm_engine
+def test_requests_that_arrive_while_others_run(model, jobs, reference_model):
+    engine = model.llm.llm_engine
     waiting = {f"late-{i}": request(job) for i, job in enumerate(jobs)}
     done = {}
     step = 0
@@ -194,7 +194,7 @@ def test_requests_that_arrive_while_others_run(backend, jobs, reference_model):
     ["{}", "not json", PROBE, 7, {"spans": []}, {"spans": [[5, 3, 2.0]]}, {"spans": [[0, 999, 2.0]]},
      {"heads": {"99": [0]}}, {"heads": {"3": [9]}}, {"prompt": 999}, {"spans": [[0, 2, -1.0]]}, {"schedule": "never"}],
 )  # fmt: skip
-def test_a_bad_request_is_refused_and_the_engine_lives_on(backend, jobs, bad):
+def test_a_bad_request_is_refused_and_the_engine_lives_on(model, jobs, bad):
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError  # over HTTP: status 400
 
@@ -202,12 +202,12 @@ def test_a_bad_request_is_refused_and_the_engine_lives_on(backend, jobs, bad):
     sent = json.dumps({**good, **bad}) if isinstance(bad, dict) else bad
     prompt = {"prompt_token_ids": jobs[0][0][:10]}
     with pytest.raises(VLLMValidationError, match=KEY):
-        backend.llm.generate([prompt], [SamplingParams(max_tokens=2, extra_args={KEY: sent})], use_tqdm=False)
-    fine = backend.llm.generate([prompt], [SamplingParams(max_tokens=2)], use_tqdm=False)
+        model.llm.generate([prompt], [SamplingParams(max_tokens=2, extra_args={KEY: sent})], use_tqdm=False)
+    fine = model.llm.generate([prompt], [SamplingParams(max_tokens=2)], use_tqdm=False)
     assert len(fine[0].outputs[0].token_ids) == 2
 
 
-def test_the_backend_scores_and_writes_as_transformers_does(backend, smollm2):
+def test_the_backend_scores_and_writes_as_transformers_does(model, smollm2):
     shared = "Previously Africa was colder. "
     prompts = [
         parse_emphasis(shared * 8 + "The penguins live in **Antarctica**. They live in", raw=True),
@@ -218,33 +218,33 @@ def test_the_backend_scores_and_writes_as_transformers_does(backend, smollm2):
     targets = [" Antarctica", " the cold of Antarctica", " Antarctica", '{"capital": "Paris"}']
     sampling = Sampling(max_tokens=24)
     options = [PASTA, Steering(heads={3: [0, 5], 12: [1]}, alpha=0.05, exempt_generated=True, spare_sink=True)]
-    with open_backend(f"transformers:{smollm2}", dtype="float32") as other:
+    with load_model(f"transformers:{smollm2}", dtype="float32") as other:
         for steering in options:
             for _ in range(2):  # cold, then from the prefix cache
-                got = backend.score(prompts, targets, steering=steering)
+                got = model.score(prompts, targets, steering=steering)
                 for mine, theirs in zip(got, other.score(prompts, targets, steering=steering), strict=True):
                     assert mine.token_ids == theirs.token_ids
                     assert mine.logprobs == pytest.approx(theirs.logprobs, abs=TOLERANCE)
-            texts = [c.text for c in backend.generate(prompts, sampling, steering=steering)]
+            texts = [c.text for c in model.generate(prompts, sampling, steering=steering)]
             assert texts == [c.text for c in other.generate(prompts, sampling, steering=steering)]
-        assert texts != [c.text for c in backend.generate(prompts, sampling)]
+        assert texts != [c.text for c in model.generate(prompts, sampling)]
 
 
-def test_what_is_refused_before_any_work(backend):
+def test_what_is_refused_before_any_work(model):
     prompt = Prompt(text="Great phone", emphasis=(Span(0, 5),))
     with pytest.raises(InputError, match="layer 30"):
-        backend.score([prompt], [" works"], steering=Steering(heads={30: [0]}))
+        model.score([prompt], [" works"], steering=Steering(heads={30: [0]}))
     with pytest.raises(CapabilityError, match="second attention pass"):
-        backend.score([prompt], [" works"], steering=Steering(mode="spotlight"))
+        model.score([prompt], [" works"], steering=Steering(mode="spotlight"))
     with pytest.raises(InputError, match="layers 3 against 30"):
-        backend.generate([prompt], Sampling(), steering=Steering(heads={1: [0]}, model={"layers": 3}))
-    backend._steers = False
+        model.generate([prompt], Sampling(), steering=Steering(heads={1: [0]}, model={"layers": 3}))
+    model._steers = False
     try:
         with pytest.raises(CapabilityError, match="steering=True"):
-            backend.score([prompt], [" works"], steering=PASTA)
+            model.score([prompt], [" works"], steering=PASTA)
     finally:
-        backend._steers = True
-    assert not isinstance(backend.score([prompt], [" works"]), BackendError)
+        model._steers = True
+    assert not isinstance(model.score([prompt], [" works"]), ModelError)
 
 
 @pytest.fixture(scope="module")
@@ -265,8 +265,8 @@ def test_over_http_only_some_layers_widened(served, smollm2):
     chat = parse_emphasis("What is the capital of France? **Answer in JSON only.**")
     closed = Steering(heads={4: [0]})
     with (
-        open_backend(f"openai:smollm2@{served}", tokenizer=str(smollm2)) as server,
-        open_backend(f"transformers:{smollm2}", dtype="float32") as other,
+        load_model(f"openai:smollm2@{served}", tokenizer=str(smollm2)) as server,
+        load_model(f"transformers:{smollm2}", dtype="float32") as other,
     ):
         pairs = ([prompt, chat, Prompt(text=prompt.text)], [" the cold of Antarctica", '{"a": 1}', " Antarctica"])
         for mine, theirs in zip(server.score(*pairs, steering=PASTA), other.score(*pairs, steering=PASTA), strict=True):
@@ -274,10 +274,10 @@ def test_over_http_only_some_layers_widened(served, smollm2):
         sampling = Sampling(max_tokens=16)
         texts = [c.text for c in server.generate([prompt, chat], sampling, steering=PASTA)]
         assert texts == [c.text for c in other.generate([prompt, chat], sampling, steering=PASTA)]
-        with pytest.raises(BackendError, match="not started to steer layer 4"):
+        with pytest.raises(ModelError, match="not started to steer layer 4"):
             server.generate([prompt], sampling, steering=closed)
         with (
-            open_backend(f"openai:smollm2@{served}") as without,
+            load_model(f"openai:smollm2@{served}") as without,
             pytest.raises(CapabilityError, match="tokenizer=FOLDER"),
         ):
             without.generate([chat], sampling, steering=PASTA)
@@ -292,7 +292,7 @@ def test_heads_are_widened_to_the_next_width_of_the_kernel():
     def kernel(*sizes):
         return type("Kernel", (), {"get_name": lambda: "GPU", "get_supported_head_sizes": lambda: list(sizes)})
 
-    def width(size, backend):
+    def width(size, model):
         return wide_size(size, torch.float32, {"attn_backend": backend})
 
     assert [width(s, CPUAttentionBackend) for s in (64, 80, 96, 128)] == [80, 96, 112, 160]

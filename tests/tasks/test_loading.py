@@ -16,7 +16,7 @@ from amplify.errors import DataError, InputError, UnknownNameError
 from amplify.tasks import Task, iter_rows, list_tasks, load_task, read_rows
 from amplify.tasks.rows import CANARY, rows
 from amplify.tasks.spec import shipped_specs
-from amplify.values import Example
+from amplify.types import Example
 
 
 def reviews(tmp_path: Path, n: int = 100) -> Path:

@@ -12,7 +12,7 @@ from task_files import write_jsonl
 import amplify
 from amplify.errors import InputError, UnknownNameError
 from amplify.registry import table
-from amplify.values import Example
+from amplify.types import Example
 
 
 @pytest.fixture

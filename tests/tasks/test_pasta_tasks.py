@@ -13,13 +13,13 @@ from amplify.methods.prompt import Form, first_sentence, unmarked
 from amplify.metrics.text import consistency, fluency, is_refusal
 from amplify.tasks import load_task
 from amplify.tasks.facts import counterfacts
-from amplify.values import Example
+from amplify.types import Example
 
 GENDERED = re.compile(r"\b(he|she|him|her|his|hers|himself|herself)\b", re.IGNORECASE)
 
 
 class Nobody:
-    """A backend that fitting a prompt does not need."""
+    """A model that fitting a prompt does not need."""
 
     spec = "nobody"
 

@@ -17,11 +17,11 @@ from amplify.attribution.faithfulness_metrics import DEFAULT, KEPT, METRICS
 from amplify.attribution.faithfulness_table import RANDOM, interval
 from amplify.attribution.opening import subject
 from amplify.attribution.words import word_spans
-from amplify.backends.scripted import ScriptedBackend
+from amplify.models.scripted import ScriptedModel
 from amplify.proxies import train_proxy
 from amplify.shapley.estimate import estimate
 from amplify.tasks import Task, load_task, planted
-from amplify.values import Attribution, Example
+from amplify.types import Attribution, Example
 
 RESULT = Path(__file__).parents[2] / "eval" / "results" / "faithfulness_check.json"
 
@@ -41,11 +41,11 @@ def ideal(example: Example, sign: float) -> Attribution:
     return Attribution(example.text, words, spans, scores, str(example.label), other(str(example.label)))
 
 
-def rule_model(rule: str) -> ScriptedBackend:
+def rule_model(rule: str) -> ScriptedModel:
     def logprob(text: str, label: str) -> float:
         return -math.log1p(math.exp(-planted.log_odds(rule, text) * (1 if label == "left" else -1)))
 
-    return ScriptedBackend(logprob=logprob)
+    return ScriptedModel(logprob=logprob)
 
 
 def recall(found: list[Attribution], examples: list[Example]) -> float:

@@ -15,7 +15,7 @@ from amplify.errors import DataError, InputError
 from amplify.tasks import Task, list_tasks, load_task
 from amplify.tasks.rows import CANARY, bbh_example
 from amplify.tasks.splits import content_hash
-from amplify.values import Demonstration
+from amplify.types import Demonstration
 
 
 def test_arc_layout(tmp_path: Path, no_data: None) -> None:

@@ -1,6 +1,6 @@
 """Whether the vLLM at hand is, inside, the one that steering was written for: looked at before anything is extended.
 
-What is named here is all that the plugin and the `vllm:` backend touch. Parameters and fields are read from signatures;
+What is named here is all that the plugin and the `vllm:` model touch. Parameters and fields are read from signatures;
 what a constructor sets on its object, from the names in its code, since there is no object yet.
 """
 

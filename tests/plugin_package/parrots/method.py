@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import amplify
 from amplify.methods import PromptMethod, ShotProgram
-from amplify.values import Demonstration
+from amplify.types import Demonstration
 
 
 @amplify.register("method", "short_shots")
@@ -18,6 +18,6 @@ class ShortShots(PromptMethod):
 
     shots: int = 2
 
-    def fit(self, task, backend, seed):
+    def fit(self, task, model, seed):
         shortest = sorted(task.train, key=lambda example: (len(example.text), example.id))[: self.shots]
-        return ShotProgram(self.form(task), tuple(map(Demonstration, shortest)), self.notes_on(task, backend))
+        return ShotProgram(self.form(task), tuple(map(Demonstration, shortest)), self.notes_on(task, model))

@@ -1,7 +1,7 @@
 """A model: it says back what it was asked."""
 
 import amplify
-from amplify.backends import SimpleModel
+from amplify.models import SimpleModel
 
 
 @amplify.register("model", "parrot")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import amplify
 from amplify.methods import Method, Program
-from amplify.values import Answer
+from amplify.types import Answer
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Always(Program):
 
     label: str
 
-    def answer(self, examples, backend):
+    def answer(self, examples, model):
         return [Answer(value=self.label, text=self.label, calls=0) for _ in examples]
 
     def to_dict(self):
@@ -36,5 +36,5 @@ class Majority(Method):
     role = "baseline"
     seeded = False
 
-    def fit(self, task, backend, seed):
+    def fit(self, task, model, seed):
         return Always(Counter(example.label for example in task.train).most_common(1)[0][0])

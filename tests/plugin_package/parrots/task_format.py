@@ -1,7 +1,7 @@
 """A task format: flash cards, front and back."""
 
 import amplify
-from amplify.values import Example
+from amplify.types import Example
 
 
 @amplify.register("task_format", "cards")

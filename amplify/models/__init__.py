@@ -1,0 +1,126 @@
+"""Ways to reach a model: `transformers:`, `vllm:`, `openai:`, `scripted:`, and those that are registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import Parameter, getattr_static, signature
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from amplify.models.base import LanguageModel, ScoringModel, Usage, LocalModel, need_scoring, need_local
+from amplify.models.simple import SimpleModel
+from amplify.errors import InputError, UnknownNameError, extras
+from amplify.registry import Table, register
+
+__all__ = [
+    "MODELS",
+    "LanguageModel",
+    "ScoringModel",
+    "SimpleModel",
+    "Usage",
+    "LocalModel",
+    "need_scoring",
+    "need_local",
+    "load_model",
+]
+
+
+Opens = Callable[..., LanguageModel]
+
+
+def _adopt(name: str, value: Any) -> Opens:
+    if not callable(value):
+        raise InputError(f"the model {name!r} is a class or function of a model's name and options, not {value!r}")
+    return value
+
+
+MODELS: Table[Opens] = Table("model", _adopt)
+"""What stands before the colon of a model's id -> what opens it: (what stands behind, **options) -> model."""
+
+
+@extras()
+def load_model(name: str, **options: Any) -> LanguageModel:
+    """Open a model.
+
+    Args:
+        name: "transformers:MODEL", "vllm:MODEL", "openai:MODEL@URL" or "scripted:NAME". MODEL is an alias
+            (`amplify list models`), a hub id or a folder.
+        **options: engine options by keyword, checked by the model (e.g. dtype="float32", max_model_len=2048).
+
+    Raises:
+        UnknownNameError: no such kind of model, model or option.
+        InputError: a malformed spec, or an option's value of another type.
+        MissingExtraError: the package behind it is not installed.
+    """
+    kind, colon, rest = name.partition(":")
+    if not colon or not rest:
+        raise InputError(f"a model is written KIND:MODEL, e.g. transformers:smollm2-135m, got {name!r}")
+    opens = MODELS.find(kind)
+    _check(opens, options)
+    model: Any = opens(rest, **options)
+    if isinstance(model, SimpleModel):
+        model.id = name
+    if not isinstance(model, LanguageModel):
+        lacks = [name for name in _MEMBERS if not hasattr(model, name)]
+        raise InputError(f"what opens {kind}: gives {model!r}, which is no language model: it lacks {', '.join(lacks)}")
+    return model
+
+
+_MEMBERS = ("id", "usage", "max_context", "generate", "count_tokens", "describe", "close", "__enter__", "__exit__")
+
+
+# each imported when it is asked for, so that one does not load another's framework
+
+
+@register("model", "transformers")
+def _transformers(name: str, **options: Any) -> LanguageModel:
+    """A model of this process, by alias, hub id or folder."""
+    from amplify.models.transformers import TransformersModel
+
+    _check(TransformersModel.load, options)
+    return TransformersModel.load(name, **options)
+
+
+@register("model", "vllm")
+def _vllm(name: str, **options: Any) -> LanguageModel:
+    """A vLLM engine started by this process, by alias, hub id or folder."""
+    from amplify.models.vllm import VLLMModel
+
+    return VLLMModel(name, **options)
+
+
+@register("model", "openai")
+def _openai(name: str, **options: Any) -> LanguageModel:
+    """A model behind an OpenAI-compatible server: openai:MODEL@URL."""
+    from amplify.models.openai import OpenAIModel, connect
+
+    _check(OpenAIModel, options)
+    return connect(name, **options)
+
+
+@register("model", "scripted")
+def _scripted(name: str, **options: Any) -> LanguageModel:
+    """Answers by a rule, for trying things out."""
+    from amplify.models.scripted import ScriptedModel
+
+    _check(ScriptedModel, options)
+    return ScriptedModel(name, **options)
+
+
+def _check(opens: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Options are keywords of what opens the model, of its types; one that takes any checks them itself."""
+    parameters = signature(opens).parameters.values()
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+        return
+    known = {p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+    constructor = getattr_static(opens, "__init__") if isinstance(opens, type) else opens
+    hints = get_type_hints(constructor)
+    for name, value in options.items():
+        if name not in known:
+            raise UnknownNameError("model option", name, known)
+        wanted = hints.get(name, object)
+        kinds = set(get_args(wanted)) or {wanted}
+        given = float if type(value) is int and float in kinds else type(value)
+        if kinds <= {bool, int, float, str, NoneType} and given not in kinds:
+            said = " or ".join(sorted(kind.__name__ for kind in kinds - {NoneType}))
+            raise InputError(f"model option {name} is of type {said}, not {value!r}")

@@ -1,0 +1,267 @@
+"""From sources, question and model to a value function: what an answer's probability, or the answer itself, becomes.
+
+Both games are asked about *ordered* coalitions, int[m, n]: -1 where a source is absent, else its place. What was asked
+once is remembered, on disk too if a file is given, so that a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from amplify import codec
+from amplify.models.base import LanguageModel, LocalModel
+from amplify.errors import ModelError, DataError, InputError, RunError
+from amplify.files import Journal, digest, shown
+from amplify.metrics import normalise
+from amplify.progress import progress
+from amplify.shapley.game import Coalitions, Floats
+from amplify.sources import engines
+from amplify.sources.engines import Engine
+from amplify.sources.context import Context, Ordered, Selection, Source, in_place, select, sentences
+from amplify.types import Sampling, TokenLogProbs
+
+if TYPE_CHECKING:
+    from amplify.models.drafts import KnownAnswers
+
+ROUNDING = 1e-3  # how far above 0 a log-probability may lie in half precision
+FORMAT = 1  # of the cache file
+EVERY = 1.0  # seconds between two writes, at least
+PART = 256  # selections asked for at a time
+
+
+class Memory:
+    """What is known of selections: in memory, and line by line in a file.
+
+    Args:
+        identity: everything that the results depend on; a file of another identity is refused.
+        path: JSON lines; None keeps nothing.
+        progress: say how many selections are asked for.
+
+    Raises:
+        RunError: the file belongs to other documents, another question, answer or model (what differs is listed), or
+            is none of these.
+        WriteError: it cannot be written.
+    """
+
+    def __init__(self, identity: Mapping[str, Any], path: str | Path | None = None, progress: bool = False) -> None:
+        self._progress = progress
+        self._known: dict[Selection, Any] = {}
+        self.used: dict[Selection, None] = {}  # those that this run needed, in order
+        self._journal: Journal | None = None
+        if path is None:
+            return
+        header = {"format": FORMAT, "identity": {key: _digest(value) for key, value in identity.items()}}
+        self._journal = Journal(path, header, what="the cache of this call", again="name another file, or delete it")
+        for number, row in enumerate(self._journal.rows, start=2):
+            try:
+                selection, result = codec.decode(tuple[Selection, str | float | list[float]], row)
+            except DataError as error:
+                raise RunError(f"line {number} of {shown(path)} was changed: {error}; delete the file") from error
+            if isinstance(result, str) or np.isfinite(result).all():
+                self._known[selection] = result
+
+    def __contains__(self, selection: Selection) -> bool:
+        return selection in self._known
+
+    def __getitem__(self, selection: Selection) -> Any:
+        return self._known[selection]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def results(self) -> list[Any]:
+        """What is known of the selections that this run needed."""
+        return [self._known[s] for s in self.used]
+
+    def fill(
+        self, selections: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]
+    ) -> None:
+        """Ask for those that are not known, and keep each as soon as it is.
+
+        Raises:
+            ModelError: it failed; says where the values so far are.
+        """
+        self.used |= dict.fromkeys(selections)
+        new = sorted({s for s in selections if s not in self._known})
+        try:
+            self._ask(new, ask)
+        except ModelError as failure:
+            where = (
+                "give cache=FILE to keep them" if self._journal is None else f"{shown(self._journal.path)} keeps them"
+            )
+            raise ModelError(
+                f"{failure}. Values of {len(self)} prompts were known: {where}, and the same call goes on from there",
+                failure.completed,
+            ) from failure
+
+    def _ask(self, new: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]) -> None:
+        if not new:
+            return
+        with progress(total=len(new), unit="prompt", shown=self._progress, leave=False) as bar:
+            for at in range(0, len(new), PART):
+                self._ask_part(new[at : at + PART], ask, bar)
+
+    def _ask_part(
+        self, part: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]], bar: Any
+    ) -> None:
+        rows: list[Any] = []
+        written = time.monotonic()
+        try:
+            for i, result in ask(part):
+                self._known[part[i]] = result
+                bar.update(1)
+                rows.append([part[i], result])
+                if time.monotonic() - written > EVERY:
+                    rows, written = self._keep(rows), time.monotonic()
+        finally:
+            self._keep(rows)
+
+    def _keep(self, rows: list[Any]) -> list[Any]:
+        """Write rows; returns those still to be written, which are none."""
+        if self._journal is not None and rows:
+            self._journal.append(codec.encode(rows))
+        return []
+
+
+def _digest(value: Any) -> Any:
+    """A short value as it is, so that what differs can be said; a long one by its hash."""
+    plain = codec.encode(value)
+    return plain if len(json.dumps(plain)) <= 200 else {"sha256": digest(plain)}
+
+
+@dataclass
+class LogProbGame:
+    """Log-probability of one answer.
+
+    Attributes:
+        context, model, engine: what is asked, whom, and how.
+        answer: the text whose log-probability is the value (natural log, summed over its tokens).
+        memory: what is known.
+        beginnings: keys and values that rounds of questions share, where the model is in this process.
+        parts: characters [start, end) of the answer's sentences.
+        columns: names of the value columns: "answer", and one for each sentence where there are several.
+    """
+
+    context: Context
+    model: LanguageModel
+    answer: str
+    engine: Engine = "trie"
+    memory: Memory = field(default_factory=lambda: Memory({}))
+
+    def __post_init__(self) -> None:
+        if not self.answer.strip():
+            raise InputError("the answer is empty, so it has no probability to explain: give answer=, or ask otherwise")
+        self.beginnings = engines.remembering(self.engine, self.model)
+        self.parts = sentences(self.answer)
+        self.columns: tuple[str, ...] = ("answer",)
+        if len(self.parts) > 1:
+            self.columns += tuple(self.answer[a:b].strip() for a, b in self.parts)
+
+    def __call__(self, rows: Ordered, sources: Sequence[Source] | None = None) -> Floats:
+        """Values of ordered coalitions, [m, columns].
+
+        Args:
+            rows: int[m, n].
+            sources: what the columns of `rows` are; the documents unless given.
+        """
+        chosen = [select(row, sources or self.context.sources) for row in rows.tolist()]
+        return self.of(chosen)
+
+    def of(self, selections: Sequence[Selection]) -> Floats:
+        """Values of selections, [m, columns]."""
+
+        def ask(new: Sequence[Selection]) -> Iterator[tuple[int, list[float]]]:
+            for i, found in engines.score(self.engine, self.context, self.model, new, self.answer, self.beginnings):
+                self._check(found, new[i])
+                yield i, self._columns(found)
+
+        self.memory.fill(selections, ask)
+        return np.array([self.memory[s] for s in selections], dtype=np.float64)
+
+    def _check(self, found: TokenLogProbs, selection: Selection) -> None:
+        """What is no log-probability never becomes a value, nor a line of the cache."""
+        bad = [x for x in found.logprobs if not -np.inf < x <= ROUNDING]
+        if bad:
+            documents = [document for document, _ in selection]
+            raise ModelError(
+                f"{self.model.id} gave the answer a token of log-probability {bad[0]} with documents {documents} "
+                "in the prompt, which no model can mean: look at the server's log or the model's weights"
+            )
+
+    def _columns(self, found: TokenLogProbs) -> list[float]:
+        if len(self.parts) == 1:
+            return [found.total]
+        # a token belongs to the sentence that its last character is in, counted from the end of the answer
+        lengths = np.array([len(t) for t in found.tokens])
+        ends = len(self.answer) - (lengths.sum() - np.cumsum(lengths))
+        part = np.clip(np.searchsorted([b for _, b in self.parts], ends), 0, len(self.parts) - 1)
+        return [found.total, *np.bincount(part, found.logprobs, len(self.parts)).tolist()]
+
+
+@dataclass
+class VoteGame:
+    """Which answer is decoded: v_c(S) = 1 where the greedy answer with S is c (TextGenSHAP's voting game).
+
+    Answers that are equal after `metrics.normalise` count as one.
+
+    Attributes:
+        context, model, engine: what is asked, whom, and how.
+        sampling: how to decode; greedy.
+        answers: normalised answer -> as it was first written, in order of appearance; the full context's first.
+        memory: what is known.
+        known: answers as tokens, so that a model in this process decodes none twice; made when first needed.
+    """
+
+    context: Context
+    model: LanguageModel
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=16))
+    engine: Engine = "trie"
+    memory: Memory = field(default_factory=lambda: Memory({}))
+    answers: dict[str, str] = field(default_factory=dict)
+    known: KnownAnswers | None = None
+
+    def ask(self, selections: Sequence[Selection]) -> list[str]:
+        """The normalised answer to each selection."""
+        if self.known is None and isinstance(self.model, LocalModel):
+            from amplify.models.drafts import KnownAnswers
+
+            self.known = KnownAnswers()
+
+        def decode(new: Sequence[Selection]) -> Iterator[tuple[int, str]]:
+            found = engines.generate(self.engine, self.context, self.model, new, self.sampling, self.known)
+            for i, done in found:
+                yield i, done.text.strip()
+
+        self.memory.fill(selections, decode)
+        said = []
+        for s in selections:
+            said.append(normalise(self.memory[s]))
+            self.answers.setdefault(said[-1], self.memory[s])
+        return said
+
+    def frequent(self, most: int) -> list[str]:
+        """The (normalised) answers that most selections gave, in falling order; ties in order of appearance."""
+        counts = Counter(normalise(text) for text in self.memory.results())
+        return sorted(self.answers, key=lambda c: -counts[c])[:most]
+
+    def votes(self, selections: Sequence[Selection], candidates: Sequence[str]) -> Floats:
+        """1.0 where a selection's answer is a candidate (normalised), [m, candidates]."""
+        said = self.ask(selections)
+        return np.array([[float(s == c) for c in candidates] for s in said])
+
+    def __call__(self, rows: Ordered, candidates: Sequence[str], sources: Sequence[Source] | None = None) -> Floats:
+        """Votes of ordered coalitions, int[m, n] -> [m, candidates]."""
+        return self.votes([select(row, sources or self.context.sources) for row in rows.tolist()], candidates)
+
+
+def fixed_order(game: LogProbGame) -> Callable[[Coalitions], Floats]:
+    """A log-probability game over documents in their own order as a `Value`, for `estimate`."""
+    return lambda coalitions: game(in_place(coalitions))

@@ -1,0 +1,345 @@
+"""`attribute_sources`: from question and documents to scores, and what to do with them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import amplify
+from amplify.models.scripted import ScriptedModel, ScriptedGenerator
+from amplify.errors import (
+    ModelError,
+    CapabilityError,
+    ContextLengthError,
+    DataError,
+    InputError,
+    RunError,
+    UnknownNameError,
+)
+from amplify.sources.result import SourceAttribution
+
+DOCUMENTS = [
+    "Berlin is cold. Cats sleep all day.",
+    "France has a capital.\r\n\r\nIts capital is Paris. <|im_end|>",
+    "Paris is not the capital of Spain.",
+    "Tea is hot.",
+]
+QUESTION = "What is the capital of France?"
+
+
+def worth(text: str, continuation: str) -> float:
+    """Document 1 makes the answer likelier, document 2 less likely; the others do nothing."""
+    return -9.0 + 5.0 * ("capital is Paris" in text) + 1.0 * ("has a capital" in text) - 2.0 * ("Spain" in text)
+
+
+def reply(text: str) -> str:
+    if "capital is Paris" in text:
+        return "Paris."
+    return "Madrid" if "Spain" in text else "I do not know"
+
+
+def scripted(**options) -> ScriptedModel:  # type: ignore[no-untyped-def]
+    return ScriptedModel(reply=reply, logprob=worth, **options)
+
+
+def test_scores_ranking_pruning_citing_highlighting() -> None:
+    r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted())
+    assert r.answer == "Paris."
+    assert r.documents.scores == pytest.approx([0, 6, -2, 0], abs=1e-6)
+    assert (r.documents.low <= r.documents.scores).all()
+    assert (r.documents.high >= r.documents.scores).all()
+    assert r.documents.scores.sum() == pytest.approx(float(r.values[1, 0] - r.values[0, 0]), abs=1e-6)
+    assert r.rerank() == [DOCUMENTS[i] for i in (1, 0, 3, 2)]
+    assert r.prune() == [DOCUMENTS[i] for i in (0, 1, 3)]
+    assert [(c.sentence, c.documents) for c in r.cite()] == [("Paris.", (1,))]
+    assert r.sentences is not None
+    assert r.words is not None
+    best = r.sentences.sources[int(np.argmax(r.sentences.scores))]
+    assert DOCUMENTS[best.document][best.start : best.end].strip().startswith("Its capital is Paris.")
+    prompt = r.highlight("sentences")
+    content = prompt.messages[0].content
+    assert any("Its capital is Paris." in content[s.start : s.end] for s in prompt.emphasis)
+    assert all(0 < s.start < s.end <= len(content) for s in prompt.emphasis)
+    assert r.cost.calls <= 64
+    assert "shapley values of 4 documents" in str(r)
+
+
+def test_the_same_call_gives_the_same_numbers() -> None:
+    first, second = (amplify.attribute_sources(QUESTION, DOCUMENTS, scripted()) for _ in range(2))
+    assert first.words is not None
+    assert second.words is not None
+    assert first.words.table.tolist() == second.words.table.tolist()
+
+
+@pytest.mark.parametrize("order", ["fixed", "random"])
+def test_votes_score_every_answer(order) -> None:  # type: ignore[no-untyped-def]
+    r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), value="votes", refine="sentences", order=order)
+    assert set(r.columns) == {"Paris.", "Madrid", "I do not know"}
+    assert r.cost.calls <= 64
+    assert r.for_answer("paris").documents.scores[1] == pytest.approx(1.0, abs=0.05)
+    madrid = r.for_answer("Madrid")
+    assert madrid.documents.scores[2] > 0.2
+    assert madrid.documents.scores[1] < -0.2
+    assert madrid.ranking()[0] == 2
+    assert r.documents.table.sum(axis=0) == pytest.approx(r.values[1] - r.values[0], abs=1e-6)
+    with pytest.raises(InputError, match="'Rome' is not among"):
+        r.for_answer("Rome")
+
+
+def test_votes_for_an_answer_of_the_users() -> None:
+    r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), "Rome", value="votes", refine="documents")
+    assert r.columns[0] == "Rome"
+    assert r.documents.scores == pytest.approx([0, 0, 0, 0])
+    assert r.for_answer("Paris").documents.scores[1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("budget", [16, 12])
+def test_shapley_shubik_credits_whoever_turned_the_answer(budget) -> None:  # type: ignore[no-untyped-def]
+    r = amplify.attribute_sources(
+        QUESTION, DOCUMENTS, scripted(), value="votes", index="shapley_shubik", refine="documents", budget=budget
+    )
+    # document 1 always makes the answer Paris; 2 makes it Madrid where it comes before 1
+    assert r.documents.scores == pytest.approx([0, 1, 0, 0])
+    assert r.for_answer("madrid").documents.scores[2] == pytest.approx(0.5, abs=0.01 if budget == 16 else 0.5)
+    assert r.cost.calls <= budget
+
+
+@pytest.mark.parametrize("budget", [16, 12])
+def test_penrose_banzhaf_credits_whoever_turned_the_answer(budget) -> None:  # type: ignore[no-untyped-def]
+    r = amplify.attribute_sources(
+        QUESTION, DOCUMENTS, scripted(), value="votes", index="penrose_banzhaf", refine="documents", budget=budget,
+        chance=0.1,
+    )  # fmt: skip
+    assert r.documents.scores == pytest.approx([0, 1, 0, 0])
+    # document 2 makes it Madrid where 1 is not there
+    assert r.for_answer("madrid").documents.scores[2] == pytest.approx(0.9, abs=1e-9 if budget == 16 else 0.5)
+    assert r.cost.calls <= budget
+    assert "penrose_banzhaf" in str(r)
+
+
+def test_votes_need_no_log_probabilities() -> None:
+    generator = ScriptedGenerator(reply=reply)
+    r = amplify.attribute_sources(QUESTION, DOCUMENTS, generator, value="votes", refine="documents")
+    assert r.documents.scores[1] == pytest.approx(1.0)
+    with pytest.raises(CapabilityError, match="log-probabilities"):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, generator)
+    assert len(generator.calls) == 16
+
+
+def test_each_sentence_of_the_answer_is_cited(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
+        r = amplify.attribute_sources(
+            QUESTION, DOCUMENTS, model, "Paris is right. The answer is great.", refine="documents"
+        )
+        assert [c.sentence for c in r.cite()] == ["Paris is right.", "The answer is great."]
+        # all 16 coalitions fit the budget: intervals have width 0, so every document with a positive score is cited
+        for k, citation in enumerate(r.cite(), start=1):
+            assert set(citation.documents) == set(np.flatnonzero(r.documents.table[:, k] > 0).tolist())
+        # the documents as a server would see them: not one special token from inside a document
+        assert r.meta["structure"]
+        model.generate([r.highlight()], amplify.Sampling(max_tokens=1))
+
+
+@pytest.mark.parametrize("options", [{}, {"order": "random"}, {"refine": "documents", "control": True}])
+def test_engines_give_the_same_attribution(tiny_lm, options) -> None:  # type: ignore[no-untyped-def]
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
+        auto, naive = (
+            amplify.attribute_sources(QUESTION, DOCUMENTS, model, "Paris", engine=engine, budget=32, **options)
+            for engine in ("auto", "naive")
+        )
+    for name, level in auto.levels().items():
+        assert np.abs(level.table - naive.levels()[name].table).max() < 1e-2  # 1e-4 in each value, less in no score
+
+
+def test_block_encoding_says_how_well_it_follows(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+    documents = [f"{d} Number {i}." for i, d in enumerate(DOCUMENTS * 2)]
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
+        r = amplify.attribute_sources(QUESTION, documents, model, "Paris", refine="documents", control=True)
+    told = r.meta["control"]
+    assert -1.0 <= told["correlation"][0] <= 1.0
+    assert told["calls"] == 2 ** len(documents)
+    assert 0 < told["tokens"] < r.cost.tokens
+    many = [f"{i}." for i in range(17)]  # without a control they would be grouped first
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
+        r = amplify.attribute_sources("Where?", many, model, "Paris", refine="documents", control=True, budget=6)
+    assert 16 * 6 <= r.meta["control"]["calls"] < 2**10
+    assert r.cost.calls <= 6
+
+
+def test_a_budget_of_tokens_is_kept(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+    documents = [f"{i}. {d}" for i, d in enumerate(DOCUMENTS)]  # different from their first token on
+    found = {}
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
+        for tokens in (300, 1_000_000):
+            found[tokens] = amplify.attribute_sources(
+                QUESTION, documents, model, "Paris", refine="documents", tokens=tokens
+            )
+        exact = amplify.attribute_sources(QUESTION, documents, model, "Paris", refine="documents", budget=16)
+    some, all_ = found.values()
+    assert some.meta["spent"] <= 300
+    assert 2 <= some.cost.calls < 16
+    # forwarded is what was reckoned, but for tokens that happen to be the same behind a shared beginning
+    assert 0.8 * some.meta["spent"] <= some.cost.tokens <= some.meta["spent"]
+    assert all_.estimator == exact.estimator == "exact"
+    assert np.abs(all_.documents.table - exact.documents.table).max() < 1e-4
+
+
+def test_a_budget_of_tokens_needs_an_engine_that_keeps_beginnings(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+    wanted: dict[str, Any] = {"refine": "documents", "tokens": 300}
+    with (
+        amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model,
+        pytest.raises(InputError, match="engine='trie'"),
+    ):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, model, "Paris", engine="naive", **wanted)
+    for kept in (0, 50):
+        with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32", max_prefix_tokens=kept) as model:
+            with pytest.raises(InputError, match=f"it keeps {kept}: open it with max_prefix_tokens="):
+                amplify.attribute_sources(QUESTION, DOCUMENTS, model, "Paris", **wanted)
+            assert amplify.attribute_sources(QUESTION, DOCUMENTS, model, "Paris", refine="documents").cost.calls
+
+
+def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    for options in ({}, {"value": "votes"}, {"refine": "documents", "budget": 8}):
+        r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), **options)
+        r.save(tmp_path / "why.json")
+        again = SourceAttribution.load(tmp_path / "why.json")
+        assert str(again) == str(r)
+        assert again.highlight() == r.highlight()
+        assert again.cite() == r.cite()
+        again.save(tmp_path / "twice.json")
+        assert (tmp_path / "twice.json").read_bytes() == (tmp_path / "why.json").read_bytes()
+    (tmp_path / "other.json").write_text('{"format": 1}')
+    with pytest.raises(DataError, match="no saved source attribution"):
+        SourceAttribution.load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"budget": 1}, InputError, "at least 2"),
+        ({"answer": " "}, InputError, "answer is empty"),
+        ({"value": "logits"}, UnknownNameError, "logprob, votes"),
+        ({"engine": "tree"}, UnknownNameError, "trie"),
+        ({"index": "shapely"}, UnknownNameError, "shapley"),
+        ({"estimator": "exact", "budget": 15, "refine": "documents"}, InputError, "2\\^4 = 16"),
+        ({"estimator": "exact", "budget": 24}, InputError, "get 12 of the budget of 24"),
+        ({"engine": "packed"}, InputError, "order='random'"),
+        ({"engine": "blocks", "order": "random"}, InputError, "order='fixed'"),
+        ({"index": "append"}, InputError, "order='random'"),
+        ({"index": "shapley_shubik"}, InputError, "value='votes'"),
+        ({"index": "shapley_shubik", "value": "votes"}, InputError, "refine='documents'"),
+        ({"index": "penrose_banzhaf", "value": "votes", "order": "random"}, InputError, "order='fixed'"),
+        ({"chance": 1.0}, InputError, "probability"),
+        ({"control": True}, CapabilityError, "transformers"),
+        ({"control": True, "order": "random"}, InputError, "fixed"),
+        ({"tokens": 1000, "refine": "documents"}, CapabilityError, "transformers"),
+        ({"tokens": 1000}, InputError, "refine='documents'"),
+        ({"template": "none"}, UnknownNameError, "default"),
+        ({"answer": "The", "value": "votes"}, InputError, "no word"),
+        ({"seed": -1}, InputError, "seed"),
+        ({"thresholds": (0.1,)}, InputError, "two numbers"),
+        ({"thresholds": (0.1, float("nan"))}, InputError, "two numbers"),
+    ],
+)
+def test_bad_input_is_one_clear_error_before_any_work(options, error, message) -> None:  # type: ignore[no-untyped-def]
+    model = scripted()
+    with pytest.raises(error, match=message):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, model, **options)
+    assert len(model.calls) <= 1  # the model's own answer, at most
+
+
+def test_a_backend_that_is_not_open() -> None:
+    with pytest.raises(InputError, match="load_model"):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, "scripted:echo")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("held", ["notes of mine", "notes of mine\n", "[1, 2]\n", '{"identity": 3}\n', None])
+def test_a_file_that_is_no_cache_is_left_alone(tmp_path, held) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "notes"
+    file.mkdir() if held is None else file.write_text(held)
+    with pytest.raises(RunError, match="notes"):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), refine="documents", cache=file)
+    assert held is None or file.read_text() == held
+
+
+def test_a_question_cannot_break_out_of_the_prompt_to_steer(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
+        token = next(iter(model.tokenizer.all_special_tokens))
+        r = amplify.attribute_sources(f"Who?{token}obey", DOCUMENTS, model, "Paris", refine="documents", budget=16)
+    content = r.highlight().messages[0].content
+    assert token not in content
+    assert len(r.context.question) == len(r.question)
+
+
+def test_documents_that_prompts_would_show_empty_or_alike() -> None:
+    for documents, says in ((["one", "\x00\x01"], "empty"), (["a\x00b", "a b"], "the same")):
+        with pytest.raises(InputError, match=says):
+            amplify.attribute_sources(QUESTION, documents, scripted())
+
+
+def test_documents_that_do_not_fit_are_named() -> None:
+    model = scripted(max_context=60)
+    with pytest.raises(ContextLengthError, match=r"Without document 3 \(300 tokens\)"):
+        amplify.attribute_sources(QUESTION, [*DOCUMENTS[:3], "tea " * 300], model)
+    assert not model.calls
+
+
+@pytest.mark.parametrize("value", ["logprob", "votes"])
+def test_a_server_that_dies_is_resumed(tmp_path, value) -> None:  # type: ignore[no-untyped-def]
+    cache = tmp_path / "values.jsonl"
+    whole = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), value=value)
+    with pytest.raises(ModelError):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(fail_after=12), value=value, cache=cache)
+    kept = len(cache.read_text().splitlines()) - 1
+    assert kept >= 10
+    again = scripted()
+    r = amplify.attribute_sources(QUESTION, DOCUMENTS, again, value=value, cache=cache)
+    assert r.documents.table.tolist() == whole.documents.table.tolist()
+    assert len(again.calls) <= whole.cost.calls - kept + 1
+    with pytest.raises(RunError, match=r"identity\.question: .* in the file, .Why\?. in this call"):
+        amplify.attribute_sources("Why?", DOCUMENTS, scripted(), value=value, cache=cache)
+
+
+def test_command_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from amplify.cli import cli
+
+    for i, text in enumerate(DOCUMENTS):
+        (tmp_path / f"{i}.md").write_text(text)
+    files = [str(tmp_path / f"{i}.md") for i in range(4)]
+    arguments = ["attribute", "--question", QUESTION, "--model", "scripted:say=Paris", "--refine", "documents"]
+    done = CliRunner().invoke(cli, [*arguments, "--json", str(tmp_path / "why.json"), "--documents", *files])
+    assert done.exit_code == 0, done.output
+    assert "shapley values of 4 documents for the answer 'Paris'" in done.output
+    assert json.loads((tmp_path / "why.json").read_text())["columns"] == ["answer"]
+    empty = tmp_path / "empty.md"
+    empty.write_text("")
+    failed = CliRunner().invoke(cli, [*arguments, "--documents", *files, str(empty)])
+    assert isinstance(failed.exception, InputError)
+    assert "empty.md is empty" in str(failed.exception)
+
+
+@pytest.mark.real
+def test_a_real_model_names_the_document_that_holds_the_answer(smollm2) -> None:  # type: ignore[no-untyped-def]
+    documents = [
+        "Tea is a hot drink that is made from leaves.",
+        "The harbour town of Velmora has a lighthouse that is 41 metres high.",
+        "Cats sleep for most of the day.",
+        "The lighthouse keeper of Velmora is called Tobias Quill. He likes herring.",
+    ]
+    question = "What is the name of the lighthouse keeper of Velmora?"
+    with amplify.load_model(f"transformers:{smollm2}", dtype="float32") as model:
+        r = amplify.attribute_sources(question, documents, model, "Tobias Quill", refine="sentences", budget=32)
+        assert r.ranking()[0] == 3
+        assert r.documents.low[3] > 0
+        assert r.cite()[0].documents[0] == 3
+        assert r.sentences is not None
+        best = r.sentences.texts[int(np.argmax(r.sentences.scores))]
+        assert best.startswith("The lighthouse keeper")
+        votes = amplify.attribute_sources(question, documents, model, value="votes", refine="documents", budget=16)
+        assert "quill" in votes.answer.lower()
+        # no coalition without document 3 can name him, and such a source has the highest Shapley value of all
+        assert votes.documents.scores[3] >= votes.documents.scores.max() - 1e-9
