@@ -10,17 +10,17 @@ from amplify.types import Example, Message, Prompt, Sampling, Span
 if TYPE_CHECKING:
     from amplify.attribution import explain, explain_many
     from amplify.attribution.faithfulness import faithfulness
+    from amplify.evaluation import evaluate
+    from amplify.methods.base import Program
     from amplify.models import load_model
     from amplify.models.own_model import steered
     from amplify.models.transformers import TransformersModel
-    from amplify.evaluation import evaluate
-    from amplify.methods.base import Program
     from amplify.proxies import Proxy, train_proxy
     from amplify.rationales import rationalize
     from amplify.registry import register
+    from amplify.sources.attribute import attribute_sources
     from amplify.steering import Steering, parse_emphasis
     from amplify.tasks import load_task
-    from amplify.sources.attribute import attribute_sources
 
 __version__ = "0.1.0"
 
@@ -60,8 +60,8 @@ __all__ = [
     "explain",
     "explain_many",
     "faithfulness",
-    "load_task",
     "load_model",
+    "load_task",
     "parse_emphasis",
     "rationalize",
     "register",

@@ -9,37 +9,42 @@ import numpy as np
 
 from amplify.errors import InputError, UnknownNameError
 
-Use = Literal["rerank", "prune", "distil"]
+Operation = Literal["rerank", "prune", "distil"]
 ROUNDING = 1e-6
 """Share of the largest score that sums of marginals which cancel leave at most: it is no effect."""
 
 
 def keep(
-    use: Use, scores: Sequence[float], high: Sequence[float] | None = None, *, k: int = 0, below: float = 0.0
+    operation: Operation,
+    scores: Sequence[float],
+    high: Sequence[float] | None = None,
+    *,
+    k: int = 0,
+    threshold: float = 0.0,
 ) -> list[int]:
     """Numbers of the documents that stay, in the order in which they are to stand.
 
     Args:
-        use: "rerank" puts the highest score first; "prune" takes out what is surely worth less than `below` and leaves
-            the order as it was; "distil" keeps the `k` highest scores, in their own order.
+        operation: "rerank" puts the highest score first; "prune" takes out what is surely worth less than `threshold`
+            and leaves the order as it was; "distil" keeps the `k` highest scores, in their own order.
         scores: one per document, [documents]. Equal scores keep their order.
         high: upper ends of their 95 % intervals, [documents]; the scores themselves where they are exact.
         k: how many documents stay: needed by "distil"; after "rerank" the first k, 0 for all of them.
-        below: in units of the scores.
+        threshold: in units of the scores.
 
     Raises:
         UnknownNameError: no such use. InputError: a k below 1 where it is needed.
     """
-    if use not in get_args(Use):
-        raise UnknownNameError("use", use, get_args(Use))
-    if k < 0 or (use == "distil" and k < 1):
+    if operation not in get_args(Operation):
+        raise UnknownNameError("operation", operation, get_args(Operation))
+    if k < 0 or (operation == "distil" and k < 1):
         raise InputError(f"k is the number of documents to keep, 1 or more, got {k}")
     values = np.asarray(scores, dtype=np.float64)
     order = np.argsort(-values, kind="stable")
-    if use == "rerank":
+    if operation == "rerank":
         return [int(i) for i in (order[:k] if k else order)]
-    if use == "distil":
+    if operation == "distil":
         return sorted(int(i) for i in order[:k])
     top = values if high is None else np.asarray(high, dtype=np.float64)
-    kept = [int(i) for i in np.flatnonzero(top >= below - ROUNDING * np.abs(values).max())]
+    kept = [int(i) for i in np.flatnonzero(top >= threshold - ROUNDING * np.abs(values).max())]
     return kept or [int(order[0])]  # an empty context would answer another question

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amplify import hub, weights
-from amplify.errors import EXTRAS, AmplifyError, ModelError, DataError, InputError, extras
+from amplify.errors import EXTRAS, AmplifyError, DataError, InputError, ModelError, extras
 
 if TYPE_CHECKING:
     import torch

@@ -318,7 +318,7 @@ class Answer:
         text: everything the model wrote, unparsed.
         rationale: the part before the answer, a thinking model's reasoning included; "" for none.
         scores: what the labels are compared by in score mode: the log-probability of each, or what the option
-            `normalise` makes of it, e.g. the mean per token; empty in generate mode.
+            `normalize` makes of it, e.g. the mean per token; empty in generate mode.
         logprobs: the log-probabilities behind those scores, before any division by a length; empty: the scores are
             log-probabilities themselves.
         raw_scores: the scores before calibration; empty where there was none.

@@ -21,12 +21,12 @@ import numpy as np
 from measuring import command
 
 import amplify
-from amplify.models.base import LanguageModel
 from amplify.calibration import WAYS
 from amplify.cli.common import pairs
 from amplify.evaluation.configuration import chosen_items, make_methods
 from amplify.methods.base import Program
 from amplify.methods.calibrated import calibrated
+from amplify.models.base import LanguageModel
 from amplify.types import Answer, Example
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,7 +60,9 @@ class Remembered(Program):
         raise NotImplementedError(data)
 
 
-def measured(program: Program, task: amplify.tasks.Task, items: Sequence[Example], model: LanguageModel, seed: int) -> Any:
+def measured(
+    program: Program, task: amplify.tasks.Task, items: Sequence[Example], model: LanguageModel, seed: int
+) -> Any:
     """Right or wrong by item, and Brier score, of each way; beside them what the labels were."""
     remembered = Remembered(program)
     found: dict[str, Any] = {}

@@ -95,7 +95,7 @@ def ours(name: str, control: bool = False, index: Index = "shapley") -> Run:
 
     def run(game: Game, budget: int, seed: int) -> Found:
         found = estimate(
-            game.value, game.n, index, name, budget=budget, seed=seed, control=game.control if control else None
+            game.value, game.n, index, name, budget=budget, seed=seed, control_variate=game.control if control else None
         )
         return found.scores, found.low, found.high
 

@@ -268,9 +268,7 @@ def memory(model: Any, proxy: Proxy, text: str) -> dict[str, Any]:
     return result
 
 
-def all_perturbations(
-    args: argparse.Namespace, proxy: Proxy, model: Any, texts: Sequence[str]
-) -> list[dict[str, Any]]:
+def all_perturbations(args: argparse.Namespace, proxy: Proxy, model: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
     """MiniLM, SmolLM2, and SmolLM2 where half of the prompt is shared."""
     cases = [subject(proxy, text, None, None) for text in texts]
     methods = ("occlusion", "lime", "kernel_shap")

@@ -28,8 +28,8 @@ import numpy as np
 
 from amplify.attribution.gradients import METHODS, explain
 from amplify.attribution.words import aggregate, word_spans
-from amplify.selection import misclassification_confidence
 from amplify.proxies import Proxy, softmax, train_proxy
+from amplify.selection import misclassification_confidence
 from amplify.tasks import load_task
 from amplify.types import Example
 

@@ -252,7 +252,7 @@ class Bench(SourceGame):
         """
         documents = list(self.context.documents)
 
-        def run(refine: str, asked: int, kept: int | None = None) -> dict[str, Any]:
+        def run(granularity: str, asked: int, kept: int | None = None) -> dict[str, Any]:
             self.model.max_prefix_tokens = kept
             gc.collect()
             found: list[Any] = []
@@ -260,7 +260,12 @@ class Bench(SourceGame):
                 lambda: peak(
                     lambda: found.append(
                         amplify.attribute_sources(
-                            self.context.question, documents, self.model, self.answer, refine=refine, budget=asked
+                            self.context.question,
+                            documents,
+                            self.model,
+                            self.answer,
+                            granularity=granularity,
+                            budget=asked,
                         )
                     )
                 )

@@ -40,7 +40,7 @@ from amplify.types import Attribution, Example
 EXACT = "exact Shapley"
 
 
-def rule_backend(rule: str) -> ScriptedModel:
+def rule_model(rule: str) -> ScriptedModel:
     """The rule as a model: log-probabilities of "left" and "right"."""
 
     def logprob(text: str, label: str) -> float:
@@ -182,7 +182,7 @@ def main() -> None:
         task = load_task(rule)
         examples = [e for e in task.test if planted.deciding(e)][: options.items]
         for kind in ("rule", *options.bodies.split(",")):
-            model = rule_backend(rule) if kind == "rule" else trained(task, kind)
+            model = rule_model(rule) if kind == "rule" else trained(task, kind)
             found = one(model, examples, names, options.exact_items)
             if isinstance(model, Proxy):
                 found["accuracy on decided texts"] = model.accuracy([e for e in task.test if planted.deciding(e)])

@@ -37,11 +37,11 @@ from amplify.attribution.gate import POOL, merits
 from amplify.attribution.opening import Given
 from amplify.attribution.registry import METHODS
 from amplify.attribution.words import Spans, word_spans
-from amplify.models.base import ScoringModel
 from amplify.errors import AmplifyError, InputError
 from amplify.methods import make
 from amplify.methods.program import continuation
 from amplify.methods.self_attribution import placed
+from amplify.models.base import ScoringModel
 from amplify.proxies import Proxy, versions
 from amplify.tasks import Task
 from amplify.text import input_text
@@ -82,7 +82,7 @@ def of_proxy(proxy: Proxy, examples: Sequence[Example]) -> Iterator[Input]:
         yield Input(example.id, example, first, second, word_spans(input_text(example)), first == example.label)
 
 
-def of_backend(model: ScoringModel, task: Task, examples: Sequence[Example]) -> Iterator[Input]:
+def of_model(model: ScoringModel, task: Task, examples: Sequence[Example]) -> Iterator[Input]:
     """Zero-shot prompts with the label that a language model gives and the next likely one."""
     form = make("zero_shot").form(task)  # type: ignore[attr-defined]
     for example in examples:
@@ -108,7 +108,7 @@ def measured(
     Raises:
         InputError: the file holds records of another configuration.
     """
-    name = model.identity if isinstance(model, Proxy) else model.spec
+    name = model.identity if isinstance(model, Proxy) else model.id
     header = {"model": name, "methods": list(methods), "metrics": list(KEPT), "budget": budget, "seed": seed}
     kept.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
@@ -139,7 +139,7 @@ def record(
             [one.given],
             [one.target],
             foils=[one.foil],
-            players=[one.words],
+            segments=[one.words],
             model=model,
             methods=[name],
             budget=enough,
@@ -270,7 +270,7 @@ def main(
                 with open_exact(model) as opened:
                     if not isinstance(opened, ScoringModel):
                         raise InputError(f"{model} gives no log-probabilities: take a transformers: or vllm: model")
-                    asked = of_backend(opened, task, examples)
+                    asked = of_model(opened, task, examples)
                     records = measured(opened, asked, len(examples), names, spend, seed, kept)
             table, about = summed(records, {"seed": seed, "budget": spend})
             data["models"][f"{what}, {name}"] = about

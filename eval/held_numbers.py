@@ -82,7 +82,7 @@ def games() -> Found:
                     half = (found.high - found.low) / 2
                     yield key, [*found.scores.ravel(), *half.ravel(), found.calls]
     n, value = _games()["majority"]
-    control = estimate(value, n, budget=40, control=lambda s: 0.5 * value(s) + 0.01 * s[:, 0])
+    control = estimate(value, n, budget=40, control_variate=lambda s: 0.5 * value(s) + 0.01 * s[:, 0])
     priced = estimate(value, n, budget=40, cost=PrefixCost([5.0] * n, 3.0, 900.0, 2.0))
     for key, one in (("control", control), ("cost", priced)):
         yield f"majority shapley {key}", [*one.scores, *(one.high - one.low) / 2, one.calls]
@@ -200,9 +200,9 @@ def words(tiny: Tiny) -> Found:
         for method in METHODS:
             a = amplify.explain(given, target, foil=foil, model=model, method=method, budget=60, seed=1)
             yield f"{case} {method}", [*a.scores, *((np.array(a.high) - a.low) / 2), a.budget]
-        for removal in ("pad", "attention"):
-            a = amplify.explain(given, target, foil=foil, model=model, method="occlusion", removal=removal)
-            yield f"{case} occlusion {removal}", list(a.scores)
+        for masking in ("pad", "attention"):
+            a = amplify.explain(given, target, foil=foil, model=model, method="occlusion", masking=masking)
+            yield f"{case} occlusion {masking}", list(a.scores)
 
 
 def faithful(tiny: Tiny) -> Found:
@@ -375,16 +375,16 @@ def sources(tiny: Tiny) -> Found:
     question = "What is the capital of France?"
     cases: dict[str, dict[str, Any]] = {
         "logprob": {},
-        "logprob documents": {"refine": "documents", "budget": 40},
-        "logprob kernel_shap": {"refine": "documents", "budget": 40, "estimator": "kernel_shap"},
+        "logprob documents": {"granularity": "documents", "budget": 40},
+        "logprob kernel_shap": {"granularity": "documents", "budget": 40, "estimator": "kernel_shap"},
         "logprob banzhaf": {"index": "banzhaf", "budget": 48},
         "logprob random": {"order": "random", "budget": 80},
-        "logprob append": {"order": "random", "index": "append", "refine": "documents", "budget": 60},
+        "logprob append": {"order": "random", "index": "append", "granularity": "documents", "budget": 60},
         "votes": {"value": "votes", "budget": 80},
-        "votes random": {"value": "votes", "order": "random", "refine": "sentences", "budget": 80},
-        "votes shubik": {"value": "votes", "index": "shapley_shubik", "refine": "documents", "budget": 64},
-        "votes shubik sampled": {"value": "votes", "index": "shapley_shubik", "refine": "documents", "budget": 40},
-        "votes penrose": {"value": "votes", "index": "penrose_banzhaf", "refine": "documents", "budget": 40},
+        "votes random": {"value": "votes", "order": "random", "granularity": "sentences", "budget": 80},
+        "votes shubik": {"value": "votes", "index": "shapley_shubik", "granularity": "documents", "budget": 64},
+        "votes shubik sampled": {"value": "votes", "index": "shapley_shubik", "granularity": "documents", "budget": 40},
+        "votes penrose": {"value": "votes", "index": "penrose_banzhaf", "granularity": "documents", "budget": 40},
         "many": {"documents": [f"{d} Number {k}." for k in range(5) for d in DOCUMENTS], "budget": 60},
     }
     for key, options in cases.items():
@@ -396,8 +396,8 @@ def sources(tiny: Tiny) -> Found:
         "trie": {"answer": "Paris. It is a city.", "budget": 48},
         "naive": {"answer": "Paris. It is a city.", "budget": 48, "engine": "naive"},
         "packed": {"answer": "Paris", "order": "random", "budget": 60},
-        "blocks": {"answer": "Paris", "engine": "blocks", "refine": "documents"},
-        "control": {"answer": "Paris", "refine": "documents", "budget": 24, "control": True},
+        "blocks": {"answer": "Paris", "engine": "blocks", "granularity": "documents"},
+        "control": {"answer": "Paris", "granularity": "documents", "budget": 24, "control": True},
         "votes": {"value": "votes", "max_tokens": 4, "budget": 48},
     }
     for key, options in inside.items():

@@ -28,9 +28,9 @@ from measuring import command, open_exact
 from amplify import templates
 from amplify.models import LocalModel, need_local
 from amplify.shapley import all_coalitions
+from amplify.sources.context import Context, harmless, in_place, select, special_tokens
 from amplify.sources.engines import Engine, blocks_tree
 from amplify.sources.games import LogProbGame, Memory, fixed_order
-from amplify.sources.context import Context, harmless, in_place, select, special_tokens
 from amplify.types import Sampling
 
 CHECKED = (0, 421, 1023)  # coalitions that are asked again as single prompts

@@ -33,8 +33,8 @@ from amplify.attribution.faithfulness import faithfulness
 from amplify.attribution.gate import explain_words
 from amplify.attribution.prompted import NEIGHBOURS, STRATEGIES, Case, cases_of, explain_prompted
 from amplify.attribution.words import content_words, word_spans
-from amplify.models.base import LanguageModel
 from amplify.errors import AmplifyError, InputError
+from amplify.models.base import LanguageModel
 from amplify.proxies import Proxy
 from amplify.tasks import Task
 from amplify.types import Attribution, Example
@@ -127,7 +127,7 @@ def measured(
     shown = [e for e in task.validation if len(citable(e)) > k][:SOLVED]
     gold = [str(e.label) for e in shown]
     solved = explain_words(proxy, shown, gold, None, "occlusion", mask=lambda e: content_words(e.text))
-    cases = cases_of(texts, targets, proxy, foils=foils, players=players)
+    cases = cases_of(texts, targets, proxy, foils=foils, segments=players)
     asking = {"k": k, "neighbours": neighbours, "seed": seed}
     header = {"explainer": explainer.id, "proxy": proxy.identity, "items": [e.id for e in examples], **asking}
     records = said(cases, explainer, STRATEGIES, {**asking, "solved": solved}, header, out / f"{task.name}.jsonl")
@@ -165,7 +165,7 @@ def main(
             found[name] = measured(task, trained, opened, items, k, neighbours, seed, out)
             found[name]["proxy"] = {"name": trained.name, "identity": trained.identity}
         data = {
-            "explainer": {"spec": explainer, **opened.describe()},
+            "explainer": {"id": explainer, **opened.describe()},
             "date": datetime.date.today().isoformat(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
             "amplify": amplify.__version__,

@@ -22,12 +22,12 @@ from measuring import open_exact
 from reproduce_amplify import write
 
 import amplify
-from amplify.models.base import LanguageModel, ScoringModel, LocalModel
 from amplify.errors import AmplifyError
 from amplify.methods import METHODS, make
 from amplify.methods.base import Method
 from amplify.methods.self_amplify import SelfExplained
 from amplify.methods.self_selection import SelfMethod
+from amplify.models.base import LanguageModel, LocalModel, ScoringModel
 
 SHOTS, K = 4, 5  # the paper's
 VARIANTS = ("topk", "phcot", "autocot", "occlusion", "lime", "shap", "shapley_sampling", "gradient", "deeplift")

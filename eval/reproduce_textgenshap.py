@@ -28,16 +28,16 @@ from measuring import command, open_exact
 
 import amplify
 from amplify import templates
-from amplify.models.base import LanguageModel
 from amplify.errors import AmplifyError
 from amplify.methods import make
 from amplify.methods.base import Method
 from amplify.methods.documents import RagProgram
 from amplify.methods.rag_baselines import Rag
 from amplify.methods.reading import Reading
+from amplify.models.base import LanguageModel
 from amplify.retrieval import open_retriever
-from amplify.tasks import Task
 from amplify.sources.context import Context, harmless, special_tokens
+from amplify.tasks import Task
 from amplify.types import Sampling, Sources
 
 
@@ -70,7 +70,7 @@ class Nearest(Rag):
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit."""
-        return NearestProgram(**vars(self.program(task, seed, use="rerank", k=self.k)))
+        return NearestProgram(**vars(self.program(task, seed, operation="rerank", k=self.k)))
 
 
 @click.group()
@@ -143,7 +143,7 @@ def speed(
                         begun, before = time.perf_counter(), opened.usage.snapshot()
                         found = amplify.attribute_sources(
                             example.text, texts, opened, answer=answer, value=value, budget=budget,
-                            refine=granularity, engine=engine, order="random" if engine == "packed" else "fixed",
+                            granularity=granularity, engine=engine, order="random" if engine == "packed" else "fixed",
                         )  # fmt: skip
                         spent = opened.usage.since(before)
                         rows.append({

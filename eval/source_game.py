@@ -13,8 +13,8 @@ from amplify import templates
 from amplify.models.text import encode_with_target, render
 from amplify.models.tree import TokenTree, trie
 from amplify.shapley.sampling import prefixes
-from amplify.sources.games import LogProbGame
 from amplify.sources.context import Context, Selection, harmless, select
+from amplify.sources.games import LogProbGame
 from amplify.types import Sampling
 
 Clock = Callable[[], float]

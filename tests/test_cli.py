@@ -75,7 +75,7 @@ def test_run_report_and_apply(amplify, tmp_path: Path) -> None:  # type: ignore[
 
 def test_a_suite_file_holds_the_options_and_the_command_line_wins(amplify) -> None:  # type: ignore[no-untyped-def]
     Path("suite.yaml").write_text(
-        f"task: support_tickets\nbackend: '{RUN[3]}'\nmethods: [zero_shot]\nseeds: [0]\nlimit: 3\nout: s\n"
+        f"task: support_tickets\nmodel: '{RUN[3]}'\nmethods: [zero_shot]\nseeds: [0]\nlimit: 3\nout: s\n"
     )
     assert amplify("run", "--config", "suite.yaml", "--limit", "2")[0] == 0
     assert len(Path("s/records.jsonl").read_text().splitlines()) == 2

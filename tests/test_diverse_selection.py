@@ -6,8 +6,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from amplify.selection import likely_mislabelled, pick, submodular_pick, text_similarity
 from amplify.errors import InputError
+from amplify.selection import likely_mislabelled, pick, submodular_pick, text_similarity
 from amplify.types import Example
 
 

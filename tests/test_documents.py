@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplify.errors import InputError, UnknownNameError
 from amplify.documents import keep
+from amplify.errors import InputError, UnknownNameError
 
 SCORES = st.lists(st.floats(-10, 10), min_size=1, max_size=12)
 
@@ -19,7 +19,7 @@ def test_prune_asks_the_upper_end() -> None:
     scores, high = [1.0, -1.0, -1.0], [1.5, -0.5, 0.5]
     assert keep("prune", scores, high) == [0, 2]
     assert keep("prune", scores) == [0]
-    assert keep("prune", scores, high, below=-2.0) == [0, 1, 2]
+    assert keep("prune", scores, high, threshold=-2.0) == [0, 1, 2]
     assert keep("prune", [-3.0, -1.0]) == [1]  # never an empty context
 
 
@@ -42,6 +42,6 @@ def test_distil_keeps_the_best_in_their_order(scores: list[float], k: int) -> No
 def test_bad_values() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'prune'"):
         keep("prun", [1.0])  # type: ignore[arg-type]
-    for use, k in (("distil", 0), ("rerank", -1)):
+    for operation, k in (("distil", 0), ("rerank", -1)):
         with pytest.raises(InputError, match="1 or more"):
-            keep(use, [1.0], k=k)  # type: ignore[arg-type]
+            keep(operation, [1.0], k=k)  # type: ignore[arg-type]

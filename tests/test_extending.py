@@ -135,7 +135,7 @@ def test_an_explainer_and_an_estimator(amplify: Command, tmp_path: Path) -> None
         (tmp_path / name).write_text(text)
     amplify(
         "attribute", "-q", "Where does Ada live?", "-d", "a.md", "b.md", "c.md", "-b", "scripted:say= Bern",
-        "--estimator", "leave_one_out", "--budget", "4", "--refine", "documents", "--json", "why.json",
+        "--estimator", "leave_one_out", "--budget", "4", "--granularity", "documents", "--json", "why.json",
     )  # fmt: skip
     assert "leave_one_out" in (tmp_path / "why.json").read_text()
 

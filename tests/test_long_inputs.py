@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
-from amplify.models.scripted import ScriptedModel
 from amplify.errors import ContextLengthError, InputError
 from amplify.metrics.text import embedded_json, is_refusal, json_strict, whole_json
+from amplify.models.scripted import ScriptedModel
+from amplify.sources.context import Context, check_window, harmless, sentences
 from amplify.steering import parse_emphasis
 from amplify.templates import load
-from amplify.sources.context import Context, check_window, harmless, sentences
 
 N = 200_000
 

@@ -105,7 +105,7 @@ def test_tokens_beyond_the_embedding(tok: Any, tmp_path: Path) -> None:
             lambda: model.generate(PROMPT, Sampling(max_tokens=2)),
             lambda: model.score(PROMPT, [" good"]),  # type: ignore[attr-defined]
             lambda: explain(WORDS, " good", model=model, budget=5),
-            lambda: explain(WORDS, " good", model=model, method="occlusion", removal="attention"),
+            lambda: explain(WORDS, " good", model=model, method="occlusion", masking="attention"),
         ):
             with pytest.raises(InputError, match=rf"beyond the model's {few} embeddings"):
                 ask()

@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 import amplify
-from amplify.models.scripted import ScriptedModel
 from amplify.errors import AmplifyError, DataError
 from amplify.evaluation import load_report
 from amplify.methods import Program, make
+from amplify.models.scripted import ScriptedModel
 from amplify.proxies.folders import CARD, FORMAT, list_proxies, read_card
-from amplify.steering import Steering
 from amplify.sources.result import SourceAttribution
+from amplify.steering import Steering
 
 sys.path.insert(0, str(Path(__file__).parent / "evaluation"))
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import amplify
-from amplify.models.scripted import ScriptedModel
-from amplify.selection import SELECTIONS, Neighbours, misclassification_confidence, select
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods import make
+from amplify.models.scripted import ScriptedModel
 from amplify.proxies import train_proxy
+from amplify.selection import SELECTIONS, Neighbours, misclassification_confidence, select
 from amplify.tasks import Task
 from amplify.types import Example
 

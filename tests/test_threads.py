@@ -53,7 +53,7 @@ def calls_of(model: Any, proxy: Proxy) -> Calls:
         "attention": lambda: explain(f"{TEXT}. It is", " good", model=model, method="attention_rollout"),
         "deep_lift": lambda: explain(f"{TEXT}. It is", " good", model=model, method="deep_lift"),
         "occlusion": lambda: explain(f"{TEXT}. It is", " good", model=model, method="occlusion"),
-        "masked": lambda: explain(f"{TEXT}. It is", " good", model=model, method="occlusion", removal="attention"),
+        "masked": lambda: explain(f"{TEXT}. It is", " good", model=model, method="occlusion", masking="attention"),
         "head search": lambda: Margins(model, [item], Steering(heads={0: (0,)}))(
             0, [frozenset(), frozenset({(1, 0)}), frozenset({(2, 1), (2, 3)})]
         ),
@@ -128,7 +128,7 @@ def test_mixed_calls_from_threads_equal_those_one_after_the_other(model: Any, pr
         assert all_ == THREADS * ROUNDS * one
 
 
-def test_two_backends_and_a_wrapper_over_one_model_share_its_lock(model: Any) -> None:
+def test_two_models_and_a_wrapper_over_one_model_share_its_lock(model: Any) -> None:
     """A steered call through one, a plain one through the other."""
     from amplify.locks import lock_of
 

@@ -130,7 +130,7 @@ def compare(
     foils: Sequence[str | None] | None = None,
     budget: int = 128,
     seed: int = 0,
-    removal: str = "delete",
+    masking: str = "delete",
     truncate: bool = False,
     progress: bool = False,
 ) -> Comparison:
@@ -159,7 +159,7 @@ def compare(
                 methods=[name],
                 budget=budget,
                 seed=seed,
-                removal=removal,
+                masking=masking,
                 truncate=truncate,
                 corpus=tuple(corpus),
                 progress=shown,

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from amplify.attribution.perturbation import Coalitions, Floats
 from amplify.attribution.words import without_words
-from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.proxies import Proxy
 from amplify.text import input_text
 from amplify.types import Attribution, Example, Prompt
@@ -79,7 +79,7 @@ def deletion(attribution: Attribution, model: Proxy | LanguageModel, given: Exam
     groups: dict[str, list[tuple[int, int]]] = {}
     for word, span in zip(attribution.words, attribution.spans, strict=True):
         groups.setdefault(word.casefold(), []).append(span)
-    score = _of_proxy(model, attribution, given) if isinstance(model, Proxy) else _of_backend(model, attribution, given)
+    score = _of_proxy(model, attribution, given) if isinstance(model, Proxy) else _of_model(model, attribution, given)
     return Deletion(tuple(groups), _remembered(score, list(groups.values()), attribution.text))
 
 
@@ -133,7 +133,7 @@ def _of_proxy(proxy: Proxy, attribution: Attribution, given: Example | Prompt | 
     return score
 
 
-def _of_backend(
+def _of_model(
     model: LanguageModel, attribution: Attribution, given: Example | Prompt | None
 ) -> Callable[[Gone], Floats]:
     from amplify.attribution.games import without_spans
@@ -143,7 +143,7 @@ def _of_backend(
         raise InputError("a language model reads a text or a Prompt: render the example first, or use a proxy")
     scorer = need_scoring(model, "faithfulness")
     ends = _wanted(attribution)
-    case = prompt_subject(model, given or attribution.text, attribution.target, None, players=attribution.spans)
+    case = prompt_subject(model, given or attribution.text, attribution.target, None, segments=attribution.spans)
     if case.text != attribution.text:
         raise InputError(f"the attribution is of another text than the prompt: {attribution.text[:60]!r}")
 

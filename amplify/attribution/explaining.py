@@ -11,8 +11,8 @@ from amplify.attribution.opening import Given, Model, opened, subject
 from amplify.attribution.registry import AUTO, METHODS
 from amplify.attribution.running import run
 from amplify.attribution.words import Spans
-from amplify.models.base import LanguageModel
 from amplify.errors import InputError, extras
+from amplify.models.base import LanguageModel
 from amplify.proxies import Proxy
 from amplify.types import Attribution
 
@@ -27,8 +27,8 @@ def explain(
     method: str = "integrated_gradients",
     budget: int = 128,
     seed: int = 0,
-    removal: str = "delete",
-    players: Spans | None = None,
+    masking: str = "delete",
+    segments: Spans | None = None,
     corpus: Sequence[str] = (),
     truncate: bool = False,
 ) -> Attribution:
@@ -46,8 +46,8 @@ def explain(
             explained (measured in each call, see `choose_on`). What was measured stands in `meta["auto"]`.
         budget: model evaluations at most.
         seed: of sampled methods.
-        removal: how perturbation leaves a word out: "delete", "pad", "mask" or "attention" (see `games`).
-        players: what is scored, as characters [start, end) of the text: sentences, phrases, or only some words.
+        masking: how perturbation leaves a word out: "delete", "pad", "mask" or "attention" (see `games`).
+        segments: what is scored, as characters [start, end) of the text: sentences, phrases, or only some words.
             Default: every word.
         corpus: texts that the baseline `tfidf` counts documents in.
         truncate: with an encoder, explain what it reads of a text longer than its window, instead of refusing.
@@ -56,7 +56,7 @@ def explain(
         The scores; `low` and `high` are 95 % intervals of what was sampled.
 
     Raises:
-        UnknownNameError: no such method or removal.
+        UnknownNameError: no such method or masking.
         InputError: no text, or only stop words; a target or foil that is no label or token of the model; a foil equal
             to the target; a budget too small for the method; a score that is not finite.
         ContextLengthError: the text is longer than the model's window.
@@ -70,8 +70,8 @@ def explain(
         methods=[method],
         budget=budget,
         seed=seed,
-        removal=removal,
-        players=[players],
+        masking=masking,
+        segments=[segments],
         corpus=corpus,
         truncate=truncate,
     ).values()
@@ -88,8 +88,8 @@ def explain_many(
     methods: Sequence[str] = ("integrated_gradients",),
     budget: int = 128,
     seed: int = 0,
-    removal: str = "delete",
-    players: Sequence[Spans | None] | None = None,
+    masking: str = "delete",
+    segments: Sequence[Spans | None] | None = None,
     corpus: Sequence[str] = (),
     truncate: bool = False,
     progress: bool = False,
@@ -106,9 +106,9 @@ def explain_many(
         if name != "auto":
             METHODS.find(name, AUTO)
     nothing = [None] * len(texts)
-    cases: list[Sequence[Any]] = [texts, *(nothing if some is None else some for some in (targets, foils, players))]
+    cases: list[Sequence[Any]] = [texts, *(nothing if some is None else some for some in (targets, foils, segments))]
     if {len(some) for some in cases} != {len(texts)}:
-        raise InputError("explain_many takes one target, foil and tuple of players per text")
+        raise InputError("explain_many takes one target, foil and tuple of segments per text")
     if budget < 1:
         raise InputError(f"a budget is 1 evaluation or more, not {budget}")
     with opened(model) as one:
@@ -124,7 +124,7 @@ def explain_many(
             methods,
             budget=budget,
             seed=seed,
-            removal=removal,
+            masking=masking,
             corpus=corpus,
             progress=progress,
         )
@@ -136,7 +136,7 @@ def chosen(
     texts: Sequence[Any],
     targets: Sequence[str | None],
     foils: Sequence[str | None],
-    players: Sequence[Spans | None] | None = None,
+    segments: Sequence[Spans | None] | None = None,
     *,
     budget: int = 128,
     seed: int = 0,
@@ -144,4 +144,4 @@ def chosen(
     """What "auto" stands for with an open model and these inputs: see `explain`."""
     if isinstance(model, Proxy):
         return chosen_for(model, contrastive=any(foil is not None for foil in foils))
-    return choose_on(model, texts, targets, foils, players, budget=budget, seed=seed)
+    return choose_on(model, texts, targets, foils, segments, budget=budget, seed=seed)

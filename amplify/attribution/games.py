@@ -2,7 +2,7 @@
 
 A word that does not stay is removed in one of four ways:
 
-| removal     | what the model reads                                                                             |
+| masking     | what the model reads                                                                             |
 |-------------|--------------------------------------------------------------------------------------------------|
 | `delete`    | the text without the word, tokenised anew                                                        |
 | `pad`       | the padding token in place of each of its tokens                                                 |
@@ -24,10 +24,10 @@ import numpy as np
 from amplify.attribution.first_token import first_token_alone
 from amplify.attribution.perturbation import Coalitions, Floats, Value, evaluated
 from amplify.attribution.words import Spans, without_words
-from amplify.models.base import ScoringModel, LocalModel, need_local
 from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
 from amplify.locks import lock_of
+from amplify.models.base import LocalModel, ScoringModel, need_local
 from amplify.proxies import Proxy, Row
 from amplify.types import Example, Message, Prompt, Span
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 def proxy_value(
-    proxy: Proxy, example: Example, spans: Spans, target: str, foil: str | None = None, *, removal: str = "delete"
+    proxy: Proxy, example: Example, spans: Spans, target: str, foil: str | None = None, *, masking: str = "delete"
 ) -> Value:
     """The target's score (less the foil's) by which words of a proxy's input stay.
 
@@ -53,24 +53,24 @@ def proxy_value(
         spans: the words that may be left out, of `amplify.text.input_text(example)`; the others always stay.
         target: label whose logit (encoder) or log-probability (causal) is the value.
         foil: label whose score is subtracted.
-        removal: of `REMOVALS`.
+        masking: of `REMOVALS`.
 
     Raises:
-        InputError: an untrained head, a label that the example does not have, or a removal that the model cannot do.
+        InputError: an untrained head, a label that the example does not have, or a masking that the model cannot do.
     """
-    check_removal(removal)
+    check_removal(masking)
     proxy.require_head("attribution by perturbation")
     labels = proxy.labels_of(example)
     for label in (target, *([] if foil is None else [foil])):
         if label not in labels:
             raise InputError(f"{label!r} is not among the labels {labels} of example {example.id!r}")
-    if removal == "delete":
+    if masking == "delete":
 
         def rows_of(kept: Coalitions) -> list[list[tuple[Row, tuple[int, ...]]]]:
             cut = [without_words(example, _gone(spans, row)) for row in kept]
             return [[(_some_token(proxy, r), ()) for r in proxy.rows(one)] for one in cut]
     else:
-        filler = filler_token(proxy.tokenizer, removal, proxy.name)
+        filler = filler_token(proxy.tokenizer, masking, proxy.name)
         plain = proxy.rows(example)
         owners = [owner_words(r.offsets, spans) for r in plain]
 
@@ -103,7 +103,7 @@ def prompt_value(
     foil: str | None = None,
     *,
     message: int | None = None,
-    removal: str = "delete",
+    masking: str = "delete",
 ) -> Value:
     """Log-probability of a continuation (less the foil's) by which words of a prompt stay.
 
@@ -111,22 +111,22 @@ def prompt_value(
     first word removed is computed once.
 
     Args:
-        model: any scorer to delete words; a `LocalModel` for the other removals.
+        model: any scorer to delete words; a `LocalModel` for the other maskings.
         prompt: raw text or messages.
         spans: the words that may be left out, of `prompt.text` or of the content of `message`; the rest always stays.
         target: what follows the prompt: a token, a label or a whole text. The value is the log-probability of all of
             it, from one forward pass.
         foil: another continuation, whose log-probability is subtracted.
         message: the message that `spans` are of; None for raw text.
-        removal: of `REMOVALS`.
+        masking: of `REMOVALS`.
 
     Raises:
-        InputError: the removal is not possible with this tokenizer.
-        CapabilityError: a removal other than "delete" on a model that is no `LocalModel`.
+        InputError: the masking is not possible with this tokenizer.
+        CapabilityError: a masking other than "delete" on a model that is no `LocalModel`.
     """
-    check_removal(removal)
+    check_removal(masking)
     ends = (target,) if foil is None else (target, foil)
-    if removal == "delete":
+    if masking == "delete":
 
         def score(kept: Coalitions) -> list[float]:
             cut = [without_spans(prompt, message, _gone(spans, row)) for row in kept]
@@ -135,8 +135,8 @@ def prompt_value(
     else:
         from amplify.models.text import encode
 
-        white = need_local(model, f"removal={removal!r}")
-        filler = filler_token(white.tokenizer, removal, model.id)
+        white = need_local(model, f"masking={masking!r}")
+        filler = filler_token(white.tokenizer, masking, model.id)
         placed = [place(white.tokenizer, prompt, message, spans, end) for end in ends]
         nothing = encode(white.tokenizer, NOTHING)[-1]
 
@@ -188,25 +188,25 @@ def batch_tokens(proxy: Proxy) -> int:
     return CPU_TOKENS if proxy.module.device.type == "cpu" else GPU_TOKENS
 
 
-def check_removal(removal: str) -> None:
-    """Refuse an unknown removal."""
-    if removal not in REMOVALS:
-        raise UnknownNameError("removal", removal, REMOVALS)
+def check_removal(masking: str) -> None:
+    """Refuse an unknown masking."""
+    if masking not in REMOVALS:
+        raise UnknownNameError("masking", masking, REMOVALS)
 
 
-def filler_token(tokenizer: PreTrainedTokenizerBase, removal: str, model: str) -> int | None:
+def filler_token(tokenizer: PreTrainedTokenizerBase, masking: str, model: str) -> int | None:
     """The token that stands for a removed one; None where it is hidden.
 
     Raises:
         InputError: the tokenizer has no such token.
     """
-    if removal == "attention":
+    if masking == "attention":
         return None
-    token = tokenizer.mask_token_id if removal == "mask" else tokenizer.pad_token_id
-    if token is None and removal == "pad":
+    token = tokenizer.mask_token_id if masking == "mask" else tokenizer.pad_token_id
+    if token is None and masking == "pad":
         token = tokenizer.eos_token_id  # what models without a padding token are padded with
     if token is None:
-        raise InputError(f"{model} has no {removal} token: use removal='delete', 'pad' or 'attention'")
+        raise InputError(f"{model} has no {masking} token: use masking='delete', 'pad' or 'attention'")
     return int(token)
 
 

@@ -175,15 +175,15 @@ def explain_words(
 
     if method in gradients.METHODS:
         return gradients.explain(proxy, examples, targets, foils, (method,), mask=mask)[method]
-    players = [_allowed(example, mask) for example in examples]
-    for example, spans in zip(examples, players, strict=True):
+    segments = [_allowed(example, mask) for example in examples]
+    for example, spans in zip(examples, segments, strict=True):
         if not spans:
             raise InputError(f"no word of example {example.id!r} may be scored: {input_text(example)[:60]!r}")
     subjects = [
         subject(proxy, *case, truncate=True)
-        for case in zip(examples, targets, foils or [None] * len(examples), players, strict=True)
+        for case in zip(examples, targets, foils or [None] * len(examples), segments, strict=True)
     ]
-    enough = max([budget, *(least(method, len(spans)) for spans in players)])
+    enough = max([budget, *(least(method, len(spans)) for spans in segments)])
     return run(proxy, subjects, [method], budget=enough, seed=seed)[method]
 
 
@@ -279,7 +279,7 @@ def choose_on(
     given: Sequence[str | Prompt],
     targets: Sequence[str | None],
     foils: Sequence[str | None] | None = None,
-    players: Sequence[Spans | None] | None = None,
+    segments: Sequence[Spans | None] | None = None,
     *,
     pool: Sequence[str] = POOL,
     metrics: Sequence[str] = DEFAULT,
@@ -294,7 +294,7 @@ def choose_on(
 
     Args:
         model: the model explained; of the pool only what works with it is measured.
-        given, targets, foils, players: see `amplify.attribution.explaining.explain_many`.
+        given, targets, foils, segments: see `amplify.attribution.explaining.explain_many`.
         pool, metrics, k, budget, seed: see `choose`.
         items: inputs measured, the first ones.
 
@@ -309,7 +309,7 @@ def choose_on(
         raise CapabilityError(f"{model.id} gives no log-probabilities, which every explainer of the pool needs")
     count = min(items, len(given))
     nothing: list[None] = [None] * len(given)
-    cases = list(zip(given, targets, foils or nothing, players or nothing, strict=True))[:count]
+    cases = list(zip(given, targets, foils or nothing, segments or nothing, strict=True))[:count]
     subjects = [subject(model, *case) for case in cases]
     enough = max([budget, *(least(name, len(one.spans)) for name in names for one in subjects)])
     found = run(model, subjects, names, budget=enough, seed=seed)

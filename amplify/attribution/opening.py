@@ -10,8 +10,8 @@ from pathlib import Path
 from amplify.attribution.registry import METHODS, Explainer
 from amplify.attribution.subjects import PromptSubject, ProxySubject, prompt_subject, proxy_subject
 from amplify.attribution.words import Spans
-from amplify.models.base import LanguageModel, ScoringModel, LocalModel
 from amplify.errors import CapabilityError, InputError
+from amplify.models.base import LanguageModel, LocalModel, ScoringModel
 from amplify.proxies import CARD, Proxy, load_proxy
 from amplify.types import Example, Prompt
 
@@ -47,7 +47,7 @@ def subject(
     given: Given,
     target: str | None,
     foil: str | None,
-    players: Spans | None = None,
+    segments: Spans | None = None,
     *,
     truncate: bool = False,
 ) -> ProxySubject | PromptSubject:
@@ -55,10 +55,10 @@ def subject(
     if isinstance(model, Proxy):
         if isinstance(given, Prompt):
             raise InputError("a proxy explains a text or an Example; a Prompt needs a language model (model=model)")
-        return proxy_subject(model, given, target, foil, players=players, truncate=truncate)
+        return proxy_subject(model, given, target, foil, segments=segments, truncate=truncate)
     if isinstance(given, Example):
         raise InputError("a language model explains a text or a Prompt; render the example first, or use a proxy")
-    return prompt_subject(model, given, target, foil, players=players)
+    return prompt_subject(model, given, target, foil, segments=segments)
 
 
 def able(model: Proxy | LanguageModel, explainer: Explainer) -> bool:

@@ -29,8 +29,8 @@ import numpy as np
 from amplify import templates
 from amplify.attribution.perturbation import Coalitions, Value
 from amplify.attribution.words import Spans, content_words, stop_words, without_words, word_spans
-from amplify.models.base import LanguageModel
 from amplify.errors import InputError, UnknownNameError
+from amplify.models.base import LanguageModel
 from amplify.templates import Template
 from amplify.types import Attribution, Example, Message, Prompt, Sampling
 
@@ -171,8 +171,8 @@ def cases_of(
     model: Proxy | LanguageModel,
     *,
     foils: Sequence[str | None] | None = None,
-    players: Sequence[Spans | None] | None = None,
-    removal: str = "delete",
+    segments: Sequence[Spans | None] | None = None,
+    masking: str = "delete",
 ) -> list[Case]:
     """Outputs of an open model as cases, whose neighbours the model itself evaluates.
 
@@ -181,8 +181,8 @@ def cases_of(
         targets: labels of the proxy, or continuations.
         model: what is explained; the explainer may be another model, or the same.
         foils: what each target is contrasted with.
-        players: the words that may be named, as characters of each text; default: all but stop words.
-        removal: how neighbours leave words out (see `amplify.attribution.games`).
+        segments: the words that may be named, as characters of each text; default: all but stop words.
+        masking: how neighbours leave words out (see `amplify.attribution.games`).
 
     Raises:
         InputError: a text without words, or a target that is no label of the proxy.
@@ -192,17 +192,23 @@ def cases_of(
 
     nothing = [None] * len(texts)
     found = []
-    for text, target, foil, words in zip(texts, targets, foils or nothing, players or nothing, strict=True):
+    for text, target, foil, words in zip(texts, targets, foils or nothing, segments or nothing, strict=True):
         whole = subject(model, text, target, foil, words)
         spans = words or Case(whole.text, target).words
         one = subject(model, text, target, foil, spans)
         prompt = text if isinstance(text, Prompt) else None
-        found.append(Case(one.text, target, _value(one, removal), foil, one.spans, prompt))
+        found.append(Case(one.text, target, _value(one, masking), foil, one.spans, prompt))
     return found
 
 
 def ask_words(
-    prompts: Sequence[Prompt], cases: Sequence[Case], explainer: LanguageModel, k: int, *, seed: int = 0, retries: int = 2
+    prompts: Sequence[Prompt],
+    cases: Sequence[Case],
+    explainer: LanguageModel,
+    k: int,
+    *,
+    seed: int = 0,
+    retries: int = 2,
 ) -> list[Named]:
     """Ask for words until each reply can be read, greedily first, then sampled with a seed.
 
@@ -287,9 +293,9 @@ def neighbourhood(words: int, n: int, seed: int) -> Coalitions:
     return np.array(list(found.values()))
 
 
-def _value(subject: ProxySubject | PromptSubject, removal: str) -> Value:
+def _value(subject: ProxySubject | PromptSubject, masking: str) -> Value:
     """The game of a subject; that its model can play it is asked only when it is played."""
-    return lambda coalitions: subject.value(removal)(coalitions)
+    return lambda coalitions: subject.value(masking)(coalitions)
 
 
 def _shown(case: Case, strategy: str, n: int, seed: int) -> tuple[list[dict[str, object]], str, int]:
@@ -319,9 +325,9 @@ def _output(case: Case, value: float) -> str:
 
 def _prompt(form: Template, strategy: str, case: Case, variables: dict[str, object]) -> Prompt:
     if strategy == "self" and case.prompt is not None:
-        lead = templates.load("lead", "top_words").render({"label": variables["target"], "k": variables["k"]})
+        prefill = templates.load("prefill", "top_words").render({"label": variables["target"], "k": variables["k"]})
         begun = case.prompt.prefix
-        return replace(case.prompt, prefix=f"{begun} {lead}" if begun or case.prompt.text is not None else lead)
+        return replace(case.prompt, prefix=f"{begun} {prefill}" if begun or case.prompt.text is not None else prefill)
     prefix = "Output:" if strategy == "prediction" else 'Words: "'
     return Prompt(messages=(Message("user", form.render(variables)),), prefix=prefix)
 

@@ -24,12 +24,12 @@ class Game:
     """An input's words as a game, made when the first value is asked for."""
 
     subject: Subject
-    removal: str = "delete"
+    masking: str = "delete"
 
     @cached_property
     def value(self) -> Callable[[Coalitions], Floats]:
         """See `Subject.value`."""
-        return self.subject.value(self.removal)
+        return self.subject.value(self.masking)
 
 
 @dataclass

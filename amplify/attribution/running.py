@@ -13,8 +13,8 @@ from amplify.attribution.perturbation import Estimate, exact
 from amplify.attribution.registry import METHODS, Case, Game
 from amplify.attribution.subjects import ProxySubject, Subject
 from amplify.attribution.words import word_spans
-from amplify.models.base import LanguageModel
 from amplify.errors import InputError
+from amplify.models.base import LanguageModel
 from amplify.progress import tracked
 from amplify.proxies import Proxy, versions
 from amplify.text import input_text
@@ -28,7 +28,7 @@ def run(
     *,
     budget: int = 128,
     seed: int = 0,
-    removal: str = "delete",
+    masking: str = "delete",
     corpus: Sequence[str] = (),
     progress: bool = False,
 ) -> dict[str, list[Attribution]]:
@@ -44,7 +44,7 @@ def run(
     results: dict[str, list[Attribution]] = {name: [] for name in methods}
     together = _shared_pass(subjects, [name for name in methods if METHODS[name].together])
     for one in tracked(subjects, unit="text", shown=progress):
-        game = Game(one, removal)
+        game = Game(one, masking)
         for name in methods:
             if name in together:
                 results[name].append(together[name][len(results[name])])
@@ -87,7 +87,7 @@ def _explain(case: Case, name: str) -> Attribution:
             )
         found = exact(scores, case.calls)
     if method.kind == "perturbation":
-        case.meta["removal"] = case.game.removal
+        case.meta["masking"] = case.game.masking
     return attribution(case.subject, name, found, seed=case.seed if method.sampled else None, meta=case.meta)
 
 
@@ -102,7 +102,7 @@ def attribution(case: Subject, method: str, found: Estimate, *, seed: int | None
         bad = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise InputError(
             f"{method} gives the word {words[bad]!r} (number {bad + 1} of {len(words)}) the score {scores[bad]}: "
-            f"check the weights of {case.model}"
+            f"check the weights of {case.model_name}"
         )
     return Attribution(
         text=case.text,
@@ -114,7 +114,7 @@ def attribution(case: Subject, method: str, found: Estimate, *, seed: int | None
         low=tuple(found.low.tolist()),
         high=tuple(found.high.tolist()),
         method=method,
-        model=case.model,
+        model=case.model_name,
         budget=found.calls,
         seed=seed,
         meta=meta,

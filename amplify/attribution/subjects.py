@@ -12,10 +12,10 @@ from amplify.attribution import entrance
 from amplify.attribution.games import located, owner_words, prompt_value, proxy_value
 from amplify.attribution.perturbation import Value
 from amplify.attribution.words import Spans, content_words, joined_word, word_spans
-from amplify.models.base import LanguageModel, LocalModel, need_scoring, need_local
-from amplify.models.checks import check_window
 from amplify.errors import CapabilityError, ContextLengthError, InputError
 from amplify.locks import lock_of
+from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
+from amplify.models.checks import check_window
 from amplify.proxies import Proxy, Row
 from amplify.text import input_text
 from amplify.types import Example, Prompt
@@ -75,7 +75,7 @@ class Subject(Protocol):
         ...
 
     @property
-    def model(self) -> str:
+    def model_name(self) -> str:
         """The model's name."""
         ...
 
@@ -84,7 +84,7 @@ class Subject(Protocol):
         """What a reader of the result must know."""
         ...
 
-    def value(self, removal: str) -> Value:
+    def value(self, masking: str) -> Value:
         """The game of its words."""
         ...
 
@@ -110,13 +110,13 @@ class ProxySubject:
         return input_text(self.example)
 
     @property
-    def model(self) -> str:
+    def model_name(self) -> str:
         """The proxy's name."""
         return self.proxy.name
 
-    def value(self, removal: str) -> Value:
+    def value(self, masking: str) -> Value:
         """See `games.proxy_value`."""
-        return proxy_value(self.proxy, self.example, self.spans, self.target, self.foil, removal=removal)
+        return proxy_value(self.proxy, self.example, self.spans, self.target, self.foil, masking=masking)
 
     def parts(self) -> list[Part]:
         """One per row that scores the target or the foil."""
@@ -177,15 +177,15 @@ class PromptSubject:
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def model(self) -> str:
+    def model_name(self) -> str:
         """The model's spec."""
         return self.model.id
 
-    def value(self, removal: str) -> Value:
+    def value(self, masking: str) -> Value:
         """See `games.prompt_value`."""
         scorer = need_scoring(self.model, "attribution by perturbation")
         return prompt_value(
-            scorer, self.prompt, self.spans, self.target, self.foil, message=self.message, removal=removal
+            scorer, self.prompt, self.spans, self.target, self.foil, message=self.message, masking=masking
         )
 
     def parts(self) -> list[Part]:
@@ -242,7 +242,7 @@ def padded(model: PreTrainedModel, tokenizer: Any, inputs: Tensor, words: Any, *
     """Word embeddings with the padding token's (else the end token's, else the mean one) in place of some tokens'.
 
     A vector of zeros, which padding has where it was never trained, is passed over unless `zeros`: layers that
-    normalise what they read are steep around it, so that no path from there says much about the input.
+    normalize what they read are steep around it, so that no path from there says much about the input.
     """
     import torch
 
@@ -289,7 +289,7 @@ def proxy_subject(
     target: str | None,
     foil: str | None,
     *,
-    players: Spans | None = None,
+    segments: Spans | None = None,
     truncate: bool = False,
 ) -> ProxySubject:
     """Check an input for a proxy.
@@ -299,12 +299,12 @@ def proxy_subject(
         given: the input.
         target: a label; None: the most probable one.
         foil: another label.
-        players: what is scored, as characters of the text; default: its words.
+        segments: what is scored, as characters of the text; default: its words.
         truncate: leave out the words that an encoder's window cuts off, instead of refusing the text.
     """
     example = given if isinstance(given, Example) else Example(id="input", text=given)
     text = input_text(example)
-    spans = _players(text, players)
+    spans = _players(text, segments)
     proxy.require_head("an explanation")
     rows = proxy.rows(example)
     meta: dict[str, Any] = {}
@@ -328,7 +328,7 @@ def proxy_subject(
 
 
 def prompt_subject(
-    model: LanguageModel, given: str | Prompt, target: str | None, foil: str | None, *, players: Spans | None = None
+    model: LanguageModel, given: str | Prompt, target: str | None, foil: str | None, *, segments: Spans | None = None
 ) -> PromptSubject:
     """Check a prompt for a language model.
 
@@ -342,7 +342,7 @@ def prompt_subject(
             raise InputError("the chat has no message of the user, whose words would be scored")
         message = asked[-1]
     text = str(prompt.text if message is None else prompt.messages[message].content)
-    spans = _players(text, players)
+    spans = _players(text, segments)
     if not target:
         raise InputError('a language model needs a target: the continuation to explain, e.g. target=" Paris"')
     _differ(target, foil)
@@ -357,18 +357,18 @@ def prompt_subject(
     return PromptSubject(model, prompt, message, text, spans, target, foil, meta)
 
 
-def _players(text: str, players: Spans | None) -> Spans:
+def _players(text: str, segments: Spans | None) -> Spans:
     if not text.strip():
         raise InputError("the text is empty: there is nothing to explain")
-    if players is None:
+    if segments is None:
         if not any(content_words(text)):
             raise InputError(
                 f"{text.strip()[:60]!r} holds nothing but stop words and signs: there is no word to explain by"
             )
         return word_spans(text)
-    spans = tuple(sorted((int(a), int(b)) for a, b in players))
+    spans = tuple(sorted((int(a), int(b)) for a, b in segments))
     if not spans:
-        raise InputError("players is empty: give the characters [start, end) of what is to be scored")
+        raise InputError("segments is empty: give the characters [start, end) of what is to be scored")
     for (a, b), (after, _) in zip(spans, (*spans[1:], (len(text), 0)), strict=True):
         if not 0 <= a < b <= after:
             raise InputError(f"players are characters [start, end) of the text that do not overlap; [{a}, {b}) is not")

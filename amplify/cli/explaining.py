@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import Listed, NewFile, opened_model, names, required, resumes, say, takes_model
+from amplify.cli.common import Listed, NewFile, names, opened_model, required, resumes, say, takes_model
 from amplify.errors import InputError
 
 
@@ -22,7 +22,7 @@ from amplify.errors import InputError
 @click.option("--budget", type=click.IntRange(min=1), default=128, show_default=True, help="Model evaluations at most.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is sampled.")
 @click.option(
-    "--removal",
+    "--masking",
     type=click.Choice(["delete", "pad", "mask", "attention"]),
     default="delete",
     show_default=True,
@@ -44,7 +44,7 @@ def explain(
     methods: str | None,
     budget: int,
     seed: int,
-    removal: str,
+    masking: str,
     top: int | None,
     truncate: bool,
     source: Path | None,
@@ -81,7 +81,7 @@ def explain(
         foils=[foil] * len(texts),
         budget=budget,
         seed=seed,
-        removal=removal,
+        masking=masking,
         truncate=truncate,
         progress=True,
     )
@@ -127,7 +127,7 @@ def explain(
     help="How a source's part in it is counted.",
 )
 @click.option(
-    "--refine",
+    "--granularity",
     type=Listed("amplify.sources.hierarchy:REFINEMENTS"),
     default="words",
     show_default=True,
@@ -144,7 +144,7 @@ def explain(
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
-    help="Forward about so many tokens instead of asking --budget prompts. transformers: and --refine documents only.",
+    help="Forward about so many tokens instead of asking --budget prompts; transformers: and --granularity documents.",
 )
 @click.option(
     "--estimator",

@@ -15,10 +15,10 @@ import click
 from amplify.cli.common import (
     Listed,
     NewFile,
-    opened_model,
     for_vllm,
     names,
     numbers,
+    opened_model,
     pairs,
     required,
     resumes,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import opened_model, for_vllm, required, resumes, say, takes_model, takes_data
+from amplify.cli.common import for_vllm, opened_model, required, resumes, say, takes_data, takes_model
 from amplify.errors import InputError
 
 
@@ -39,8 +39,8 @@ def generate(
     A vLLM engine is started for one answer here, so it leaves the model uncompiled (-B enforce_eager=false compiles).
     """
     from amplify.steering import Steering, parse_emphasis
-    from amplify.untrusted import neutral_values
     from amplify.types import Message, Sampling
+    from amplify.untrusted import neutral_values
 
     parsed = parse_emphasis(prompt, raw=raw, mark=mark)
     turns = tuple(Message(m.role, neutral_values(m.content)) for m in parsed.messages)

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import amplify
 from amplify import codec, files
-from amplify.models.kept import KeptGenerator, batch, keeping
-from amplify.errors import ModelError, DataError, InputError, RunError, WriteError
+from amplify.errors import DataError, InputError, ModelError, RunError, WriteError
 from amplify.evaluation.folder import plain
 from amplify.files import Journal
+from amplify.models.kept import KeptGenerator, batch, keeping
 from amplify.progress import progress
 from amplify.tasks import read_rows
-from amplify.untrusted import cell
 from amplify.types import Answer, Example
+from amplify.untrusted import cell
 
 if TYPE_CHECKING:
-    from amplify.models import LanguageModel
     from amplify.methods.base import Program
+    from amplify.models import LanguageModel
 
 COLUMNS = ("answer", "rationale", "score")
 FORMAT = 1

@@ -12,13 +12,13 @@ import numpy as np
 
 import amplify
 from amplify import registry
-from amplify.models.base import LanguageModel
 from amplify.calibration import WAYS, Way
 from amplify.errors import InputError, UnknownNameError
 from amplify.evaluation import folder as store
 from amplify.files import Json
 from amplify.methods.base import Method, Mode
 from amplify.methods.contents import contents, template_hashes
+from amplify.models.base import LanguageModel
 from amplify.tasks import Task
 from amplify.types import Answer, Example
 

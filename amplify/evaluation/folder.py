@@ -31,8 +31,8 @@ class _Splits(TypedDict):
     test: int
 
 
-class _Backend(TypedDict):
-    spec: str
+class _Model(TypedDict):
+    id: str
 
 
 class _Task(TypedDict):
@@ -69,7 +69,7 @@ class _Config(TypedDict):
 
     amplify: str
     task: _Task
-    model: _Backend
+    model: _Model
     score: str
     mode: str
     seeds: list[int]

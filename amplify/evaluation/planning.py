@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from amplify.models.base import LanguageModel, Usage
 from amplify.evaluation.configuration import chosen_items, make_methods
 from amplify.methods.base import Method, Mode
+from amplify.models.base import LanguageModel, Usage
 from amplify.tasks import Task
 from amplify.types import Completion, Example, Prompt, Sampling, TokenLogProbs
 

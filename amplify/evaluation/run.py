@@ -12,11 +12,8 @@ from typing import Any
 
 from amplify import files
 from amplify import progress as bars
-from amplify.models.base import LanguageModel
-from amplify.models.kept import KeptGenerator, keeping
-from amplify.models.kept import batch as answering
 from amplify.calibration import Way
-from amplify.errors import ModelError, ContextLengthError, InputError, RunError, WriteError
+from amplify.errors import ContextLengthError, InputError, ModelError, RunError, WriteError
 from amplify.evaluation import folder as store
 from amplify.evaluation.configuration import chosen_items, configuration, make_methods, scorer
 from amplify.evaluation.folder import Cell
@@ -24,6 +21,9 @@ from amplify.evaluation.report import Report, load_report
 from amplify.files import Journal, Json
 from amplify.methods.base import Method, Mode, Program, PromptProgram, examples_in
 from amplify.methods.calibrated import calibrated
+from amplify.models.base import LanguageModel
+from amplify.models.kept import KeptGenerator, keeping
+from amplify.models.kept import batch as answering
 from amplify.tasks import Task
 from amplify.types import Answer, Example, Prompt
 

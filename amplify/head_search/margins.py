@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from amplify.models.base import ScoringModel, LocalModel
 from amplify.errors import InputError
 from amplify.locks import lock_of
+from amplify.models.base import LocalModel, ScoringModel
 from amplify.steering import Steering
 from amplify.types import Prompt
 
@@ -65,7 +65,9 @@ class Margins:
         InputError: an item without emphasis, or whose emphasis is not followed by anything.
     """
 
-    def __init__(self, model: ScoringModel, items: Sequence[Item], steering: Steering, *, target_tokens: int = 24) -> None:
+    def __init__(
+        self, model: ScoringModel, items: Sequence[Item], steering: Steering, *, target_tokens: int = 24
+    ) -> None:
         for item in items:
             if not item.prompt.emphasis:
                 raise InputError(f"item {item.id!r} emphasises nothing, so steering cannot change its answer")

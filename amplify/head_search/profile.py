@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from amplify.models.base import ScoringModel, need_scoring
 from amplify.errors import InputError
-from amplify.methods import make
-from amplify.methods.program import answer_shots
 from amplify.head_search.margins import Item, Margins, by_layer, heads_of
 from amplify.head_search.record import Recorded
 from amplify.head_search.search import PLAIN, Combine, Joint, Ranking, combine, exhaustive, halving, joint
+from amplify.methods import make
+from amplify.methods.program import answer_shots
+from amplify.models.base import ScoringModel, need_scoring
 from amplify.steering import Steering
 from amplify.steering.spec import model_shape
 from amplify.tasks import Task

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amplify.models.base import LanguageModel
 from amplify.methods.explained import Explained, ExplainedMethod, rationale_form
 from amplify.methods.program import ShotProgram, with_rationales
+from amplify.models.base import LanguageModel
 from amplify.registry import register
 from amplify.types import Rationale
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from amplify import codec, files
-from amplify.models.base import LanguageModel
 from amplify.errors import AmplifyError, DataError, InputError
+from amplify.models.base import LanguageModel
 from amplify.registry import Table, broken, load_plugins
 from amplify.types import Answer, Example, Prompt
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from amplify import templates
-from amplify.models.base import LanguageModel
 from amplify.errors import InputError
 from amplify.methods.base import Role
 from amplify.methods.program import ShotProgram
 from amplify.methods.prompt import PromptMethod, check_options
+from amplify.models.base import LanguageModel
 from amplify.registry import register
 from amplify.types import Demonstration, Example
 
@@ -48,8 +48,8 @@ class ZeroShotCoT(PromptMethod):
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Nothing to fit."""
-        lead = templates.load("lead", self.thought).render({})
-        form = self.form(task, reasons=True, lead=lead, budget=256, line=False)
+        prefill = templates.load("prefill", self.thought).render({})
+        form = self.form(task, reasons=True, prefill=prefill, budget=256, line=False)
         return ShotProgram(form, notes=self.notes_on(task, model))
 
 

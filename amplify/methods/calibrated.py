@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 from amplify import codec
-from amplify.models.base import LanguageModel
 from amplify.calibration import SIMPLEST_FIRST, WAYS, Calibration, Scores, Way, affine, from_answers, simplest
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.base import Program, examples_in
+from amplify.models.base import LanguageModel
 from amplify.streams import stream
 from amplify.types import Answer, Example
 

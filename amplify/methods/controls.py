@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from amplify import templates
-from amplify.models.base import LanguageModel
 from amplify.errors import DataError, InputError
 from amplify.methods.amplify import in_words, top_words
 from amplify.methods.base import Method, Program, PromptProgram, Rehearsal, Role
 from amplify.methods.explained import Explained, ExplainedMethod, find_proxy
 from amplify.methods.program import ShotProgram, answer_shots, as_example
 from amplify.methods.prompt import PromptMethod
+from amplify.models.base import LanguageModel
 from amplify.rationales import others, random_words, rationalize, tfidf_words
 from amplify.rationales.wording import Words, variables, verbalise
 from amplify.registry import register
@@ -197,13 +197,13 @@ class TestWordsProgram(PromptProgram):
             seed=self.seed,
         )
         begun = dict(zip(citing, map(self._begun, made), strict=True))
-        return [begun.get(i, self.base.form.lead) for i in range(len(examples))]
+        return [begun.get(i, self.base.form.prefill) for i in range(len(examples))]
 
     def _begun(self, attribution: Attribution) -> str:
         try:
             made = rationalize(attribution, self.template, self.k, positive=self.positive)
         except InputError:
-            return self.base.form.lead
+            return self.base.form.prefill
         given = variables(made.words, made.shares, "", attribution.foil, attribution.text)
         return self.template.before("label", given).rstrip()
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from amplify import templates
-from amplify.models.base import LanguageModel, need_scoring
+from amplify.documents import Operation, keep
 from amplify.errors import InputError
-from amplify.documents import Use, keep
 from amplify.methods.base import Method, Program
 from amplify.methods.parse import parse_text
 from amplify.methods.reading import Reading, attribution, is_title, leave_one_out, texts
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.retrieval import RETRIEVERS, open_retriever
 from amplify.templates import Template
 from amplify.types import Answer, Completion, Example, Prompt, Sampling, Sources
 
 if TYPE_CHECKING:
-    from amplify.tasks import Task
     from amplify.sources.context import Source
+    from amplify.tasks import Task
 
 Layout = Literal["auto", "chat", "text"]
 By = Literal["given", "shapley", "loo", "random"]
@@ -93,7 +93,7 @@ class RagProgram(Program):
         by: what scores the documents: nothing ("given"), Shapley values, leaving each one out, or chance.
         use: what becomes of them: "all" stay as they are; see `keep` for the others; "highlight" emphasises the
             `sentences` highest sentences for attention steering.
-        k, below: see `keep`.
+        k, threshold: see `keep`.
         best: whether a re-ranked context has its best document first or last.
         budget, value, index: of the attribution, see `attribute_sources`.
         sentences: how many sentences "highlight" emphasises.
@@ -111,9 +111,9 @@ class RagProgram(Program):
     max_tokens: int = 24
     seed: int = 0
     by: By = "given"
-    use: Use | Literal["all", "highlight"] = "all"
+    operation: Operation | Literal["all", "highlight"] = "all"
     k: int = 0
-    below: float = 0.0
+    threshold: float = 0.0
     best: Place = "first"
     budget: int = 32
     value: str = "logprob"
@@ -217,12 +217,13 @@ class RagProgram(Program):
             return read
         if self.by == "loo":
             return leave_one_out(read, said.text, model)
-        refine = "sentences" if self.use == "highlight" else "documents"
+        granularity = "sentences" if self.operation == "highlight" else "documents"
         result, spent = attribution(
             model, read, said.text,
             {
-                "value": self.value, "index": self.index, "budget": self.budget, "refine": refine, "seed": self.seed,
-                "template": self.template, "layout": self.layout, "max_tokens": self.max_tokens, "stop": STOP,
+                "value": self.value, "index": self.index, "budget": self.budget, "granularity": granularity,
+                "seed": self.seed, "template": self.template, "layout": self.layout, "max_tokens": self.max_tokens,
+                "stop": STOP,
             },
         )  # fmt: skip
         cited = tuple(tuple(read.numbers[i] for i in c.documents) for c in result.cite())
@@ -235,7 +236,7 @@ class RagProgram(Program):
         """The prompt after the documents were scored; as it was where they could not be. Notes what is shown."""
         if read.values is None:
             return read.context.prompt(read.context.everything())
-        if self.use == "highlight":
+        if self.operation == "highlight":
             return read.context.marked(self._best_sentences(read))
         context = read.only(self._kept(read))
         return context.prompt(context.everything())
@@ -243,8 +244,8 @@ class RagProgram(Program):
     def _kept(self, read: Reading) -> list[int]:
         """Which scored documents the second prompt shows, in its order."""
         assert read.values is not None
-        kept = keep(self.use, read.values, read.high, k=self.k, below=self.below)  # type: ignore[arg-type]
-        return kept[::-1] if self.use == "rerank" and self.best == "last" else kept
+        kept = keep(self.operation, read.values, read.high, k=self.k, threshold=self.threshold)  # type: ignore[arg-type]
+        return kept[::-1] if self.operation == "rerank" and self.best == "last" else kept
 
     def _best_sentences(self, read: Reading) -> list[Source]:
         """What "highlight" emphasises; the best document where the budget scored no sentence inside one."""
@@ -257,7 +258,7 @@ class RagProgram(Program):
 
     def _answer(self, read: Reading, prompt: Prompt, before: Sequence[Completion], last: Completion) -> Answer:
         sources = read.sources
-        if read.values is not None and self.use in ("rerank", "prune", "distil"):
+        if read.values is not None and self.operation in ("rerank", "prune", "distil"):
             sources = replace(sources, shown=tuple(read.numbers[i] for i in self._kept(read)))
         written = [*before, last]
         return Answer(

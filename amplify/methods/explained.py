@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from amplify import templates
-from amplify.models.base import LanguageModel
-from amplify.models.kept import origin
 from amplify.errors import InputError
 from amplify.methods.base import Rehearsal
 from amplify.methods.baselines import FewShot, ZeroShot, ask_validation, random_shots
@@ -21,6 +19,8 @@ from amplify.methods.gating import SPARE, Explanation, gate_shots, judge_for_pro
 from amplify.methods.parse import shown
 from amplify.methods.program import ShotProgram, check_window, with_rationales
 from amplify.methods.prompt import Form, PromptMethod, check_options
+from amplify.models.base import LanguageModel
+from amplify.models.kept import origin
 from amplify.rationales import rationalize
 from amplify.rationales.salience import SEARCHES
 from amplify.rationales.wording import kind_of, opening, variables
@@ -349,6 +349,6 @@ def check_room(form: Form, shots: int, task: Task, model: LanguageModel) -> None
 
 def rationale_form(method: ExplainedMethod, task: Task, rationales: Sequence[Rationale | None]) -> Form:
     """The form of prompts whose answers begin with a rationale like these."""
-    lead = opening(templates.load("rationale", method.template))
+    prefill = opening(templates.load("rationale", method.template))
     line = not any("\n" in rationale.text for rationale in rationales if rationale)
-    return method.form(task, reasons=True, lead=lead, budget=RATIONALE_TOKENS, line=line)
+    return method.form(task, reasons=True, prefill=prefill, budget=RATIONALE_TOKENS, line=line)

@@ -10,8 +10,8 @@ from amplify.types import Attribution, Demonstration, Rationale
 
 if TYPE_CHECKING:
     from amplify.attribution.gate import Verdict
-    from amplify.models.base import LanguageModel
     from amplify.methods.prompt import PromptMethod
+    from amplify.models.base import LanguageModel
     from amplify.proxies import Proxy
     from amplify.tasks import Task
 

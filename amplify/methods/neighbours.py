@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from amplify.models.base import LanguageModel
 from amplify.errors import InputError
 from amplify.methods.base import PromptProgram, Rehearsal, Role
 from amplify.methods.baselines import random_shots, shot_pool
 from amplify.methods.program import answer_shots, as_example
 from amplify.methods.prompt import Form, PromptMethod, check_options
+from amplify.models.base import LanguageModel
 from amplify.registry import register
 from amplify.text import input_text
 from amplify.types import Answer, Demonstration, Example, Prompt

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from amplify import templates
-from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.methods.base import Program
 from amplify.methods.prompt import Form, PromptMethod, first_sentence, marked
@@ -22,6 +21,7 @@ from amplify.methods.steered import (
     need_emphasis,
     only_heads,
 )
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.registry import register
 from amplify.steering import Steering
 from amplify.templates import Template

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from amplify.models.base import LanguageModel
 from amplify.methods.base import Role
 from amplify.methods.baselines import FewShot, ZeroShot
 from amplify.methods.pasta import AutoPasta, AutoPastaProgram, Pasta
 from amplify.methods.pasta_shots import FewShotPasta
 from amplify.methods.program import ShotProgram
 from amplify.methods.steered import need_emphasis, random_heads
+from amplify.models.base import LanguageModel
 from amplify.registry import register
 from amplify.steering import Steering
 

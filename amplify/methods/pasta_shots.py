@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from amplify.models.base import LanguageModel
 from amplify.methods.base import Program
 from amplify.methods.baselines import draw
 from amplify.methods.pasta import Pasta
 from amplify.methods.prompt import check_options
 from amplify.methods.steered import SteeredProgram, find_profile
+from amplify.models.base import LanguageModel
 from amplify.registry import register
 from amplify.steering import Steering
 

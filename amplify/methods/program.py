@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import ContextLengthError
 from amplify.methods.base import PromptProgram
 from amplify.methods.parse import parse_label, parse_text, shown, split_answer
 from amplify.methods.prompt import ANSWER_TOKENS, Form
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.text import open_block, split_reasoning
 from amplify.types import (
     Answer,
@@ -42,7 +42,7 @@ def answer_prompts(
     """Answer every prompt.
 
     Args:
-        prompts: one an item, the lead of the answer in its prefix.
+        prompts: one an item, the prefill of the answer in its prefix.
         choices: labels and options of each item; no labels means free text.
         form: how answers are decoded and read.
         model: who answers.
@@ -248,14 +248,14 @@ def continuation(label: str, choices: Choices, form: Form, prompt: Prompt) -> st
 
 def _logprob(result: TokenLogProbs, form: Form) -> float:
     """Log-probability of what of a label is compared: its first token, or all of it."""
-    return result.logprobs[0] if form.normalise == "first_token" else result.total
+    return result.logprobs[0] if form.normalize == "first_token" else result.total
 
 
 def _comparable(result: TokenLogProbs, target: str, form: Form) -> float:
-    if form.normalise == "tokens":
+    if form.normalize == "tokens":
         return result.mean
     logprob = _logprob(result, form)
-    return logprob / len(target.strip()) if form.normalise == "characters" else logprob
+    return logprob / len(target.strip()) if form.normalize == "characters" else logprob
 
 
 def as_example(example: Example | str) -> Example:
@@ -300,7 +300,7 @@ def answer_shots(
     examples: Sequence[Example],
     shots: Sequence[Sequence[Demonstration]],
     model: LanguageModel,
-    leads: Sequence[str] | None = None,
+    prefills: Sequence[str] | None = None,
 ) -> list[Answer]:
     """Prompt for each example behind its own shots and read the answers.
 
@@ -309,10 +309,10 @@ def answer_shots(
         examples: what is asked.
         shots: one sequence of demonstrations an example.
         model: who answers.
-        leads: one beginning of the answer an example, instead of the form's.
+        prefills: one beginning of the answer an example, instead of the form's.
     """
-    given = leads or [form.lead] * len(examples)
-    prompts = [form.prompt(e, s, lead) for e, s, lead in zip(examples, shots, given, strict=True)]
+    given = prefills or [form.prefill] * len(examples)
+    prompts = [form.prompt(e, s, prefill) for e, s, prefill in zip(examples, shots, given, strict=True)]
 
     def with_shots(i: int, n: int) -> Prompt:
         return form.prompt(examples[i], shots[i][:n], given[i])

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from amplify import templates
-from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.methods.base import Method, Mode
 from amplify.methods.parse import MARKER, shown
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.templates import Template
-from amplify.untrusted import Trusted
 from amplify.types import Demonstration, Example, Message, Prompt, Span
+from amplify.untrusted import Trusted
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -94,11 +94,11 @@ class Form:
         instruction, input_name, labels: of the task.
         kind: fixed labels, choices that each example brings, or free text.
         templates: system, question, answer and (layout "text") text, by value.
-        lead: the beginning of the answer, written for the model; "" for none.
+        prefill: the beginning of the answer, written for the model; "" for none.
         layout: a chat, or one raw text for base models.
         mode: "generate" or "score".
         reasons: a rationale comes before the answer.
-        announce: the task's words before an answer.
+        answer_prefix: the task's words before an answer.
         marker: those words as the answer template places them; behind them the answer is read.
         closing: what demonstrations write behind the label, e.g. ".".
         max_tokens: budget of the text written before scoring or parsing.
@@ -117,11 +117,11 @@ class Form:
     labels: tuple[str, ...]
     kind: Kind
     templates: Mapping[str, Template]
-    lead: str
+    prefill: str
     layout: Layout
     mode: Mode = "generate"
     reasons: bool = False
-    announce: str = MARKER
+    answer_prefix: str = MARKER
     marker: str = MARKER
     closing: str = "."
     max_tokens: int = ANSWER_TOKENS
@@ -169,25 +169,25 @@ class Form:
     def reply(self, shot: Demonstration) -> str:
         """The answer that a demonstration gives, its rationale first."""
         rationale = shot.rationale.text if shot.rationale else ""
-        given = {"announce": self.announce, "rationale": rationale, "label": shown_gold(shot.example)}
+        given = {"answer_prefix": self.answer_prefix, "rationale": rationale, "label": shown_gold(shot.example)}
         return self.templates["answer"].render(given)
 
-    def prompt(self, example: Example, shots: Sequence[Demonstration] = (), lead: str | None = None) -> Prompt:
+    def prompt(self, example: Example, shots: Sequence[Demonstration] = (), prefill: str | None = None) -> Prompt:
         """The prompt for an example behind its shots.
 
         Args:
             example: what is asked.
             shots: demonstrations, first to last.
-            lead: another beginning of the answer than the form's own.
+            prefill: another beginning of the answer than the form's own.
         """
         if self.kind == "choices" and not example.choices:
             raise InputError(
                 f"{self.method} was fitted on a task whose examples bring their own choices: "
                 "pass an Example with choices=, not only a text"
             )
-        lead = self.lead if lead is None else lead
+        prefill = self.prefill if prefill is None else prefill
         # where the answer is begun for the model there is no need to tell it how to begin
-        begun = lead == self.marker
+        begun = prefill == self.marker
         variables = emphasised(self.variables(example), self.emphasis)
         system = self.templates["system"].render({**variables, "marker": "" if begun else self.marker})
         question = self.templates["question"].render(variables)
@@ -198,7 +198,7 @@ class Form:
             ]
             given = {"system": Trusted(system), "shots": turns, "question": Trusted(question)}
             text, spans = unmarked(self.templates["text"].render(given), self.marks)
-            return Prompt(text=text, prefix=f" {lead}" if lead else "", emphasis=spans)
+            return Prompt(text=text, prefix=f" {prefill}" if prefill else "", emphasis=spans)
         messages = [Message("system", system)] if system else []
         for shot in shots:
             messages += [Message("user", self.question(shot.example)), Message("assistant", self.reply(shot))]
@@ -206,7 +206,7 @@ class Form:
         plain = [unmarked(m.content, self.marks, i) for i, m in enumerate(messages)]
         return Prompt(
             messages=tuple(Message(m.role, text) for m, (text, _) in zip(messages, plain, strict=True)),
-            prefix=lead,
+            prefix=prefill,
             emphasis=tuple(span for _, spans in plain for span in spans),
         )
 
@@ -226,7 +226,7 @@ class PromptMethod(Method):
     Attributes:
         layout: "chat" (system and turns, through the model's chat template), "text" (Q: … A: …, for base models), or
             "auto": what the task asks for, else chat.
-        lead: write the beginning of the answer for the model ("The answer is", or the rationale's first words).
+        prefill: write the beginning of the answer for the model ("The answer is", or the rationale's first words).
         extract: in generate mode, ask once more behind "The answer is" where a rationale ended without an answer.
         normalize: in score mode, compare log-probabilities as they are, per token, per character, or of the
             first token alone (what PASTA's released code does).
@@ -237,7 +237,7 @@ class PromptMethod(Method):
     """
 
     layout: Layout = field(default="auto", kw_only=True)
-    lead: bool = field(default=True, kw_only=True)
+    prefill: bool = field(default=True, kw_only=True)
     extract: bool = field(default=True, kw_only=True)
     normalize: Normalise = field(default="none", kw_only=True)
     max_tokens: int = field(default=0, kw_only=True)
@@ -246,13 +246,15 @@ class PromptMethod(Method):
     question: str = field(default="default", kw_only=True)
     answer: str = field(default="default", kw_only=True)
 
-    def form(self, task: Task, *, reasons: bool = False, lead: str = "", budget: int = 24, line: bool = True) -> Form:
+    def form(
+        self, task: Task, *, reasons: bool = False, prefill: str = "", budget: int = 24, line: bool = True
+    ) -> Form:
         """The form of this method's prompts on a task.
 
         Args:
             task: what is asked.
             reasons: the model writes a rationale before its answer.
-            lead: the first words of that rationale; a plain answer begins with the marker.
+            prefill: the first words of that rationale; a plain answer begins with the marker.
             budget: tokens the model may write unless `max_tokens` says otherwise.
             line: the answer, rationale included, is one line.
         """
@@ -266,7 +268,7 @@ class PromptMethod(Method):
         layout: Layout = ("text" if task.layout == "text" else "chat") if self.layout == "auto" else self.layout
         if layout == "text":
             held["text"] = templates.load("text", "plain" if task.template else "default")
-        blank = {"announce": task.announce, "rationale": "", "label": ""}
+        blank = {"answer_prefix": task.answer_prefix, "rationale": "", "label": ""}
         if not held["answer"].writes("label", blank):
             raise InputError(f"template {held['answer'].name!r} never writes {{{{ label }}}}, so no answer can be read")
         marker = held["answer"].before("label", blank).strip()
@@ -284,16 +286,20 @@ class PromptMethod(Method):
             kind=kind,
             templates=held,
             # behind anything but the marker a label's log-probability would not be that of the answer
-            lead=(lead if self.lead else "") if reasons else marker if self.lead or self.mode == "score" else "",
+            prefill=(prefill if self.prefill else "")
+            if reasons
+            else marker
+            if self.prefill or self.mode == "score"
+            else "",
             layout=layout,
             mode=self.mode if kind != "text" else "generate",
             reasons=reasons,
-            announce=task.announce,
+            answer_prefix=task.answer_prefix,
             marker=marker,
             closing=held["answer"].after("label", blank).strip(),
             max_tokens=self.max_tokens or (0 if reasons else task.max_tokens) or budget,
             stop=stop,
-            normalize=self.normalise,
+            normalize=self.normalize,
             extract=self.extract,
             whole=whole,
             thinking=self.thinking,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.methods.documents import Place, RagMethod, RagProgram
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.registry import register
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class RagRerankShapley(ShapleyMethod):
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit."""
-        return self.explaining(task, model, seed, use="rerank", k=self.k, best=self.best)
+        return self.explaining(task, model, seed, operation="rerank", k=self.k, best=self.best)
 
 
 @register("method", "rag_prune_shapley")
@@ -69,14 +69,14 @@ class RagPruneShapley(ShapleyMethod):
     """Take out documents that surely speak against the model's first answer, then answer again.
 
     Attributes:
-        below: a document goes when the upper end of its 95 % interval is under this.
+        threshold: a document goes when the upper end of its 95 % interval is under this.
     """
 
-    below: float = 0.0
+    threshold: float = 0.0
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit."""
-        return self.explaining(task, model, seed, use="prune", below=self.below)
+        return self.explaining(task, model, seed, operation="prune", threshold=self.threshold)
 
 
 @register("method", "rag_distil_shapley")
@@ -98,7 +98,7 @@ class RagDistilShapley(ShapleyMethod):
         """
         if self.k < 1:
             raise InputError(f"{self.name}: k is the number of documents to keep, 1 or more, got {self.k}")
-        return self.explaining(task, model, seed, use="distil", k=self.k)
+        return self.explaining(task, model, seed, operation="distil", k=self.k)
 
 
 @register("method", "rag_highlight_pasta")
@@ -143,5 +143,5 @@ class RagHighlightPasta(ShapleyMethod):
         probe = Prompt(messages=(Message("user", "Hello there"),), emphasis=(Span(0, 5, message=0),))
         model.generate([probe], Sampling(max_tokens=1), steering=steering)
         return self.explaining(
-            task, model, seed, use="highlight", sentences=self.sentences, steering=steering.to_dict(), notes=notes
+            task, model, seed, operation="highlight", sentences=self.sentences, steering=steering.to_dict(), notes=notes
         )

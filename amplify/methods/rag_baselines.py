@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from amplify.models.base import LanguageModel, need_scoring
 from amplify.methods.base import Role
 from amplify.methods.documents import Place, RagMethod, RagProgram
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.registry import register
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class RagRerankRandom(RagMethod):
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit: the seed draws the order of each question's documents."""
-        return self.program(task, seed, by="random", use="rerank", k=self.k)
+        return self.program(task, seed, by="random", operation="rerank", k=self.k)
 
 
 @register("method", "rag_loo")
@@ -68,4 +68,4 @@ class RagLeaveOneOut(RagMethod):
             CapabilityError: the model gives no log-probabilities.
         """
         need_scoring(model, self.name)
-        return self.program(task, seed, by="loo", use="rerank", k=self.k, best=self.best)
+        return self.program(task, seed, by="loo", operation="rerank", k=self.k, best=self.best)

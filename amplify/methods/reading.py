@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from amplify.models.base import LanguageModel, Usage
-from amplify.errors import InputError
 from amplify.documents import keep
+from amplify.errors import InputError
+from amplify.models.base import LanguageModel, Usage
 from amplify.types import Example, Sources
 
 if TYPE_CHECKING:
-    from amplify.sources.result import SourceAttribution
     from amplify.sources.context import Context
+    from amplify.sources.result import SourceAttribution
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def leave_one_out(read: Reading, answer: str, model: LanguageModel) -> Reading:
     """Score each document by what the answer's log-probability loses without it."""
     import numpy as np
 
-    from amplify.sources.games import LogProbGame
     from amplify.sources.context import in_place
+    from amplify.sources.games import LogProbGame
 
     before = model.usage.snapshot()
     n = len(read.numbers)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from amplify import templates
-from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.methods.base import Program
 from amplify.methods.prompt import Form, PromptMethod
 from amplify.methods.steered import answer_steered, only_heads
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.registry import register
 from amplify.steering import Steering
 from amplify.templates import Template
@@ -217,8 +217,8 @@ def triggers(
 
     scorer = need_scoring(model, "finding what triggers a refusal")
     texts = [_text(prompt) for prompt in prompts]
-    players = [tuple(s for s, ok in zip(word_spans(t), content_words(t), strict=True) if ok) for t in texts]
-    asked = [i for i, spans in enumerate(players) if spans]
+    segments = [tuple(s for s, ok in zip(word_spans(t), content_words(t), strict=True) if ok) for t in texts]
+    asked = [i for i, spans in enumerate(segments) if spans]
     out: list[tuple[tuple[int, int], ...]] = [()] * len(prompts)
     if not asked:
         return out
@@ -227,8 +227,8 @@ def triggers(
         [refusal] * len(asked),
         model=scorer,
         methods=["occlusion"],
-        players=[players[i] for i in asked],
-        budget=1 + max(len(players[i]) for i in asked),
+        segments=[segments[i] for i in asked],
+        budget=1 + max(len(segments[i]) for i in asked),
     )["occlusion"]
     for i, attribution in zip(asked, found, strict=True):
         drop = dict(zip(attribution.spans, attribution.scores, strict=True))

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, ClassVar
 from amplify import templates
 from amplify.attribution.prompted import Case, explain_prompted
 from amplify.attribution.registry import METHODS
-from amplify.models.base import LanguageModel, need_scoring
 from amplify.errors import InputError
 from amplify.methods.explained import RATIONALE_TOKENS
 from amplify.methods.gating import Said, gate_shots, judge_own
@@ -24,6 +23,7 @@ from amplify.methods.program import ShotProgram, with_rationales
 from amplify.methods.prompt import Form, shown_gold
 from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed
 from amplify.methods.self_selection import SelfMethod
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.rationales import rationalize
 from amplify.rationales.wording import opening, verbalise
 from amplify.registry import register
@@ -135,7 +135,7 @@ class SelfWords(SelfAmplify):
         """The model begins with words of its own."""
         begin = opening(templates.load("rationale", self.template))
         line = not any("\n" in rationale.text for rationale in made if rationale)
-        return self.form(task, reasons=True, lead=begin, budget=RATIONALE_TOKENS, line=line)
+        return self.form(task, reasons=True, prefill=begin, budget=RATIONALE_TOKENS, line=line)
 
     def imitation(self, example: Example) -> Rationale:
         """The first words of the input."""
@@ -290,7 +290,7 @@ class SelfSteps(SelfAmplify):
 
     def answering(self, task: Task, made: Sequence[Rationale | None]) -> Form:
         """The model begins with steps of its own."""
-        return self.form(task, reasons=True, lead=self.begin, budget=40 * self.steps)
+        return self.form(task, reasons=True, prefill=self.begin, budget=40 * self.steps)
 
     @property
     def begin(self) -> str:
@@ -353,8 +353,8 @@ class SelfPhCoT(SelfSteps):
         prompts = []
         for shot in shots:
             given = {"steps": self.steps, "label": shown_gold(shot.example), "marker": form.marker}
-            lead = templates.load("lead", "explanation").render(given)
-            prompts.append(_request(form, shot, templates.load("request", "explanation").render(given), lead))
+            prefill = templates.load("prefill", "explanation").render(given)
+            prompts.append(_request(form, shot, templates.load("request", "explanation").render(given), prefill))
         found = self.asked(prompts, model, form.marker, seed)
         return [self.worded(text, "phcot") if text else None for text, _ in found], []
 
@@ -383,11 +383,11 @@ class SelfAutoCoT(SelfSteps):
         return [self.worded(text, "autocot") if text else None for text, _ in found], notes
 
 
-def _request(form: Form, shot: Demonstration, request: str, lead: str) -> Prompt:
+def _request(form: Form, shot: Demonstration, request: str, prefill: str) -> Prompt:
     """The shot's zero-shot prompt with something asked at its end and the answer begun; raw text is only begun."""
-    prompt = form.prompt(shot.example, lead=form.marker)
+    prompt = form.prompt(shot.example, prefill=form.marker)
     if prompt.text is not None:
-        return replace(prompt, prefix=f" {lead}", emphasis=())
+        return replace(prompt, prefix=f" {prefill}", emphasis=())
     last = prompt.messages[-1]
     asked = Message(last.role, f"{last.content}\n\n{request}")
-    return Prompt(messages=(*prompt.messages[:-1], asked), prefix=lead)
+    return Prompt(messages=(*prompt.messages[:-1], asked), prefix=prefill)

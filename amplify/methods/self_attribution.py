@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from amplify.attribution.deletion import Deletion, deletion
 from amplify.attribution.words import Spans, key_word_mask, word_spans
-from amplify.models.base import LanguageModel
 from amplify.errors import InputError
 from amplify.methods.program import continuation
 from amplify.methods.prompt import Form, PromptMethod, marked_input
+from amplify.models.base import LanguageModel
 from amplify.shapley.budget import least
 from amplify.text import input_text, option_spans
 from amplify.types import Attribution, Demonstration, Example, Prompt
@@ -42,7 +42,7 @@ def placed(form: Form, example: Example, spans: Spans) -> tuple[Prompt, int | No
     Raises:
         InputError: the question template leaves the input out, shows it twice or changes it.
     """
-    prompt = replace(form, emphasis="").prompt(marked_input(example), lead=form.marker)
+    prompt = replace(form, emphasis="").prompt(marked_input(example), prefill=form.marker)
     source = input_text(example)
     own = ((0, len(example.text)), *option_spans(example))
     there = prompt.emphasis
@@ -102,7 +102,7 @@ def explain_shots(
         [one.prompt for one in asked],
         [one.target for one in asked],
         foils=[one.foil for one in asked],
-        players=[one.words for one in asked],
+        segments=[one.words for one in asked],
         model=model,
         methods=[explainer],
         budget=limit,

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from amplify.models.base import LanguageModel
 from amplify.methods.base import Role
 from amplify.methods.program import ShotProgram
 from amplify.methods.prompt import shown_gold
 from amplify.methods.self_amplify import SelfWords
 from amplify.methods.self_attribution import citable
 from amplify.methods.self_selection import SelfMethod
+from amplify.models.base import LanguageModel
 from amplify.rationales import random_words
 from amplify.rationales.wording import verbalise
 from amplify.registry import register

@@ -11,6 +11,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
+from amplify.errors import InputError
+from amplify.methods.base import Rehearsal
+from amplify.methods.baselines import ZeroShot, ask_validation, random_shots
+from amplify.methods.contents import fit_key
+from amplify.methods.explained import RATIONALE_TOKENS, check_room, citable_pool, planned
+from amplify.methods.gating import SPARE
+from amplify.methods.program import ShotProgram
+from amplify.methods.prompt import PromptMethod, check_options
 from amplify.models.base import LanguageModel, need_scoring
 from amplify.models.kept import origin
 from amplify.selection import (
@@ -20,14 +28,6 @@ from amplify.selection import (
     submodular_pick,
     text_similarity,
 )
-from amplify.errors import InputError
-from amplify.methods.base import Rehearsal
-from amplify.methods.baselines import ZeroShot, ask_validation, random_shots
-from amplify.methods.contents import fit_key
-from amplify.methods.explained import RATIONALE_TOKENS, check_room, citable_pool, planned
-from amplify.methods.gating import SPARE
-from amplify.methods.program import ShotProgram
-from amplify.methods.prompt import PromptMethod, check_options
 from amplify.types import Answer, Demonstration, Example
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from amplify.models.base import LanguageModel
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.base import PromptProgram
 from amplify.methods.program import answer_prompts, as_example, check_window
 from amplify.methods.prompt import Form
+from amplify.models.base import LanguageModel
 from amplify.steering import Steering, profiles
 from amplify.types import Answer, Demonstration, Example, Prompt
 

@@ -4,7 +4,7 @@ A prediction is the parsed answer, or None where nothing could be parsed. None a
 even against an empty reference.
 """
 
-from amplify.metrics.answers import contains, normalise, token_f1
+from amplify.metrics.answers import contains, normalize, token_f1
 from amplify.metrics.kinds import KINDS, Kind, answer_scores, find, item_score
 from amplify.metrics.loading import Metric, load
 

@@ -13,7 +13,7 @@ from amplify.text import bare
 Prediction = str | None
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case, without punctuation, English articles and extra spaces (SQuAD, Rajpurkar et al. 2016)."""
     bare = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
@@ -52,14 +52,14 @@ def _exact(text: str) -> str:
 
 def token_f1(prediction: str, reference: str) -> float:
     """Harmonic mean of precision and recall over the bags of normalised tokens; 0.0 if either bag is empty."""
-    got, want = normalise(prediction).split(), normalise(reference).split()
+    got, want = normalize(prediction).split(), normalize(reference).split()
     common = sum((Counter(got) & Counter(want)).values())
     return 2 * common / (len(got) + len(want)) if common else 0.0
 
 
 def answer_match(prediction: str, reference: str) -> float:
     """1.0 where the two agree after SQuAD's normalisation, the exact match of question answering."""
-    return float(normalise(prediction) == normalise(reference) != "")
+    return float(normalize(prediction) == normalize(reference) != "")
 
 
 def contains(prediction: str, reference: str) -> float:
@@ -67,8 +67,8 @@ def contains(prediction: str, reference: str) -> float:
 
     The accuracy of Lost in the Middle (Liu et al. 2023), made for models that answer in sentences.
     """
-    want = normalise(reference)
-    return float(bool(want) and f" {want} " in f" {normalise(prediction)} ")
+    want = normalize(reference)
+    return float(bool(want) and f" {want} " in f" {normalize(prediction)} ")
 
 
 def macro_f1(predictions: Sequence[Prediction], references: Sequence[str]) -> float:

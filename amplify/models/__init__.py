@@ -7,21 +7,21 @@ from inspect import Parameter, getattr_static, signature
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from amplify.models.base import LanguageModel, ScoringModel, Usage, LocalModel, need_scoring, need_local
-from amplify.models.simple import SimpleModel
 from amplify.errors import InputError, UnknownNameError, extras
+from amplify.models.base import LanguageModel, LocalModel, ScoringModel, Usage, need_local, need_scoring
+from amplify.models.simple import SimpleModel
 from amplify.registry import Table, register
 
 __all__ = [
     "MODELS",
     "LanguageModel",
+    "LocalModel",
     "ScoringModel",
     "SimpleModel",
     "Usage",
-    "LocalModel",
-    "need_scoring",
-    "need_local",
     "load_model",
+    "need_local",
+    "need_scoring",
 ]
 
 

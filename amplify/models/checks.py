@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from amplify.errors import ModelError, CapabilityError, ContextLengthError, InputError
+from amplify.errors import CapabilityError, ContextLengthError, InputError, ModelError
 from amplify.types import Prompt, Sampling
 
 if TYPE_CHECKING:

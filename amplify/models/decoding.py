@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from amplify.errors import DataError
 from amplify.models.packed import LOGIT_BYTES, OnDevice, PackedModel
 from amplify.models.tree import Plan, TokenTree, plan, trie
-from amplify.errors import DataError
 from amplify.types import Sampling
 
 if TYPE_CHECKING:

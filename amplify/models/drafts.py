@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from amplify.errors import InputError
+from amplify.locks import lock_of
 from amplify.models import text
 from amplify.models.speculation import Tokens, speculate
 from amplify.models.tree import common_prefix
-from amplify.errors import InputError
-from amplify.locks import lock_of
 from amplify.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from amplify import codec
-from amplify.models.base import LanguageModel, ScoringModel, Usage, LocalModel
-from amplify.errors import ModelError, DataError, RunError
+from amplify.errors import DataError, ModelError, RunError
 from amplify.files import Journal, read_lines, shown
+from amplify.models.base import LanguageModel, LocalModel, ScoringModel, Usage
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from amplify.errors import CapabilityError, DataError, InputError
 from amplify.models.base import Usage
 from amplify.models.checks import check_pairs, check_targets, check_window, own_seed, refuse_more
 from amplify.models.dialect import NEUTRAL, Dialect
 from amplify.models.replies import Json, ReplyError, Way, prompt_log_probs, usage, written
 from amplify.models.retry import GiveUpError, run_all
 from amplify.models.server import KEY_VARIABLE, Server
-from amplify.errors import CapabilityError, DataError, InputError
 from amplify.redaction import redact_fields
 from amplify.steering.payload import KEY, PROBE, payloads
 from amplify.types import Completion, Message, Prompt, Sampling, TokenLogProbs

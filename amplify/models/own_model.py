@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from amplify.models.text import render, tokenise
 from amplify.errors import InputError
+from amplify.models.text import render, tokenise
 from amplify.steering import Steering
 from amplify.steering.formula import token_spans
 from amplify.types import Prompt

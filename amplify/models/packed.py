@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
-from amplify.models.caches import GrowingLayer, PathLayer, PrefixMemory, Turn
-from amplify.models.tree import Ints, Plan, TokenTree, plan
 from amplify.errors import CapabilityError, DataError
 from amplify.grouped_attention import GROUPED
+from amplify.models.caches import GrowingLayer, PathLayer, PrefixMemory, Turn
+from amplify.models.tree import Ints, Plan, TokenTree, plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

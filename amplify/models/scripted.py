@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from amplify.errors import InputError, ModelError, UnknownNameError
+from amplify.locks import one_at_a_time
 from amplify.models.base import Usage
 from amplify.models.checks import check_pairs, check_window, refuse_steering
-from amplify.errors import ModelError, InputError, UnknownNameError
-from amplify.locks import one_at_a_time
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:

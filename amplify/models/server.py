@@ -13,9 +13,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from amplify.errors import InputError
 from amplify.models.replies import Json, parse
 from amplify.models.retry import GiveUpError, TryAgainError, wait
-from amplify.errors import InputError
 from amplify.redaction import keep_secret, one_line, redact
 
 if TYPE_CHECKING:

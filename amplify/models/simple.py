@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from amplify.errors import ModelError
 from amplify.models.base import Usage
 from amplify.models.checks import refuse_steering
-from amplify.errors import ModelError
 from amplify.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ import torch
 import transformers
 
 from amplify import hub, pretrained
+from amplify.errors import CapabilityError, InputError, ModelError
+from amplify.locks import lock_of, one_at_a_time
 from amplify.models import text
 from amplify.models.base import Usage
 from amplify.models.caches import PrefixMemory
@@ -23,8 +25,6 @@ from amplify.models.decoding import decode
 from amplify.models.loaded import Loaded, shared
 from amplify.models.packed import PackedModel
 from amplify.models.tree import Plan, TokenTree, plan, trie
-from amplify.errors import ModelError, CapabilityError, InputError
-from amplify.locks import lock_of, one_at_a_time
 from amplify.steering import Steering
 from amplify.steering.attention import check_model
 from amplify.steering.formula import token_spans

@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from amplify import engine_watch
-from amplify.models.base import Usage
-from amplify.models.checks import check_numbers, check_pairs, check_targets, check_window, own_seed, refuse_more
-from amplify.models.dialect import NEUTRAL
 from amplify.errors import (
-    ModelError,
     CapabilityError,
     InputError,
     MissingExtraError,
+    ModelError,
     UnknownNameError,
 )
 from amplify.locks import lock_of
+from amplify.models.base import Usage
+from amplify.models.checks import check_numbers, check_pairs, check_targets, check_window, own_seed, refuse_more
+from amplify.models.dialect import NEUTRAL
 from amplify.steering.payload import KEY, payloads
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 

@@ -31,7 +31,7 @@ def fit(proxy: Proxy, train: Sequence[Example], settings: Mapping[str, Any], pro
     schedule = get_linear_schedule_with_warmup(optimiser, steps // 10, steps)
     accelerator = Accelerator()
     model, optimiser, schedule = accelerator.prepare(model, optimiser, schedule)
-    learner = replace(proxy, model=model)
+    learner = replace(proxy, module=model)
     rows = [_gold_rows(proxy, example) for example in train]
     model.train()
     with bars.progress(total=steps, desc=f"training {proxy.name}", unit="step", shown=progress, leave=False) as bar:
@@ -50,7 +50,7 @@ def fit(proxy: Proxy, train: Sequence[Example], settings: Mapping[str, Any], pro
     model = accelerator.unwrap_model(model)
     if settings["lora"]:
         model = model.merge_and_unload()
-    return replace(proxy, model=model.eval().requires_grad_(False), trained=True)
+    return replace(proxy, module=model.eval().requires_grad_(False), trained=True)
 
 
 def _adapters(proxy: Proxy) -> Any:

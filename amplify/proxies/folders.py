@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from amplify import codec, files, models, pretrained, resources, weights
+from amplify import codec, files, hub, pretrained, resources, weights
 from amplify.errors import DataError, InputError, extras
 from amplify.proxies.proxy import Kind, Proxy
 

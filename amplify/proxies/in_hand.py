@@ -64,4 +64,6 @@ def _padding(proxy: Proxy) -> str:
             padded = proxy.module(inputs_embeds=embeddings(ids), attention_mask=mask, **extra).logits
             if torch.allclose(alone, padded, rtol=0, atol=1e-3 if alone.dtype == torch.float32 else 0.1):
                 return side
-    raise InputError(f"{type(proxy.module).__name__} gives other scores where its input is padded, so it cannot be used")
+    raise InputError(
+        f"{type(proxy.module).__name__} gives other scores where its input is padded, so it cannot be used"
+    )

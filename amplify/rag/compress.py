@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from amplify import templates
-from amplify.models.base import LanguageModel, need_scoring
+from amplify.documents import Operation, keep
 from amplify.errors import InputError, UnknownNameError
-from amplify.documents import Use, keep
 from amplify.methods.documents import RagProgram
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.types import Example
 
 
@@ -37,9 +37,9 @@ class Compression:
     def __init__(
         self,
         model: LanguageModel | str,
-        use: Use = "rerank",
+        operation: Operation = "rerank",
         k: int = 0,
-        below: float = 0.0,
+        threshold: float = 0.0,
         *,
         budget: int = 64,
         value: str = "logprob",
@@ -53,13 +53,13 @@ class Compression:
 
         Args:
             model: an open model, or the string that opens one (`amplify.load_model`) when it is first needed.
-            use, k, below: see `amplify.documents.keep`.
+            operation, k, threshold: see `amplify.documents.keep`.
             budget, value, index, template, layout, max_tokens, seed: see `amplify.attribute_sources`.
 
         Raises:
             InputError: values that make no sense, before anything is asked.
         """
-        keep(use, [0.0], k=k)
+        keep(operation, [0.0], k=k)
         for kind, name, known in (
             ("value", value, ("logprob", "votes")),
             ("index", index, ("shapley", "banzhaf")),
@@ -75,8 +75,9 @@ class Compression:
         self._model = None if isinstance(model, str) else model
         self._opening = threading.Lock()
         self._program = RagProgram(
-            method="compression", template=templates.load("sources", template), layout=layout, by="shapley", use=use,
-            k=k, below=below, budget=budget, value=value, index=index, max_tokens=max_tokens, seed=seed,
+            method="compression", template=templates.load("sources", template), layout=layout, by="shapley",
+            operation=operation, k=k, threshold=threshold, budget=budget, value=value, index=index,
+            max_tokens=max_tokens, seed=seed,
         )  # fmt: skip
 
     def open(self) -> LanguageModel:
@@ -112,12 +113,12 @@ class Compression:
         read = self._program.reading(example, self.open())
         if read.values is None or read.result is None:
             return unscored
-        use, most = self._program.use, self._program.k if k is None else k
-        chosen = keep(use, read.values, read.high, k=most, below=self._program.below)  # type: ignore[arg-type]
+        operation, most = self._program.operation, self._program.k if k is None else k
+        chosen = keep(operation, read.values, read.high, k=most, threshold=self._program.threshold)  # type: ignore[arg-type]
         found = read.result.documents
         kept = [
             Kept(read.numbers[i], float(found.scores[i]), float(found.low[i]), float(found.high[i])) for i in chosen
         ]
-        if use == "rerank" and not most:
+        if operation == "rerank" and not most:
             kept += [Kept(i) for i in range(len(texts)) if i not in read.numbers]
         return kept

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from amplify.models.base import LanguageModel
+from amplify.documents import Operation
 from amplify.errors import InputError, extras
-from amplify.documents import Use
+from amplify.models.base import LanguageModel
 from amplify.rag.compress import Compression
 
 with extras():
@@ -25,9 +25,9 @@ class ShapleyRanker:
     def __init__(
         self,
         model: LanguageModel | str,
-        use: Use = "rerank",
+        operation: Operation = "rerank",
         top_k: int = 0,
-        below: float = 0.0,
+        threshold: float = 0.0,
         budget: int = 64,
         value: str = "logprob",
         seed: int = 0,
@@ -36,19 +36,20 @@ class ShapleyRanker:
 
         Args:
             model: an open amplify model, or the string that opens one, e.g. "transformers:smollm2-135m".
-            use: "rerank" (highest first), "prune" (without what surely speaks against the answer) or "distil" (the
-                best `top_k`, in their own order).
+            operation: "rerank" (highest first), "prune" (without what surely speaks against the answer) or "distil"
+                (the best `top_k`, in their own order).
             top_k: how many stay; needed by "distil", 0 for all of a new order.
-            below: "prune" drops a document when the upper end of its interval is under this.
+            threshold: "prune" drops a document when the upper end of its interval is under this.
             budget, value, seed: see `amplify.attribute_sources`.
 
         Raises:
             InputError: values that make no sense.
         """
         self._options = {
-            "use": use, "top_k": top_k, "below": below, "budget": budget, "value": value, "seed": seed,
+            "operation": operation, "top_k": top_k, "threshold": threshold, "budget": budget, "value": value,
+            "seed": seed,
         }  # fmt: skip
-        self._compress = Compression(model, use, top_k, below, budget=budget, value=value, seed=seed)
+        self._compress = Compression(model, operation, top_k, threshold, budget=budget, value=value, seed=seed)
 
     def warm_up(self) -> None:
         """Open the model."""

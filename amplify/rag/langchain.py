@@ -22,19 +22,19 @@ class ShapleyCompressor(BaseDocumentCompressor):
 
     Attributes:
         model: an open amplify model, or the string that opens one, e.g. "transformers:smollm2-135m".
-        use: "rerank" (highest first), "prune" (without what surely speaks against the answer) or "distil" (the best
-            `top_n`, in their own order).
+        operation: "rerank" (highest first), "prune" (without what surely speaks against the answer) or "distil" (the
+            best `top_n`, in their own order).
         top_n: how many stay; needed by "distil", 0 for all of a new order.
-        below: "prune" drops a document when the upper end of its interval is under this.
+        threshold: "prune" drops a document when the upper end of its interval is under this.
         budget, value, seed: see `amplify.attribute_sources`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     model: Any
-    use: Literal["rerank", "prune", "distil"] = "rerank"
+    operation: Literal["rerank", "prune", "distil"] = "rerank"
     top_n: int = 0
-    below: float = 0.0
+    threshold: float = 0.0
     budget: int = 64
     value: Literal["logprob", "votes"] = "logprob"
     seed: int = 0
@@ -44,7 +44,7 @@ class ShapleyCompressor(BaseDocumentCompressor):
     def model_post_init(self, context: Any, /) -> None:
         """Check the options before anything is asked."""
         self._compress = Compression(
-            self.model, self.use, self.top_n, self.below, budget=self.budget, value=self.value, seed=self.seed
+            self.model, self.operation, self.top_n, self.threshold, budget=self.budget, value=self.value, seed=self.seed
         )
 
     def compress_documents(

@@ -23,17 +23,17 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
 
     Attributes:
         model: the string that opens the model; of one that was given open, its spec.
-        use: "rerank" (highest first), "prune" (without what surely speaks against the answer) or "distil" (the best
-            `top_n`, in their own order).
+        operation: "rerank" (highest first), "prune" (without what surely speaks against the answer) or "distil" (the
+            best `top_n`, in their own order).
         top_n: how many stay; needed by "distil", 0 for all of a new order.
-        below: "prune" drops a node when the upper end of its interval is under this.
+        threshold: "prune" drops a node when the upper end of its interval is under this.
         budget, value, seed: see `amplify.attribute_sources`.
     """
 
     model: str = Field(default="")
-    use: Literal["rerank", "prune", "distil"] = Field(default="rerank")
+    operation: Literal["rerank", "prune", "distil"] = Field(default="rerank")
     top_n: int = Field(default=0)
-    below: float = Field(default=0.0)
+    threshold: float = Field(default=0.0)
     budget: int = Field(default=64)
     value: Literal["logprob", "votes"] = Field(default="logprob")
     seed: int = Field(default=0)
@@ -52,7 +52,7 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
         """
         super().__init__(model=model if isinstance(model, str) else model.id, **options)
         self._compress = Compression(
-            model, self.use, self.top_n, self.below, budget=self.budget, value=self.value, seed=self.seed
+            model, self.operation, self.top_n, self.threshold, budget=self.budget, value=self.value, seed=self.seed
         )
 
     @classmethod

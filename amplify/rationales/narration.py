@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from amplify import templates
 from amplify.attribution.words import stop_words, word_spans
-from amplify.models.base import LanguageModel
 from amplify.errors import InputError
+from amplify.models.base import LanguageModel
 from amplify.rationales.wording import cite, variables
 from amplify.templates import Template
 from amplify.types import Attribution, Completion, Message, Prompt, Rationale, Sampling

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from amplify.models.base import LanguageModel
 from amplify.errors import InputError
+from amplify.models.base import LanguageModel
 from amplify.rationales.narration import narrate
 from amplify.rationales.wording import cite
 from amplify.templates import Template

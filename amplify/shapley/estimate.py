@@ -79,7 +79,7 @@ def estimate(
     budget: int = 64,
     seed: int = 0,
     width: float | None = None,
-    control: Value | None = None,
+    control_variate: Value | None = None,
     cost: PrefixCost | None = None,
 ) -> Estimate:
     """Estimate the Shapley or Banzhaf values of a game.
@@ -92,8 +92,8 @@ def estimate(
         budget: distinct coalitions that may be asked, the empty and the full one included.
         seed: makes the sample repeatable.
         width: stop early once every 95 % interval is at most this wide, in units of the value.
-        control: a cheap game that correlates with `value`, same shapes (e.g. one that reuses encoded documents). It is
-            asked 16 times as often, or for all of at most 1,024 coalitions; its calls do not count, and are in
+        control_variate: a cheap game that correlates with `value`, same shapes.
+            It is asked 16 times as often, or for all of at most 1,024 coalitions; its calls do not count, and are in
             `meta`. How far the game follows it is inferred from the values asked. For the Gaussian process only.
         cost: what coalitions cost where common beginnings are paid once, and a limit, which then holds beside `budget`:
             most is asked of what tells most for its price. What was spent is in `meta`. For the Gaussian process only.
@@ -120,12 +120,12 @@ def estimate(
     run = ESTIMATORS[name].run
     if name == "exact" and cost is not None and not affordable:
         raise InputError(f"exact values cost {whole:,.0f}, more than the limit {cost.limit:,.0f}")
-    if name != "exact" and (control is not None or cost is not None):
+    if name != "exact" and (control_variate is not None or cost is not None):
         if name != "gaussian_process":
             raise InputError(
-                f"estimator {name!r} takes no control and no cost: use estimator='auto', or leave them out"
+                f"estimator {name!r} takes no control_variate and no cost: use estimator='auto', or leave them out"
             )
-        helper = None if control is None else _helper(control, n, index, budget, seed)
+        helper = None if control_variate is None else _helper(control_variate, n, index, budget, seed)
         run = partial(gaussian_process, helper=helper, cost=cost)
     raw = None
     for stage in _stages(n, budget) if width is not None and name != "exact" else [budget]:
@@ -173,9 +173,9 @@ def _stages(n: int, budget: int) -> list[int]:
     return [*stages, budget]
 
 
-def _helper(control: Value, n: int, index: Index, budget: int, seed: int) -> Helper:
+def _helper(control_variate: Value, n: int, index: Index, budget: int, seed: int) -> Helper:
     """The control's own scores, exact where it may be asked for everything."""
-    cheap = CachedValue(control, n)
+    cheap = CachedValue(control_variate, n)
     complete = n <= MAX_SOURCES and 2**n <= max(CONTROL_CALLS * budget, 1024)
     how, calls = ("exact", 2**n) if complete else ("leverage_shap", CONTROL_CALLS * budget)
     own = estimate(cheap, n, index, how, calls, seed)

@@ -239,7 +239,11 @@ def _conditioned(
         slope = np.array([f.slope for f in found]) * spread / _standardised(u)[2]
         half = np.hypot(half, slope * helper.half)
         together = np.mean(_standardised(u)[0] * scaled, axis=0)
-        meta["control"] = {"correlation": together.tolist(), "slope": slope.tolist(), "calls": helper.game.calls}
+        meta["control_variate"] = {
+            "correlation": together.tolist(),
+            "slope": slope.tolist(),
+            "calls": helper.game.calls,
+        }
     return Raw(scores, half, meta)
 
 

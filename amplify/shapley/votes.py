@@ -33,10 +33,10 @@ def shubik_weights(n: int) -> Floats:
     return marginal_weights(n, "shapley")
 
 
-def penrose_weights(n: int, chance: float) -> Floats:
-    """Chance of each coalition of the others, by its size, where each of them is there with `chance`, [n]."""
+def penrose_weights(n: int, inclusion_probability: float) -> Floats:
+    """Chance of each coalition of the others, by its size, where each of them is there with that probability."""
     sizes = np.arange(n)
-    return chance**sizes * (1 - chance) ** (n - 1 - sizes)
+    return inclusion_probability**sizes * (1 - inclusion_probability) ** (n - 1 - sizes)
 
 
 def exact_credit(said: Sequence[str], n: int, candidates: Sequence[str], by_size: Floats) -> Floats:
@@ -116,7 +116,7 @@ def sampled_orders(
             orders.append(order)
 
 
-def sampled_flips(n: int, budget: int, chance: float, rng: np.random.Generator) -> Coalitions:
+def sampled_flips(n: int, budget: int, inclusion_probability: float, rng: np.random.Generator) -> Coalitions:
     """Random coalitions, each with every source flipped in turn, as many as the budget holds beside none and all.
 
     Returns:
@@ -128,7 +128,7 @@ def sampled_flips(n: int, budget: int, chance: float, rng: np.random.Generator) 
     flips: list[Coalitions] = []
     known = {np.full(n, end).tobytes() for end in (False, True)}
     while len(flips) < min(budget, MOST_ORDERS):
-        drawn = np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool)]) ^ (rng.random(n) < chance)
+        drawn = np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool)]) ^ (rng.random(n) < inclusion_probability)
         new = {row.tobytes() for row in drawn} - known
         if len(known) + len(new) > budget:
             break

@@ -12,9 +12,9 @@ import numpy as np
 
 import amplify
 from amplify import templates
-from amplify.models.base import LanguageModel, LocalModel, need_scoring, need_local
 from amplify.errors import InputError, UnknownNameError
-from amplify.metrics import normalise
+from amplify.metrics import normalize
+from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
 from amplify.shapley.budget import PrefixCost
 from amplify.shapley.estimators import ESTIMATORS
 from amplify.shapley.exact import MAX_SOURCES, all_coalitions
@@ -29,12 +29,6 @@ from amplify.shapley.votes import (
     shubik_weights,
     walked_shubik,
 )
-from amplify.templates import Template
-from amplify.sources.engines import ENGINES, Engine, blocks_tree
-from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
-from amplify.sources.hierarchy import REFINEMENTS, Settings, explain
-from amplify.sources.parts import Explained, Play, Scored
-from amplify.sources.result import Cost, SourceAttribution, level
 from amplify.sources.context import (
     Context,
     Layout,
@@ -46,6 +40,12 @@ from amplify.sources.context import (
     select,
     special_tokens,
 )
+from amplify.sources.engines import ENGINES, Engine, blocks_tree
+from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
+from amplify.sources.hierarchy import REFINEMENTS, Settings, explain
+from amplify.sources.parts import Explained, Play, Scored
+from amplify.sources.result import Cost, SourceAttribution, level
+from amplify.templates import Template
 from amplify.types import Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def attribute_sources(
     engine: str = "auto",
     estimator: str = "auto",
     budget: int = 64,
-    refine: str = "words",
+    granularity: str = "words",
     order: str = "fixed",
     seed: int = 0,
     *,
@@ -78,8 +78,8 @@ def attribute_sources(
     stop: Sequence[str] = (),
     template: str | Template = "default",
     layout: Layout = "chat",
-    chance: float = 0.5,
-    control: bool = False,
+    inclusion_probability: float = 0.5,
+    control_variate: bool = False,
     tokens: int | None = None,
     cache: str | Path | None = None,
     progress: bool = False,
@@ -101,21 +101,22 @@ def attribute_sources(
         estimator: see `estimate`; "auto" is exact where 2^n fits the documents' share of the budget.
         budget: distinct prompts asked, all levels together (the answer's own generation not counted). With sentences
             the documents get half of it, with words the rest is split again.
-        refine: the finest level: "documents", "sentences" or "words".
+        granularity: the finest level: "documents", "sentences" or "words".
         order: documents in "fixed" order, or in an order drawn anew for each coalition ("random").
         seed: of every sample.
         thresholds: see `hierarchy.explain`; for votes absolute, for log-probabilities shares of |v(N) - v(empty)|.
         max_tokens, stop: where decoded answers end.
         template: NAME of `prompts/sources_NAME.jinja`, a path to a .jinja file, or a `Template`.
         layout: one user message, or "text" for models without a chat template.
-        chance: with which each other document is there, for "penrose_banzhaf"; TextGenSHAP also takes 0.1.
-        control: use block encoding (engine "blocks") as a control variate; needs a `LocalModel`, fixed order, "logprob".
-            It is asked for up to 1,024 coalitions beside the budget: its calls, tokens, correlation and slope are in
-            `meta["control"]`. Worth it where documents are long beside the answer, which it forwards each time.
+        inclusion_probability: of each other document, for "penrose_banzhaf"; TextGenSHAP also takes 0.1.
+        control_variate: use block encoding (engine "blocks") as a control variate; needs a `LocalModel`, fixed order,
+            "logprob". It is asked for up to 1,024 coalitions beside the budget: its calls, tokens, correlation and
+            slope are in `meta["control_variate"]`. Worth it where documents are long beside
+            the answer, which it forwards each time.
         tokens: forward about so many tokens instead of asking `budget` prompts. What is asked is then chosen by what it
             tells for the tokens that it adds to those that earlier prompts share with it; the same error takes more
-            prompts and fewer tokens. The answer's own generation is not counted. Needs a `LocalModel` that keeps as many
-            tokens (`max_prefix_tokens`), fixed order, "logprob", refine="documents" and engine="trie".
+            prompts and fewer tokens. The answer's own generation is not counted. Needs a `LocalModel` that keeps as
+            many tokens (`max_prefix_tokens`), fixed order, "logprob", granularity="documents" and engine="trie".
         cache: file that keeps every value as soon as it is known; the same call goes on where a stopped one was.
         progress: say on standard error how many prompts are asked.
 
@@ -133,28 +134,28 @@ def attribute_sources(
             raise InputError(f"{name} is a text, not a {type(given_text).__name__}")
     structure = special_tokens(model)
     check_documents(documents, structure)
-    _check_names(value, index, engine, estimator, refine, order, budget)
+    _check_names(value, index, engine, estimator, granularity, order, budget)
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed is a whole number from 0, got {seed!r}")
     if len(thresholds) != 2 or not np.isfinite(thresholds).all():
         raise InputError(f"thresholds are two numbers, for documents and for sentences; got {thresholds!r}")
-    if not 0 < chance < 1:
-        raise InputError(f"chance is a probability between 0 and 1, got {chance!r}")
+    if not 0 < inclusion_probability < 1:
+        raise InputError(f"inclusion_probability is a probability between 0 and 1, got {inclusion_probability!r}")
     if not question.strip():
         raise InputError("the question is empty")
     chosen: Engine = ("packed" if order == "random" else "trie") if engine == "auto" else engine  # type: ignore[assignment]
     if value == "logprob":
         need_scoring(model, "value='logprob'")
-    if control:
+    if control_variate:
         if value != "logprob" or order != "fixed":
-            raise InputError("control=True encodes documents once, in fixed order, for value='logprob'")
-        need_local(model, "control=True")
+            raise InputError("control_variate=True encodes documents once, in fixed order, for value='logprob'")
+        need_local(model, "control_variate=True")
     priced: LocalModel | None = None
     if tokens is not None:
-        if value != "logprob" or order != "fixed" or refine != "documents" or chosen != "trie":
+        if value != "logprob" or order != "fixed" or granularity != "documents" or chosen != "trie":
             raise InputError(
                 "tokens= is for documents in fixed order whose prompts share their beginnings: use value='logprob', "
-                "order='fixed', refine='documents' and engine='trie'"
+                "order='fixed', granularity='documents' and engine='trie'"
             )
         priced = need_local(model, "tokens=")
     context = Context(
@@ -179,7 +180,7 @@ def attribute_sources(
             raise InputError("the model's own answer to all documents is empty: give answer=, or ask otherwise")
     if answer is not None and not answer.strip():
         raise InputError("the answer is empty: leave answer out to explain the model's own")
-    if answer is not None and value == "votes" and not normalise(answer):
+    if answer is not None and value == "votes" and not normalize(answer):
         raise InputError(f"the answer {answer!r} has no word that votes compare (case, articles and punctuation aside)")
     if answer is not None and layout == "text" and not answer[0].isspace():
         answer = f" {answer}"
@@ -190,23 +191,23 @@ def attribute_sources(
         "amplify": amplify.__version__,
     }  # fmt: skip
     memory = Memory(identity, cache, progress)
-    settings = Settings(index, estimator, budget, refine, order, thresholds, value == "logprob", seed)  # type: ignore[arg-type]
+    settings = Settings(index, estimator, budget, granularity, order, thresholds, value == "logprob", seed)  # type: ignore[arg-type]
     if value == "logprob":
         assert answer is not None
         game = LogProbGame(context, model, answer, chosen, memory)
-        helper = _Counted(LogProbGame(context, model, answer, "blocks")) if control else None
+        helper = _Counted(LogProbGame(context, model, answer, "blocks")) if control_variate else None
         cost = None
         if priced is not None and tokens is not None:
             cost = _prices(context, priced, answer, tokens)
             _check_room(cost, game.beginnings)
             settings = replace(settings, budget=max(budget, 2 ** min(len(documents), MOST_PROMPTS)))
-        explained = explain(Play(game.of, memory.__contains__), context, settings, control=helper, cost=cost)
-        if helper and "control" in explained.meta:
-            explained.meta["control"]["tokens"] = helper.tokens
+        explained = explain(Play(game.of, memory.__contains__), context, settings, control_variate=helper, cost=cost)
+        if helper and "control_variate" in explained.meta:
+            explained.meta["control_variate"]["tokens"] = helper.tokens
         columns: tuple[str, ...] = game.columns
     else:
         ballot = VoteGame(context, model, sampling, chosen, memory)
-        explained, columns = _votes(ballot, answer, settings, chance)
+        explained, columns = _votes(ballot, answer, settings, inclusion_probability)
         answer = columns[0]
     levels = {
         name: level(found.parts, tuple(documents), found.scores, found.scores - found.half, found.scores + found.half)
@@ -262,7 +263,7 @@ def _check_room(cost: PrefixCost, beginnings: PrefixMemory | None) -> None:
 
 
 class _Counted:
-    """A control as a `Value`, with the tokens that it made the model forward."""
+    """A control_variate as a `Value`, with the tokens that it made the model forward."""
 
     def __init__(self, game: LogProbGame) -> None:
         self.model, self.value, self.tokens = game.model, fixed_order(game), 0
@@ -274,14 +275,16 @@ class _Counted:
         return values
 
 
-def _votes(game: VoteGame, answer: str | None, settings: Settings, chance: float) -> tuple[Explained, tuple[str, ...]]:
+def _votes(
+    game: VoteGame, answer: str | None, settings: Settings, inclusion_probability: float
+) -> tuple[Explained, tuple[str, ...]]:
     """Scores for every answer that any coalition gave, the one in question first."""
     own = game.ask([game.context.everything()])[0]
-    wanted = own if answer is None else normalise(answer)
+    wanted = own if answer is None else normalize(answer)
     if settings.order == "random":  # all documents in their own order have been asked above
         settings = replace(settings, budget=settings.budget - 1)
     if settings.index in CREDITS:
-        return _credited(game, wanted, answer, settings, chance)
+        return _credited(game, wanted, answer, settings, inclusion_probability)
     known = game.memory.__contains__
     others: list[str] = []
 
@@ -294,7 +297,7 @@ def _votes(game: VoteGame, answer: str | None, settings: Settings, chance: float
 
 
 def _credited(
-    game: VoteGame, wanted: str, answer: str | None, settings: Settings, chance: float
+    game: VoteGame, wanted: str, answer: str | None, settings: Settings, inclusion_probability: float
 ) -> tuple[Explained, tuple[str, ...]]:
     parts = list(game.context.sources)
     n, budget, shubik = len(parts), settings.budget, settings.index == "shapley_shubik"
@@ -311,14 +314,16 @@ def _credited(
     if exact:
         said = game.ask([select(row, parts) for row in in_place(all_coalitions(n)).tolist()])
     elif not shubik:
-        flips = sampled_flips(n, budget, chance, rng)
+        flips = sampled_flips(n, budget, inclusion_probability, rng)
         said = game.ask([select(row, parts) for row in in_place(flips.reshape(-1, n)).tolist()])
     else:
         orders = sampled_orders(n, budget, lambda order: rows(order[None]), rng)
         said = game.ask(rows(orders))
     candidates = [wanted, *[c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS]]
     if exact:
-        scores = exact_credit(said, n, candidates, shubik_weights(n) if shubik else penrose_weights(n, chance))
+        scores = exact_credit(
+            said, n, candidates, shubik_weights(n) if shubik else penrose_weights(n, inclusion_probability)
+        )
         half = np.zeros_like(scores)
     elif not shubik:
         scores, half = flipped_credit(flips, np.array(said, object).reshape(len(flips), n + 1), candidates)
@@ -330,10 +335,12 @@ def _credited(
     return Explained({"documents": top}, ends, "exact" if exact else "permutation", {}), columns
 
 
-def _check_names(value: str, index: str, engine: str, estimator: str, refine: str, order: str, budget: int) -> None:
+def _check_names(
+    value: str, index: str, engine: str, estimator: str, granularity: str, order: str, budget: int
+) -> None:
     for kind, name, known in (
         ("value", value, VALUES), ("index", index, INDICES), ("engine", engine, ("auto", *ENGINES)),
-        ("estimator", estimator, ("auto", *ESTIMATORS)), ("level", refine, REFINEMENTS), ("order", order, ORDERS),
+        ("estimator", estimator, ("auto", *ESTIMATORS)), ("level", granularity, REFINEMENTS), ("order", order, ORDERS),
     ):  # fmt: skip
         if name not in known:
             raise UnknownNameError(kind, name, known)
@@ -347,12 +354,12 @@ def _check_names(value: str, index: str, engine: str, estimator: str, refine: st
         raise InputError("index 'penrose_banzhaf' has no order of arrival: use order='fixed'")
     if index == "append" and order != "random":
         raise InputError("index 'append' is of random orders: use order='random', or index='shapley'")
-    if index in (*CREDITS, "append") and refine != "documents":
-        raise InputError(f"index {index!r} scores whole documents: use refine='documents'")
+    if index in (*CREDITS, "append") and granularity != "documents":
+        raise InputError(f"index {index!r} scores whole documents: use granularity='documents'")
     if engine == "packed" and order != "random":
         raise InputError("engine 'packed' lays documents out in random orders: use order='random', or engine='trie'")
-    if engine == "blocks" and (order != "fixed" or value != "logprob" or refine != "documents"):
+    if engine == "blocks" and (order != "fixed" or value != "logprob" or granularity != "documents"):
         raise InputError(
             "engine 'blocks' encodes whole documents once, in place: use order='fixed', value='logprob' and "
-            "refine='documents', or another engine"
+            "granularity='documents', or another engine"
         )

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import regex
 
 from amplify.attribution.words import word_spans
-from amplify.models.base import LanguageModel
 from amplify.errors import ContextLengthError, InputError
+from amplify.models.base import LanguageModel
 from amplify.templates import Template
-from amplify.untrusted import neutral
 from amplify.types import Message, Prompt, Span
+from amplify.untrusted import neutral
 
 Layout = Literal["chat", "text"]
 Ordered = npt.NDArray[np.int64]  # [coalitions, sources]: -1 where the source is absent, else its place

@@ -18,10 +18,10 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from amplify.models.base import LanguageModel, LocalModel, need_scoring, need_local
+from amplify.errors import InputError, ModelError
+from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
 from amplify.models.text import encode_with_targets, render
 from amplify.models.tree import TokenTree
-from amplify.errors import ModelError, InputError
 from amplify.sources.context import Context, Selection
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amplify import codec
-from amplify.models.base import LanguageModel, LocalModel
-from amplify.errors import ModelError, DataError, InputError, RunError
+from amplify.errors import DataError, InputError, ModelError, RunError
 from amplify.files import Journal, digest, shown
-from amplify.metrics import normalise
+from amplify.metrics import normalize
+from amplify.models.base import LanguageModel, LocalModel
 from amplify.progress import progress
 from amplify.shapley.game import Coalitions, Floats
 from amplify.sources import engines
-from amplify.sources.engines import Engine
 from amplify.sources.context import Context, Ordered, Selection, Source, in_place, select, sentences
+from amplify.sources.engines import Engine
 from amplify.types import Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class LogProbGame:
 class VoteGame:
     """Which answer is decoded: v_c(S) = 1 where the greedy answer with S is c (TextGenSHAP's voting game).
 
-    Answers that are equal after `metrics.normalise` count as one.
+    Answers that are equal after `metrics.normalize` count as one.
 
     Attributes:
         context, model, engine: what is asked, whom, and how.
@@ -243,13 +243,13 @@ class VoteGame:
         self.memory.fill(selections, decode)
         said = []
         for s in selections:
-            said.append(normalise(self.memory[s]))
+            said.append(normalize(self.memory[s]))
             self.answers.setdefault(said[-1], self.memory[s])
         return said
 
     def frequent(self, most: int) -> list[str]:
         """The (normalised) answers that most selections gave, in falling order; ties in order of appearance."""
-        counts = Counter(normalise(text) for text in self.memory.results())
+        counts = Counter(normalize(text) for text in self.memory.results())
         return sorted(self.answers, key=lambda c: -counts[c])[:most]
 
     def votes(self, selections: Sequence[Selection], candidates: Sequence[str]) -> Floats:

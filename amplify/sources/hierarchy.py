@@ -20,9 +20,9 @@ from amplify.shapley.exact import Index, log_binomial, marginal_weights
 from amplify.shapley.game import Coalitions, Floats, Value
 from amplify.shapley.given import given_each, given_scores
 from amplify.shapley.intervals import BORROWED, half_width, mean_deviation
+from amplify.sources.context import Context, Source, sentences, words
 from amplify.sources.orders import random_order
 from amplify.sources.parts import CONTEXTS, Around, Explained, Key, Play, Scored, Trace, spread_over
-from amplify.sources.context import Context, Source, sentences, words
 
 Refine = Literal["documents", "sentences", "words"]
 REFINEMENTS: tuple[Refine, ...] = ("documents", "sentences", "words")
@@ -41,7 +41,7 @@ class Settings:
         index: "shapley" or "banzhaf".
         estimator: for the documents; parts of documents are always scored with "auto".
         budget: distinct prompts over all levels.
-        refine: the finest level.
+        granularity: the finest level.
         order: of the documents in a prompt: their own, or drawn anew for each coalition.
         thresholds: a document (sentence) is opened when its score, less one standard error (half width / 1.96, which is
             more where few values say how far they vary), reaches this in any column. The best one is always opened.
@@ -52,7 +52,7 @@ class Settings:
     index: str = "shapley"
     estimator: str = "auto"
     budget: int = 64
-    refine: Refine = "words"
+    granularity: Refine = "words"
     order: Literal["fixed", "random"] = "fixed"
     thresholds: tuple[float, float] = (0.1, 0.1)
     relative: bool = True
@@ -64,7 +64,7 @@ def explain(
     context: Context,
     settings: Settings,
     *,
-    control: Value | None = None,
+    control_variate: Value | None = None,
     cost: PrefixCost | None = None,
     trace: Trace | None = None,
     also: Callable[[], Play | None] | None = None,
@@ -75,7 +75,7 @@ def explain(
         play: the game.
         context: its documents.
         settings: how.
-        control, cost: see `estimate`; documents in fixed order only.
+        control_variate, cost: see `estimate`; documents in fixed order only.
         trace: score another column of the game from the sample of an earlier call, which costs nothing.
         also: asked once the documents have been sampled for further columns of the game (None: there are none), which
             are scored from the same sample; parts of documents are then opened and sampled for all columns.
@@ -84,7 +84,7 @@ def explain(
         InputError: a budget too small, or an estimator that does not fit the order.
     """
     hierarchy = _Hierarchy(play, context, settings, trace)
-    top, ends, used, meta = hierarchy.documents(control, cost)
+    top, ends, used, meta = hierarchy.documents(control_variate, cost)
     if also is not None and (more := also()) is not None:
         seen = explain(more, context, settings, trace=hierarchy.trace)
         same = seen.levels["documents"]
@@ -110,26 +110,26 @@ class _Hierarchy:
         self.rng = np.random.default_rng([settings.seed, 2])
         self.rank = tuple(range(len(context.documents)))
 
-    def documents(self, control: Value | None, cost: PrefixCost | None) -> Top:
+    def documents(self, control_variate: Value | None, cost: PrefixCost | None) -> Top:
         """The first level, under its share of the budget."""
         settings, n = self.settings, len(self.context.documents)
-        budget = max(2, round(settings.budget * SHARES[settings.refine][0]))
+        budget = max(2, round(settings.budget * SHARES[settings.granularity][0]))
         if settings.estimator == "exact" and budget < settings.budget and budget < 2**n:
             raise InputError(
-                f"exact values of {n} documents need 2^{n} = {2**n} evaluations; with refine={settings.refine!r} the "
-                f"documents get {budget} of the budget of {settings.budget}. Raise budget=, or use refine='documents' "
-                "or estimator='auto'"
+                f"exact values of {n} documents need 2^{n} = {2**n} evaluations; with "
+                f"granularity={settings.granularity!r} the documents get {budget} of the budget of "
+                f"{settings.budget}. Raise budget=, or use granularity='documents' or estimator='auto'"
             )
         if settings.order == "random":
             return *random_order(self.play, self.context, self.index, settings.estimator, budget, self.rng), {}
-        if n > max(FEW, budget // DIRECT) and settings.estimator == "auto" and cost is None and control is None:
+        if n > max(FEW, budget // DIRECT) and settings.estimator == "auto" and cost is None and control_variate is None:
             return self._grouped(budget)
-        return self._one_by_one(budget, control, cost)
+        return self._one_by_one(budget, control_variate, cost)
 
     def below(self, top: Scored, ends: Floats) -> dict[str, Scored]:
         """All levels: the documents, and the sentences and words of those that matter."""
         settings = self.settings
-        shares = SHARES[settings.refine]
+        shares = SHARES[settings.granularity]
         left = settings.budget - max(2, round(settings.budget * shares[0]))
         scale = np.abs(ends[1] - ends[0]) if settings.relative else np.ones(ends.shape[1])
         levels, above = {"documents": top}, top
@@ -143,10 +143,16 @@ class _Hierarchy:
             levels[name] = above
         return levels
 
-    def _one_by_one(self, budget: int, control: Value | None, cost: PrefixCost | None) -> Top:
+    def _one_by_one(self, budget: int, control_variate: Value | None, cost: PrefixCost | None) -> Top:
         groups = [[source] for source in self.context.sources]
         scores, half, used, sampled = self._sampled(
-            self._value(groups), len(groups), ("documents", ROOT), budget, self.settings.estimator, control, cost
+            self._value(groups),
+            len(groups),
+            ("documents", ROOT),
+            budget,
+            self.settings.estimator,
+            control_variate,
+            cost,
         )
         around = self._contexts(groups, ("documents", ROOT))
         top = Scored([source for [source] in groups], scores, half, around)
@@ -276,7 +282,7 @@ class _Hierarchy:
         key: Key,
         budget: int,
         estimator: str = "auto",
-        control: Value | None = None,
+        control_variate: Value | None = None,
         cost: PrefixCost | None = None,
         contexts: int = 1,
     ) -> tuple[Floats, Floats, str, Mapping[str, Any]]:
@@ -291,7 +297,9 @@ class _Hierarchy:
             asked.append(held)
             return np.asarray(value(held), dtype=np.float64)
 
-        found = estimate(watched, n, self.index, estimator, budget, self.settings.seed, control=control, cost=cost)
+        found = estimate(
+            watched, n, self.index, estimator, budget, self.settings.seed, control_variate=control_variate, cost=cost
+        )
         self.trace[key] = (np.concatenate(asked), contexts)
         return found.scores.reshape(n, -1), ((found.high - found.low) / 2).reshape(n, -1), found.estimator, found.meta
 

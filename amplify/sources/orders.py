@@ -18,8 +18,8 @@ from amplify.shapley.given import given_scores
 from amplify.shapley.intervals import BORROWED, half_width, mean_deviation
 from amplify.shapley.regression import constrained_least_squares
 from amplify.shapley.sampling import prefixes
-from amplify.sources.parts import CONTEXTS, Around, Play, Scored, spread_over
 from amplify.sources.context import Context, Ordered
+from amplify.sources.parts import CONTEXTS, Around, Play, Scored, spread_over
 
 GROUPS = 20
 

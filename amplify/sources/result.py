@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from amplify import codec, files
-from amplify.errors import AmplifyError, DataError, InputError
 from amplify.documents import ROUNDING
-from amplify.metrics import normalise
+from amplify.errors import AmplifyError, DataError, InputError
+from amplify.metrics import normalize
 from amplify.render import visible
 from amplify.shapley.game import Floats
-from amplify.templates import Template
 from amplify.sources.context import Context, Source
+from amplify.templates import Template
 from amplify.types import Prompt
 
 LevelName = Literal["documents", "sentences", "words"]
@@ -150,10 +150,10 @@ class SourceAttribution:
         Raises:
             InputError: no such answer was given by any coalition asked.
         """
-        wanted = [normalise(c) for c in self.columns]
-        if normalise(answer) not in wanted:
+        wanted = [normalize(c) for c in self.columns]
+        if normalize(answer) not in wanted:
             raise InputError(f"{answer!r} is not among what was scored: {', '.join(map(repr, self.columns))}")
-        return self._at(wanted.index(normalise(answer)))
+        return self._at(wanted.index(normalize(answer)))
 
     def _at(self, column: int) -> SourceAttribution:
         def turn(level: Level | None) -> Level | None:
@@ -201,7 +201,7 @@ class SourceAttribution:
         levels = self.levels()
         name = level or list(levels)[-1]
         if name not in levels:
-            raise InputError(f"there are no scores of {name}: ask with refine={name!r}")
+            raise InputError(f"there are no scores of {name}: ask with granularity={name!r}")
         chosen = levels[name]
         marked = chosen.above() or [int(np.argmax(chosen.scores))]
         return self.context.marked([chosen.sources[i] for i in marked])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amplify.errors import InputError
-from amplify.metrics import normalise
+from amplify.metrics import normalize
 from amplify.tasks.rows import column, laid_out
 from amplify.tasks.spec import TaskSpec, check_keys
 from amplify.types import Example
@@ -138,10 +138,10 @@ def _completed(spec: TaskSpec, examples: Sequence[Example]) -> list[Example]:
     for example in examples:
         for g in example.fields["evidence"]:
             document = example.fields["documents"][g]
-            pool.setdefault(normalise(document["text"]), document)
+            pool.setdefault(normalize(document["text"]), document)
     passages = [pool[key] for key in sorted(pool)]
     near = _nearest(examples, passages, 4 * total) if kind == "bm25" else None
-    said = [f" {normalise(p['title'])} {normalise(p['text'])} " for p in passages]
+    said = [f" {normalize(p['title'])} {normalize(p['text'])} " for p in passages]
     return [
         _fill(spec, example, passages, said, total, gold_at, near[i] if near else None)
         for i, example in enumerate(examples)
@@ -166,15 +166,15 @@ def _fill(
 ) -> Example:
     draw = random.Random(f"{spec.seed}:{example.text}")
     gold = [example.fields["documents"][g] for g in example.fields["evidence"]]
-    own = {normalise(d["text"]) for d in gold}
-    answers = [f" {answer} " for a in example.answers if (answer := normalise(a))]
+    own = {normalize(d["text"]) for d in gold}
+    answers = [f" {answer} " for a in example.answers if (answer := normalize(a))]
     chosen: list[dict[str, Any]] = []
     candidates = list(near) if near is not None else draw.sample(range(len(passages)), min(len(passages), 8 * total))
     for number in candidates:
         passage = passages[number]
         if len(gold) + len(chosen) == total:
             break
-        if normalise(passage["text"]) in own or any(answer in said[number] for answer in answers):
+        if normalize(passage["text"]) in own or any(answer in said[number] for answer in answers):
             continue
         chosen.append(passage)
     if len(gold) + len(chosen) < total:

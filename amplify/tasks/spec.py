@@ -28,7 +28,7 @@ class TaskSpec:
     Attributes:
         name: the file's stem, or SUITE/NAME for a task of a suite file.
         description: one line for `amplify list tasks`.
-        instruction, input_name, announce, labels, metric, licence, citation: see `Task`.
+        instruction, input_name, answer_prefix, labels, metric, licence, citation: see `Task`.
         label_map: value in the data -> label.
         files: split (or "all") -> paths relative to the data folder, the first that exists is read.
         label_files: split -> file with one label a line, where labels lie beside the rows.
@@ -56,7 +56,7 @@ class TaskSpec:
     description: str = ""
     instruction: str = ""
     input_name: str = "Question"
-    announce: str = "The answer is"
+    answer_prefix: str = "The answer is"
     labels: tuple[str, ...] = ()
     label_map: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -25,7 +25,7 @@ class Task:
         test: what is evaluated.
         labels: the fixed label set; empty where every example brings its own `choices`, or answers are free text.
         input_name: what an input is called in prompts, e.g. "Review".
-        announce: the words before an answer in prompts, e.g. "Sentiment:".
+        answer_prefix: the words before an answer in prompts, e.g. "Sentiment:".
         metric: name in `amplify.metrics`.
         cot: human chain-of-thought demonstrations, empty where there are none. None of them is in `test`.
         template: question template of `prompts/` that this task is asked with. Such a prompt holds nothing else: no
@@ -44,7 +44,7 @@ class Task:
     test: tuple[Example, ...]
     labels: tuple[str, ...] = ()
     input_name: str = "Question"
-    announce: str = "The answer is"
+    answer_prefix: str = "The answer is"
     metric: str = "accuracy"
     cot: tuple[Demonstration, ...] = ()
     template: str = ""

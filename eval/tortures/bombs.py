@@ -30,7 +30,7 @@ KEYS = (
     "metric",
     "max_tokens",
     "template",
-    "announce",
+    "answer_prefix",
     "seed",
     "emphasis",
     "labels",
@@ -174,9 +174,9 @@ def _words(text: str) -> None:
 
 
 def _normalised(text: str) -> None:
-    from amplify.metrics import normalise
+    from amplify.metrics import normalize
 
-    normalise(text)
+    normalize(text)
 
 
 def _payload(spans: int) -> None:
@@ -220,7 +220,7 @@ def _yaml(work: Path) -> Iterator[tuple[str, str, Any]]:
     (work / "suite.yaml").write_text(f"task:\n{text}model: 'scripted:echo'\nmethods: [zero_shot]\n")
     yield "YAML", "in a suite's task", ["run", "--config", "suite.yaml", "--dry-run"]
     (work / "options.yaml").write_text(
-        "task: reviews.csv\ntext: text\nlabel: label\nbackend: 'scripted:echo'\nmethods: [few_shot]\n"
+        "task: reviews.csv\ntext: text\nlabel: label\nmodel: 'scripted:echo'\nmethods: [few_shot]\n"
         f"options:\n  few_shot.shots:\n{text}"
     )
     yield "YAML", "in a suite's options", ["run", "--config", "options.yaml", "--dry-run"]
@@ -278,7 +278,7 @@ def _sources(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:
                     "scripted:say= Bern",
                     "--value",
                     value,
-                    "--refine",
+                    "--granularity",
                     "documents",
                 ],
             )
@@ -343,7 +343,7 @@ def _attributed(documents: int) -> None:
 
     with amplify.load_model("scripted:say= Bern") as model:
         texts = [f"Note {i}." for i in range(documents)]
-        amplify.attribute_sources("Where?", texts, model, answer="Bern", refine="documents", budget=10**9)
+        amplify.attribute_sources("Where?", texts, model, answer="Bern", granularity="documents", budget=10**9)
 
 
 def _tables(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:

@@ -158,7 +158,7 @@ def commands(models: Path) -> list[Command]:
         Command("attribute", (*attribute, "-b", "scripted:say= Bern", "--html", "why.html"), (".jsonl",)),
         Command(
             "attribute, votes",
-            (*attribute, "-b", tiny, "--value", "votes", "--refine", "documents", "--html", "why.html"),
+            (*attribute, "-b", tiny, "--value", "votes", "--granularity", "documents", "--html", "why.html"),
             (".jsonl",),
             slow=True,
         ),

@@ -209,7 +209,7 @@ def _tasks(work: Path, inputs: Path) -> Iterator[Target]:
 
     yield Target("task YAML", 25_000, make, lambda given: load_task(_file(work / "task.yaml", given)))
     suite = (
-        "task: reviews.csv\ntext: text\nlabel: label\nbackend: 'scripted:echo'\nmethods: [zero_shot, few_shot]\n"
+        "task: reviews.csv\ntext: text\nlabel: label\nmodel: 'scripted:echo'\nmethods: [zero_shot, few_shot]\n"
         "options: {few_shot.shots: 2}\nseeds: [0, 1]\nlimit: 4\nmode: score\nbatch_size: 3\nbaseline: zero_shot\n"
     )
     shutil.copy(inputs / "reviews.csv", work / "reviews.csv")
@@ -348,9 +348,9 @@ def _profiles(work: Path) -> Target:
 
 
 def _programs(work: Path, inputs: Path, models: Path, children: Children) -> Iterator[Target]:
-    from amplify.models.scripted import ScriptedModel
     from amplify.methods import METHODS
     from amplify.methods.base import Program
+    from amplify.models.scripted import ScriptedModel
     from amplify.types import Example
 
     columns = ["--text", "text", "--label", "label", "--seeds", "0", "--limit", "4"]
@@ -461,7 +461,7 @@ def _attributions(work: Path, inputs: Path, children: Children) -> Iterator[Targ
         "scripted:say= Bern. It is.",
     ]
     good, pages = [], []
-    for name, more in (("why.json", []), ("votes.json", ["--value", "votes", "--refine", "documents"])):
+    for name, more in (("why.json", []), ("votes.json", ["--value", "votes", "--granularity", "documents"])):
         made = children.run([*asked, *more, "--json", name], inputs)
         if made.status:
             raise RuntimeError(f"no attribution to begin with: {made.last}")

@@ -88,7 +88,7 @@ def ways() -> list[Way]:
         "--out",
         "runs/r",
         "--set",
-        "*.lead=false",
+        "*.prefill=false",
     )
     attribute = (
         "attribute",
@@ -98,7 +98,7 @@ def ways() -> list[Way]:
         "a.md",
         "b.md",
         "c.md",
-        "--refine",
+        "--granularity",
         "documents",
         "--cache",
         "cache.jsonl",

@@ -48,7 +48,7 @@ def test_the_inputs_are_the_first_hidden_states(encoder, kind):
     config = AutoConfig.for_model(kind, vocab_size=len(encoder.tokenizer), num_labels=2, pad_token_id=0, **SIZES)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config).eval().requires_grad_(False)
-    proxy = replace(encoder, model=model)
+    proxy = replace(encoder, module=model)
     rows = [row for e in TASK.train for row in proxy.rows(e)]
     if kind in ("roberta", "distilbert", "mpnet"):
         rows = [replace(row, types=()) for row in rows]

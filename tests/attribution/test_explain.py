@@ -1,4 +1,4 @@
-"""amplify.explain: targets, players, removals and bad input, on proxies and language models; its command and page."""
+"""amplify.explain: targets, segments, maskings and bad input, on proxies and language models; its command and page."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import amplify
 from amplify.attribution import METHODS
 from amplify.attribution.comparison import compare
+from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
 from amplify.models import load_model
 from amplify.models.scripted import ScriptedModel
-from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
 from amplify.types import Example, Message, Prompt
@@ -108,15 +108,15 @@ def test_emojis_are_scored(causal):
     assert amplify.explain("😡😡", " bad", model=causal, method="occlusion").words == ("😡", "😡")
 
 
-@pytest.mark.parametrize("removal", ["pad", "attention"])
-def test_removals_equal_one_plain_forward_each(causal, removal):
+@pytest.mark.parametrize("masking", ["pad", "attention"])
+def test_removals_equal_one_plain_forward_each(causal, masking):
     import torch
 
     from amplify.attribution.games import prompt_value
     from amplify.attribution.words import word_spans
 
     spans = word_spans(TEXT)
-    value = prompt_value(causal, Prompt(text=TEXT), spans, " The answer", removal=removal)
+    value = prompt_value(causal, Prompt(text=TEXT), spans, " The answer", masking=masking)
     masks = np.random.default_rng(0).random((12, len(spans))) < 0.5
     masks[0], masks[1] = True, False
     batch = causal.tokenizer(TEXT + " The answer", return_offsets_mapping=True)
@@ -128,10 +128,10 @@ def test_removals_equal_one_plain_forward_each(causal, removal):
             for i, (a, b) in enumerate(places)
         ]
         shown = torch.tensor(
-            [[causal.tokenizer.pad_token_id if g and removal == "pad" else t for g, t in zip(gone, ids, strict=True)]]
+            [[causal.tokenizer.pad_token_id if g and masking == "pad" else t for g, t in zip(gone, ids, strict=True)]]
         )
         sees = torch.ones(len(ids), len(ids)).tril().bool()
-        if removal == "attention":
+        if masking == "attention":
             sees &= ~torch.tensor(gone)[None, :] | torch.eye(len(ids)).bool()
         additive = torch.zeros(1, 1, len(ids), len(ids)).masked_fill(~sees, torch.finfo(torch.float32).min)
         with torch.inference_mode():
@@ -147,14 +147,14 @@ def test_removals_on_an_encoder(encoder):
     whole = encoder.tokenizer(TEXT, return_offsets_mapping=True)
     inside = [any(a < e and b > s for s, e in spans) for a, b in whole["offset_mapping"]]
     ids = torch.tensor([whole["input_ids"]])
-    for removal in ("pad", "mask", "attention"):
-        a = amplify.explain(TEXT, "negative", model=encoder, method="occlusion", removal=removal, players=[(0, 21)])
+    for masking in ("pad", "mask", "attention"):
+        a = amplify.explain(TEXT, "negative", model=encoder, method="occlusion", masking=masking, segments=[(0, 21)])
         changed, mask = ids.clone(), torch.ones_like(ids)
         gone = torch.tensor([[s < 21 and e > s for s, e in whole["offset_mapping"]]])
-        if removal == "attention":
+        if masking == "attention":
             mask[gone] = 0
         else:
-            changed[gone] = getattr(encoder.tokenizer, f"{removal}_token_id")
+            changed[gone] = getattr(encoder.tokenizer, f"{masking}_token_id")
         with torch.inference_mode():
             before = encoder.module(input_ids=ids).logits[0, 0]
             after = encoder.module(input_ids=changed, attention_mask=mask).logits[0, 0]
@@ -172,7 +172,7 @@ def test_of_a_chat_only_the_last_message_of_the_user_is_scored(causal):
 
 
 def test_phrases_and_a_part_of_the_words(encoder):
-    a = amplify.explain(TEXT, "negative", model=encoder, method="grad_x_input", players=[(13, 29), (0, 11)])
+    a = amplify.explain(TEXT, "negative", model=encoder, method="grad_x_input", segments=[(13, 29), (0, 11)])
     words = amplify.explain(TEXT, "negative", model=encoder, method="grad_x_input")
     assert a.words == ("Great phone", "terrible battery")
     assert a.scores[0] == pytest.approx(sum(words.scores[:2]), abs=1e-5)
@@ -196,10 +196,10 @@ def test_bad_input(encoder, causal):
     refused("too small", TEXT, "negative", method="occlusion", budget=3)
     refused("too small", TEXT, "negative", method="shapley_sampling", budget=3)
     refused("kernel_shap", TEXT, "negative", method="kernelshap", error=UnknownNameError)
-    refused("delete", TEXT, "negative", method="lime", removal="erase", error=UnknownNameError)
-    refused("no mask token", TEXT, " a", model=causal, method="lime", removal="mask")
+    refused("delete", TEXT, "negative", method="lime", masking="erase", error=UnknownNameError)
+    refused("no mask token", TEXT, " a", model=causal, method="lime", masking="mask")
     refused("neither a proxy folder nor a model", TEXT, "a", model="smollm2-135m")
-    refused("do not overlap", TEXT, "negative", players=[(0, 5), (3, 8)])
+    refused("do not overlap", TEXT, "negative", segments=[(0, 5), (3, 8)])
     refused("1 evaluation or more", TEXT, "negative", budget=0)
     with pytest.raises(CapabilityError, match="What works with it: occlusion, lime, kernel_shap"):
         amplify.explain(TEXT, "a", model=open_scored(), method="grad_x_input")
@@ -211,7 +211,7 @@ def open_scored():
     from amplify.models.base import Usage
 
     class Scored:
-        spec, usage, max_context = "scored:x", Usage(), None
+        id, usage, max_context = "scored:x", Usage(), None
         generate = count_tokens = describe = close = __enter__ = __exit__ = lambda self, *args: None
 
         def score(self, prompts, continuations, *, steering=None):

@@ -12,8 +12,8 @@ from amplify.attribution.faithfulness import comprehensiveness, faithfulness
 from amplify.attribution.faithfulness_metrics import DEFAULT, METRICS
 from amplify.attribution.faithfulness_table import interval, pooled
 from amplify.attribution.words import word_spans
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
 from amplify.types import Attribution, Example, Message, Prompt

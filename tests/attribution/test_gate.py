@@ -16,8 +16,8 @@ from amplify.attribution.deletion import Deletion, deletion
 from amplify.attribution.explaining import explain, explain_many
 from amplify.attribution.gate import Verdict, choose, choose_on, explain_words, judge
 from amplify.attribution.words import key_word_mask, word_spans
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.proxies import Proxy, train_proxy
 from amplify.tasks import Task
 from amplify.types import Attribution, Example

@@ -10,9 +10,9 @@ import pytest
 import amplify
 from amplify.attribution import METHODS
 from amplify.attribution.registry import Case, Explainer
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.methods import make
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.registry import table
 
 TEXT = "good bad great awful"
@@ -48,7 +48,7 @@ def test_a_function_of_a_case_is_an_explainer(own: Callable[[str], None]) -> Non
     assert both["alone"][0].scores == (1.0, 0.0, 2.0, -3.0)
     found = both["alone"][0]
     assert (found.method, found.budget, found.low, found.seed) == ("alone", 5, found.scores, None)
-    assert found.meta["removal"] == "delete"
+    assert found.meta["masking"] == "delete"
     own("again")
     amplify.register("explainer", "again")(alone)
     before = len(model.calls)

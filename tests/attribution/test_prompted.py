@@ -17,8 +17,8 @@ from amplify.attribution.prompted import (
     read_words,
 )
 from amplify.attribution.words import word_spans
-from amplify.models.scripted import ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
+from amplify.models.scripted import ScriptedGenerator
 from amplify.types import Attribution, Message, Prompt
 
 TEXT = "The superb end and the lovely music saved a dull, slow film"
@@ -107,11 +107,11 @@ def test_self_continues_the_models_own_answer() -> None:
     own = Prompt(messages=(Message("user", f"Review: {TEXT}"),), prefix="The answer is")
     model = ScriptedGenerator('say=superb", "lovely"')
     explain_prompted([Case(TEXT, "(A)", prompt=own)], model, "self", k=4)
-    lead = 'The answer is (A). The text is recognised as such by its words "'
-    assert model.texts[0] == f"user: Review: {TEXT}\n\nassistant: {lead}"
+    prefill = 'The answer is (A). The text is recognised as such by its words "'
+    assert model.texts[0] == f"user: Review: {TEXT}\n\nassistant: {prefill}"
     raw = Prompt(text=f"Q: {TEXT}\nA:", prefix=" The answer is")
     explain_prompted([Case(TEXT, "(A)", prompt=raw)], model, "self", k=4)
-    assert model.texts[1] == f"Q: {TEXT}\nA: {lead}"
+    assert model.texts[1] == f"Q: {TEXT}\nA: {prefill}"
     explain_prompted([Case(TEXT, "positive")], model, "self")
     assert "your answer was positive.\n" in model.texts[2]
 

@@ -32,7 +32,7 @@ def errors(games: list[Table], name: str, budget: int, control: bool = False) ->
         truth = exact_scores(game["values"])
         cheap = (lambda s, t=game["blocks"]: t[s @ bits]) if control else None
         runs = [
-            estimate(lambda s, t=game["values"]: t[s @ bits], 10, "shapley", name, budget, k, control=cheap)
+            estimate(lambda s, t=game["values"]: t[s @ bits], 10, "shapley", name, budget, k, control_variate=cheap)
             for k in range(3)
         ]
         assert max(r.calls for r in runs) <= budget

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from amplify.models import load_model
 from amplify.methods import make
+from amplify.models import load_model
 from amplify.tasks import load_task
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "reproduce_textgenshap.py"

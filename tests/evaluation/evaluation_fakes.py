@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from amplify.models.base import LanguageModel
-from amplify.models.scripted import ScriptedModel
 from amplify.evaluation import Report, evaluate
 from amplify.methods.base import Method, PromptProgram
+from amplify.models.base import LanguageModel
+from amplify.models.scripted import ScriptedModel
 from amplify.tasks import Task
 from amplify.types import Answer, Demonstration, Example, Message, Prompt, Rationale, Sampling
 
@@ -132,16 +132,14 @@ def methods() -> list[Method]:
     return [Plain(), Fake(), Fake(skill=0.9)]
 
 
-def fake_backend(**options: Any) -> ScriptedModel:
+def fake_model(**options: Any) -> ScriptedModel:
     return ScriptedModel("fake", reply=reply, **options)
 
 
 def run(out: Path | None, **changes: Any) -> Report:
     """All methods under three seeds, in batches of four."""
     given = {"batch_size": 4, "seeds": (0, 1, 2)} | changes
-    return evaluate(
-        make_task(), given.pop("model", fake_backend()), given.pop("methods", methods()), out=out, **given
-    )
+    return evaluate(make_task(), given.pop("model", fake_model()), given.pop("methods", methods()), out=out, **given)
 
 
 def lines(folder: Path, name: str = "records.jsonl") -> list[dict[str, Any]]:
@@ -179,6 +177,6 @@ if __name__ == "__main__":
     if len(sys.argv) > 3:
         run_model(sys.argv[3], folder, records_wanted)
     else:
-        with fake_backend() as model:
+        with fake_model() as model:
             hold(model, folder / "records.jsonl", records_wanted)
             run(folder, model=model)

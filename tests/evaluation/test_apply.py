@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import amplify
-from amplify.models.scripted import ScriptedModel
-from amplify.errors import ModelError, InputError, RunError
+from amplify.errors import InputError, ModelError, RunError
 from amplify.evaluation.apply import apply_program, confidence
 from amplify.methods import Program, make
+from amplify.models.scripted import ScriptedModel
 from amplify.types import Answer, Example
 
 ROWS = 10
@@ -60,14 +60,14 @@ def test_the_score_is_the_answers_probability_among_the_labels(source: Path, tmp
 @pytest.mark.parametrize("normalize", ["tokens", "characters", "first_token"])
 def test_labels_that_are_compared_by_length_keep_their_probabilities(source: Path, normalize: str) -> None:
     """A mean per token is no log-probability: the probability is that of the labels as they are."""
-    method = make("zero_shot", mode="score", normalize=normalise)
+    method = make("zero_shot", mode="score", normalize=normalize)
     task = amplify.load_task("support_tickets")
     [answer] = method.fit(task, model(), 0).answer(task.test[:1], model())
     plain = make("zero_shot", mode="score").fit(task, model(), 0).answer(task.test[:1], model())[0]
-    if normalise == "first_token":
+    if normalize == "first_token":
         assert answer.scores == answer.logprobs == answer.first_tokens
     else:
-        assert (answer.scores == plain.scores) == (normalise == "tokens")  # here a label is one token
+        assert (answer.scores == plain.scores) == (normalize == "tokens")  # here a label is one token
         assert answer.logprobs == plain.scores == plain.logprobs
         assert answer.probabilities() == plain.probabilities()
     assert confidence(answer) == answer.probabilities()[str(answer.value)]

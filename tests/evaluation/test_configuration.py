@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from evaluation_fakes import Fake, Plain, fake_backend, make_task, run
+from evaluation_fakes import Fake, Plain, fake_model, make_task, run
 
-from amplify.models.scripted import ScriptedModel
 from amplify.errors import InputError, UnknownNameError
 from amplify.evaluation import evaluate
 from amplify.evaluation.configuration import declare_family, make_methods
 from amplify.methods import METHODS, make
+from amplify.models.scripted import ScriptedModel
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from amplify.methods import METHODS, make
     ],
 )
 def test_bad_input(tmp_path, changes, message):
-    asked = fake_backend()
+    asked = fake_model()
     with pytest.raises(InputError, match=message):
         run(tmp_path / "run", model=asked, **changes)
     assert not asked.texts
@@ -110,12 +110,14 @@ def test_methods_by_name_with_options(tmp_path):
 
 def test_an_option_of_all_methods_that_have_it():
     made = make_methods(
-        ["zero_shot", "few_shot", "few_shot_balanced"], "generate", {"few_shot.shots": 5, "*.shots": 3, "*.lead": False}
+        ["zero_shot", "few_shot", "few_shot_balanced"],
+        "generate",
+        {"few_shot.shots": 5, "*.shots": 3, "*.prefill": False},
     )
     assert [m.label for m in made] == [
-        "zero_shot[lead=false]",
-        "few_shot[lead=false,shots=5]",
-        "few_shot_balanced[lead=false,shots=3]",
+        "zero_shot[prefill=false]",
+        "few_shot[prefill=false,shots=5]",
+        "few_shot_balanced[prefill=false,shots=3]",
     ]
     with pytest.raises(UnknownNameError, match=r"Did you mean 'shots'\?"):
         make_methods(["zero_shot", "few_shot"], "generate", {"*.shot": 3})

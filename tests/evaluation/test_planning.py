@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from evaluation_fakes import fake_backend, make_task
+from evaluation_fakes import fake_model, make_task
 
-from amplify.models.scripted import ScriptedModel
 from amplify.evaluation import evaluate, plan
+from amplify.models.scripted import ScriptedModel
 
 
 def test_a_plan_asks_nothing_and_equals_the_run():
-    asked = fake_backend()
+    asked = fake_model()
     chosen = ["zero_shot", "few_shot"]
     expected = plan(make_task(), asked, chosen, seeds=(0, 1), limit=20)
     assert not asked.texts

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from evaluation_fakes import Fake, Plain, make_task, methods, reply
 
-from amplify.models.scripted import ScriptedModel
 from amplify.errors import UnknownNameError
 from amplify.evaluation import evaluate, load_report, statistics
 from amplify.evaluation.tables import short_hashes
+from amplify.models.scripted import ScriptedModel
 from amplify.types import Answer, Attribution, Demonstration, Rationale
 
 EVIL = (

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import evaluation_fakes as fakes
 import pytest
-from evaluation_fakes import Fake, Plain, fake_backend, lines, make_task, methods, reply, run
+from evaluation_fakes import Fake, Plain, fake_model, lines, make_task, methods, reply, run
 
-from amplify.models.scripted import ScriptedModel
 from amplify.errors import ModelError, RunError
 from amplify.evaluation import evaluate, load_report
+from amplify.models.scripted import ScriptedModel
 
 SCRIPT = Path(fakes.__file__)
 
@@ -78,7 +78,7 @@ def test_killed_and_started_again_on_transformers(tmp_path, tiny_lm):
 
 def test_programs_are_never_fitted_again(tmp_path):
     with pytest.raises(ModelError):
-        run(tmp_path, model=fake_backend(fail_after=60))
+        run(tmp_path, model=fake_model(fail_after=60))
     before = {p.name: p.read_bytes() for p in (tmp_path / "programs").iterdir()}
     fakes.FITS.clear()
     run(tmp_path)
@@ -92,17 +92,17 @@ def test_an_unfinished_batch_is_redone_whole(tmp_path):
     whole = records.read_bytes()
     torn = whole.splitlines(keepends=True)
     records.write_bytes(b"".join(torn[:10]) + torn[10][:25])  # two batches of four, then half of one
-    asked = fake_backend()
+    asked = fake_model()
     report = run(tmp_path, model=asked)
     assert records.read_bytes() == whole
     assert len(asked.texts) == 210 - 8
     assert report.finished
 
 
-def test_a_failing_backend_keeps_what_was_answered(tmp_path):
+def test_a_failing_model_keeps_what_was_answered(tmp_path):
     says = r"50 answers are kept in .*, and 1 replies of the unfinished batch; run the same command again"
     with pytest.raises(ModelError, match=says) as caught:
-        run(tmp_path, model=fake_backend(fail_after=58))  # 7 of them while fitting
+        run(tmp_path, model=fake_model(fail_after=58))  # 7 of them while fitting
     assert "was told to fail" in str(caught.value)
     unfinished = load_report(tmp_path)
     assert not unfinished.finished
@@ -110,7 +110,7 @@ def test_a_failing_backend_keeps_what_was_answered(tmp_path):
     assert "UNFINISHED" in unfinished.to_markdown()
     assert [row.answered for row in unfinished.rows] == [30, 20, 0]
     assert unfinished.comparisons[1].p is None
-    again = fake_backend()
+    again = fake_model()
     run(tmp_path, model=again)
     assert len(again.texts) == 210 - 51
     assert not (tmp_path / "unfinished.jsonl").exists()
@@ -158,7 +158,7 @@ def test_another_configuration_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"model\.model"):
         run(tmp_path, model=ScriptedModel("other", reply=reply))
     with pytest.raises(RunError, match=r"task\.fingerprint"):
-        evaluate(make_task(instruction="Other."), fake_backend(), methods(), out=tmp_path, batch_size=4)
+        evaluate(make_task(instruction="Other."), fake_model(), methods(), out=tmp_path, batch_size=4)
     with pytest.raises(RunError, match="already holds a run"):
         run(tmp_path, resume=False)
 

@@ -9,13 +9,13 @@ from typing import ClassVar
 
 import evaluation_fakes as fakes
 import pytest
-from evaluation_fakes import Fake, Plain, fake_backend, lines, make_task, methods, reply, run
+from evaluation_fakes import Fake, Plain, fake_model, lines, make_task, methods, reply, run
 
-from amplify.models.scripted import ScriptedModel
 from amplify.errors import ContextLengthError, InputError, RunError
 from amplify.evaluation import evaluate, load_report
 from amplify.evaluation.configuration import chosen_items
 from amplify.methods.base import Program
+from amplify.models.scripted import ScriptedModel
 from amplify.types import Demonstration
 
 
@@ -111,7 +111,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
 
 
 def test_a_test_item_among_the_shots_is_refused_before_any_answer(tmp_path):
-    asked = fake_backend()
+    asked = fake_model()
     with pytest.raises(InputError, match="'test-0' is among the shots of fake"):
         run(tmp_path, methods=[Plain(), Fake(leak=True)], model=asked)
     assert not any("Review:" in text for text in asked.texts)
@@ -137,7 +137,7 @@ def test_a_test_item_under_another_id_is_refused_too(tmp_path):
 def test_a_prompt_that_cannot_fit_is_refused_before_any_answer(tmp_path):
     task = make_task()
     long = replace(task.test[20], text=f"item 20 {'very ' * 60}good")  # in the last batches of each method
-    asked = fake_backend(max_context=60)
+    asked = fake_model(max_context=60)
     with pytest.raises(ContextLengthError, match=r"plain: the prompt for item 'test-20' has \d+ tokens"):
         evaluate(replace(task, test=(*task.test[:20], long, *task.test[21:])), asked, [Plain()], out=tmp_path)
     assert not any("Review:" in text for text in asked.texts)

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from profiling_samples import item
 
-from amplify.models import load_model
-from amplify.models.scripted import ScriptedModel
 from amplify.errors import InputError
 from amplify.head_search.margins import Item, Margins, by_layer, heads_of
 from amplify.head_search.search import PLAIN
+from amplify.models import load_model
+from amplify.models.scripted import ScriptedModel
 from amplify.steering import Steering
 from amplify.types import Prompt
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from amplify.models import load_model
 from amplify.cli import cli
 from amplify.errors import InputError, RunError
 from amplify.head_search.profile import items_of, profile
+from amplify.models import load_model
 from amplify.steering import Steering
 from amplify.tasks import load_task
 from amplify.types import Prompt, Sampling, Span

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from profiling_samples import item
 
-from amplify.models import load_model
 from amplify.errors import RunError
 from amplify.head_search.margins import Margins
 from amplify.head_search.record import Recorded
 from amplify.head_search.search import exhaustive
+from amplify.models import load_model
 from amplify.steering import Steering
 
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from method_fakes import BAD, GOOD, by_word
 
-from amplify import demonstrations
+from amplify import selection
 from amplify.attribution.faithfulness import comprehensiveness
 from amplify.attribution.gradients import explain
 from amplify.attribution.words import key_word_mask
-from amplify.models.scripted import ScriptedModel, plain_text
 from amplify.errors import ContextLengthError, DataError, InputError
 from amplify.methods import Amplify, Program, make
 from amplify.methods.amplify import top_words
 from amplify.methods.controls import ProxyProgram, TestWordsProgram
 from amplify.methods.program import ShotProgram
+from amplify.models.scripted import ScriptedModel, plain_text
 from amplify.proxies import Proxy, train_proxy
 from amplify.tasks import Task
 
@@ -206,7 +206,7 @@ def test_controls_change_the_words_and_nothing_else(sentiment: Task, body: str, 
         for name in ("amplify", "amplify_random_words", "amplify_shuffled_rationales", "amplify_tfidf_words")
     )
     for control in made:
-        assert control.form.lead == own.form.lead
+        assert control.form.prefill == own.form.prefill
         for mine, theirs in zip(own.shots, control.shots, strict=True):
             assert len(theirs.rationale.words) == len(mine.rationale.words)
             assert theirs.rationale.text.endswith(f"point to {theirs.example.label}.")
@@ -254,9 +254,7 @@ def test_proxy_alone(sentiment: Task, body: str, model: ScriptedModel, proxy: Pr
         ProxyProgram(program.proxy, "another").answer(sentiment.test, model)
 
 
-def test_answer_format_only_shows_no_content(
-    sentiment: Task, quiz: Task, words: Task, model: ScriptedModel
-) -> None:
+def test_answer_format_only_shows_no_content(sentiment: Task, quiz: Task, words: Task, model: ScriptedModel) -> None:
     program = make("answer_format_only").fit(sentiment, model, 0)
     replies = [m.content for m in program.prompt("x").messages if m.role == "assistant"]
     assert sorted(replies) == ["The answer is negative.", "The answer is positive."]
@@ -335,8 +333,8 @@ def test_choices_of_the_example(quiz: Task, body: str) -> None:
 
 
 def test_confidence_has_the_right_sign() -> None:
-    assert demonstrations.misclassification_confidence(np.array([0.1, 0.9]), 0) == pytest.approx(0.8)
-    assert demonstrations.misclassification_confidence(np.array([0.2, 0.5, 0.3]), 1) == pytest.approx(-0.2)
+    assert selection.misclassification_confidence(np.array([0.1, 0.9]), 0) == pytest.approx(0.8)
+    assert selection.misclassification_confidence(np.array([0.2, 0.5, 0.3]), 1) == pytest.approx(-0.2)
 
 
 def test_dropped_rationales_are_counted(sentiment: Task, body: str, model: ScriptedModel) -> None:

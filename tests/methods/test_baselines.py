@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from method_fakes import by_word
 
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator, plain_text
 from amplify.errors import CapabilityError, ContextLengthError, DataError, InputError, UnknownNameError
 from amplify.methods import METHODS, FewShot, HumanCoT, Method, Program, ZeroShot, ZeroShotCoT, make
 from amplify.methods.program import ShotProgram
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel, plain_text
 from amplify.tasks import Task
 from amplify.types import Demonstration, Example, Rationale
 
@@ -92,8 +92,8 @@ def test_labels_that_begin_with_each_other_are_closed() -> None:
 def test_normalisation(normalize: str, best: str) -> None:
     items = (Example("a", "x", "no"),)
     task = Task("t", "Do.", (), (), items, labels=("very long yes", "no"))
-    model = ScriptedModel(logprob=lambda text, c: -26.0 if "yes" in c else -10.0 if normalise == "tokens" else -2.0)
-    answer = make("zero_shot", mode="score", normalize=normalise).fit(task, model, 0).answer(items, model)[0]
+    model = ScriptedModel(logprob=lambda text, c: -26.0 if "yes" in c else -10.0 if normalize == "tokens" else -2.0)
+    answer = make("zero_shot", mode="score", normalize=normalize).fit(task, model, 0).answer(items, model)[0]
     assert answer.value == best
 
 
@@ -131,7 +131,7 @@ def test_a_rationale_cut_off_is_answered_on_a_line_of_its_own(sentiment: Task) -
 
 def test_without_a_lead_the_model_is_on_its_own(sentiment: Task) -> None:
     model = ScriptedModel(reply=by_word)
-    program = ZeroShot(lead=False).fit(sentiment, model, 0)
+    program = ZeroShot(prefill=False).fit(sentiment, model, 0)
     prompt = program.prompt("x")
     assert prompt.prefix == ""
     assert prompt.messages[0].content == (
@@ -287,9 +287,9 @@ def test_score_mode_needs_a_scorer(sentiment: Task) -> None:
 
 
 def test_make_converts_and_refuses(sentiment: Task) -> None:
-    method = make("few_shot", mode="score", shots="3", lead="false", selection="balanced")
-    assert method == FewShot(shots=3, lead=False, selection="balanced", mode="score")
-    assert method.label == "few_shot[lead=false,shots=3,selection=balanced]"
+    method = make("few_shot", mode="score", shots="3", prefill="false", selection="balanced")
+    assert method == FewShot(shots=3, prefill=False, selection="balanced", mode="score")
+    assert method.label == "few_shot[prefill=false,shots=3,selection=balanced]"
     assert all(name == cls.name and issubclass(cls, Method) for name, cls in METHODS.items())
     with pytest.raises(UnknownNameError, match="Did you mean 'few_shot'"):
         make("few_shots")
@@ -298,7 +298,7 @@ def test_make_converts_and_refuses(sentiment: Task) -> None:
     for option, value in (
         ("shots", "many"),
         ("shots", 2.5),
-        ("lead", "perhaps"),
+        ("prefill", "perhaps"),
         ("shots", True),
     ):
         with pytest.raises(InputError, match=f"few_shot.{option} is"):

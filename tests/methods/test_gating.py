@@ -9,11 +9,11 @@ from method_fakes import BAD, GOOD, by_word
 from amplify.attribution import gate
 from amplify.attribution.deletion import deletion
 from amplify.attribution.gate import Verdict, judge
-from amplify.models.scripted import ScriptedModel
 from amplify.errors import UnknownNameError
 from amplify.methods import make
 from amplify.methods.gating import judge_own
 from amplify.methods.program import ShotProgram
+from amplify.models.scripted import ScriptedModel
 from amplify.proxies import train_proxy
 from amplify.rationales.wording import verbalise
 from amplify.tasks import Task

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import amplify
-from amplify.models.base import LanguageModel
 from amplify.methods import METHODS, Program, make
+from amplify.models.base import LanguageModel
 from amplify.tasks import Task
 
 pytestmark = pytest.mark.real

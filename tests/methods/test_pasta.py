@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 
 import amplify
-from amplify.models import load_model
-from amplify.models.scripted import ScriptedModel
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.evaluation import evaluate
 from amplify.methods import make
@@ -15,6 +13,8 @@ from amplify.methods.base import Program
 from amplify.methods.pasta import sentences_of
 from amplify.methods.refusals import triggers
 from amplify.methods.steered import find_profile, first_heads, model_name, random_heads
+from amplify.models import load_model
+from amplify.models.scripted import ScriptedModel
 from amplify.steering import Steering
 from amplify.tasks import Task, load_task
 from amplify.types import Example, Message, Prompt, Sampling

@@ -8,10 +8,10 @@ import pytest
 from fake_server import PLAIN_FIELDS, FakeServer
 from method_fakes import GOOD
 
-from amplify.models import load_model
-from amplify.models.base import LanguageModel
 from amplify.errors import CapabilityError, InputError
 from amplify.methods import METHODS, make
+from amplify.models import load_model
+from amplify.models.base import LanguageModel
 from amplify.tasks import Task
 from amplify.types import Example
 
@@ -51,7 +51,9 @@ def documents(task: Task) -> Task:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_runs_or_says_what_it_needs(name: str, plain: LanguageModel, sentiment: Task, tiny_encoder: Path) -> None:
+def test_a_method_runs_or_says_what_it_needs(
+    name: str, plain: LanguageModel, sentiment: Task, tiny_encoder: Path
+) -> None:
     known = {field.name for field in fields(METHODS[name])}
     options = {"proxy": str(tiny_encoder), "embedder": str(tiny_encoder), "epochs": 1, "shots": 2}
     method = make(name, **{key: value for key, value in options.items() if key in known})

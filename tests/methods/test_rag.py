@@ -12,14 +12,14 @@ from math import comb
 import numpy as np
 import pytest
 
-from amplify.models import load_model
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
 from amplify.evaluation import evaluate, load_report
 from amplify.evaluation.configuration import declare_family
 from amplify.methods import METHODS, make
 from amplify.methods.base import Program
 from amplify.methods.documents import RagProgram
+from amplify.models import load_model
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.steering import Steering
 from amplify.tasks import Task
 from amplify.templates import load as load_template
@@ -133,7 +133,7 @@ def test_prune_takes_out_what_speaks_against(task: Task, model: ScriptedModel) -
     [first, *_] = run("rag_prune_shapley", task, model)
     assert first.sources is not None
     assert first.sources.shown == (1,)  # exact values (2^5 = 32 prompts): every other is below 0
-    loose = run("rag_prune_shapley", task, model, below=-1.0)[0]
+    loose = run("rag_prune_shapley", task, model, threshold=-1.0)[0]
     assert loose.sources is not None
     assert loose.sources.shown == (0, 1, 2, 3)
 
@@ -339,7 +339,7 @@ def test_on_a_tiny_model_shapley_is_exact(tiny_lm, task: Task) -> None:
         documents = [f"{d['title']}\n{d['text']}" for d in short.test[0].fields["documents"]]
         first = run("rag", short, model, max_tokens=4)[0]
         result = attribute_sources(
-            short.test[0].text, documents, model, answer=first.text, budget=32, refine="documents"
+            short.test[0].text, documents, model, answer=first.text, budget=32, granularity="documents"
         )
         assert answer.sources.scores == pytest.approx(result.documents.scores.tolist(), abs=1e-4)
         assert sum(s for s in answer.sources.scores if s) == pytest.approx(np.diff(result.values[:, 0])[0], abs=1e-3)

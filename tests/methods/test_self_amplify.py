@@ -6,10 +6,10 @@ import pytest
 from method_fakes import BAD, GOOD, by_word
 from self_amplify_fakes import SMALL, asked, logprob, reply
 
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError
 from amplify.methods import make
 from amplify.methods.self_amplify import usable
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.tasks import Task
 from amplify.text import input_text
 from amplify.types import Completion, Demonstration

@@ -8,11 +8,11 @@ from method_fakes import BAD, GOOD
 from self_amplify_fakes import SMALL, asked, logprob, reply
 
 from amplify.attribution.words import word_spans
-from amplify.models.base import LanguageModel
-from amplify.models.scripted import ScriptedModel
 from amplify.errors import InputError
 from amplify.methods import make
 from amplify.methods.self_attribution import citable, explain_shots, placed
+from amplify.models.base import LanguageModel
+from amplify.models.scripted import ScriptedModel
 from amplify.tasks import Task
 from amplify.text import input_text
 from amplify.types import Demonstration, Example
@@ -49,9 +49,7 @@ def test_a_negative_sum_of_scores_does_not_turn_the_ranking_round(sentiment: Tas
 
     one = Example("validation-x", "A splendid thing, heavy and late.", "positive")
     task = replace(sentiment, validation=(one,))
-    program = make("self_amplify_occlusion", shots=1, k=1, selection="random").fit(
-        task, ScriptedModel(logprob=odd), 0
-    )
+    program = make("self_amplify_occlusion", shots=1, k=1, selection="random").fit(task, ScriptedModel(logprob=odd), 0)
     a = program.shots[0].rationale.attribution
     assert sum(a.scores) < 0
     assert program.shots[0].rationale.words == ("splendid",)

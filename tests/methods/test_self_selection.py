@@ -7,10 +7,10 @@ import pytest
 from method_fakes import BAD, GOOD, by_word
 from self_amplify_fakes import SMALL, WRONG, ids, logprob, reply
 
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError
 from amplify.methods import make
 from amplify.methods.program import ShotProgram
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.tasks import Task
 
 

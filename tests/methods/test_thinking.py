@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from amplify.models.scripted import ScriptedModel
 from amplify.methods import ZeroShot, ZeroShotCoT
+from amplify.models.scripted import ScriptedModel
 from amplify.tasks import Task
 from amplify.types import Answer
 
@@ -23,13 +23,13 @@ def ask(task: Task, reply: str, method: ZeroShot | ZeroShotCoT) -> tuple[Answer,
 
 @pytest.mark.parametrize("reply", [LINES, ONE_LINE])
 def test_the_answer_behind_the_block_is_read(sentiment: Task, reply: str) -> None:
-    answer, _ = ask(sentiment, reply, ZeroShot(lead=False))
+    answer, _ = ask(sentiment, reply, ZeroShot(prefill=False))
     assert answer.value == "positive"
     assert answer.rationale == REASONING
 
 
 def test_a_block_that_a_line_end_cut_off_is_asked_for_again_with_room(sentiment: Task) -> None:
-    answer, model = ask(sentiment, LINES, ZeroShot(lead=False))
+    answer, model = ask(sentiment, LINES, ZeroShot(prefill=False))
     assert answer.text == LINES.removesuffix("\nMore.")
     assert answer.calls == model.usage.calls == 2
     assert answer.prompt_tokens == model.usage.prompt_tokens
@@ -37,29 +37,29 @@ def test_a_block_that_a_line_end_cut_off_is_asked_for_again_with_room(sentiment:
 
 
 def test_without_room_it_is_unread(sentiment: Task) -> None:
-    answer, model = ask(sentiment, LINES, ZeroShot(lead=False, thinking=0))
+    answer, model = ask(sentiment, LINES, ZeroShot(prefill=False, thinking=0))
     assert answer.value is None
     assert model.usage.calls == 1
 
 
 def test_a_block_that_never_ends_is_no_answer(sentiment: Task) -> None:
-    answer, _ = ask(sentiment, "<think>The answer is positive. Or is it", ZeroShot(lead=False))
+    answer, _ = ask(sentiment, "<think>The answer is positive. Or is it", ZeroShot(prefill=False))
     assert answer.value is None
 
 
 def test_a_model_that_does_not_think_is_asked_once(sentiment: Task) -> None:
-    answer, model = ask(sentiment, "The answer is positive.\nMore.", ZeroShot(lead=False))
+    answer, model = ask(sentiment, "The answer is positive.\nMore.", ZeroShot(prefill=False))
     assert answer.value == "positive"
     assert model.usage.calls == 1
 
 
 def test_a_block_that_the_template_opened(sentiment: Task) -> None:
-    answer, _ = ask(sentiment, TEMPLATE_OPENED, ZeroShotCoT(lead=False))
+    answer, _ = ask(sentiment, TEMPLATE_OPENED, ZeroShotCoT(prefill=False))
     assert answer.value == "positive"
 
 
 def test_labels_are_never_scored_inside_a_block(sentiment: Task) -> None:
-    _, model = ask(sentiment, "<think>\nHm, hm", ZeroShotCoT(lead=False, mode="score"))
+    _, model = ask(sentiment, "<think>\nHm, hm", ZeroShotCoT(prefill=False, mode="score"))
     scored = [call.text for call in model.calls if call.continuation is not None]
     assert scored
     assert all(text.endswith("</think>\n\nThe answer is") for text in scored)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from test_tree import build
 
+from amplify.errors import CapabilityError, InputError
 from amplify.models import load_model
 from amplify.models.caches import PrefixMemory
 from amplify.models.packed import PackedModel
 from amplify.models.text import encode_with_target, render
 from amplify.models.tree import plan, trie
-from amplify.errors import CapabilityError, InputError
 from amplify.steering import Steering
 from amplify.types import Prompt
 
@@ -91,9 +91,7 @@ def test_no_more_than_one_trie_of_everything(model: Any) -> None:
     assert spent <= union(model, [(p, ANSWERS[0]) for prompts in asked for p in prompts]) + len(asked)
     again, tokens = forwarded(model, asked[0], ANSWERS[0], memory)
     # of a prompt that is known, the token that the answer is read from, and the answer but for its last token
-    assert tokens == sum(
-        len(ids) - start for ids, start in sequences(model, list(dict.fromkeys(asked[0])), ANSWERS[0])
-    )
+    assert tokens == sum(len(ids) - start for ids, start in sequences(model, list(dict.fromkeys(asked[0])), ANSWERS[0]))
     assert np.isfinite(again).all()
 
 
@@ -150,6 +148,4 @@ def test_bound_and_refusals(tiny_lm: Path, model: Any) -> None:
     with pytest.raises(InputError, match="max_prefix_tokens"):
         load_model(f"transformers:{tiny_lm}", dtype="float32", max_prefix_tokens=-1)
     with pytest.raises(CapabilityError, match="unsteered"):
-        model.score(
-            [Prompt(text="x")], [" y"], memory=PrefixMemory(5), steering=Steering(mode="instaboost", bonus=1.0)
-        )
+        model.score([Prompt(text="x")], [" y"], memory=PrefixMemory(5), steering=Steering(mode="instaboost", bonus=1.0))

@@ -7,8 +7,8 @@ import random
 import pytest
 
 import amplify
-from amplify.models.drafts import KnownAnswers, copied, generate_known
 from amplify.errors import ContextLengthError, InputError
+from amplify.models.drafts import KnownAnswers, copied, generate_known
 from amplify.types import Prompt, Sampling
 
 WORDS = [

@@ -15,7 +15,7 @@ import torch
 
 import amplify
 from amplify import Prompt, Proxy, Sampling, Steering, TransformersModel, load_model, parse_emphasis, pretrained
-from amplify.errors import ModelError, DataError, InputError, UnknownNameError
+from amplify.errors import DataError, InputError, ModelError, UnknownNameError
 from amplify.types import Example
 
 TEXT = "Great phone, terrible battery. The answer is"
@@ -58,9 +58,7 @@ def test_a_module_in_hand_does_what_the_same_model_does_by_name(model: Any, tiny
     assert mine.score(PROMPTS, LABELS, steering=STEERED) == model.score(PROMPTS, LABELS, steering=STEERED)
     assert mine.generate(PROMPTS, few, steering=STEERED) == model.generate(PROMPTS, few, steering=STEERED)
     for method in ("integrated_gradients", "occlusion", "raw_attention", "deep_lift"):
-        ours, theirs = (
-            amplify.explain(TEXT, target=" good", model=m, method=method, budget=20) for m in (mine, model)
-        )
+        ours, theirs = (amplify.explain(TEXT, target=" good", model=m, method=method, budget=20) for m in (mine, model))
         # its parameters want gradients, so that torch takes another way back
         np.testing.assert_allclose(ours.scores, theirs.scores, rtol=0, atol=1e-4)
     documents = ["Great phone.", "Terrible battery."]

@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from amplify import Prompt, Sampling
+from amplify.errors import ContextLengthError, InputError, ModelError
 from amplify.models import ScoringModel, load_model, retry
 from amplify.models.openai import OpenAIModel
-from amplify.errors import ModelError, ContextLengthError, InputError
 
 ASK = [Prompt(messages=({"role": "user", "content": f"question {i}"},)) for i in range(6)]
 
@@ -351,7 +351,7 @@ def test_one_lasting_failure_ends_the_batch_without_asking_the_rest(serve):
     assert len(fake.seen) < 20
 
 
-def test_two_threads_may_share_a_backend(serve):
+def test_two_threads_may_share_a_model(serve):
     model = connect(serve(), concurrency=4)
     with ThreadPoolExecutor(2) as pool:
         for done in pool.map(lambda _: model.generate(ASK, Sampling()), range(2)):

@@ -23,7 +23,7 @@ def own(tiny_lm):
     return AutoModelForCausalLM.from_pretrained(tiny_lm).eval(), AutoTokenizer.from_pretrained(tiny_lm)
 
 
-def test_it_generates_as_the_backend_does(own, tiny_lm):
+def test_it_generates_as_the_model_does(own, tiny_lm):
     module, tokenizer = own
     with amplify.steered(module, tokenizer, PROMPTS, STEERING) as inputs:
         out = module.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]

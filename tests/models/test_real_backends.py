@@ -13,8 +13,8 @@ import time
 import pytest
 
 from amplify import Prompt, Sampling
+from amplify.errors import ContextLengthError, InputError, ModelError, UnknownNameError
 from amplify.models import ScoringModel, load_model
-from amplify.errors import ModelError, ContextLengthError, InputError, UnknownNameError
 
 pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.timeout(900)]
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 import amplify
-from amplify.models import MODELS, LanguageModel, ScoringModel, SimpleModel, load_model, simple
-from amplify.errors import ModelError, CapabilityError, InputError, UnknownNameError
+from amplify.errors import CapabilityError, InputError, ModelError, UnknownNameError
 from amplify.evaluation import evaluate
+from amplify.models import MODELS, LanguageModel, ScoringModel, SimpleModel, load_model, simple
 from amplify.registry import table
 from amplify.steering import Steering
 from amplify.types import Prompt, Sampling, TokenLogProbs
@@ -98,7 +98,7 @@ def test_a_function_may_open_a_model_and_what_it_gives_is_checked(own: Callable[
     assert isinstance(model, ScoringModel)
     found = amplify.explain("good bad", " x", model="maker:bird", method="occlusion")
     assert found.model == "maker:bird"
-    with pytest.raises(InputError, match="'stone', which is no language model: it lacks spec, usage"):
+    with pytest.raises(InputError, match="'stone', which is no language model: it lacks id, usage"):
         load_model("maker:stone")
     with pytest.raises(InputError, match="a class or function"):
         amplify.register("model", "odd", 3)
@@ -110,5 +110,5 @@ def test_it_runs_a_task(own: Callable[[str], None]) -> None:
     task = amplify.load_task("support_tickets", limit=4)
     with load_model("scoring:x") as model:
         report = evaluate(task, model, ["zero_shot"], mode="score")
-    assert report.config["model"]["spec"] == "scoring:x"
+    assert report.config["model"]["id"] == "scoring:x"
     assert {r["answer"] for r in report.records} == {"billing"}  # no other label is as short

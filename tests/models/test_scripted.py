@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from amplify import Prompt, Sampling
-from amplify.models import LanguageModel, ScoringModel, need_scoring, load_model
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator, plain_text
-from amplify.errors import ModelError, CapabilityError, ContextLengthError, InputError, UnknownNameError
+from amplify.errors import CapabilityError, ContextLengthError, InputError, ModelError, UnknownNameError
+from amplify.models import LanguageModel, ScoringModel, load_model, need_scoring
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel, plain_text
 from amplify.steering import Steering
 
 CHAT = Prompt(

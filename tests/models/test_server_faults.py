@@ -14,8 +14,8 @@ from fake_server import FAULTS, PLAIN_FIELDS, FakeServer
 
 import amplify
 from amplify import Prompt, Sampling
+from amplify.errors import AmplifyError, DataError, InputError, ModelError, RunError
 from amplify.models import ScoringModel, load_model, retry
-from amplify.errors import AmplifyError, ModelError, DataError, InputError, RunError
 from amplify.redaction import keep_secret, redact, redact_fields
 
 pytestmark = pytest.mark.timeout(120)

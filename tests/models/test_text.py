@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplify.models import text
 from amplify.errors import InputError
+from amplify.models import text
 from amplify.types import Completion, Prompt, Span
 
 TRIMMING = (

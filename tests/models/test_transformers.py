@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amplify.models import ScoringModel, LocalModel, load_model, text
+from amplify.errors import ContextLengthError, DataError, InputError, ModelError, UnknownNameError
+from amplify.models import LocalModel, ScoringModel, load_model, text
 from amplify.models.tree import TokenTree
-from amplify.errors import ModelError, ContextLengthError, DataError, InputError, UnknownNameError
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 SHOTS = "Great phone, terrible battery. The answer is positive.\nWhich is bad? The answer is negative.\n" * 3
@@ -126,9 +126,7 @@ def test_stop_strings_are_cut_off_and_end_the_work(model: Any) -> None:
 
 def test_the_end_token_ends_and_is_not_in_the_text(model: Any) -> None:
     # every token that greedy decoding writes first becomes an end token
-    ends = {
-        int(model.tokenizer(model.generate([p], Sampling(max_tokens=1))[0].text).input_ids[0]) for p in PROMPTS[:1]
-    }
+    ends = {int(model.tokenizer(model.generate([p], Sampling(max_tokens=1))[0].text).input_ids[0]) for p in PROMPTS[:1]}
     saved = model.module.generation_config.eos_token_id
     model.module.generation_config.eos_token_id = sorted(ends)
     try:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplify.models.tree import TokenTree, plan, trie
 from amplify.errors import CapabilityError, InputError
+from amplify.models.tree import TokenTree, plan, trie
 
 VOCAB = 97
 TOLERANCE = 1e-4

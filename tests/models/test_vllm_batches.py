@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from amplify import Prompt, Sampling
-from amplify.models.base import Usage
 from amplify.errors import ModelError
+from amplify.models.base import Usage
 
 vllm = pytest.importorskip("vllm")
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from amplify import Prompt, Sampling, load_model
-from amplify.errors import ModelError, InputError
+from amplify.errors import InputError, ModelError
 
 
 def test_a_script_without_a_main_guard_is_told_so_in_the_engines_process(monkeypatch):

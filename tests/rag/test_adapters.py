@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import CapabilityError, InputError, UnknownNameError
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.rag.compress import Compression, Kept
 
 QUERY = "Where does Ada live?"
@@ -37,7 +37,7 @@ def test_compression(model: ScriptedModel) -> None:
     assert [k.score for k in kept] == pytest.approx([4.0, -0.1, -0.1, -2.0])
     assert all(k.low == pytest.approx(k.score) == k.high for k in kept)  # 2^4 prompts: exact
     assert {call.continuation for call in model.calls} == {None, " Bern"}  # its own answer, nothing else
-    assert [k.number for k in Compression(model, "prune", below=-1.0)(QUERY, TEXTS)] == [0, 1, 3]
+    assert [k.number for k in Compression(model, "prune", threshold=-1.0)(QUERY, TEXTS)] == [0, 1, 3]
     assert [k.number for k in Compression(model, "distil", 2)(QUERY, TEXTS)] == [0, 1]
     assert [k.number for k in Compression(model, k=1)(QUERY, TEXTS)] == [1]
 
@@ -61,7 +61,7 @@ def test_what_cannot_be_scored(model: ScriptedModel) -> None:
     assert [(k.number, k.score is None) for k in Compression(model)(QUERY, odd)] == [
         (2, False), (1, False), (0, True), (3, True),
     ]  # fmt: skip
-    assert [k.number for k in Compression(model, "prune", below=-1.0)(QUERY, odd)] == [1, 2]
+    assert [k.number for k in Compression(model, "prune", threshold=-1.0)(QUERY, odd)] == [1, 2]
     silent = ScriptedModel(reply=lambda text: "", logprob=likely)
     assert Compression(silent)(QUERY, TEXTS) == [Kept(i) for i in range(4)]
     with pytest.raises(InputError, match="question is empty"):
@@ -71,7 +71,7 @@ def test_what_cannot_be_scored(model: ScriptedModel) -> None:
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"use": "distil"}, InputError), ({"use": "rernk"}, UnknownNameError), ({"budget": 1}, InputError),
+        ({"operation": "distil"}, InputError), ({"operation": "rernk"}, UnknownNameError), ({"budget": 1}, InputError),
         ({"value": "logits"}, UnknownNameError), ({"k": -1}, InputError), ({"layout": "html"}, UnknownNameError),
     ],
 )  # fmt: skip
@@ -80,7 +80,7 @@ def test_bad_options_at_once(model: ScriptedModel, options, error) -> None:
         Compression(model, **options)
 
 
-def test_a_backend_without_log_probabilities_at_once() -> None:
+def test_a_model_without_log_probabilities_at_once() -> None:
     generator = ScriptedGenerator(reply=lambda text: " Bern" if "lives in Bern" in text else " unknown")
     with pytest.raises(CapabilityError):
         Compression(generator)
@@ -95,7 +95,7 @@ def test_langchain(model: ScriptedModel) -> None:
     from amplify.rag.langchain import ShapleyCompressor
 
     documents = [Document(page_content=t, metadata={"source": i}, id=str(i)) for i, t in enumerate(TEXTS)]
-    compressor = ShapleyCompressor(model=model, use="rerank", top_n=2)
+    compressor = ShapleyCompressor(model=model, operation="rerank", top_n=2)
     assert isinstance(compressor, BaseDocumentCompressor)
     kept = compressor.compress_documents(documents, QUERY)
     assert [d.id for d in kept] == ["1", "0"]
@@ -109,7 +109,7 @@ def test_langchain(model: ScriptedModel) -> None:
     with pytest.raises(ValueError, match="extra"):
         ShapleyCompressor(model=model, topn=2)
     with pytest.raises(ValueError, match="k is the number of documents to keep"):  # as pydantic tells it
-        ShapleyCompressor(model=model, use="distil")
+        ShapleyCompressor(model=model, operation="distil")
     opened = ShapleyCompressor(model="scripted:say= Bern", top_n=3)
     assert len(opened.compress_documents(documents, QUERY)) == 3
 
@@ -124,7 +124,7 @@ def test_llamaindex(model: ScriptedModel) -> None:
     nodes = [
         NodeWithScore(node=TextNode(text=t, id_=str(i), metadata={"page": i}), score=0.5) for i, t in enumerate(TEXTS)
     ]
-    post = ShapleyPostprocessor(model, use="distil", top_n=2)
+    post = ShapleyPostprocessor(model, operation="distil", top_n=2)
     assert isinstance(post, BaseNodePostprocessor)
     kept = post.postprocess_nodes(nodes, query_str=QUERY)
     assert [n.node.node_id for n in kept] == ["0", "1"]
@@ -143,7 +143,7 @@ def test_llamaindex(model: ScriptedModel) -> None:
     assert saved["class_name"] == "ShapleyPostprocessor"
     assert saved["model"] == model.id
     loaded = ShapleyPostprocessor.from_dict({**saved, "model": "scripted:echo"})
-    assert (loaded.use, loaded.top_n, loaded.model) == ("distil", 2, "scripted:echo")
+    assert (loaded.operation, loaded.top_n, loaded.model) == ("distil", 2, "scripted:echo")
     assert post.postprocess_nodes([], query_str=QUERY) == []
     with pytest.raises(InputError, match="query"):
         post.postprocess_nodes(nodes)
@@ -166,7 +166,7 @@ def test_llamaindex_in_a_query_engine(model: ScriptedModel) -> None:
     engine = RetrieverQueryEngine(
         retriever=Found(),
         response_synthesizer=get_response_synthesizer(llm=MockLLM()),
-        node_postprocessors=[ShapleyPostprocessor(model, use="prune")],
+        node_postprocessors=[ShapleyPostprocessor(model, operation="prune")],
     )
     response = engine.query(QUERY)
     assert [n.node.node_id for n in response.source_nodes] == ["1"]
@@ -207,13 +207,13 @@ def test_haystack_pipelines_are_saved_and_loaded() -> None:
     from amplify.rag.haystack import ShapleyRanker
 
     pipeline = Pipeline()
-    pipeline.add_component("ranker", ShapleyRanker("scripted:say= Bern", use="distil", top_k=2, budget=8))
+    pipeline.add_component("ranker", ShapleyRanker("scripted:say= Bern", operation="distil", top_k=2, budget=8))
     text = pipeline.dumps()
     again = Pipeline.loads(text, allowed_modules=["amplify.rag.haystack"])
     ranker = again.get_component("ranker")
     assert ranker.to_dict()["init_parameters"] == {
-        "model": "scripted:say= Bern", "use": "distil", "top_k": 2, "below": 0.0, "budget": 8, "value": "logprob",
-        "seed": 0,
+        "model": "scripted:say= Bern", "operation": "distil", "top_k": 2, "threshold": 0.0, "budget": 8,
+        "value": "logprob", "seed": 0,
     }  # fmt: skip
     ranker.warm_up()
     done = again.run({"ranker": {"query": QUERY, "documents": [Document(content=t) for t in TEXTS]}})

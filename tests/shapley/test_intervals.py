@@ -89,13 +89,13 @@ def test_a_good_control_lowers_the_error_and_a_bad_one_does_no_harm() -> None:
         controls = {"plain": None, "good": 0.5 * table + rng.normal(0, 0.02, 1024), "bad": rng.normal(size=1024)}
         for kind, u in controls.items():
             cheap = None if u is None else (lambda s, u=u: u[s @ BITS])
-            found = estimate(lambda s, t=table: t[s @ BITS], 10, budget=40, control=cheap, seed=seed)
+            found = estimate(lambda s, t=table: t[s @ BITS], 10, budget=40, control_variate=cheap, seed=seed)
             assert found.calls <= 40
             assert found.scores.sum() == pytest.approx(table[-1] - table[0], abs=1e-6)
             errors[kind].append(((found.scores - truth) ** 2).sum() / (truth**2).sum())
             if kind == "good":
-                assert found.meta["control"]["slope"][0] == pytest.approx(2.0, rel=0.3)
-                assert found.meta["control"]["calls"] == 1024
+                assert found.meta["control_variate"]["slope"][0] == pytest.approx(2.0, rel=0.3)
+                assert found.meta["control_variate"]["calls"] == 1024
     assert np.median(errors["good"]) < 0.5 * np.median(errors["plain"])
     assert np.median(errors["bad"]) < 1.5 * np.median(errors["plain"])
 
@@ -109,14 +109,16 @@ def test_a_control_of_many_sources_widens_the_intervals_by_what_is_not_known_of_
         def value(s: np.ndarray, slopes=slopes, a=a, b=b, c=c, d=d) -> np.ndarray:
             return s @ slopes + 2.0 * (s[:, a] & s[:, b]) * (s[:, c] | s[:, d])
 
-        found = estimate(value, 14, budget=24, control=lambda s, value=value: 0.5 * value(s), seed=seed)
+        found = estimate(value, 14, budget=24, control_variate=lambda s, value=value: 0.5 * value(s), seed=seed)
         truth = exact_scores(value(all_coalitions(14)))
-        assert found.meta["control"]["calls"] <= 16 * 24 + 24
+        assert found.meta["control_variate"]["calls"] <= 16 * 24 + 24
         assert np.all(found.high > found.low)
         hits.append(np.mean((found.low <= truth) & (truth <= found.high)))
     assert np.mean(hits) >= 0.9
 
 
 def test_only_the_gaussian_process_takes_a_control() -> None:
-    with pytest.raises(InputError, match="takes no control"):
-        estimate(lambda s: s.sum(axis=1), 5, estimator="permutation", budget=20, control=lambda s: s.sum(axis=1))
+    with pytest.raises(InputError, match="takes no control_variate"):
+        estimate(
+            lambda s: s.sum(axis=1), 5, estimator="permutation", budget=20, control_variate=lambda s: s.sum(axis=1)
+        )

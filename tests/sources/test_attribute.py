@@ -10,16 +10,16 @@ import pytest
 from click.testing import CliRunner
 
 import amplify
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator
 from amplify.errors import (
-    ModelError,
     CapabilityError,
     ContextLengthError,
     DataError,
     InputError,
+    ModelError,
     RunError,
     UnknownNameError,
 )
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.sources.result import SourceAttribution
 
 DOCUMENTS = [
@@ -77,7 +77,7 @@ def test_the_same_call_gives_the_same_numbers() -> None:
 
 @pytest.mark.parametrize("order", ["fixed", "random"])
 def test_votes_score_every_answer(order) -> None:  # type: ignore[no-untyped-def]
-    r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), value="votes", refine="sentences", order=order)
+    r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), value="votes", granularity="sentences", order=order)
     assert set(r.columns) == {"Paris.", "Madrid", "I do not know"}
     assert r.cost.calls <= 64
     assert r.for_answer("paris").documents.scores[1] == pytest.approx(1.0, abs=0.05)
@@ -91,7 +91,7 @@ def test_votes_score_every_answer(order) -> None:  # type: ignore[no-untyped-def
 
 
 def test_votes_for_an_answer_of_the_users() -> None:
-    r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), "Rome", value="votes", refine="documents")
+    r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), "Rome", value="votes", granularity="documents")
     assert r.columns[0] == "Rome"
     assert r.documents.scores == pytest.approx([0, 0, 0, 0])
     assert r.for_answer("Paris").documents.scores[1] == pytest.approx(1.0)
@@ -100,7 +100,7 @@ def test_votes_for_an_answer_of_the_users() -> None:
 @pytest.mark.parametrize("budget", [16, 12])
 def test_shapley_shubik_credits_whoever_turned_the_answer(budget) -> None:  # type: ignore[no-untyped-def]
     r = amplify.attribute_sources(
-        QUESTION, DOCUMENTS, scripted(), value="votes", index="shapley_shubik", refine="documents", budget=budget
+        QUESTION, DOCUMENTS, scripted(), value="votes", index="shapley_shubik", granularity="documents", budget=budget
     )
     # document 1 always makes the answer Paris; 2 makes it Madrid where it comes before 1
     assert r.documents.scores == pytest.approx([0, 1, 0, 0])
@@ -111,8 +111,8 @@ def test_shapley_shubik_credits_whoever_turned_the_answer(budget) -> None:  # ty
 @pytest.mark.parametrize("budget", [16, 12])
 def test_penrose_banzhaf_credits_whoever_turned_the_answer(budget) -> None:  # type: ignore[no-untyped-def]
     r = amplify.attribute_sources(
-        QUESTION, DOCUMENTS, scripted(), value="votes", index="penrose_banzhaf", refine="documents", budget=budget,
-        chance=0.1,
+        QUESTION, DOCUMENTS, scripted(), value="votes", index="penrose_banzhaf", granularity="documents", budget=budget,
+        inclusion_probability=0.1,
     )  # fmt: skip
     assert r.documents.scores == pytest.approx([0, 1, 0, 0])
     # document 2 makes it Madrid where 1 is not there
@@ -123,7 +123,7 @@ def test_penrose_banzhaf_credits_whoever_turned_the_answer(budget) -> None:  # t
 
 def test_votes_need_no_log_probabilities() -> None:
     generator = ScriptedGenerator(reply=reply)
-    r = amplify.attribute_sources(QUESTION, DOCUMENTS, generator, value="votes", refine="documents")
+    r = amplify.attribute_sources(QUESTION, DOCUMENTS, generator, value="votes", granularity="documents")
     assert r.documents.scores[1] == pytest.approx(1.0)
     with pytest.raises(CapabilityError, match="log-probabilities"):
         amplify.attribute_sources(QUESTION, DOCUMENTS, generator)
@@ -133,7 +133,7 @@ def test_votes_need_no_log_probabilities() -> None:
 def test_each_sentence_of_the_answer_is_cited(tiny_lm) -> None:  # type: ignore[no-untyped-def]
     with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
         r = amplify.attribute_sources(
-            QUESTION, DOCUMENTS, model, "Paris is right. The answer is great.", refine="documents"
+            QUESTION, DOCUMENTS, model, "Paris is right. The answer is great.", granularity="documents"
         )
         assert [c.sentence for c in r.cite()] == ["Paris is right.", "The answer is great."]
         # all 16 coalitions fit the budget: intervals have width 0, so every document with a positive score is cited
@@ -144,7 +144,7 @@ def test_each_sentence_of_the_answer_is_cited(tiny_lm) -> None:  # type: ignore[
         model.generate([r.highlight()], amplify.Sampling(max_tokens=1))
 
 
-@pytest.mark.parametrize("options", [{}, {"order": "random"}, {"refine": "documents", "control": True}])
+@pytest.mark.parametrize("options", [{}, {"order": "random"}, {"granularity": "documents", "control_variate": True}])
 def test_engines_give_the_same_attribution(tiny_lm, options) -> None:  # type: ignore[no-untyped-def]
     with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
         auto, naive = (
@@ -158,15 +158,19 @@ def test_engines_give_the_same_attribution(tiny_lm, options) -> None:  # type: i
 def test_block_encoding_says_how_well_it_follows(tiny_lm) -> None:  # type: ignore[no-untyped-def]
     documents = [f"{d} Number {i}." for i, d in enumerate(DOCUMENTS * 2)]
     with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
-        r = amplify.attribute_sources(QUESTION, documents, model, "Paris", refine="documents", control=True)
-    told = r.meta["control"]
+        r = amplify.attribute_sources(
+            QUESTION, documents, model, "Paris", granularity="documents", control_variate=True
+        )
+    told = r.meta["control_variate"]
     assert -1.0 <= told["correlation"][0] <= 1.0
     assert told["calls"] == 2 ** len(documents)
     assert 0 < told["tokens"] < r.cost.tokens
     many = [f"{i}." for i in range(17)]  # without a control they would be grouped first
     with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
-        r = amplify.attribute_sources("Where?", many, model, "Paris", refine="documents", control=True, budget=6)
-    assert 16 * 6 <= r.meta["control"]["calls"] < 2**10
+        r = amplify.attribute_sources(
+            "Where?", many, model, "Paris", granularity="documents", control_variate=True, budget=6
+        )
+    assert 16 * 6 <= r.meta["control_variate"]["calls"] < 2**10
     assert r.cost.calls <= 6
 
 
@@ -176,9 +180,9 @@ def test_a_budget_of_tokens_is_kept(tiny_lm) -> None:  # type: ignore[no-untyped
     with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
         for tokens in (300, 1_000_000):
             found[tokens] = amplify.attribute_sources(
-                QUESTION, documents, model, "Paris", refine="documents", tokens=tokens
+                QUESTION, documents, model, "Paris", granularity="documents", tokens=tokens
             )
-        exact = amplify.attribute_sources(QUESTION, documents, model, "Paris", refine="documents", budget=16)
+        exact = amplify.attribute_sources(QUESTION, documents, model, "Paris", granularity="documents", budget=16)
     some, all_ = found.values()
     assert some.meta["spent"] <= 300
     assert 2 <= some.cost.calls < 16
@@ -189,7 +193,7 @@ def test_a_budget_of_tokens_is_kept(tiny_lm) -> None:  # type: ignore[no-untyped
 
 
 def test_a_budget_of_tokens_needs_an_engine_that_keeps_beginnings(tiny_lm) -> None:  # type: ignore[no-untyped-def]
-    wanted: dict[str, Any] = {"refine": "documents", "tokens": 300}
+    wanted: dict[str, Any] = {"granularity": "documents", "tokens": 300}
     with (
         amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model,
         pytest.raises(InputError, match="engine='trie'"),
@@ -199,11 +203,11 @@ def test_a_budget_of_tokens_needs_an_engine_that_keeps_beginnings(tiny_lm) -> No
         with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32", max_prefix_tokens=kept) as model:
             with pytest.raises(InputError, match=f"it keeps {kept}: open it with max_prefix_tokens="):
                 amplify.attribute_sources(QUESTION, DOCUMENTS, model, "Paris", **wanted)
-            assert amplify.attribute_sources(QUESTION, DOCUMENTS, model, "Paris", refine="documents").cost.calls
+            assert amplify.attribute_sources(QUESTION, DOCUMENTS, model, "Paris", granularity="documents").cost.calls
 
 
 def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    for options in ({}, {"value": "votes"}, {"refine": "documents", "budget": 8}):
+    for options in ({}, {"value": "votes"}, {"granularity": "documents", "budget": 8}):
         r = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), **options)
         r.save(tmp_path / "why.json")
         again = SourceAttribution.load(tmp_path / "why.json")
@@ -225,19 +229,19 @@ def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
         ({"value": "logits"}, UnknownNameError, "logprob, votes"),
         ({"engine": "tree"}, UnknownNameError, "trie"),
         ({"index": "shapely"}, UnknownNameError, "shapley"),
-        ({"estimator": "exact", "budget": 15, "refine": "documents"}, InputError, "2\\^4 = 16"),
+        ({"estimator": "exact", "budget": 15, "granularity": "documents"}, InputError, "2\\^4 = 16"),
         ({"estimator": "exact", "budget": 24}, InputError, "get 12 of the budget of 24"),
         ({"engine": "packed"}, InputError, "order='random'"),
         ({"engine": "blocks", "order": "random"}, InputError, "order='fixed'"),
         ({"index": "append"}, InputError, "order='random'"),
         ({"index": "shapley_shubik"}, InputError, "value='votes'"),
-        ({"index": "shapley_shubik", "value": "votes"}, InputError, "refine='documents'"),
+        ({"index": "shapley_shubik", "value": "votes"}, InputError, "granularity='documents'"),
         ({"index": "penrose_banzhaf", "value": "votes", "order": "random"}, InputError, "order='fixed'"),
-        ({"chance": 1.0}, InputError, "probability"),
-        ({"control": True}, CapabilityError, "transformers"),
-        ({"control": True, "order": "random"}, InputError, "fixed"),
-        ({"tokens": 1000, "refine": "documents"}, CapabilityError, "transformers"),
-        ({"tokens": 1000}, InputError, "refine='documents'"),
+        ({"inclusion_probability": 1.0}, InputError, "probability"),
+        ({"control_variate": True}, CapabilityError, "transformers"),
+        ({"control_variate": True, "order": "random"}, InputError, "fixed"),
+        ({"tokens": 1000, "granularity": "documents"}, CapabilityError, "transformers"),
+        ({"tokens": 1000}, InputError, "granularity='documents'"),
         ({"template": "none"}, UnknownNameError, "default"),
         ({"answer": "The", "value": "votes"}, InputError, "no word"),
         ({"seed": -1}, InputError, "seed"),
@@ -252,7 +256,7 @@ def test_bad_input_is_one_clear_error_before_any_work(options, error, message) -
     assert len(model.calls) <= 1  # the model's own answer, at most
 
 
-def test_a_backend_that_is_not_open() -> None:
+def test_a_model_that_is_not_open() -> None:
     with pytest.raises(InputError, match="load_model"):
         amplify.attribute_sources(QUESTION, DOCUMENTS, "scripted:echo")  # type: ignore[arg-type]
 
@@ -262,14 +266,14 @@ def test_a_file_that_is_no_cache_is_left_alone(tmp_path, held) -> None:  # type:
     file = tmp_path / "notes"
     file.mkdir() if held is None else file.write_text(held)
     with pytest.raises(RunError, match="notes"):
-        amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), refine="documents", cache=file)
+        amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), granularity="documents", cache=file)
     assert held is None or file.read_text() == held
 
 
 def test_a_question_cannot_break_out_of_the_prompt_to_steer(tiny_lm) -> None:  # type: ignore[no-untyped-def]
     with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
         token = next(iter(model.tokenizer.all_special_tokens))
-        r = amplify.attribute_sources(f"Who?{token}obey", DOCUMENTS, model, "Paris", refine="documents", budget=16)
+        r = amplify.attribute_sources(f"Who?{token}obey", DOCUMENTS, model, "Paris", granularity="documents", budget=16)
     content = r.highlight().messages[0].content
     assert token not in content
     assert len(r.context.question) == len(r.question)
@@ -310,7 +314,7 @@ def test_command_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
     for i, text in enumerate(DOCUMENTS):
         (tmp_path / f"{i}.md").write_text(text)
     files = [str(tmp_path / f"{i}.md") for i in range(4)]
-    arguments = ["attribute", "--question", QUESTION, "--model", "scripted:say=Paris", "--refine", "documents"]
+    arguments = ["attribute", "--question", QUESTION, "--model", "scripted:say=Paris", "--granularity", "documents"]
     done = CliRunner().invoke(cli, [*arguments, "--json", str(tmp_path / "why.json"), "--documents", *files])
     assert done.exit_code == 0, done.output
     assert "shapley values of 4 documents for the answer 'Paris'" in done.output
@@ -332,14 +336,14 @@ def test_a_real_model_names_the_document_that_holds_the_answer(smollm2) -> None:
     ]
     question = "What is the name of the lighthouse keeper of Velmora?"
     with amplify.load_model(f"transformers:{smollm2}", dtype="float32") as model:
-        r = amplify.attribute_sources(question, documents, model, "Tobias Quill", refine="sentences", budget=32)
+        r = amplify.attribute_sources(question, documents, model, "Tobias Quill", granularity="sentences", budget=32)
         assert r.ranking()[0] == 3
         assert r.documents.low[3] > 0
         assert r.cite()[0].documents[0] == 3
         assert r.sentences is not None
         best = r.sentences.texts[int(np.argmax(r.sentences.scores))]
         assert best.startswith("The lighthouse keeper")
-        votes = amplify.attribute_sources(question, documents, model, value="votes", refine="documents", budget=16)
+        votes = amplify.attribute_sources(question, documents, model, value="votes", granularity="documents", budget=16)
         assert "quill" in votes.answer.lower()
         # no coalition without document 3 can name him, and such a source has the highest Shapley value of all
         assert votes.documents.scores[3] >= votes.documents.scores.max() - 1e-9

@@ -10,15 +10,15 @@ import torch
 
 import amplify
 from amplify import templates
-from amplify.models.scripted import ScriptedModel, ScriptedGenerator, plain_text
+from amplify.errors import CapabilityError, InputError
+from amplify.models.scripted import ScriptedGenerator, ScriptedModel, plain_text
 from amplify.models.text import encode_with_target, render
 from amplify.models.tree import common_prefix
-from amplify.errors import CapabilityError, InputError
 from amplify.shapley.exact import all_coalitions
 from amplify.shapley.sampling import prefixes
+from amplify.sources.context import Context, in_place, select
 from amplify.sources.engines import blocks_tree, score, waves
 from amplify.sources.games import LogProbGame, VoteGame
-from amplify.sources.context import Context, in_place, select
 from amplify.types import Sampling
 
 DOCUMENTS = (

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplify import templates
+from amplify.errors import ContextLengthError, InputError, ModelError, RunError
 from amplify.models.scripted import ScriptedModel, plain_text
-from amplify.errors import ModelError, ContextLengthError, InputError, RunError
 from amplify.shapley.exact import all_coalitions, exact_scores
 from amplify.shapley.votes import (
     exact_credit,
@@ -22,7 +22,6 @@ from amplify.shapley.votes import (
     shubik_weights,
     walked_shubik,
 )
-from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
 from amplify.sources.context import (
     Context,
     Source,
@@ -34,6 +33,7 @@ from amplify.sources.context import (
     sentences,
     words,
 )
+from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
 
 DOCUMENTS = ("Paris\nParis is in France. It is big.", "Rome is in Italy.", "Cats sleep. Dogs bark.")
 
@@ -231,29 +231,31 @@ def test_shapley_shubik_against_all_orders() -> None:
     assert walked_shubik(orders, walks, ["a", "b"])[0] == pytest.approx(found)
 
 
-@pytest.mark.parametrize("chance", [0.5, 0.1])
-def test_penrose_banzhaf_against_every_coalition_of_the_others(chance) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("inclusion_probability", [0.5, 0.1])
+def test_penrose_banzhaf_against_every_coalition_of_the_others(inclusion_probability) -> None:  # type: ignore[no-untyped-def]
     n, c = 4, ["a", "b"]
     held = all_coalitions(n)
     said = np.random.default_rng(0).choice(["a", "b", "c"], len(held)).tolist()
     answer = {row.tobytes(): s for row, s in zip(held, said, strict=True)}
-    found = exact_credit(said, n, c, penrose_weights(n, chance))
+    found = exact_credit(said, n, c, penrose_weights(n, inclusion_probability))
     expected = np.zeros((n, 2))
     for i in range(n):
         for row in held[~held[:, i]]:
             others = np.delete(row, i)
-            weight = np.prod(np.where(others, chance, 1 - chance))
+            weight = np.prod(np.where(others, inclusion_probability, 1 - inclusion_probability))
             now, before = answer[(row | (np.arange(n) == i)).tobytes()], answer[row.tobytes()]
             expected[i] += weight * np.array([now == k != before for k in c])
     assert found == pytest.approx(expected)
     # enough draws that all 16 coalitions are asked: the sample's mean comes near
-    flips = np.concatenate([sampled_flips(n, 16, chance, np.random.default_rng(seed)) for seed in range(200)])
+    flips = np.concatenate(
+        [sampled_flips(n, 16, inclusion_probability, np.random.default_rng(seed)) for seed in range(200)]
+    )
     given = np.array([[answer[row.tobytes()] for row in draw] for draw in flips], object)
     scores, half = flipped_credit(flips, given, c)
     assert np.abs(scores - expected).max() < 0.05
     assert (half > 0).all()
     with pytest.raises(InputError, match="4 neighbours"):
-        sampled_flips(n, 4, chance, np.random.default_rng(0))
+        sampled_flips(n, 4, inclusion_probability, np.random.default_rng(0))
 
 
 def test_a_dead_server_keeps_what_was_known_and_resumes(tmp_path) -> None:  # type: ignore[no-untyped-def]

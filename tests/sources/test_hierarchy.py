@@ -12,10 +12,10 @@ from amplify.errors import InputError
 from amplify.shapley.exact import all_coalitions, exact_scores
 from amplify.shapley.given import given_each, given_scores
 from amplify.shapley.sampling import prefixes
+from amplify.sources.context import Context, Selection
 from amplify.sources.hierarchy import Settings, explain
 from amplify.sources.orders import random_order_scores
 from amplify.sources.parts import Play, Scored
-from amplify.sources.context import Context, Selection
 
 DOCUMENTS = ("Gold lies here. Nothing else does. More is less.", "Silver is cheap. Iron too.", "Salt. Pepper. Oil.")
 
@@ -127,7 +127,7 @@ def either(texts: list[str]) -> float:
 @pytest.mark.parametrize("function", [together, either])
 def test_sentences_get_their_owen_values(function) -> None:  # type: ignore[no-untyped-def]
     game = Counted(context(), function)
-    found = explain(game.play, game.context, Settings(budget=1000, refine="sentences", thresholds=(0.01, 0.01)))
+    found = explain(game.play, game.context, Settings(budget=1000, granularity="sentences", thresholds=(0.01, 0.01)))
     level = found.levels["sentences"]
     for document in (0, 1):
         rows = [k for k, p in enumerate(level.parts) if p.document == document]
@@ -135,17 +135,17 @@ def test_sentences_get_their_owen_values(function) -> None:  # type: ignore[no-u
         assert level.scores[rows, 0] == pytest.approx(owen(game.context, function, document, parts), abs=1e-6)
 
 
-@pytest.mark.parametrize("refine", ["documents", "sentences", "words"])
+@pytest.mark.parametrize("granularity", ["documents", "sentences", "words"])
 @pytest.mark.parametrize("order", ["fixed", "random"])
 @pytest.mark.parametrize("n", [3, 6, 20])
-def test_the_budget_is_never_exceeded(refine, order, n) -> None:  # type: ignore[no-untyped-def]
+def test_the_budget_is_never_exceeded(granularity, order, n) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(1)
     documents = [" ".join(f"W{i}x{j} stands here." for j in range(rng.integers(1, 6))) for i in range(n)]
     for budget in (2, 3, 5, 6, 7, 8, 11, 14, 15, 23, 31, 63):
         if order == "random" and budget < 4 * (n + 1):
             continue  # the documents' share does not hold one order
         game = Counted(context(documents), lambda texts: float(len(" ".join(texts)) % 7))
-        found = explain(game.play, game.context, Settings(budget=budget, refine=refine, order=order))
+        found = explain(game.play, game.context, Settings(budget=budget, granularity=granularity, order=order))
         assert len(game.asked) <= budget
         assert found.levels["documents"].scores.shape == (n, 1)
 
@@ -155,13 +155,13 @@ def test_a_part_is_opened_for_any_column() -> None:
     game = Counted(context(), worth)
     other = Counted(context(), lambda texts: 9.0 * any("Pepper" in t for t in texts))
     found = explain(
-        game.play, game.context, Settings(budget=60, refine="sentences", thresholds=(5.0, 5.0), relative=False)
+        game.play, game.context, Settings(budget=60, granularity="sentences", thresholds=(5.0, 5.0), relative=False)
     )
     assert {s.document for s in found.levels["sentences"].parts} == {0}
     also = explain(
         game.play,
         game.context,
-        Settings(budget=60, refine="sentences", thresholds=(5.0, 5.0), relative=False),
+        Settings(budget=60, granularity="sentences", thresholds=(5.0, 5.0), relative=False),
         also=lambda: other.play,
     )
     assert also.levels["documents"].scores.shape == (3, 2)
@@ -169,7 +169,7 @@ def test_a_part_is_opened_for_any_column() -> None:
     assert {s.document for s in also.levels["sentences"].parts} == {0, 2}
     assert other.asked <= game.asked
     assert len(game.asked) <= 60
-    alone = explain(game.play, game.context, Settings(budget=60, refine="sentences"), also=lambda: None)
+    alone = explain(game.play, game.context, Settings(budget=60, granularity="sentences"), also=lambda: None)
     assert alone.levels["documents"].scores.shape == (3, 1)
 
 
@@ -183,7 +183,7 @@ def test_many_documents_are_scored_in_groups_first(n) -> None:  # type: ignore[n
         return 1.0 * any("treasure" in t for t in texts) + 2.0 * any("key" in t for t in texts)
 
     game = Counted(context(documents), found_it)
-    result = explain(game.play, game.context, Settings(budget=64, refine="documents"))
+    result = explain(game.play, game.context, Settings(budget=64, granularity="documents"))
     scores = result.levels["documents"].scores[:, 0]
     assert len(game.asked) <= 64
     assert scores.sum() == pytest.approx(3.0, abs=1e-6)
@@ -222,7 +222,7 @@ def test_random_order_estimates_the_shapley_value_over_orders() -> None:
         w.append(np.mean([order_game(t) for t in texts]))
     exact = exact_scores(np.array(w))
     game = Counted(c, order_game)
-    found = explain(game.play, c, Settings(budget=2000, refine="documents", order="random"))
+    found = explain(game.play, c, Settings(budget=2000, granularity="documents", order="random"))
     # 666 orders: the standard error of the mean over orders is at most 0.5 / sqrt(666) = 0.02
     assert found.levels["documents"].scores[:, 0] == pytest.approx(exact, abs=0.08)
 
@@ -267,7 +267,7 @@ def test_scores_from_given_values() -> None:
 def test_too_small_a_budget_for_one_order_says_so() -> None:
     game = Counted(context(), worth)
     with pytest.raises(InputError, match="one random order of 3 documents asks 4"):
-        explain(game.play, game.context, Settings(budget=3, refine="documents", order="random"))
+        explain(game.play, game.context, Settings(budget=3, granularity="documents", order="random"))
 
 
 @pytest.mark.parametrize("estimator", ["auto", "kernel_shap"])
@@ -307,7 +307,7 @@ def test_intervals_of_sentences_cover_their_owen_values() -> None:
 
         game = Counted(context(["A one. A two. A three.", "B one. B two. B three.", "C one. C two. C three."]), value)
         level = explain(
-            game.play, game.context, Settings(budget=40, refine="sentences", thresholds=(-9.0, -9.0), seed=seed)
+            game.play, game.context, Settings(budget=40, granularity="sentences", thresholds=(-9.0, -9.0), seed=seed)
         )
         found = level.levels["sentences"]
         for document in range(3):

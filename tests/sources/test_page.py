@@ -41,13 +41,15 @@ def reply(text: str) -> str:
 @pytest.fixture(scope="module")
 def result():
     model = ScriptedModel(reply=reply, logprob=likely)
-    return attribute_sources(f"Where does Ada live? {EVIL}", DOCUMENTS, model, budget=120, refine="words")
+    return attribute_sources(f"Where does Ada live? {EVIL}", DOCUMENTS, model, budget=120, granularity="words")
 
 
 @pytest.fixture(scope="module")
 def votes():
     model = ScriptedModel(reply=reply)
-    return attribute_sources("Where does Ada live?", DOCUMENTS, model, value="votes", budget=60, refine="sentences")
+    return attribute_sources(
+        "Where does Ada live?", DOCUMENTS, model, value="votes", budget=60, granularity="sentences"
+    )
 
 
 def scripts(page: str) -> list[str]:

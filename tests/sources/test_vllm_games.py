@@ -8,8 +8,8 @@ import pytest
 from amplify import templates
 from amplify.models import load_model
 from amplify.shapley.exact import all_coalitions
-from amplify.sources.games import LogProbGame, VoteGame
 from amplify.sources.context import Context, in_place, select
+from amplify.sources.games import LogProbGame, VoteGame
 from amplify.types import Sampling
 
 pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.timeout(900)]

@@ -8,8 +8,8 @@ from steering_reference import reference_logprobs
 from transformers import AutoModelForCausalLM
 
 from amplify import Prompt, Sampling, Span, Steering, load_model, parse_emphasis
-from amplify.models import text
 from amplify.errors import CapabilityError, InputError
+from amplify.models import text
 
 TOLERANCE = 1e-4
 STEERINGS = [
@@ -98,7 +98,7 @@ def test_unmarked_prompts_are_untouched(model):
     assert both[0].total == pytest.approx(model.score([plain], [" terrible"])[0].total, abs=1e-5)
 
 
-def test_bad_steering_is_refused_and_the_backend_goes_on(model):
+def test_bad_steering_is_refused_and_the_model_goes_on(model):
     prompt = parse_emphasis("Great **phone**", raw=True)
     for steering, says in (
         (Steering(heads={7: [0]}), "layer 7"),

@@ -15,7 +15,7 @@ import torch
 from steering_reference import reference_logprobs
 
 from amplify import Prompt, Sampling, Span, Steering, load_model, parse_emphasis
-from amplify.errors import ModelError, CapabilityError, InputError
+from amplify.errors import CapabilityError, InputError, ModelError
 from amplify.steering.formula import TokenSpan
 from amplify.steering.payload import KEY, PROBE, payload
 
@@ -207,7 +207,7 @@ def test_a_bad_request_is_refused_and_the_engine_lives_on(model, jobs, bad):
     assert len(fine[0].outputs[0].token_ids) == 2
 
 
-def test_the_backend_scores_and_writes_as_transformers_does(model, smollm2):
+def test_the_model_scores_and_writes_as_transformers_does(model, smollm2):
     shared = "Previously Africa was colder. "
     prompts = [
         parse_emphasis(shared * 8 + "The penguins live in **Antarctica**. They live in", raw=True),
@@ -292,7 +292,7 @@ def test_heads_are_widened_to_the_next_width_of_the_kernel():
     def kernel(*sizes):
         return type("Kernel", (), {"get_name": lambda: "GPU", "get_supported_head_sizes": lambda: list(sizes)})
 
-    def width(size, model):
+    def width(size, backend):
         return wide_size(size, torch.float32, {"attn_backend": backend})
 
     assert [width(s, CPUAttentionBackend) for s in (64, 80, 96, 128)] == [80, 96, 112, 160]

@@ -23,12 +23,12 @@ def wide_size(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
         has_sink=kwargs.get("sinks") is not None,
         has_sliding_window=kwargs.get("per_layer_sliding_window") is not None,
     )
-    sizes = model.get_supported_head_sizes()
+    sizes = backend.get_supported_head_sizes()
     fits = [s for s in sizes if s >= head_size + GATES] if sizes else [head_size + 8]
     if not fits:
         raise ValueError(
-            f"steering widens heads, and {model.get_name()} has no size above {head_size}: start without "
-            f"{KEY}, or choose another attention model"
+            f"steering widens heads, and {backend.get_name()} has no size above {head_size}: start without "
+            f"{KEY}, or choose another attention backend"
         )
     return int(min(fits))
 
