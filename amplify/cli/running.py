@@ -43,6 +43,11 @@ from amplify.errors import InputError
     help="How label scores are calibrated, of every method alike (score mode).  [default: none]",
 )
 @click.option(
+    "--option-form",
+    type=Listed("amplify.methods.lettered:OPTION_FORMS"),
+    help="How lettered options are scored, of every method alike (score mode).  [default: letters]",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -81,7 +86,9 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
         if dry_run:
             say(str(plan(loaded, model, methods, **common)))
             return
-        extra = {k: suite[k] for k in ("baseline", "batch_size", "calibrate") if suite.get(k) is not None}
+        extra = {
+            k: suite[k] for k in ("baseline", "batch_size", "calibrate", "option_form") if suite.get(k) is not None
+        }
         out = Path(suite.get("out") or default_folder(suite))
         with resumes():
             report = evaluate(loaded, model, methods, out=out, **common, **extra)
@@ -100,7 +107,7 @@ def default_folder(suite: Mapping[str, Any]) -> Path:
 
 SUITE_KEYS = (
     "task", "model", "model_option", "methods", "seeds", "limit", "out", "mode", "options",
-    "baseline", "batch_size", "calibrate", "data", "text", "label", "metric",
+    "baseline", "batch_size", "calibrate", "option_form", "data", "text", "label", "metric",
 )  # fmt: skip
 
 

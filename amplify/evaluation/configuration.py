@@ -18,6 +18,7 @@ from amplify.evaluation import folder as store
 from amplify.files import Json
 from amplify.methods.base import Method, Mode
 from amplify.methods.contents import contents, template_hashes
+from amplify.methods.lettered import OptionForm, check_form
 from amplify.models.base import LanguageModel
 from amplify.tasks import Task
 from amplify.types import Answer, Example
@@ -36,6 +37,7 @@ def configuration(
     batch_size: int,
     baseline: str | Sequence[str] | None,
     calibrate: Way = "none",
+    option_form: OptionForm = "letters",
 ) -> Json:
     """What run.json holds: everything that answers depend on, and the comparisons declared beforehand.
 
@@ -51,6 +53,9 @@ def configuration(
         raise UnknownNameError("calibration", calibrate, WAYS)
     if calibrate != "none" and methods[0].mode != "score":
         raise InputError(f"calibrate={calibrate!r} calibrates label scores: use score mode as well, or leave it out")
+    check_form(option_form, task)
+    if option_form != "letters" and methods[0].mode != "score":
+        raise InputError(f"option_form={option_form!r} changes what is scored: use score mode as well, or leave it out")
     if task.metric == "evidence":
         _need_documents(methods)
     items = chosen_items(task, limit)
@@ -63,6 +68,7 @@ def configuration(
             "score": scorer(task)[0],
             "mode": methods[0].mode,
             "calibrate": calibrate,
+            "option_form": option_form,
             "seeds": seeds,
             "limit": limit,
             "batch_size": batch_size,

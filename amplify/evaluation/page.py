@@ -50,6 +50,8 @@ def as_html(report: Report) -> str:
         metric=tables.metric_name(report),
         rows=report.rows,
         further=tables.metrics_table(report),
+        relied=tables.reliability_table(report),
+        curves=_curves(report),
         label=tables.name,
         notes=tables.notes,
         comparisons=report.comparisons,
@@ -95,6 +97,25 @@ class Plot:
     lines: tuple[Line, ...]
     left: int = _LABELS
     width: int = _WIDTH
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method's risk-coverage curve as the points of a polyline."""
+
+    label: str
+    points: str
+    place: int
+
+
+def _curves(report: Report) -> list[Curve]:
+    """Risk against coverage in a square of 300 units with its origin at the lower left."""
+    found = []
+    for place, row in enumerate(row for row in report.rows if row.reliability):
+        assert row.reliability is not None
+        pairs = zip(row.reliability.coverage, row.reliability.risk, strict=True)
+        found.append(Curve(tables.name(row), " ".join(f"{300 * c:.1f},{300 * (1 - r):.1f}" for c, r in pairs), place))
+    return found
 
 
 def _scale(values: Sequence[float], step: float) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from amplify import files
 from amplify.evaluation import folder as store
 from amplify.evaluation import statistics
 from amplify.evaluation.folder import Cell
+from amplify.evaluation.reliability import Reliability, reliability
 from amplify.files import Json
 
 LEVEL = 0.95
@@ -64,6 +65,7 @@ class Row:
         near_ties: answers whose two likeliest labels differ by less than 0.001 in log-probability: those that another
             order of summation could turn over.
         notes: what the programs say a reader must know.
+        reliability: what label probabilities are worth; None where no labels were scored.
     """
 
     method: str
@@ -84,6 +86,7 @@ class Row:
     near_ties: int = 0
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    reliability: Reliability | None = None
 
 
 @dataclass(frozen=True)
@@ -324,6 +327,7 @@ def _row(
         unread=tuple(text for text, _ in Counter(r["text"] for r in counted if not r["parsed"]).most_common(3)),
         metrics=_further_metrics(config, counted),
         cost=_answer_cost(own, timing, label).times(1000 / len(own)),
+        reliability=reliability(counted),
         **common,
     )
 

@@ -21,6 +21,7 @@ from amplify.evaluation.report import Report, load_report
 from amplify.files import Journal, Json
 from amplify.methods.base import Method, Mode, Program, PromptProgram, examples_in
 from amplify.methods.calibrated import calibrated
+from amplify.methods.lettered import OptionForm, fit_in_form
 from amplify.models.base import LanguageModel
 from amplify.models.kept import KeptGenerator, keeping
 from amplify.models.kept import batch as answering
@@ -45,6 +46,7 @@ def evaluate(
     baseline: str | Sequence[str] | None = None,
     resume: bool = True,
     calibrate: Way = "none",
+    option_form: OptionForm = "letters",
 ) -> Report:
     """Evaluate methods on the test split of a task.
 
@@ -67,6 +69,8 @@ def evaluate(
             every method proper; where there are only baselines, or none, the first method with the others.
         resume: False refuses a folder that already holds a run.
         calibrate: how label scores are calibrated, of every method alike (`amplify.calibration`); score mode only.
+        option_form: how lettered options are scored, of every method alike: by their letters, their texts, or the
+            letters in every order (`amplify.methods.lettered`); score mode only.
 
     Returns:
         The report; with `out`, also written as report.html and report.md.
@@ -80,7 +84,7 @@ def evaluate(
         ModelError: the model failed; finished batches are kept.
     """
     made = make_methods(methods, mode, options or {})
-    config = configuration(task, model, made, seeds, limit, batch_size, baseline, calibrate)
+    config = configuration(task, model, made, seeds, limit, batch_size, baseline, calibrate, option_form)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-") as temporary:
             return _run(Path(temporary), config, task, model, made, progress, kept=False)
@@ -166,7 +170,7 @@ def _fit_all(
             before, start = model.usage.snapshot(), time.perf_counter()
             seed = config["seeds"][0] if cell.seed is None else cell.seed
             with answering(model, f"{cell.file} fit"):
-                program = methods[cell.index].fit(task, model, seed)
+                program = fit_in_form(methods[cell.index], task, model, seed, config["option_form"])
                 program = calibrated(program, task, model, config["calibrate"], seed)
             spent = {"seconds": time.perf_counter() - start, **asdict(model.usage.since(before))}
             timing.append([{"method": cell.method, "seed": cell.seed, "fit": True, **store.plain(spent)}])

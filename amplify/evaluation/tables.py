@@ -76,8 +76,9 @@ def spellings(labels: Sequence[str]) -> str:
 def _how_answered(config: Mapping[str, Any]) -> str:
     if config["mode"] == "generate":
         return "parsed from what the model writes"
-    way = config.get("calibrate", "none")
-    return "labels scored" if way == "none" else f"labels scored, calibrated ({way})"
+    way, form = config.get("calibrate", "none"), config.get("option_form", "letters")
+    scored = "labels scored" if form == "letters" else f"options {form} scored"
+    return scored if way == "none" else f"{scored}, calibrated ({way})"
 
 
 def _details(described: Mapping[str, Any]) -> list[str]:
@@ -166,6 +167,23 @@ def reading_table(report: Report) -> Table:
     return table
 
 
+def reliability_table(report: Report) -> Table:
+    """What label probabilities are worth, heading first; only the heading where none were scored."""
+    from amplify.evaluation.reliability import BINS, COVERAGES
+
+    most = [f"surest {percent(c, 0)} right" for c in COVERAGES]
+    table = [["method", "mass on labels", "resolved", "Brier", f"ECE ({BINS} bins)", "area under risk", *most]]
+    for row in report.rows:
+        if found := row.reliability:
+            values = [found.brier, found.ece, found.aurc]
+            table.append([
+                name(row), percent(found.mass), percent(found.resolved),
+                *(f"{e.value:.3f} ({e.low:.3f} – {e.high:.3f})" for e in values),
+                *(f"{percent(e.value)} ({100 * e.low:.1f} – {100 * e.high:.1f})" for e in found.selective),
+            ])  # fmt: skip
+    return table
+
+
 def unread_texts(row: Row) -> str:
     """Some of the answers that could not be read, as they were written; "" where all were."""
     if not row.unparsed:
@@ -242,7 +260,10 @@ MEANING = (
     "BCa bootstrap over items; they hold for new items, at these shots and this model. "
     "Paired tests, two-sided: exact McNemar for one run each, else an item-level sign flip. "
     "An answer that cannot be parsed is wrong. Calls, tokens and seconds are per 1,000 answers, fitting left out; "
-    "every prompt counts in full, also where a shared beginning was computed once."
+    "every prompt counts in full, also where a shared beginning was computed once. Label probabilities: their mass "
+    "before they are made to sum to one; the share of answers that no redistribution of the missing mass could change; "
+    "Brier score and expected calibration error (less is better); the error rate averaged over all coverages, and how "
+    "many are right among the answers of which the method is surest."
 )
 
 
@@ -257,6 +278,8 @@ def as_text(report: Report) -> str:
     parts.append(aligned(rows_table(report)) + "\n(calls, tokens and seconds per 1,000 answers)")
     if len(further := metrics_table(report)) > 1:
         parts.append(aligned(further))
+    if len(relied := reliability_table(report)) > 1:
+        parts.append(aligned(relied))
     if report.comparisons:
         parts.append(aligned(comparisons_table(report)))
     if len(read := reading_table(report)) > 1:
@@ -304,6 +327,9 @@ def as_markdown(report: Report) -> str:
     if len(further := metrics_table(report)) > 1:
         parts.append("## Further scores")
         parts.append(_md_table(further))
+    if len(relied := reliability_table(report)) > 1:
+        parts.append("## Label probabilities")
+        parts.append(_md_table(relied))
     if report.comparisons:
         parts.append("## Declared comparisons")
         parts.append(_md_table(comparisons_table(report)))
