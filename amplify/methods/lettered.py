@@ -130,7 +130,7 @@ def check_form(form: str, task: Task) -> None:
 
 def task_in_texts(task: Task) -> Task:
     """The task whose questions are answered by the texts of their options."""
-    splits = {split: tuple(map(in_texts, getattr(task, split))) for split in ("train", "validation", "test")}
+    splits: Any = {split: tuple(map(in_texts, getattr(task, split))) for split in ("train", "validation", "test")}
     cot = tuple(replace(shot, example=in_texts(shot.example)) for shot in task.cot)
     return replace(task, **splits, cot=cot)
 
