@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from amplify import hub
+from amplify import hub, pretrained
 from amplify.batching import batches
 from amplify.errors import DataError, InputError, extras
-from amplify.locks import PROCESS, one_at_a_time
+from amplify.locks import PROCESS, lock_of, one_at_a_time
+from amplify.pretrained import Closed
 
 
 class Embedder:
@@ -34,26 +35,40 @@ class Embedder:
         import torch
         from transformers import AutoModel
 
-        from amplify import pretrained
-
         place, folder, name = pretrained.device_of(device), hub.resolve(model), str(model)
         config = pretrained.config_of(folder, name)
         pretrained.refuse_encoder_decoder(config, name, "encoders (minilm …)")
         self.tokenizer: Any = pretrained.tokenizer_of(folder, name)
-        self.model: Any = pretrained.model_of(AutoModel, folder, name, "an encoder", dtype=torch.float32)
-        self.model.to(place).eval()
+        self.module: Any = pretrained.model_of(AutoModel, folder, name, "an encoder", dtype=torch.float32)
+        self.module.to(place).eval()
+        self.name = name
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return isinstance(self.module, Closed)
+
+    def close(self) -> None:
+        """Free the encoder. Calling it twice is fine."""
+        if not self.closed:
+            with lock_of(self.module):  # whoever is in the middle of a call finishes it
+                self.module = Closed(f"the encoder {self.name}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     @one_at_a_time
     def embed(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> npt.NDArray[np.float32]:
         """One unit vector per text, shape (texts, width). Text beyond the encoder's window is not read."""
         import torch
 
-        limit = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
-        from amplify.pretrained import check_tokens
-
+        limit = min(self.tokenizer.model_max_length, self.module.config.max_position_embeddings)
         encoded = [self.tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
-        check_tokens(encoded, self.tokenizer, self.model)
-        out = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        pretrained.check_tokens(encoded, self.tokenizer, self.module)
+        out = np.zeros((len(texts), self.module.config.hidden_size), dtype=np.float32)
         for batch in batches([len(ids) for ids in encoded], batch_tokens):
             longest = max(len(encoded[i]) for i in batch)
             ids = np.full((len(batch), longest), self.tokenizer.pad_token_id or 0)
@@ -61,9 +76,9 @@ class Embedder:
             for at, i in enumerate(batch):
                 ids[at, : len(encoded[i])], mask[at, : len(encoded[i])] = encoded[i], 1
             with torch.inference_mode():
-                device = self.model.device
+                device = self.module.device
                 weights = torch.from_numpy(mask).to(device)
-                hidden = self.model(input_ids=torch.from_numpy(ids).to(device), attention_mask=weights)
+                hidden = self.module(input_ids=torch.from_numpy(ids).to(device), attention_mask=weights)
                 states = hidden.last_hidden_state.float() * weights[..., None]
                 mean = states.sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
                 out[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
@@ -75,7 +90,11 @@ class Embedder:
 def open_embedder(model: str = "minilm", device: str | None = None) -> Embedder:
     """An encoder, loaded once for all who use it in this process; see `Embedder`."""
     with PROCESS:  # whoever comes second waits for the first's
-        return _loaded(model, device)
+        found = _loaded(model, device)
+        if found.closed:  # by one of those who share it
+            _loaded.cache_clear()
+            found = _loaded(model, device)
+        return found
 
 
 @lru_cache(maxsize=2)

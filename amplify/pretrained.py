@@ -261,6 +261,16 @@ def makeup(module: Any) -> dict[str, Any]:
     return found
 
 
+class Closed:
+    """Stands where a module was until its holder was closed; whatever is asked of it is refused."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __getattr__(self, name: str) -> Any:
+        raise ModelError(f"{self._what} is closed: open it again")
+
+
 SAMPLED = 65_536  # numbers of each weight that a fingerprint looks at, evenly spread
 
 

@@ -41,12 +41,13 @@ RETRIEVERS: Table[Callable[[Sequence[str]], Retriever]] = Table("retriever", _ad
 class DenseRetriever:
     """Cosine similarity of sentence embeddings, exact search over all documents."""
 
-    def __init__(self, documents: Sequence[str], model: str | Path = "minilm") -> None:
+    def __init__(self, documents: Sequence[str], model: str | Path = "minilm", *, device: str | None = None) -> None:
         """Embed the documents.
 
         Args:
             documents: what is searched; text beyond the encoder's window is not read.
             model: encoder by alias, hub id or folder.
+            device: "cpu", "cuda", "cuda:1" …; None takes a GPU where there is one.
 
         Raises:
             InputError: there are no documents.
@@ -54,7 +55,7 @@ class DenseRetriever:
         from amplify.embeddings import open_embedder
 
         _some(documents)
-        self._embedder = open_embedder(str(model))
+        self._embedder = open_embedder(str(model), device)
         self._keys = self._embedder.embed(documents)
 
     def search(self, question: str, k: int) -> list[Hit]:

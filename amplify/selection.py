@@ -298,14 +298,16 @@ def text_similarity(examples: Sequence[Example]) -> npt.NDArray[np.float64]:
 class Neighbours:
     """The k nearest labelled examples of each input, by exact cosine similarity of sentence embeddings."""
 
-    def __init__(self, task: Task, pool: Sequence[Example] | None = None, *, model: str = "minilm") -> None:
+    def __init__(
+        self, task: Task, pool: Sequence[Example] | None = None, *, model: str = "minilm", device: str | None = None
+    ) -> None:
         """Embed the pool (`task.train` by default) once.
 
         Raises:
             InputError: a test item or an unlabelled example in the pool.
         """
         self.pool = tuple(_checked(task, task.train if pool is None else pool, 1))
-        self._embedder = Embedder(model)
+        self._embedder = Embedder(model, device=device)
         self._keys = self._embedder.embed([input_text(e) for e in self.pool])
 
     def shots(self, examples: Sequence[Example], k: int) -> list[tuple[Demonstration, ...]]:

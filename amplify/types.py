@@ -147,6 +147,11 @@ class TokenLogProbs:
 
     The target is cut from one tokenisation of prompt + continuation: every token that holds at least one
     character of the continuation.
+
+    Attributes:
+        tokens: the text of each.
+        token_ids: empty where a server does not tell them.
+        logprobs: one a token.
     """
 
     tokens: tuple[str, ...]

@@ -67,7 +67,7 @@ def test_run_report_and_apply(amplify, tmp_path: Path) -> None:  # type: ignore[
     program = next(Path("r/programs").glob("*zero_shot*.json"))
     Path("new.csv").write_text("message\nmy money is gone\n")
     status, out, err = amplify(
-        "apply", str(program), "--input", "new.csv", "--text", "message", "-b", RUN[3], "--out", "a.csv"
+        "apply", str(program), "--input", "new.csv", "--text", "message", "-m", RUN[3], "--out", "a.csv"
     )
     assert status == 0, err
     assert Path("a.csv").read_text().splitlines()[0] == "message,answer,rationale,score"
@@ -164,33 +164,33 @@ def test_proxies_are_listed_with_their_training_and_accuracy(amplify, tmp_path: 
     ("arguments", "says"),
     [
         (("rum",), "Did you mean 'run'?"),
-        (("run", "support_tickts", "-b", RUN[3], "-m", "zero_shot"), "Did you mean 'support_tickets'?"),
-        (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shott"), "Did you mean 'zero_shot'?"),
-        (("run", "support_tickets", "-b", "transformer:x", "-m", "zero_shot"), "Did you mean 'transformers'?"),
+        (("run", "support_tickts", "-m", RUN[3], "-M", "zero_shot"), "Did you mean 'support_tickets'?"),
+        (("run", "support_tickets", "-m", RUN[3], "-M", "zero_shott"), "Did you mean 'zero_shot'?"),
+        (("run", "support_tickets", "-m", "transformer:x", "-M", "zero_shot"), "Did you mean 'transformers'?"),
         (
-            ("run", "support_tickets", "-b", RUN[3], "-m", "few_shot", "--set", "few_shot.shot=3"),
+            ("run", "support_tickets", "-m", RUN[3], "-M", "few_shot", "--set", "few_shot.shot=3"),
             "Did you mean 'shots'?",
         ),
-        (("run", "support_tickets", "-b", RUN[3], "-m", "few_shot", "--set", "shots"), "KEY=VALUE"),
-        (("run", "support_tickets", "-b", RUN[3], "-m", "few_shot", "--set", "few_shot.shots=["), "cannot be read"),
-        (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "--seeds", "a"), "whole numbers"),
-        (("run", "support_tickets", "-m", "zero_shot"), "--model is missing"),
-        (("run", "-b", RUN[3], "-m", "zero_shot"), "TASK is missing"),
+        (("run", "support_tickets", "-m", RUN[3], "-M", "few_shot", "--set", "shots"), "KEY=VALUE"),
+        (("run", "support_tickets", "-m", RUN[3], "-M", "few_shot", "--set", "few_shot.shots=["), "cannot be read"),
+        (("run", "support_tickets", "-m", RUN[3], "-M", "zero_shot", "--seeds", "a"), "whole numbers"),
+        (("run", "support_tickets", "-M", "zero_shot"), "--model is missing"),
+        (("run", "-m", RUN[3], "-M", "zero_shot"), "TASK is missing"),
         (("report", "."), "run.json"),
-        (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "--set", "zero_shot.mode=score"), "or --mode"),
+        (("run", "support_tickets", "-m", RUN[3], "-M", "zero_shot", "--set", "zero_shot.mode=score"), "or --mode"),
         (
-            ("apply", __file__, "--input", __file__, "--text", "x", "-b", RUN[3], "--out", "nowhere/a.csv"),
+            ("apply", __file__, "--input", __file__, "--text", "x", "-m", RUN[3], "--out", "nowhere/a.csv"),
             "cannot write nowhere/a.csv",
         ),
         (
-            ("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "-B", "max_contxt=9"),
+            ("run", "support_tickets", "-m", RUN[3], "-M", "zero_shot", "-B", "max_contxt=9"),
             "Did you mean 'max_context'?",
         ),
-        (("run", "support_tickets", "-b", RUN[3], "-m", "zero_shot", "--data", "nowhere"), "'nowhere' does not exist"),
+        (("run", "support_tickets", "-m", RUN[3], "-M", "zero_shot", "--data", "nowhere"), "'nowhere' does not exist"),
         # told before an engine that takes a minute would start
-        (("run", "support_tickets", "-b", "vllm:nothing", "-m", "zero_shott"), "Did you mean 'zero_shot'?"),
+        (("run", "support_tickets", "-m", "vllm:nothing", "-M", "zero_shott"), "Did you mean 'zero_shot'?"),
         (
-            ("run", "support_tickets", "-b", "vllm:nothing", "-m", "zero_shot", "--baseline", "x"),
+            ("run", "support_tickets", "-m", "vllm:nothing", "-M", "zero_shot", "--baseline", "x"),
             "unknown baseline 'x'",
         ),
     ],
@@ -221,7 +221,7 @@ def test_a_suite_with_an_unknown_key_is_refused(amplify) -> None:  # type: ignor
 def test_attribute_names_the_file_that_is_wrong(amplify, arguments: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
     for name, text in {"a.md": b"Paris.", "b.md": b"Rome.", "empty.md": b" \n", "latin.md": b"caf\xe9"}.items():
         Path(name).write_bytes(text)
-    status, out, err = amplify("attribute", "-q", "Where?", "-b", "scripted:say=Paris", "-d", *arguments)
+    status, out, err = amplify("attribute", "-q", "Where?", "-m", "scripted:say=Paris", "-d", *arguments)
     assert status == 2
     assert not out
     assert says in err
@@ -232,7 +232,7 @@ def test_attribute_reads_documents_without_their_byte_order_mark(amplify) -> Non
     Path("a.md").write_bytes(b"\xef\xbb\xbfParis.")
     Path("b.md").write_bytes(b"Rome.")
     documents = ("-d", "a.md", "b.md", "--json", "out.json")
-    status, _, err = amplify("attribute", "-q", "Where?", "-b", "scripted:say=Paris", "--value", "votes", *documents)
+    status, _, err = amplify("attribute", "-q", "Where?", "-m", "scripted:say=Paris", "--value", "votes", *documents)
     assert status == 0, err
     assert json.loads(Path("out.json").read_text())["documents"]["sources"] == [[0, 0, 6], [1, 0, 5]]
 
@@ -284,12 +284,12 @@ def test_a_stop_says_that_the_command_resumes_only_where_it_does(amplify, monkey
     monkeypatch.setattr(ScriptedModel, "generate", stop)
     Path("d.txt").write_text("Tea is hot.")
     Path("e.txt").write_text("Tea is green.")
-    attribute = ("attribute", "-q", "What?", "-d", "d.txt", "-d", "e.txt", "-b", "scripted:echo", "--value", "votes")
+    attribute = ("attribute", "-q", "What?", "-d", "d.txt", "-d", "e.txt", "-m", "scripted:echo", "--value", "votes")
     for command, says in (
         ((*RUN, "--methods", "zero_shot"), "stopped; the same command resumes"),
         ((*attribute, "--cache", "c.jsonl"), "stopped; the same command resumes"),
         (attribute, "stopped"),
-        (("generate", "hello", "-b", "scripted:echo"), "stopped"),
+        (("generate", "hello", "-m", "scripted:echo"), "stopped"),
     ):
         status, _, err = amplify(*command)
         assert (status, err.strip().splitlines()[-1]) == (130, says)

@@ -81,11 +81,11 @@ def test_it_is_described(amplify: Command) -> None:
     assert said.endswith("from amplify-parrots 0.3\n")
 
 
-RUN = ("run", "support_tickets", "-b", "parrot:polly", "-B", "words=3", "--limit", "4", "--seeds", "0")
+RUN = ("run", "support_tickets", "-m", "parrot:polly", "-B", "words=3", "--limit", "4", "--seeds", "0")
 
 
 def test_methods_are_planned_run_saved_and_applied(amplify: Command, tmp_path: Path) -> None:
-    asked = [*RUN, "-m", "majority,short_shots,few_shot", "--set", "short_shots.shots=1", "--set",
+    asked = [*RUN, "-M", "majority,short_shots,few_shot", "--set", "short_shots.shots=1", "--set",
              "few_shot.selection=longest", "--set", "few_shot.shots=2"]  # fmt: skip
     planned = amplify(*asked, "--dry-run")
     assert re.search(r"majority +4 +0 ", planned)
@@ -101,18 +101,18 @@ def test_methods_are_planned_run_saved_and_applied(amplify: Command, tmp_path: P
     assert by_method["majority"]["answer"] in config["task"]["labels"]
     (tmp_path / "new.csv").write_text("message\nmy money is gone\nwhere is my parcel\n")
     program = next((tmp_path / "r" / "programs").glob("*majority*.json"))
-    amplify("apply", str(program), "--input", "new.csv", "--text", "message", "-b", "parrot:x", "--out", "a.csv")
+    amplify("apply", str(program), "--input", "new.csv", "--text", "message", "-m", "parrot:x", "--out", "a.csv")
     with (tmp_path / "a.csv").open() as file:
         assert [row["answer"] for row in csv.DictReader(file)] == [by_method["majority"]["answer"]] * 2
-    assert "Did you mean 'shots'?" in amplify(*RUN, "-m", "short_shots", "--set", "short_shots.shot=1", status=2)
-    assert "Did you mean 'words'?" in amplify(*RUN, "-m", "majority", "-B", "word=1", status=2)
+    assert "Did you mean 'shots'?" in amplify(*RUN, "-M", "short_shots", "--set", "short_shots.shot=1", status=2)
+    assert "Did you mean 'words'?" in amplify(*RUN, "-M", "majority", "-B", "word=1", status=2)
 
 
 def test_a_program_of_a_package_that_is_not_there_says_so(amplify: Command, tmp_path: Path) -> None:
     from amplify.errors import DataError
     from amplify.methods import Program
 
-    amplify(*RUN, "-m", "majority", "--out", "r")
+    amplify(*RUN, "-M", "majority", "--out", "r")
     program = next((tmp_path / "r" / "programs").glob("*majority*.json"))
     with pytest.raises(DataError, match=r"'parrots.always', which neither amplify nor an installed plugin knows"):
         Program.load(program)
@@ -122,7 +122,7 @@ def test_a_task_format_and_a_metric(amplify: Command, tmp_path: Path) -> None:
     rows = [{"front": f"{i}: say {w}", "back": w, "exam": i % 2 == 0} for i, w in enumerate("abcdefgh" * 3)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own.yaml").write_text("files: {all: rows.jsonl}\nformat: cards\nmetric: f1\ninstruction: Repeat.\n")
-    amplify("run", "own.yaml", "-b", "parrot:x", "-m", "zero_shot", "--metric", "letters", "--out", "r")
+    amplify("run", "own.yaml", "-m", "parrot:x", "-M", "zero_shot", "--metric", "letters", "--out", "r")
     config = json.loads((tmp_path / "r" / "run.json").read_text())
     assert (config["task"]["metric"], config["score"], len(config["items"])) == ("letters", "letters", 12)
     assert {r["score"] for r in records(tmp_path / "r")} == {1.0}
@@ -134,7 +134,7 @@ def test_an_explainer_and_an_estimator(amplify: Command, tmp_path: Path) -> None
     for name, text in {"a.md": "Ada lives in Bern.", "b.md": "Trees are green.", "c.md": "It rains."}.items():
         (tmp_path / name).write_text(text)
     amplify(
-        "attribute", "-q", "Where does Ada live?", "-d", "a.md", "b.md", "c.md", "-b", "scripted:say= Bern",
+        "attribute", "-q", "Where does Ada live?", "-d", "a.md", "b.md", "c.md", "-m", "scripted:say= Bern",
         "--estimator", "leave_one_out", "--budget", "4", "--granularity", "documents", "--json", "why.json",
     )  # fmt: skip
     assert "leave_one_out" in (tmp_path / "why.json").read_text()
@@ -145,8 +145,8 @@ def test_a_retriever(amplify: Command, tmp_path: Path) -> None:
     rows = [{"question": f"where ada lives {i}", "answers": ["Bern"], "ctxs": passages} for i in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own.yaml").write_text("files: {test: rows.jsonl}\nformat: nq\nmetric: qa\ninstruction: Answer.\n")
-    rag = ("-m", "rag", "--set", "rag.search=shared_words", "--limit", "3")
-    amplify("run", "own.yaml", "-b", "parrot:x", *rag, "--out", "r")
+    rag = ("-M", "rag", "--set", "rag.search=shared_words", "--limit", "3")
+    amplify("run", "own.yaml", "-m", "parrot:x", *rag, "--out", "r")
     for record in records(tmp_path / "r"):
         ranking = record["sources"]["ranking"]  # type: ignore[index]
         scores = record["sources"]["scores"]  # type: ignore[index]
@@ -156,7 +156,7 @@ def test_a_retriever(amplify: Command, tmp_path: Path) -> None:
 
 def test_a_steering_mode(amplify: Command, tmp_path: Path, tiny_lm: Path) -> None:
     (tmp_path / "mine.yaml").write_text("format: 1\nmode: gentle\nbonus: 40.0\n")
-    asked = ["generate", "-b", f"transformers:{tiny_lm}", "-B", "dtype=float32", "--max-tokens", "8"]
+    asked = ["generate", "-m", f"transformers:{tiny_lm}", "-B", "dtype=float32", "--max-tokens", "8"]
     steered = amplify(*asked, "great **phone** good", "--steering", "mine.yaml")
     assert steered != amplify(*asked, "great phone good")
 

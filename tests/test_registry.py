@@ -146,7 +146,7 @@ def test_a_broken_plugin_is_one_clear_error_and_spoils_nothing(tmp_path: Path, c
     assert "my_shots " in done.stdout
     assert f"amplify: The plugin dull of the package dull 1.2 cannot be loaded ({told}" in done.stderr
     assert "Traceback" not in done.stderr
-    done = command(tmp_path, "run", "support_tickets", "-b", "scripted:say=x", "-m", "my_shotss")
+    done = command(tmp_path, "run", "support_tickets", "-m", "scripted:say=x", "-M", "my_shotss")
     assert done.returncode == 2
     assert "Did you mean 'my_shots'?" in done.stderr
     assert "of the package dull 1.2 cannot be loaded" in done.stderr

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
-from amplify.embeddings import Embedder
-from amplify.errors import InputError, UnknownNameError
+from amplify.embeddings import Embedder, open_embedder
+from amplify.errors import InputError, ModelError, UnknownNameError
 from amplify.retrieval import BM25Retriever, DenseRetriever, Hit, open_retriever
 
 DOCUMENTS = ["Paris is the capital of France.", "Cats sleep a lot.", "The Seine flows through Paris, France."]
@@ -53,3 +56,20 @@ def test_dense_is_exact_cosine(tiny_encoder) -> None:
 def test_dense_finds_meaning(minilm) -> None:
     hits = DenseRetriever(DOCUMENTS, model=minilm).search("Which river runs through the French capital?", 2)
     assert hits[0].document == 2
+
+
+def test_an_embedder_is_closed_and_its_memory_freed(tiny_encoder) -> None:
+    with Embedder(tiny_encoder, device="cpu") as embedder:
+        module = weakref.ref(embedder.module)
+        assert embedder.embed(["a b"]).shape[0] == 1
+    embedder.close()
+    gc.collect()
+    assert module() is None
+    with pytest.raises(ModelError, match="closed: open it again"):
+        embedder.embed(["a b"])
+    shared = open_embedder(str(tiny_encoder), "cpu")
+    assert open_embedder(str(tiny_encoder), "cpu") is shared
+    shared.close()
+    assert open_embedder(str(tiny_encoder), "cpu").embed(["a b"]).shape[0] == 1
+    with pytest.raises(InputError, match="device"):
+        DenseRetriever(DOCUMENTS, tiny_encoder, device="cuda:99")

@@ -133,7 +133,7 @@ def test_two_models_and_a_wrapper_over_one_model_share_its_lock(model: Any) -> N
     from amplify.locks import lock_of
 
     other = amplify.TransformersModel(model.module, model.tokenizer, max_batch_tokens=16)
-    assert lock_of(other.model.get_decoder()) is lock_of(model.module)
+    assert lock_of(other.module.get_decoder()) is lock_of(model.module)
     calls: Calls = {
         "plain": lambda: model.score(PROMPTS, LABELS),
         "steered": lambda: other.score(PROMPTS, LABELS, steering=STEERED),

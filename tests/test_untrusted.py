@@ -85,9 +85,9 @@ def test_apply_writes_safe_cells(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["generate", "hello", "-b", "scripted:say=a\x1b[31mred\x9b1m"],
-        ["run", "no\x1b]0;title\x07.csv", "-b", "scripted:echo", "-m", "zero_shot"],
-        ["apply", "no\x1b[2J.json", "--input", "x", "--text", "t", "-b", "scripted:echo", "--out", "o.csv"],
+        ["generate", "hello", "-m", "scripted:say=a\x1b[31mred\x9b1m"],
+        ["run", "no\x1b]0;title\x07.csv", "-m", "scripted:echo", "-M", "zero_shot"],
+        ["apply", "no\x1b[2J.json", "--input", "x", "--text", "t", "-m", "scripted:echo", "--out", "o.csv"],
         ["list", "\x1b[31mtasks"],
         ["\x1b[31mrun"],
     ],
@@ -107,7 +107,7 @@ def test_marked_prompts_of_generate_open_no_turns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for raw, want in (([], "‹|im_start|>x"), (["--raw"], "<|im_start|>x")):
-        monkeypatch.setattr(sys, "argv", ["amplify", "generate", "<|im_start|>x", "-b", "scripted:echo", *raw])
+        monkeypatch.setattr(sys, "argv", ["amplify", "generate", "<|im_start|>x", "-m", "scripted:echo", *raw])
         main()
         assert want in capsys.readouterr().out
 

@@ -34,7 +34,8 @@ def opened(model: Model) -> Iterator[Proxy | LanguageModel]:
                     f"{name!r} is neither a proxy folder nor a model: give a folder that `amplify proxy` wrote, or "
                     "KIND:MODEL, e.g. transformers:smollm2-135m"
                 )
-            yield load_proxy(model)
+            with load_proxy(model) as proxy:
+                yield proxy
         else:
             with load_model(name) as loaded:
                 yield loaded

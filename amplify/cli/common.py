@@ -142,7 +142,7 @@ def takes_model(command: Command) -> Command:
     kinds = "transformers:MODEL, vllm:MODEL, openai:MODEL@URL or scripted:NAME."
     engine = "Engine option, e.g. dtype=float32. Repeatable."
     command = click.option("--model-option", "-B", multiple=True, metavar="KEY=VALUE", help=engine)(command)
-    return click.option("--model", "-b", metavar="KIND:MODEL", help=kinds)(command)
+    return click.option("--model", "-m", metavar="KIND:MODEL", help=kinds)(command)
 
 
 def takes_data(command: Command) -> Command:

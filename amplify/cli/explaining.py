@@ -14,11 +14,11 @@ from amplify.errors import InputError
 
 @click.command()
 @click.argument("text", required=False)
-@click.option("--model", "-M", required=True, help="Proxy folder, or KIND:MODEL, e.g. transformers:smollm2-135m.")
+@click.option("--model", "-m", required=True, help="Proxy folder, or KIND:MODEL, e.g. transformers:smollm2-135m.")
 @click.option("--target", help="Label, or what a language model is to write. Default: the label that a proxy gives.")
 @click.option("--foil", help="Another one: explain why the target and not this.")
 @click.option("--method", help="See `amplify list explainers`; or auto.  [default: integrated_gradients]")
-@click.option("--methods", help="Several, separated by commas, or all: compare them in one HTML page (--out).")
+@click.option("--methods", "-M", help="Several, separated by commas, or all: compare them in one HTML page (--out).")
 @click.option("--budget", type=click.IntRange(min=1), default=128, show_default=True, help="Model evaluations at most.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is sampled.")
 @click.option(

@@ -32,7 +32,7 @@ from amplify.errors import InputError
 @click.command()
 @click.argument("task", required=False)
 @takes_model
-@click.option("--methods", "-m", help="Method names, separated by commas (see `amplify list methods`).")
+@click.option("--methods", "-M", help="Method names, separated by commas (see `amplify list methods`).")
 @click.option("--seeds", default=None, help="Whole numbers, separated by commas.  [default: 0,1,2]")
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate this many test items only.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/TASK-HASH]")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from amplify.errors import CapabilityError, ContextLengthError, InputError, ModelError
-from amplify.types import Prompt, Sampling
+from amplify.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
+    from amplify.models.base import LanguageModel
     from amplify.steering import Steering
 
 
@@ -74,17 +76,23 @@ def check_numbers(logprobs: Sequence[float], spec: str) -> None:
         raise ModelError(f"{spec} gave a log-probability that is no number: check the weights and dtype of the model")
 
 
-def refuse_more(sampling: Sampling, spec: str) -> None:
-    """Refuse several answers to a prompt, and their log-probabilities, where a model gives neither.
+def several(
+    model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling, steering: Steering | None
+) -> list[Completion]:
+    """`sampling.n` answers to each prompt, by a model that gives one: greedy ones are the same, others drawn alone.
 
     Raises:
-        CapabilityError: one of them was asked for.
+        ModelError: as the model does; its `completed` counts answers, n for each prompt.
     """
-    if sampling.n > 1 or sampling.logprobs:
-        raise CapabilityError(
-            f"{spec!r} gives one answer to a prompt, without log-probabilities. For n= and logprobs= use a "
-            "transformers: model."
-        )
+    one = replace(sampling, n=1)
+    if sampling.temperature:
+        return model.generate([p for p in prompts for _ in range(sampling.n)], one, steering=steering)
+    try:
+        return [c for c in model.generate(prompts, one, steering=steering) for _ in range(sampling.n)]
+    except ModelError as error:
+        n = sampling.n
+        error.completed = {n * i + k: c for i, c in error.completed.items() for k in range(n)}
+        raise
 
 
 def own_seed(seed: int, index: int) -> int:

@@ -19,6 +19,7 @@ from amplify import codec
 from amplify.errors import DataError, ModelError, RunError
 from amplify.files import Journal, read_lines, shown
 from amplify.models.base import LanguageModel, LocalModel, ScoringModel, Usage
+from amplify.models.checks import several
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class KeptGenerator:
         self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
     ) -> list[Completion]:
         """See `LanguageModel.generate`."""
+        if sampling.n > 1:
+            return several(self, prompts, sampling, steering)
         keys = [_key(prompt, sampling, steering) for prompt in prompts]
         return self._ask(
             keys,
@@ -110,10 +113,7 @@ class KeptGenerator:
         found = {i: self._known[key].popleft() for i, key in enumerate(keys) if self._known.get(key)}
         for i, value in found.items():
             prompt, new = tokens(i, value)
-            self.usage.calls += 1
-            self.usage.prompt_tokens += prompt
-            self.usage.completion_tokens += new
-            self.usage.forwarded_tokens += prompt + new
+            self.usage.add(calls=1, prompt_tokens=prompt, completion_tokens=new, forwarded_tokens=prompt + new)
         rest = [i for i in range(len(keys)) if i not in found]
         try:
             asked = dict(zip(rest, ask(rest), strict=True)) if rest or not keys else {}

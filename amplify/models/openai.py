@@ -7,6 +7,7 @@ the chat API and the server renders them.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,11 +15,20 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from amplify.errors import CapabilityError, DataError, InputError
+from amplify.errors import CapabilityError, DataError, InputError, ModelError
 from amplify.models.base import Usage
-from amplify.models.checks import check_pairs, check_targets, check_window, own_seed, refuse_more
+from amplify.models.checks import check_pairs, check_targets, check_window, own_seed, several
 from amplify.models.dialect import NEUTRAL, Dialect
-from amplify.models.replies import Json, ReplyError, Way, prompt_log_probs, usage, written
+from amplify.models.replies import (
+    Json,
+    NoLogProbsError,
+    ReplyError,
+    Way,
+    prompt_log_probs,
+    usage,
+    written,
+    written_log_probs,
+)
 from amplify.models.retry import GiveUpError, run_all
 from amplify.models.server import KEY_VARIABLE, Server
 from amplify.redaction import redact_fields
@@ -122,9 +132,11 @@ class OpenAIModel:
         """See `LanguageModel.generate`.
 
         Raises:
-            CapabilityError: steering, and the server does not steer or `tokenizer` is not given.
+            CapabilityError: steering, and the server does not steer or `tokenizer` is not given; or log-probabilities,
+                and the server gives none.
         """
-        refuse_more(sampling, self.id)
+        if sampling.n > 1:
+            return several(self, prompts, sampling, steering)
         self._check(steering)
         ids: Sequence[Sequence[int] | None] = [None] * len(prompts)
         asked: Sequence[str | None] = [None] * len(prompts)
@@ -137,16 +149,25 @@ class OpenAIModel:
             asked = payloads(steering, [(r, e.offsets, len(e.ids)) for r, e in zip(rendered, encoded, strict=True)])
             check_window(counts, sampling.max_tokens, self.max_context)
         requests = [self._request(prompt, ids[i], sampling, i, asked[i]) for i, prompt in enumerate(prompts)]
-        return run_all(
-            [
-                partial(self._whole, rendered[i] if rendered else None, *requests[i], prompt, sampling, counts[i])
-                for i, prompt in enumerate(prompts)
-            ],
-            who=self.id,
-            concurrency=self._concurrency,
-            retries=self._retries,
-            answered=lambda i, done: self._count(done.prompt_tokens, done.completion_tokens),
-        )
+        answers = [
+            partial(self._whole, rendered[i] if rendered else None, *requests[i], prompt, sampling, counts[i])
+            for i, prompt in enumerate(prompts)
+        ]
+        try:
+            return run_all(
+                answers,
+                who=self.id,
+                concurrency=self._concurrency,
+                retries=self._retries,
+                answered=lambda i, done: self._count(done.prompt_tokens, done.completion_tokens),
+            )
+        except ModelError as error:
+            if isinstance(error.__cause__, NoLogProbsError):
+                raise CapabilityError(
+                    f"{error.__cause__}: {self.id!r} answers without logprobs=True alone. For log-probabilities use "
+                    "another server (vLLM gives them), or a transformers: or vllm: model"
+                ) from error
+            raise
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Exact with `tokenizer`; without it an estimate of one token per four bytes, and four more per message."""
@@ -211,6 +232,11 @@ class OpenAIModel:
             if sampling.seed is not None:
                 body["seed"] = own_seed(sampling.seed, index)
         body |= self._with(asked)
+        if sampling.logprobs:
+            chat = ids is None and prompt.text is None
+            body["logprobs"] = True if chat else 1  # a truth value there, a number of alternatives here
+            if self._listed.get("owned_by") == "vllm":
+                body["return_token_ids"] = True
         if ids is not None:
             return "/completions", {**body, "prompt": list(ids)}
         if prompt.text is not None:
@@ -241,11 +267,20 @@ class OpenAIModel:
         return completion if rendered is None else rendered.whole(completion)
 
     async def _complete(self, path: str, body: Json, prompt: Prompt, sampling: Sampling, counted: int) -> Completion:
-        data = await self._post(path, body, counted + sampling.max_tokens)
+        try:
+            data = await self._post(path, body, counted + sampling.max_tokens)
+        except GiveUpError as error:
+            if sampling.logprobs and error.status in REFUSALS and "logprob" in str(error):
+                raise NoLogProbsError(str(error), error.status) from error
+            raise
         reasoning, text, finish = written(data)
         given, generated = usage(data)
+        likely = written_log_probs(data) if sampling.logprobs else None
         if prompt.prefix and path == "/chat/completions" and "continue_final_message" not in body:
-            text = _behind(prompt.prefix, text)
+            behind = _behind(prompt.prefix, text)
+            if likely is not None and not reasoning:
+                likely = _without(likely, len(text) - len(behind))
+            text = behind
         # not every server stops there
         cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
         return Completion(
@@ -253,6 +288,7 @@ class OpenAIModel:
             finish_reason=finish if cut is None else "stop",
             prompt_tokens=counted if given is None else given,
             completion_tokens=self._text_tokens(reasoning + text) if generated is None else generated,
+            logprobs=likely,
         )
 
     async def _post(self, path: str, body: Json, tokens: int) -> Json:
@@ -459,3 +495,10 @@ def _behind(prefix: str, text: str) -> str:
     if text.lstrip().startswith(prefix.strip()):
         return text.lstrip()[len(prefix.strip()) :]
     return text if prefix[-1].isspace() or text[:1].isspace() else f" {text}"
+
+
+def _without(found: TokenLogProbs, characters: int) -> TokenLogProbs:
+    """Tokens without those that lie within the first characters."""
+    ends = itertools.accumulate(map(len, found.tokens))
+    k = sum(end <= characters for end in ends)
+    return TokenLogProbs(found.tokens[k:], found.token_ids[k:], found.logprobs[k:])

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from amplify.models.retry import GiveUpError, TryAgainError
 from amplify.redaction import hide_keys, one_line
+from amplify.types import TokenLogProbs
 
 Json = dict[str, Any]
 Way = Literal["prompt_logprobs", "echo"]
@@ -23,6 +24,10 @@ ROUNDING = 1e-4  # above 0, where a log-probability is 0
 
 class ReplyError(TryAgainError):
     """The answer is not what the API promises."""
+
+
+class NoLogProbsError(GiveUpError):
+    """The server gives no log-probabilities of what its model writes."""
 
 
 class Written(NamedTuple):
@@ -128,6 +133,34 @@ def prompt_log_probs(data: Json, ids: Sequence[int], start: int, way: Way) -> tu
     if None in found:
         raise GiveUpError("the server returned no log-probabilities of the prompt's tokens")
     return tuple(log_prob(value) for value in found)
+
+
+def written_log_probs(data: Json) -> TokenLogProbs:
+    """Log-probabilities of the tokens that a model wrote, in the form of the chat API or of the completions API.
+
+    Raises:
+        NoLogProbsError: there are none.
+        ReplyError: they are no log-probabilities.
+    """
+    choice = _choice(data)
+    given = choice.get("logprobs")
+    if given is None:
+        raise NoLogProbsError("the server gave no log-probabilities of its answer")
+    if not isinstance(given, dict):
+        raise ReplyError(f"its logprobs are {_kind(given)}")
+    if isinstance(content := given.get("content"), list):
+        if not all(isinstance(entry, dict) for entry in content):
+            raise ReplyError("an entry of its logprobs is no object")
+        tokens, values = [e.get("token") for e in content], [e.get("logprob") for e in content]
+    else:
+        tokens, values = given.get("tokens") or [], given.get("token_logprobs") or []
+    if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != len(values):
+        raise ReplyError("its logprobs do not give one number for each token")
+    if not tokens:
+        raise NoLogProbsError("the server gave no log-probabilities of its answer")
+    ids = choice.get("token_ids")
+    known = isinstance(ids, list) and len(ids) == len(tokens) and all(type(i) is int for i in ids)
+    return TokenLogProbs(tuple(map(_text, tokens)), tuple(ids) if known and ids else (), tuple(map(log_prob, values)))
 
 
 def log_prob(value: object) -> float:

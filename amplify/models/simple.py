@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from amplify.errors import ModelError
+from amplify.errors import CapabilityError, ModelError
 from amplify.models.base import Usage
-from amplify.models.checks import refuse_steering
+from amplify.models.checks import refuse_steering, several
 from amplify.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -48,13 +48,17 @@ class SimpleModel(ABC):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
     ) -> list[Completion]:
-        """One completion a prompt, cut at the first stop string.
+        """Completions in the order of the prompts, each cut at the first stop string.
 
         Raises:
-            CapabilityError: steering was asked for.
+            CapabilityError: steering or log-probabilities were asked for.
             ModelError: `complete` failed; what was answered before is in its `completed`.
         """
         refuse_steering(steering, self.id)
+        if sampling.logprobs:
+            raise CapabilityError(f"{self.id!r} gives no log-probabilities: use a transformers: or vllm: model")
+        if sampling.n > 1:
+            return several(self, prompts, sampling, steering)
         done: dict[int, Completion] = {}
         for i, (prompt, size) in enumerate(zip(prompts, self.count_tokens(prompts), strict=True)):
             try:
@@ -69,10 +73,7 @@ class SimpleModel(ABC):
                 text = text.partition(stop)[0]
             written = _tokens(text)
             done[i] = Completion(text, "stop", size, written)
-            self.usage.calls += 1
-            self.usage.prompt_tokens += size
-            self.usage.completion_tokens += written
-            self.usage.forwarded_tokens += size + written
+            self.usage.add(calls=1, prompt_tokens=size, completion_tokens=written, forwarded_tokens=size + written)
         return list(done.values())
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:

@@ -20,7 +20,7 @@ from amplify.locks import lock_of, one_at_a_time
 from amplify.models import text
 from amplify.models.base import Usage
 from amplify.models.caches import PrefixMemory
-from amplify.models.checks import check_targets, check_window
+from amplify.models.checks import check_targets, check_window, several
 from amplify.models.decoding import decode
 from amplify.models.loaded import Loaded, shared
 from amplify.models.packed import PackedModel
@@ -226,10 +226,7 @@ class TransformersModel:
         if not prompts:
             return []
         if sampling.n > 1:
-            one = replace(sampling, n=1)
-            if not sampling.temperature:
-                return [c for c in self.generate(prompts, one, steering=steering) for _ in range(sampling.n)]
-            return self.generate([p for p in prompts for _ in range(sampling.n)], one, steering=steering)
+            return several(self, prompts, sampling, steering)
         rendered = [text.render(p, self.tokenizer) for p in prompts]
         encoded = text.tokenise(self.tokenizer, rendered)
         for i, e in enumerate(encoded):

@@ -33,7 +33,7 @@ from amplify.errors import (
 )
 from amplify.locks import lock_of
 from amplify.models.base import Usage
-from amplify.models.checks import check_numbers, check_pairs, check_targets, check_window, own_seed, refuse_more
+from amplify.models.checks import check_numbers, check_pairs, check_targets, check_window, own_seed, several
 from amplify.models.dialect import NEUTRAL
 from amplify.steering.payload import KEY, payloads
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
@@ -147,7 +147,8 @@ class VLLMModel:
         """See `LanguageModel.generate`. The checkpoint's own sampling defaults and penalties are not applied."""
         from vllm import SamplingParams
 
-        refuse_more(sampling, self.id)
+        if sampling.n > 1:
+            return several(self, prompts, sampling, steering)
         self._check(steering)
         rendered, encoded = self._encode(prompts)
         ids = [e.ids for e in encoded]
@@ -158,6 +159,8 @@ class VLLMModel:
             common["stop"] = list(sampling.stop)
         if sampling.temperature > 0:
             common["top_p"] = sampling.top_p
+        if sampling.logprobs:
+            common["logprobs"] = 0  # the token itself, no alternatives
         seed = sampling.seed if sampling.temperature > 0 else None
         params = [
             SamplingParams(**common, seed=None if seed is None else own_seed(seed, i), extra_args=_extra(asked[i]))
@@ -172,6 +175,7 @@ class VLLMModel:
                     finish_reason="length" if written.finish_reason == "length" else "stop",
                     prompt_tokens=len(output.prompt_token_ids),
                     completion_tokens=len(written.token_ids),
+                    logprobs=self._written(written) if sampling.logprobs else None,
                 )
                 self._count(completion.prompt_tokens, completion.completion_tokens)
                 done[i] = rendered[i].whole(completion)
@@ -372,6 +376,13 @@ class VLLMModel:
                 found(numbers[k], tuple(float(rows[at][ids[at]].logprob) for at in range(start, len(ids))))
         if again:
             self._score_targets(dict(sorted(again.items())), found, cached=False)
+
+    def _written(self, output: Any) -> TokenLogProbs:
+        """Log-probabilities of what an engine wrote."""
+        ids = tuple(output.token_ids)
+        values = tuple(float(row[token].logprob) for token, row in zip(ids, output.logprobs, strict=True))
+        check_numbers(values, self.id)
+        return TokenLogProbs(tuple(self.tokenizer.decode([token]) for token in ids), ids, values)
 
     def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
         self.usage.add(calls=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)

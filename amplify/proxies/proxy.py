@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from amplify.batching import batches
 from amplify.errors import DataError, InputError
 from amplify.locks import lock_of, one_at_a_time
+from amplify.pretrained import Closed
 from amplify.proxies.rows import Row, causal_rows, encoder_rows
 from amplify.types import Example
 
@@ -76,6 +77,19 @@ class Proxy:
         from amplify.proxies.in_hand import from_model
 
         return from_model(model, tokenizer, labels, name)
+
+    def close(self) -> None:
+        """Let go of the module, which frees its memory where nothing else holds it. Calling it twice is fine."""
+        if isinstance(self.module, Closed):
+            return
+        with lock_of(self.module):  # whoever is in the middle of a call finishes it
+            object.__setattr__(self, "module", Closed(f"the proxy {self.name}"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     @property
     def left(self) -> bool:

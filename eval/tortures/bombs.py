@@ -208,14 +208,14 @@ def _yaml(work: Path) -> Iterator[tuple[str, str, Any]]:
         yield (
             "YAML",
             f"a thousand million laughs in a task's {key}",
-            ["run", f"laughs_{key}.yaml", "-b", "scripted:echo", "-m", "zero_shot", "--dry-run"],
+            ["run", f"laughs_{key}.yaml", "-m", "scripted:echo", "-M", "zero_shot", "--dry-run"],
         )
     text = "".join(f"    {line}\n" for line in lines)
     (work / "laughs_common.yaml").write_text(f"common:\n  instruction:\n{text}tasks: {{one: {{}}}}\n")
     yield (
         "YAML",
         "in a suite of tasks",
-        ["run", "laughs_common.yaml", "-b", "scripted:echo", "-m", "zero_shot", "--dry-run"],
+        ["run", "laughs_common.yaml", "-m", "scripted:echo", "-M", "zero_shot", "--dry-run"],
     )
     (work / "suite.yaml").write_text(f"task:\n{text}model: 'scripted:echo'\nmethods: [zero_shot]\n")
     yield "YAML", "in a suite's task", ["run", "--config", "suite.yaml", "--dry-run"]
@@ -225,9 +225,9 @@ def _yaml(work: Path) -> Iterator[tuple[str, str, Any]]:
     )
     yield "YAML", "in a suite's options", ["run", "--config", "options.yaml", "--dry-run"]
     (work / "heads.yaml").write_text(f"format: 1\nheads: {{0: [1]}}\nprovenance:\n{text}")
-    yield "YAML", "in a head profile", ["generate", "**a**", "-b", "scripted:echo", "--steering", "heads.yaml"]
+    yield "YAML", "in a head profile", ["generate", "**a**", "-m", "scripted:echo", "--steering", "heads.yaml"]
     (work / "deep.yaml").write_text("files: " + "[" * 50_000)
-    yield "YAML", "50,000 brackets", ["run", "deep.yaml", "-b", "scripted:echo", "-m", "zero_shot", "--dry-run"]
+    yield "YAML", "50,000 brackets", ["run", "deep.yaml", "-m", "scripted:echo", "-M", "zero_shot", "--dry-run"]
     (work / "self.yaml").write_text("&a {task: *a, model: 'scripted:echo', methods: [zero_shot]}")
     yield "YAML", "a suite that holds itself", ["run", "--config", "self.yaml", "--dry-run"]
     option = laughs.replace("\n", " ")
@@ -241,9 +241,9 @@ def _yaml(work: Path) -> Iterator[tuple[str, str, Any]]:
             "text",
             "--label",
             "label",
-            "-b",
-            "scripted:echo",
             "-m",
+            "scripted:echo",
+            "-M",
             "few_shot",
             "--set",
             f"few_shot.shots={{{nested}: &a [1, 1], b: [*a, *a]}}",
@@ -274,7 +274,7 @@ def _sources(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:
                     "-d",
                     names[0],
                     *names[1:],
-                    "-b",
+                    "-m",
                     "scripted:say= Bern",
                     "--value",
                     value,
@@ -293,7 +293,7 @@ def _sources(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:
                 "Where?",
                 "-d",
                 *names[:count],
-                "-b",
+                "-m",
                 f"transformers:{models / 'lm'}",
             ],
         )
@@ -323,7 +323,7 @@ def _budgets(models: Path) -> Iterator[tuple[str, str, Any]]:
             "a.md",
             "b.md",
             "c.md",
-            "-b",
+            "-m",
             "scripted:say= Bern",
             "--budget",
             "1000000000",
@@ -361,9 +361,9 @@ def _tables(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:
             "run",
             "big.csv",
             *columns,
-            "-b",
-            "scripted:echo",
             "-m",
+            "scripted:echo",
+            "-M",
             "few_shot",
             "--limit",
             "5",
@@ -403,7 +403,7 @@ def _tables(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:
             "cell.csv",
             "--text",
             "text",
-            "-b",
+            "-m",
             "scripted:echo",
             "--out",
             "cell_out.csv",
@@ -446,9 +446,9 @@ def _tables(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:
             "run",
             "labels.jsonl",
             *columns,
-            "-b",
-            "scripted:echo",
             "-m",
+            "scripted:echo",
+            "-M",
             "zero_shot",
             "--limit",
             "5",

@@ -89,19 +89,19 @@ def commands(models: Path) -> list[Command]:
     tiny, proxy = f"transformers:{models / 'lm'}", str(models / "proxy")
     return [
         Command(
-            "run, generate", (*run, "-b", "scripted:last_answer", "-m", "zero_shot,few_shot", "--batch-size", "3"), logs
+            "run, generate", (*run, "-m", "scripted:last_answer", "-M", "zero_shot,few_shot", "--batch-size", "3"), logs
         ),
         Command(
-            "run, score", (*run, "-b", "scripted:echo", "-m", "few_shot", "--mode", "score", "--batch-size", "5"), logs
+            "run, score", (*run, "-m", "scripted:echo", "-M", "few_shot", "--mode", "score", "--batch-size", "5"), logs
         ),
         Command(
             "run, RAG",
             (
                 "run",
                 "rag.yaml",
-                "-b",
-                "scripted:say= Bern",
                 "-m",
+                "scripted:say= Bern",
+                "-M",
                 rag,
                 "--batch-size",
                 "2",
@@ -116,9 +116,9 @@ def commands(models: Path) -> list[Command]:
             "run, transformers and a proxy",
             (
                 *run,
-                "-b",
-                tiny,
                 "-m",
+                tiny,
+                "-M",
                 "few_shot,amplify",
                 "--set",
                 f"amplify.proxy={proxy}",
@@ -146,7 +146,7 @@ def commands(models: Path) -> list[Command]:
                 "rows.csv",
                 "--text",
                 "text",
-                "-b",
+                "-m",
                 "scripted:last_answer",
                 "--out",
                 "answers.csv",
@@ -155,16 +155,16 @@ def commands(models: Path) -> list[Command]:
             ),
             (".jsonl",),
         ),
-        Command("attribute", (*attribute, "-b", "scripted:say= Bern", "--html", "why.html"), (".jsonl",)),
+        Command("attribute", (*attribute, "-m", "scripted:say= Bern", "--html", "why.html"), (".jsonl",)),
         Command(
             "attribute, votes",
-            (*attribute, "-b", tiny, "--value", "votes", "--granularity", "documents", "--html", "why.html"),
+            (*attribute, "-m", tiny, "--value", "votes", "--granularity", "documents", "--html", "why.html"),
             (".jsonl",),
             slow=True,
         ),
         Command(
             "profile",
-            ("profile", "json_formatting", "-b", tiny, "--samples", "3", "--most", "4", "--out", "heads.yaml"),
+            ("profile", "json_formatting", "-m", tiny, "--samples", "3", "--most", "4", "--out", "heads.yaml"),
             (".jsonl",),
             slow=True,
         ),
@@ -314,9 +314,9 @@ def inputs(folder: Path, models: Path, children: Children) -> Path:
         "text",
         "--label",
         "label",
-        "-b",
-        "scripted:last_answer",
         "-m",
+        "scripted:last_answer",
+        "-M",
         "zero_shot,few_shot",
         "--limit",
         "8",

@@ -358,14 +358,14 @@ def _programs(work: Path, inputs: Path, models: Path, children: Children) -> Ite
     rag = ",".join(name for name in METHODS if name.startswith("rag") and "highlight" not in name)
     for number, argv in enumerate(
         (
-            ["run", "reviews.csv", *columns, "-b", "scripted:last_answer", "-m", some],
+            ["run", "reviews.csv", *columns, "-m", "scripted:last_answer", "-M", some],
             [
                 "run",
                 "reviews.csv",
                 *columns,
-                "-b",
-                f"transformers:{models / 'lm'}",
                 "-m",
+                f"transformers:{models / 'lm'}",
+                "-M",
                 "amplify,proxy_alone,amplify_test_words",
                 "--set",
                 f"*.proxy={models / 'proxy'}",
@@ -376,7 +376,7 @@ def _programs(work: Path, inputs: Path, models: Path, children: Children) -> Ite
                 "--set",
                 "*.max_tokens=8",
             ],
-            ["run", "rag.yaml", "-b", "scripted:say= Bern", "-m", rag, "--seeds", "0", "--limit", "2"],
+            ["run", "rag.yaml", "-m", "scripted:say= Bern", "-M", rag, "--seeds", "0", "--limit", "2"],
         )
     ):
         made = children.run([*argv, "--out", f"programs{number}"], inputs, environment=commands.home(work))
@@ -457,7 +457,7 @@ def _attributions(work: Path, inputs: Path, children: Children) -> Iterator[Targ
         "a.md",
         "b.md",
         "c.md",
-        "-b",
+        "-m",
         "scripted:say= Bern. It is.",
     ]
     good, pages = [], []

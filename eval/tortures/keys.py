@@ -120,9 +120,9 @@ def run(setting: Setting) -> Groups:
 def _misplaced() -> Iterator[list[str]]:
     key = KEYS["plain"]
     for place in PLACES:
-        yield ["-b", place.format(key=key), "-B", "retries=0"]
-    yield ["-b", "openai:m@http://127.0.0.1:9/v1", "-B", "retries=0", "-B", f"extra_body={{api_key: {key}}}"]
-    yield ["-b", "openai:m@http://127.0.0.1:9/v1", "-B", "retries=0", "-B", f"api_key={key}"]
+        yield ["-m", place.format(key=key), "-B", "retries=0"]
+    yield ["-m", "openai:m@http://127.0.0.1:9/v1", "-B", "retries=0", "-B", f"extra_body={{api_key: {key}}}"]
+    yield ["-m", "openai:m@http://127.0.0.1:9/v1", "-B", "retries=0", "-B", f"api_key={key}"]
 
 
 def _leak(ended: Ended, folder: Path, key: str) -> str | None:

@@ -77,7 +77,7 @@ def ways() -> list[Way]:
         "text",
         "--label",
         "label",
-        "-m",
+        "-M",
         "zero_shot,few_shot",
         "--seeds",
         "0",
@@ -143,7 +143,7 @@ def _judged(
 
 
 def _asked(children: Children, way: Way, models: Path, server: FakeServer, folder: Path) -> Ended:
-    options = ["-b", f"openai:m@{server.url}", "-B", f"timeout={TIMEOUT:g}", "-B", "retries=2", "-B", "concurrency=2"]
+    options = ["-m", f"openai:m@{server.url}", "-B", f"timeout={TIMEOUT:g}", "-B", "retries=2", "-B", "concurrency=2"]
     if way.scores:
         options += ["-B", f"tokenizer={models / 'lm'}"]
     environment = {**commands.home(folder), "OPENAI_API_KEY": "sk-torture"}
@@ -211,7 +211,7 @@ def failing(children: Children, folder: Path, fault: str, key: str) -> tuple[End
     """A run that meets a fault, in a folder that stays, and how many requests reached the server."""
     with FakeServer(fault=fault, say=_said) as server:
         ended = children.run(
-            [*ways()[0].argv, "-b", f"openai:m@{server.url}", "-B", f"timeout={TIMEOUT:g}", "-B", "retries=1"],
+            [*ways()[0].argv, "-m", f"openai:m@{server.url}", "-B", f"timeout={TIMEOUT:g}", "-B", "retries=1"],
             folder,
             environment={**commands.home(folder), "OPENAI_API_KEY": key},
             before=(hasten,),

@@ -74,7 +74,7 @@ def test_profiles_are_found_saved_and_loaded(tiny_lm, facts, tmp_path):
 def test_command_line(tiny_lm, tmp_path, facts):
     data = str(tmp_path)
     out = tmp_path / "mine.yaml"
-    model = ["-b", f"transformers:{tiny_lm}"]
+    model = ["-m", f"transformers:{tiny_lm}"]
 
     def call(*arguments):
         done = CliRunner().invoke(cli, arguments)
@@ -99,6 +99,6 @@ def test_command_line(tiny_lm, tmp_path, facts):
 
 
 def test_alpha_without_heads_is_refused(tiny_lm):
-    done = CliRunner().invoke(cli, ["generate", "-b", f"transformers:{tiny_lm}", "--alpha", "0.5", "**a** b"])
+    done = CliRunner().invoke(cli, ["generate", "-m", f"transformers:{tiny_lm}", "--alpha", "0.5", "**a** b"])
     assert done.exit_code != 0
     assert "name a head profile" in f"{done.output}{done.exception}"

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from amplify import Prompt, Sampling
-from amplify.errors import ContextLengthError, InputError, ModelError
+from amplify.errors import CapabilityError, ContextLengthError, InputError, ModelError
 from amplify.models import ScoringModel, load_model, retry
 from amplify.models.openai import OpenAIModel
 
@@ -478,3 +478,84 @@ def test_another_tokenizer_is_noticed(serve, tiny_lm):
     state["probing"] = False
     with pytest.raises(ModelError, match="another tokenizer"):
         model.score([Prompt(text="hello there")], [" you"])
+
+
+# several answers, and their log-probabilities
+
+
+def test_several_answers_to_a_prompt_are_drawn_alone_and_greedy_ones_are_the_same(serve):
+    fake = serve(lambda s, path, body, n: chat(body, f"answer {body.get('seed')}"))
+    model = connect(fake, concurrency=1)
+    drawn = model.generate(ASK[:2], Sampling(temperature=0.7, seed=1, n=3))
+    assert len(drawn) == 6
+    assert len({c.text for c in drawn}) == 6
+    assert [body["messages"][0]["content"] for _, body in fake.seen] == ["question 0"] * 3 + ["question 1"] * 3
+    greedy = model.generate(ASK[:2], Sampling(n=3))
+    assert len(greedy) == 6
+    assert len(fake.seen) == 6 + 2  # each asked once
+
+
+def test_what_was_answered_of_several_is_counted_by_answer(serve):
+    fake = serve(lambda s, path, body, n: chat(body) if n == 1 else (400, {}, "no"))
+    with pytest.raises(ModelError) as caught:
+        connect(fake, concurrency=1).generate(ASK[:2], Sampling(n=2))
+    assert sorted(caught.value.completed) == [0, 1]
+
+
+def likely(body, words=("The answer is", " blue", "."), **more):
+    """A reply with log-probabilities in the form of the API that was asked."""
+    if body is None:  # the list of models
+        return 404, {}, "no"
+    values = [-0.5 - i for i in range(len(words))]
+    if "messages" in body:
+        content = [{"token": w, "logprob": v, "bytes": None} for w, v in zip(words, values, strict=True)]
+        choice = {"message": {"content": "".join(words)}, "logprobs": {"content": content}}
+    else:
+        choice = {"text": "".join(words), "logprobs": {"tokens": list(words), "token_logprobs": values}}
+    return {"choices": [{**choice, "finish_reason": "stop", **more}]}
+
+
+@pytest.mark.parametrize("prompt", [ASK[0], Prompt(text="The sky is")])
+def test_log_probabilities_of_an_answer_come_from_either_api(serve, prompt):
+    fake = serve(lambda s, path, body, n: likely(body))
+    found = connect(fake).generate([prompt], Sampling(logprobs=True))[0].logprobs
+    assert (found.tokens, found.logprobs, found.token_ids) == (("The answer is", " blue", "."), (-0.5, -1.5, -2.5), ())
+    asked = next(body for _, body in fake.seen if body)
+    assert asked["logprobs"] is True if prompt.messages else asked["logprobs"] == 1
+    assert "return_token_ids" not in asked
+    assert connect(fake).generate([prompt], Sampling())[0].logprobs is None
+
+
+def test_a_server_that_says_it_is_vllm_tells_the_token_ids(serve):
+    models = {"data": [{"id": "m", "owned_by": "vllm"}]}
+    fake = serve(lambda s, path, body, n: models if path == "/v1/models" else likely(body, token_ids=[5, 6, 7]))
+    assert connect(fake).generate(ASK[:1], Sampling(logprobs=True))[0].logprobs.token_ids == (5, 6, 7)
+    assert fake.seen[-1][1]["return_token_ids"] is True
+
+
+def test_words_that_were_asked_for_as_a_beginning_have_no_log_probabilities(serve):
+    fake = serve(lambda s, path, body, n: likely(body))
+    model = connect(fake, continue_final_message=False)
+    done = model.generate([PREFIXED], Sampling(logprobs=True))[0]
+    assert (done.text, done.logprobs.tokens) == (" blue.", (" blue", "."))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda s, path, body, n: chat(body) if body else (404, {}, "no"),  # ignores the field
+        lambda s, path, body, n: (400, {}, '{"error": {"message": "logprobs are not supported with this model"}}'),
+        lambda s, path, body, n: likely(body, ()),
+    ],
+)
+def test_a_server_without_log_probabilities_of_answers_is_one_clear_error(serve, reply):
+    with pytest.raises(CapabilityError, match="answers without logprobs=True alone"):
+        connect(serve(reply), retries=0).generate(ASK[:2], Sampling(logprobs=True))
+
+
+@pytest.mark.parametrize("logprobs", [[1], {"content": ["a"]}, {"content": [{"token": "a", "logprob": 2.0}]},
+                                      {"tokens": ["a"], "token_logprobs": []}])  # fmt: skip
+def test_log_probabilities_that_are_none_are_refused(serve, logprobs):
+    fake = serve(lambda s, path, body, n: likely(body, logprobs=logprobs))
+    with pytest.raises(ModelError, match=r"logprob|log-probability"):
+        connect(fake, retries=0).generate(ASK[:1], Sampling(logprobs=True))

@@ -181,6 +181,35 @@ def test_stop_strings_seeds_and_window(hf, engine):
     assert engine.score([], []) == []
 
 
+def likely(found, expected):
+    for f, e in zip(found, expected, strict=True):
+        assert f.logprobs.token_ids in ((), e.logprobs.token_ids)
+        assert f.logprobs.logprobs == pytest.approx(e.logprobs.logprobs, abs=TOL)
+
+
+def test_answers_carry_the_same_log_probabilities_everywhere(hf, engine, remote, server):
+    """An end token and a stop string are among them; drawn answers are read by the model's own distribution."""
+    sampling = Sampling(max_tokens=12, stop=("\n",), logprobs=True)
+    expected = hf.generate(CHAT, sampling)
+    assert all(len(e.logprobs.logprobs) == e.completion_tokens for e in expected)
+    likely(engine.generate(CHAT, sampling), expected)
+    likely(remote.generate(CHAT, sampling), expected)
+    with load_model(f"openai:smollm2@{server}", continue_final_message=True) as model:
+        likely(model.generate(CHAT, sampling), expected)
+    drawn = Sampling(max_tokens=6, temperature=1.5, seed=3, n=3, logprobs=True)
+    for one in (engine, remote):
+        found = one.generate(CHAT[2:], drawn)
+        assert len({c.text for c in found}) > 1
+        for c in found:
+            if c.finish_reason == "length":  # written text that is tokenised as it was written
+                again = hf.score(CHAT[2:], [c.text])[0]
+                if again.token_ids == c.logprobs.token_ids:
+                    assert again.logprobs == pytest.approx(c.logprobs.logprobs, abs=TOL)
+    assert engine.generate(CHAT[:1], Sampling(max_tokens=6, n=2)) == 2 * engine.generate(
+        CHAT[:1], Sampling(max_tokens=6)
+    )
+
+
 def test_unknown_engine_options_are_refused_before_the_engine_starts(smollm2):
     with pytest.raises(UnknownNameError, match="max_model_len"):
         load_model(f"vllm:{smollm2}", max_model_length=100)

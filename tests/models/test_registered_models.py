@@ -112,3 +112,12 @@ def test_it_runs_a_task(own: Callable[[str], None]) -> None:
         report = evaluate(task, model, ["zero_shot"], mode="score")
     assert report.config["model"]["id"] == "scoring:x"
     assert {r["answer"] for r in report.records} == {"billing"}  # no other label is as short
+
+
+def test_a_simple_model_gives_several_answers_and_no_log_probabilities() -> None:
+    parrot = Parrot("polly")
+    assert [c.text for c in parrot.generate(ASK[:2], Sampling(n=2))] == [
+        "question 0", "question 0", "question 1", "question 1",
+    ]  # fmt: skip
+    with pytest.raises(CapabilityError, match="no log-probabilities"):
+        parrot.generate(ASK, Sampling(logprobs=True))

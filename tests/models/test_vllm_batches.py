@@ -107,3 +107,24 @@ def test_requests_say_all_of_their_sampling(tiny_lm):
     for params in seen:
         assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1, 0, 0)
         assert (params.min_p, params.top_k <= 0, params.temperature) == (0, True, 0)
+
+
+def test_several_answers_and_their_log_probabilities(tiny_lm):
+    model, engine = opened_model(tiny_lm, steps=9)
+    seen = []
+    plain = engine.output
+
+    def output(name, ids, params):
+        seen.append(params)
+        done = plain(name, ids, params)
+        done.outputs[0].logprobs = [{t: SimpleNamespace(logprob=-t / 10)} for t in (1, 2)]
+        return done
+
+    engine.output = output
+    found = model.generate(PROMPTS[:2], Sampling(temperature=1.0, seed=4, n=2, logprobs=True))
+    assert [c.logprobs.logprobs for c in found] == [(-0.1, -0.2)] * 4
+    assert [p.logprobs for p in seen] == [0] * 4
+    assert len({p.seed for p in seen}) == 4
+    greedy = model.generate(PROMPTS[:2], Sampling(n=2))
+    assert len(seen) == 6
+    assert greedy[0] == greedy[1]

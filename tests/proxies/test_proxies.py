@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +15,7 @@ from click.testing import CliRunner
 
 from amplify.batching import batches
 from amplify.cli import cli
-from amplify.errors import ContextLengthError, DataError, InputError
+from amplify.errors import ContextLengthError, DataError, InputError, ModelError
 from amplify.proxies import CARD, list_proxies, load_proxy, train_proxy
 from amplify.tasks import Task, load_task
 from amplify.types import Example
@@ -361,3 +363,16 @@ def test_minilm_learns_sentiment(minilm, data):
     task = load_task("amazon_sentiment")
     proxy = train_proxy(replace(task, train=task.train[:200]), "minilm", epochs=3, progress=False)
     assert proxy.card["validation"]["accuracy"] > 0.8
+
+
+def test_a_proxy_is_closed_and_its_memory_freed(tiny_encoder):
+    with train_proxy(reviews(), tiny_encoder, epochs=1, device="cpu", progress=False) as proxy:
+        module = weakref.ref(proxy.module)
+        proxy.probabilities(reviews().test)
+    proxy.close()
+    gc.collect()
+    assert module() is None
+    with pytest.raises(ModelError, match=r"the proxy .* is closed"):
+        proxy.probabilities(reviews().test)
+    with load_proxy(proxy.folder) as again:
+        assert len(again.probabilities(reviews().test)) == 1

@@ -153,7 +153,7 @@ def test_broken_suites(tmp_path: Path, suite: str) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(suite)
     with pytest.raises(InputError):
-        cli.main(["run", "--config", str(path), "-b", "scripted:last_answer"], standalone_mode=False)
+        cli.main(["run", "--config", str(path), "-m", "scripted:last_answer"], standalone_mode=False)
 
 
 def mutated(text: str, draw: random.Random) -> bytes:
