@@ -10,6 +10,7 @@ from amplify.errors import InputError, UnknownNameError
 from amplify.methods.amplify import Amplify
 from amplify.methods.base import METHODS, Method, Mode, Program, PromptProgram, Rehearsal, Role
 from amplify.methods.baselines import FewShot, FewShotBalanced, HumanCoT, ZeroShot, ZeroShotCoT
+from amplify.methods.cascade import Cascade, Selective
 from amplify.methods.controls import (
     AnswerFormatOnly,
     NoRationale,
@@ -31,6 +32,8 @@ from amplify.methods.pasta_controls import (
 from amplify.methods.pasta_shots import FewShotPasta
 from amplify.methods.program import ShotProgram
 from amplify.methods.prompt import Form, PromptMethod
+from amplify.methods.proxy_hint import ProxyHint, ProxyHintRandom
+from amplify.methods.proxy_pool import ProxyPool
 from amplify.methods.rag import RagDistilShapley, RagHighlightPasta, RagPruneShapley, RagRerankShapley
 from amplify.methods.rag_baselines import Rag, RagLeaveOneOut, RagRerankRandom
 from amplify.methods.refusals import IgnoreWord, NegativeEmphasis, Rephrase
@@ -112,6 +115,7 @@ __all__ = [
     "AnswerFormatOnly",
     "AutoPasta",
     "AutoPastaRandom",
+    "Cascade",
     "FewShot",
     "FewShotBalanced",
     "FewShotMarked",
@@ -133,6 +137,9 @@ __all__ = [
     "PromptMethod",
     "PromptProgram",
     "ProxyAlone",
+    "ProxyHint",
+    "ProxyHintRandom",
+    "ProxyPool",
     "Rag",
     "RagDistilShapley",
     "RagHighlightPasta",
@@ -144,6 +151,7 @@ __all__ = [
     "Rehearsal",
     "Rephrase",
     "Role",
+    "Selective",
     "SelfAutoCoT",
     "SelfDeepLift",
     "SelfGradient",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
@@ -40,8 +40,17 @@ class Program(ABC):
         """Answer each example, in order; any number of batched calls."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything needed to rebuild it, as JSON values (without "kind" and "format")."""
-        return codec.fields_of(self)
+        """Everything needed to rebuild it, as JSON values (without "kind" and "format").
+
+        Where a field is declared as a Program of any kind, its own kind stands with it.
+        """
+        saved: list[Field[Any]] = [f for f in fields(self) if f.init]  # type: ignore[arg-type]
+        given = {f.name: getattr(self, f.name) for f in saved}
+        return {f.name: (Program.tagged if f.type == "Program" else codec.encode)(given[f.name]) for f in saved}
+
+    def tagged(self) -> dict[str, Any]:
+        """As JSON values with the kind, for a program inside another one; `of` is the inverse."""
+        return {"kind": self.kind, **self.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -97,6 +106,9 @@ class Program(ABC):
             raise DataError(f"it is a damaged program: {error}. Fit it again") from error
         except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a class with a form of its own
             raise DataError(f"it is a damaged program ({error!r} is wrong or missing): fit it again") from error
+
+
+codec.register(Program, Program.tagged, Program.of)  # type: ignore[type-abstract]
 
 
 class PromptProgram(Program):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from amplify import codec
 from amplify.calibration import SIMPLEST_FIRST, WAYS, Calibration, Scores, Way, affine, from_answers, simplest
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.base import Program, examples_in
@@ -18,14 +17,9 @@ from amplify.types import Answer, Example
 if TYPE_CHECKING:
     from amplify.tasks import Task
 
+Fit = Callable[[Sequence[int]], Calibration]
 CONTENT_FREE = ("N/A", "[MASK]", "")
 INPUTS = 64  # of a split are asked at most
-
-
-class _Saved(TypedDict):
-    program: dict[str, Any]
-    calibration: Calibration
-    meta: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,17 +41,6 @@ class CalibratedProgram(Program):
     def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Answer a batch; `scores` are calibrated, `raw_scores` as they were."""
         return [self._calibrated(answer) for answer in self.program.answer(examples, model)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; the inner program with its kind."""
-        inner = {"kind": self.program.kind, **self.program.to_dict()}
-        return {"program": inner, "calibration": codec.encode(self.calibration), "meta": codec.encode(self.meta)}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        held = codec.decode(_Saved, data)
-        return cls(Program.of(held["program"]), held["calibration"], held["meta"])
 
     def _calibrated(self, answer: Answer) -> Answer:
         if not answer.scores:
@@ -86,21 +69,30 @@ def calibrated(program: Program, task: Task, model: LanguageModel, way: Way, see
         raise UnknownNameError("calibration", way, WAYS)
     if way == "none":
         return program
-    inputs = _inputs(program, task, seed) if way in ("batch", "affine", "auto") else []
-    fits: dict[Way, Any] = {}
-    scores, gold = _scored(program, inputs, model), [str(example.label) for example in inputs]
+    inputs = unseen_inputs(program, task, seed) if way in ("batch", "affine", "auto") else []
+    scores, gold = label_scores(program, inputs, model), [str(example.label) for example in inputs]
     tried: tuple[Way, ...] = SIMPLEST_FIRST if way == "auto" else (way,)
-    for each in tried:
-        if each in ("contextual", "pmi"):
-            fixed = from_answers(each, _without_content(each, program, task, model))
-            fits[each] = partial(_always, fixed)
-        else:
-            fits[each] = partial(_fitted, each, scores, gold)
+    fits = {each: fitting(each, program, task, model, scores, gold) for each in tried}
     meta: dict[str, Any] = {"inputs": len(inputs)}
     chosen: Way = way
     if way == "auto":
         chosen, meta["cross_fitted_accuracy"] = simplest(fits, scores, gold, seed)
     return CalibratedProgram(program, fits[chosen](range(len(inputs))), meta)
+
+
+def fitting(
+    way: Way, program: Program, task: Task, model: LanguageModel, scores: Sequence[Scores], gold: Sequence[str]
+) -> Fit:
+    """How a way of calibration is fitted on some of the labelled inputs, told by their places.
+
+    Args:
+        way: none of "auto".
+        program, task, model: who scored, asked once more here where the way needs content-free inputs.
+        scores, gold: of each input its labels' log-probabilities, and its right label.
+    """
+    if way in ("contextual", "pmi"):
+        return partial(_always, from_answers(way, _without_content(way, program, task, model)))
+    return partial(_fitted, way, scores, gold)
 
 
 def _always(calibration: Calibration, _: Sequence[int]) -> Calibration:
@@ -114,7 +106,12 @@ def _fitted(way: Way, scores: Sequence[Scores], gold: Sequence[str], items: Sequ
     return affine(chosen, [gold[i] for i in items]) if way == "affine" else from_answers(way, chosen)
 
 
-def _inputs(program: Program, task: Task, seed: int) -> list[Example]:
+def unseen_inputs(program: Program, task: Task, seed: int) -> list[Example]:
+    """Labelled inputs that a program has not shown, at most `INPUTS`; see `calibrated`.
+
+    Raises:
+        InputError: there are none.
+    """
     shown = {shot["id"] for shot in examples_in(program.to_dict())}
     pool = task.validation or [example for example in task.train if example.id not in shown]
     if not pool:
@@ -126,7 +123,12 @@ def _inputs(program: Program, task: Task, seed: int) -> list[Example]:
     return [pool[i] for i in sorted(order.tolist())]
 
 
-def _scored(program: Program, inputs: Sequence[Example], model: LanguageModel) -> list[Scores]:
+def label_scores(program: Program, inputs: Sequence[Example], model: LanguageModel) -> list[Scores]:
+    """Each input's label scores by a program.
+
+    Raises:
+        InputError: it scores no labels.
+    """
     answers = program.answer(inputs, model) if inputs else []
     if any(not answer.scores for answer in answers):
         raise InputError("only label scores can be calibrated: use score mode, on a task with labels to choose from")
@@ -140,7 +142,7 @@ def _without_content(way: Way, program: Program, task: Task, model: LanguageMode
     asks, texts = (ZeroShot(mode="score").fit(task, model, 0), ("",)) if way == "pmi" else (program, CONTENT_FREE)
     # one for each set of choices that the task has; of the items behind them nothing but those is shown
     sets = {task.labels_of(e): e for e in (*task.test, *task.train, *task.validation)}
-    return _scored(asks, [_emptied(e, text) for e in sets.values() for text in texts], model)
+    return label_scores(asks, [_emptied(e, text) for e in sets.values() for text in texts], model)
 
 
 def _emptied(example: Example, text: str) -> Example:

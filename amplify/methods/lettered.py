@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from amplify import codec
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.base import Method, Program
 from amplify.models.base import LanguageModel
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
 OptionForm = Literal["letters", "texts", "texts_pmi", "permuted"]
 OPTION_FORMS: tuple[OptionForm, ...] = get_args(OptionForm)
 NO_QUESTION = "N/A"
-
-
-class _Saved(TypedDict):
-    program: dict[str, Any]
-    form: OptionForm
-    meta: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,17 +82,6 @@ class OptionsProgram(Program):
             letter = dict(zip(example.options, example.choices, strict=True))
             made.append(_together(mine, {letter[text]: score for text, score in found.items()}))
         return made
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; the inner program with its kind."""
-        return {"program": {"kind": self.program.kind, **self.program.to_dict()}, "form": self.form,
-                "meta": codec.encode(self.meta)}  # fmt: skip
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        held = codec.decode(_Saved, data)
-        return cls(Program.of(held["program"]), held["form"], held["meta"])
 
 
 def fit_in_form(method: Method, task: Task, model: LanguageModel, seed: int, form: OptionForm) -> Program:
