@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
+
+import regex
 
 from amplify.types import Example
 
@@ -15,6 +18,41 @@ _BLOCK = re.compile(
 
 _ABBREVIATION = re.compile(r"\W*(?:[^\W\d]\.){2,}")  # U.S., D.C., p.m.
 _MATH = re.compile(r"\$([^$]+)\$|\\\((.+)\\\)|\\boxed\{(.+)\}")
+
+# Where a sentence ends: `. ! ? …` with white space behind and then anything but a small letter; the stops of other
+# scripts (。 । ؟ ։ ።) as they are. Its own are what closes quotes, brackets and emphasis, and marks of citation.
+_CITED = r"[\[【]\^?(?:\p{L}[\p{L} ]{0,15})?\d{1,3}(?:\s?[,;–-]\s?\d{1,3}){0,9}(?:†[^】\n]{0,40})?[\]】]"
+_CLOSED = rf"""[\p{{Pe}}\p{{Pf}}"'*_]*+(?:(?:[^\S\n]?{_CITED})++|[¹²³⁰-⁹]*+)"""
+_STOP = regex.compile(
+    rf"(?<![.!?…])[.!?…]++{_CLOSED}(?:[^\S\n]++(?=[^\p{{Ll}}\s])|\s*+$)"
+    rf"|[\p{{Sentence_Terminal}}--[.!?]]++{_CLOSED}[^\S\n]*+",
+    flags=regex.V1,
+)
+# Full stops that end no sentence: of a title; of an abbreviation, but before words that begin many a sentence; of an
+# abbreviation before its number; of a German date; between the letters of "z. B.".
+_TITLE = regex.compile(
+    r"\b(?:Mr|Mrs|Ms|Dr|Prof|Gen|Col|Lt|Sgt|Capt|Gov|Sen|Rev|Hon|Mme|Mlle|Hr|Sra|vs|cf|ca|e\.\s?g|i\.\s?e|approx|incl|resp"
+    r"|bzw|ggf|vgl|evtl|inkl|zzgl)\.\s*$"
+)
+_SHORT = regex.compile(r"(?:\b(?:etc|al|St|Sr|Jr|Inc|Ltd|Co|Corp|eds?|usw)|\b\p{Lu}|\b(?:\p{L}\.[^\S\n]?)+\p{L})\.\s*$")
+_BEGINS = regex.compile(r"(?:The|This|That|These|It|He|She|They|We|You|In|On|At|But|And|However|If|When|There)\s")
+_NUMBERED = regex.compile(
+    r"\b(?:[Nn]os?|Nrn?|pp?|Figs?|Eqs?|[Vv]ols?|[Aa]rt|Abs|Abb|Tab|[Ss]ecs?|[Cc]h|Kap|Bd|[Nn]úm|[Pp]ág|est"
+    r"|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Okt|Nov|Dec|Dez)\.\s*$"
+)
+_NUMBER = regex.compile(r"\(?(?:\p{Nd}|\p{Lu}\p{Nd}|[IVX]+\b)")
+_DAY = regex.compile(r"\b\d{1,2}\.\s*$")
+_MONTH = regex.compile(r"(?:Jan(?:uar)?|Feb(?:ruar)?|März|April|Mai|Juni|Juli|Aug(?:ust)?|Sept|Okt|Nov|Dez)")
+_LETTER = regex.compile(r"\b\p{Ll}\.\s*$")
+_NEXT_LETTER = regex.compile(r"\p{L}\.")
+_BEFORE_STOP = 16  # characters that tell an abbreviation
+_MARK = regex.compile(r"[\s*_#>•–-]*(?:\d{1,3}(?:\.\d{1,3})*|\p{L}|[IVXivx]{1,5})\.[*_]*\s*")  # 1. a. **IV.** 2.1.
+_LONGEST_MARK = 40
+_WRAPPED = 40  # characters: a line as long as this was wrapped if the next one begins with a small letter
+_GOES_ON = regex.compile(r"[^\S\n]*\p{Ll}(?![.)])")
+_LINE = regex.compile(r"[^\n]*+\n|[^\n]++")
+_FENCE = regex.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})")
+_SAYS = regex.compile(r"[\p{L}\p{N}\p{So}]")
 
 
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str, str]:
@@ -102,3 +140,71 @@ def option_spans(example: Example) -> tuple[tuple[int, int], ...]:
         at = start + len(option)
         spans.append((start, at))
     return tuple(spans)
+
+
+def sentences(text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+    """Cut characters [start, end) of a text in any script into sentences; together they hold every character.
+
+    White space, closing quotes and citation marks belong to the sentence before them, a list's mark to the one behind.
+    Titles, initials and common abbreviations (English, German, Spanish) end no sentence. A line break ends one, unless
+    the line was wrapped: it is long, and the next one goes on with a small letter. A row of a table is a sentence, a
+    fenced block of code is one, and what has no letter or digit (a rule, `|---|---|`) is part of the sentence before.
+
+    Args:
+        text: the text.
+        start: where to begin, in characters.
+        end: where to stop; the text's end by default.
+
+    Returns:
+        (start, end) of each sentence in characters of `text`, at least one.
+
+    Example:
+        >>> text = "1. Two years.[1] See p. 5, approx. 30 lines. 2. Five."
+        >>> [text[a:b] for a, b in sentences(text)]
+        ['1. Two years.[1] ', 'See p. 5, approx. 30 lines. ', '2. Five.']
+    """
+    part = text[start:end]
+    cuts = [0]
+    silent = 0  # up to here nothing was said since the last cut
+
+    def cut(at: int) -> None:
+        nonlocal silent
+        if not _SAYS.search(part, max(cuts[-1], silent), at):
+            silent = at
+            if len(cuts) > 1:
+                cuts[-1] = at
+        elif at - cuts[-1] > _LONGEST_MARK or not _MARK.fullmatch(part, cuts[-1], at):
+            cuts.append(at)
+
+    fence = ""
+    for found in _LINE.finditer(part):
+        line, begin, stop = found[0], found.start(), found.end()
+        if fence:
+            fence = "" if line.strip().startswith(fence) else fence
+        elif opens := _FENCE.match(line):
+            fence = opens[1]
+        elif not line.lstrip().startswith("|"):
+            for mark in _STOP.finditer(line):
+                if mark.end() < len(line) and not _goes_on(line, mark.start(), mark.end()):
+                    cut(begin + mark.end())
+            if len(line) >= _WRAPPED and (_GOES_ON.match(part, stop) or _TITLE.search(line[-_BEFORE_STOP:])):
+                continue
+        if not fence:
+            cut(stop)
+    if cuts[-1] < len(part) or len(cuts) == 1:
+        cuts.append(len(part))
+    return [(start + a, start + b) for a, b in pairwise(cuts)]
+
+
+def _goes_on(line: str, stop: int, end: int) -> bool:
+    """Whether the sentence goes on behind characters [stop, end) of its line: a stop and the space after it."""
+    if line[stop:end].strip() != ".":
+        return line[end - 1] in "」』）" and line[end] in "と、"  # what is quoted is a part of the sentence
+    before = line[max(0, stop - _BEFORE_STOP) : end]
+    return bool(
+        _TITLE.search(before)
+        or (_SHORT.search(before) and not _BEGINS.match(line, end))
+        or (_NUMBERED.search(before) and _NUMBER.match(line, end))
+        or (_DAY.search(before) and _MONTH.match(line, end))
+        or (_LETTER.search(before) and _NEXT_LETTER.match(line, end))
+    )

@@ -9,14 +9,19 @@ import pytest
 from amplify.errors import ContextLengthError, InputError
 from amplify.metrics.text import embedded_json, is_refusal, json_strict, whole_json
 from amplify.models.scripted import ScriptedModel
-from amplify.sources.context import Context, check_window, harmless, sentences
+from amplify.sources.context import Context, check_window, harmless
 from amplify.steering import parse_emphasis
 from amplify.templates import load
+from amplify.text import sentences
 
 N = 200_000
 
 
-@pytest.mark.parametrize("text", ["A. " * N, "." * N + "a", "." + ")" * N + "a", "\n" * N + "a", "a.b." * N, ". " * N])
+LONG = ["A. ", ". ", "a.b.", "1. ", "1.\n", "```\n", "|-|\n", "x.[1] ", "x. [", "」", "。"]
+LONG = [*(unit * N for unit in LONG), "." * N + "a", "." + ")" * N + "a", "\n" * N + "a", "x" * 50 + "\nx" * N]
+
+
+@pytest.mark.parametrize("text", LONG)
 def test_sentences_hold_every_character(text: str) -> None:
     cut = sentences(text)
     assert cut[0][0] == 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from amplify import templates
 from amplify.errors import InputError
 from amplify.methods.base import Program
-from amplify.methods.prompt import Form, PromptMethod, first_sentence, marked
+from amplify.methods.prompt import Form, PromptMethod, marked
 from amplify.methods.steered import (
     SteeredProgram,
     answer_steered,
@@ -25,6 +25,7 @@ from amplify.models.base import LanguageModel, need_scoring
 from amplify.registry import register
 from amplify.steering import Steering
 from amplify.templates import Template
+from amplify.text import sentences
 from amplify.types import Answer, Example, Message, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -189,12 +190,12 @@ class AutoPastaProgram(Program):
 
     def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Two rounds: key sentences, then steered answers. Costs of both are counted."""
-        sentences = [sentences_of(e.text) for e in examples]
+        cut = [_stripped(e.text) for e in examples]
         find = {"model": self._named, "attribution": self._attributed, "random": self._drawn}[self.source]
-        keys, costs = find(examples, sentences, model)
+        keys, costs = find(examples, cut, model)
         prompts = [
             self.form.prompt(replace(e, text=marked(e.text, *spans[key])))
-            for e, spans, key in zip(examples, sentences, keys, strict=True)
+            for e, spans, key in zip(examples, cut, keys, strict=True)
         ]
         answers = answer_steered(self.form, examples, prompts, model, self.steering)
         return [
@@ -205,7 +206,7 @@ class AutoPastaProgram(Program):
                 prompt_tokens=a.prompt_tokens + prompt,
                 completion_tokens=a.completion_tokens + new,
             )
-            for a, e, spans, key, (calls, prompt, new) in zip(answers, examples, sentences, keys, costs, strict=True)
+            for a, e, spans, key, (calls, prompt, new) in zip(answers, examples, cut, keys, costs, strict=True)
         ]
 
     def _named(
@@ -258,16 +259,10 @@ class AutoPastaProgram(Program):
         return keys, [(0, 0, 0)] * len(keys)
 
 
-def sentences_of(text: str) -> list[tuple[int, int]]:
+def _stripped(text: str) -> list[tuple[int, int]]:
     """Characters [start, end) of each sentence, without the space around it; at least one."""
-    spans, start = [], 0
-    while start < len(text):
-        end = start + first_sentence(text[start:])
-        lead = len(text[start:end]) - len(text[start:end].lstrip())
-        if text[start:end].strip():
-            spans.append((start + lead, start + len(text[start:end].rstrip())))
-        start = end
-    return spans
+    spans = [(a, a + len(text[a:b].rstrip())) for a, b in sentences(text)]
+    return [(b - len(text[a:b].lstrip()), b) for a, b in spans]
 
 
 def _overlap(a: str, b: str) -> float:

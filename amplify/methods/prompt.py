@@ -13,6 +13,7 @@ from amplify.methods.base import Method, Mode
 from amplify.methods.parse import MARKER, shown
 from amplify.models.base import LanguageModel, need_scoring
 from amplify.templates import Template
+from amplify.text import sentences
 from amplify.types import Demonstration, Example, Message, Prompt, Span
 from amplify.untrusted import Trusted
 
@@ -42,7 +43,7 @@ def emphasised(variables: Mapping[str, Any], emphasis: str) -> dict[str, Any]:
             raise InputError(f"the emphasis {emphasis!r} names a field that the example lacks")
         out["fields"] = {**out["fields"], name: f"{_OPEN}{out['fields'][name]}{_CLOSE}"}
     elif emphasis == "first_sentence":
-        end = first_sentence(out["text"])
+        end = len(out["text"][: sentences(out["text"])[0][1]].rstrip())
         out["text"] = marked(out["text"], 0, end)
     else:
         out[emphasis] = f"{_OPEN}{out[emphasis]}{_CLOSE}"
@@ -74,15 +75,6 @@ def unmarked(text: str, marks: str = "", message: int | None = None) -> tuple[st
         else:
             plain += part
     return plain, tuple(spans)
-
-
-_SENTENCE = re.compile(r"(?<!\b(?:Dr|Mr|Ms|St|Jr|Sr))(?<!\bMrs)(?<!\bProf)(?<!\b[A-Z])[.!?][\"'”’)]*(?=\s|$)")
-
-
-def first_sentence(text: str) -> int:
-    """Where the first sentence of a text ends (titles and initials do not end one)."""
-    found = _SENTENCE.search(text)
-    return found.end() if found else len(text)
 
 
 @dataclass(frozen=True)

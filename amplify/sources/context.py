@@ -26,17 +26,6 @@ Selection = tuple[Piece, ...]  # what stands in a prompt, in order
 # Control, private-use and unpaired surrogate characters, and line breaks that are not "\n"; tabs stay.
 _CONTROL = regex.compile(r"[\p{Cc}\p{Co}\p{Cs}\p{Zl}\p{Zp}--[\n\t]]", flags=regex.V1)
 _BLANK = regex.compile(r"\n(?=[^\S\n]*\n)")
-# the end of a sentence: a stop, closing quotes, white space, and then anything but a small letter
-_SENTENCE_END = regex.compile(
-    r"(?<![.!?。！？])[.!?。！？]++[\"'”’)\]]*+(?:\s++(?=[^\p{Ll}\s])|\s*+$)|\n\s*+|(?<=[。！？])"
-)
-# what may stand before a full stop within a sentence: titles, common abbreviations, single initials
-_ABBREVIATION = regex.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Gen|Col|Lt|Sgt|Rev|Hon|No|vs|etc|cf|e\.g|i\.e|ca|Inc|Ltd|Co|Corp|Fig|Vol|ed)"
-    r"|\b\p{Lu}|\b(?:\p{L}\.)+\p{L})\.\s*$"
-)
-_BEFORE_STOP = 16  # characters that tell an abbreviation
-_VISIBLE = regex.compile(r"\S")
 
 
 def harmless(text: str, structure: Iterable[str] = ()) -> str:
@@ -66,26 +55,6 @@ class Source:
     document: int
     start: int
     end: int
-
-
-def sentences(text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
-    """Cut characters [start, end) of a text into sentences; together they hold every character.
-
-    A line break ends a sentence too (titles). Stops behind titles, initials and common abbreviations do not.
-    """
-    part = text[start:end]
-    cuts = [0]
-    for found in _SENTENCE_END.finditer(part):
-        stop = found.end()
-        near = max(cuts[-1], found.start() - _BEFORE_STOP)
-        if stop >= len(part) or not _VISIBLE.search(part, cuts[-1], stop):
-            continue
-        if "\n" not in found[0] and _ABBREVIATION.search(part[near:stop]):
-            continue
-        cuts.append(stop)
-    if len(cuts) > 1 and not part[cuts[-1] :].strip():
-        cuts.pop()
-    return [(start + a, start + b) for a, b in pairwise([*cuts, len(part)])]
 
 
 def words(text: str, start: int, end: int) -> list[tuple[int, int]]:

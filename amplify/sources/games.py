@@ -24,8 +24,9 @@ from amplify.models.base import LanguageModel, LocalModel
 from amplify.progress import progress
 from amplify.shapley.game import Coalitions, Floats
 from amplify.sources import engines
-from amplify.sources.context import Context, Ordered, Selection, Source, in_place, select, sentences
+from amplify.sources.context import Context, Ordered, Selection, Source, in_place, select
 from amplify.sources.engines import Engine
+from amplify.text import sentences
 from amplify.types import Sampling, TokenLogProbs
 
 if TYPE_CHECKING:

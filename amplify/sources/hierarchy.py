@@ -20,9 +20,10 @@ from amplify.shapley.exact import Index, log_binomial, marginal_weights
 from amplify.shapley.game import Coalitions, Floats, Value
 from amplify.shapley.given import given_each, given_scores
 from amplify.shapley.intervals import BORROWED, half_width, mean_deviation
-from amplify.sources.context import Context, Source, sentences, words
+from amplify.sources.context import Context, Source, words
 from amplify.sources.orders import random_order
 from amplify.sources.parts import CONTEXTS, Around, Explained, Key, Play, Scored, Trace, spread_over
+from amplify.text import sentences
 
 Refine = Literal["documents", "sentences", "words"]
 REFINEMENTS: tuple[Refine, ...] = ("documents", "sentences", "words")

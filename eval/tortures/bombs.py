@@ -142,7 +142,7 @@ def _texts() -> dict[str, tuple[Any, ...]]:
 
 
 def _sentences(text: str) -> None:
-    from amplify.sources.context import sentences
+    from amplify.text import sentences
 
     sentences(text)
 

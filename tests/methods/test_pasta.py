@@ -10,7 +10,6 @@ from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.evaluation import evaluate
 from amplify.methods import make
 from amplify.methods.base import Program
-from amplify.methods.pasta import sentences_of
 from amplify.methods.refusals import triggers
 from amplify.methods.steered import find_profile, first_heads, model_name, random_heads
 from amplify.models import load_model
@@ -182,12 +181,6 @@ def test_whole_answers_keep_their_lines(jobs):
     assert answer.value == '{\n "a": 1\n}'
     silent = ScriptedModel(reply=lambda text: "  ")
     assert make("zero_shot").fit(jobs, silent, 0).answer(jobs.test[:1], silent)[0].value is None
-
-
-def test_sentences():
-    text = " One is here.  Dr. Two came! Three"
-    assert [text[a:b] for a, b in sentences_of(text)] == ["One is here.", "Dr. Two came!", "Three"]
-    assert sentences_of("x") == [(0, 1)]
 
 
 class Recorder:

@@ -30,10 +30,10 @@ from amplify.sources.context import (
     harmless,
     in_place,
     select,
-    sentences,
     words,
 )
 from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
+from amplify.text import sentences
 
 DOCUMENTS = ("Paris\nParis is in France. It is big.", "Rome is in Italy.", "Cats sleep. Dogs bark.")
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from amplify import codec, metrics
+from amplify import codec, methods, metrics
 from amplify.errors import DataError, InputError
 from amplify.methods import make
-from amplify.methods.prompt import Form, first_sentence, unmarked
+from amplify.methods.prompt import Form, unmarked
 from amplify.metrics.text import consistency, fluency, is_refusal
 from amplify.tasks import load_task
 from amplify.tasks.facts import counterfacts
@@ -90,10 +90,11 @@ def test_emphasis_survives_saving_and_is_only_on_the_question():
     assert unmarked("a \ue010b\ue011 c", "*") == ("a *b* c", (prompt.emphasis[0].__class__(2, 5),))
 
 
-def test_first_sentences():
-    assert first_sentence("Dr. A. Smith is here. Next.") == len("Dr. A. Smith is here.")
-    assert first_sentence('He said "Go!" Then left.') == len('He said "Go!"')
-    assert first_sentence("No end") == len("No end")
+@pytest.mark.parametrize("rest", ["", "  Then left."])
+@pytest.mark.parametrize("first", ["Dr. A. Smith is here.", 'He said "Go!"'])
+def test_first_sentences(first: str, rest: str):
+    text, [span] = unmarked(methods.prompt.emphasised({"text": first + rest}, "first_sentence")["text"], "")
+    assert text[span.start : span.end] == first
 
 
 CASE = {
