@@ -161,7 +161,7 @@ def explain(
     help="How values are had: auto is the cheapest exact way; blocks, documents encoded once, approximates.",
 )
 @click.option(
-    "--control",
+    "--control-variate",
     is_flag=True,
     help="Let the blocks' approximate values, which are not counted, narrow the intervals. transformers: only.",
 )

@@ -14,7 +14,7 @@ from amplify.errors import InputError
 from amplify.registry import Table, register
 from amplify.shapley import gp
 from amplify.shapley.budget import CELLS, PrefixCost
-from amplify.shapley.exact import MAX_SOURCES, Index, all_coalitions, exact_scores
+from amplify.shapley.exact import MAX_SOURCES, Index, Owen, all_coalitions, exact_scores
 from amplify.shapley.game import CachedValue, Coalitions, Floats
 from amplify.shapley.intervals import BORROWED, half_width, mean_deviation, wild_bootstrap
 from amplify.shapley.regression import lasso_scores, pair_scores
@@ -156,11 +156,12 @@ class Helper:
 
     def at(self, coalitions: Coalitions) -> list[gp.Control]:
         """What is known of it where the game was asked, column by column."""
-        scaled, _, spread = _standardised(self.game(coalitions))
+        scaled, _, spread = standardised(self.game(coalitions))
         return [gp.Control(u, own) for u, own in zip(scaled.T, (self.scores / spread).T, strict=True)]
 
 
-def _standardised(values: Floats) -> tuple[Floats, Floats, Floats]:
+def standardised(values: Floats) -> tuple[Floats, Floats, Floats]:
+    """Values [m, columns] of mean 0 and deviation 1, and the means and deviations they had, [columns] both."""
     center, spread = values.mean(axis=0), values.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     return (values - center) / spread, center, spread
@@ -195,7 +196,7 @@ def gaussian_process(
     rounds = [game.calls]
     while True:
         seen = game.coalitions
-        scaled, _, _ = _standardised(game.values)
+        scaled, _, _ = standardised(game.values)
         controls = helper.at(seen) if helper else [None] * scaled.shape[1]
         kernels = [gp.fit(seen, y, u) for y, u in zip(scaled.T, controls, strict=True)]
         shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
@@ -203,21 +204,22 @@ def gaussian_process(
         design = gp.Design(shared, seen, pool, index, cost)
         picked = design.pick(min(budget - game.calls, max(n, game.calls)), limit)
         if not len(picked):
-            return _conditioned(seen, game.values, rounds, index, controls, helper)
+            return conditioned(seen, game.values, rounds, index, controls, helper)
         game(picked)
         rounds.append(game.calls)
 
 
-def _conditioned(
+def conditioned(
     coalitions: Coalitions,
     values: Floats,
     rounds: list[int],
-    index: Index,
-    controls: Sequence[gp.Control | None],
-    helper: Helper | None,
+    index: Index | Owen,
+    controls: Sequence[gp.Control | None] = (),
+    helper: Helper | None = None,
 ) -> Raw:
     """Scores of a Gaussian process given values that came in rounds (how many were known after each)."""
-    scaled, _, spread = _standardised(values)
+    scaled, _, spread = standardised(values)
+    controls = controls or [None] * scaled.shape[1]
     found, halves, surprises = [], [], []
     for y, control in zip(scaled.T, controls, strict=True):
         found.append(gp.posterior(gp.fit(coalitions, y, control), coalitions, y, index, control))
@@ -236,9 +238,9 @@ def _conditioned(
     meta: dict[str, Any] = {"surprise": surprises, "rounds": rounds}
     if helper is not None:
         u = helper.game(coalitions)
-        slope = np.array([f.slope for f in found]) * spread / _standardised(u)[2]
+        slope = np.array([f.slope for f in found]) * spread / standardised(u)[2]
         half = np.hypot(half, slope * helper.half)
-        together = np.mean(_standardised(u)[0] * scaled, axis=0)
+        together = np.mean(standardised(u)[0] * scaled, axis=0)
         meta["control_variate"] = {
             "correlation": together.tolist(),
             "slope": slope.tolist(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,38 @@ from amplify.shapley.game import Coalitions, Floats
 
 Index = Literal["shapley", "banzhaf"]
 MAX_SOURCES = 20  # 2^20 values of float64 are 8 MiB an answer
+
+
+@dataclass(frozen=True)
+class Owen:
+    """Scores of the last of several blocks of players, while those before it come and go as the index has it.
+
+    The value of what a part consists of (the last block), within what stands beside the part at every level above it
+    (Owen 1977): sizes of each block are weighed on their own.
+
+    Attributes:
+        blocks: how many players each has, in the order of a coalition's columns.
+        index: "shapley" or "banzhaf".
+    """
+
+    blocks: tuple[int, ...]
+    index: Index = "shapley"
+
+    @property
+    def scored(self) -> slice:
+        """The columns of the players with scores."""
+        return slice(sum(self.blocks[:-1]), sum(self.blocks))
+
+    @property
+    def outer(self) -> list[slice]:
+        """The columns of each block before."""
+        ends = np.cumsum(self.blocks)
+        return [slice(int(end) - size, int(end)) for end, size in zip(ends[:-1], self.blocks[:-1], strict=True)]
+
+
+def as_owen(index: Index | Owen, n: int) -> Owen:
+    """An index of n players in one block, unless it says which blocks there are."""
+    return index if isinstance(index, Owen) else Owen((n,), index)
 
 
 def all_coalitions(n: int) -> Coalitions:
@@ -59,14 +92,29 @@ def exact_scores(values: Floats, index: Index = "shapley") -> Floats:
     return scores[:, 0] if np.ndim(values) == 1 else scores
 
 
-def coalition_weights(coalitions: Coalitions, index: Index) -> Floats:
-    """Weight w_i(S) with which v(S) enters score i: phi_i = sum over all S of w_i(S) v(S). [coalitions, n].
+def coalition_weights(coalitions: Coalitions, index: Index | Owen) -> Floats:
+    """Weight w_i(S) with which v(S) enters score i: phi_i = sum over all S of w_i(S) v(S). [coalitions, scored].
 
     Positive where i is in S, negative where it is not.
     """
-    n = coalitions.shape[1]
-    sizes = coalitions.sum(axis=1)
-    by_size = marginal_weights(n, index)
+    owen = as_owen(index, coalitions.shape[1])
+    inner = coalitions[:, owen.scored]
+    n, sizes = inner.shape[1], inner.sum(axis=1)
+    by_size = marginal_weights(n, owen.index)
     present = by_size[np.maximum(sizes - 1, 0)]
     absent = by_size[np.minimum(sizes, n - 1)]
-    return np.where(coalitions, present[:, None], -absent[:, None])
+    weights = np.where(inner, present[:, None], -absent[:, None])
+    for block in owen.outer:
+        weights = weights * chances(coalitions[:, block], owen.index)[:, None]
+    return weights
+
+
+def chances(coalitions: Coalitions, index: Index) -> Floats:
+    """How likely each coalition of a block is while another player is judged: alike within a size, and so are sizes.
+
+    Banzhaf: every coalition alike. [coalitions].
+    """
+    n = coalitions.shape[1]
+    if index == "banzhaf":
+        return np.full(len(coalitions), 0.5**n)
+    return np.exp(-log_binomial(n, coalitions.sum(axis=1))) / (n + 1)

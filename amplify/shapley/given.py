@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from amplify.shapley import gp
-from amplify.shapley.exact import Index, all_coalitions, exact_scores
+from amplify.shapley.exact import MAX_SOURCES, Index, Owen, as_owen, coalition_weights
 from amplify.shapley.game import Coalitions, Floats
 from amplify.shapley.intervals import half_width
 
@@ -22,8 +22,8 @@ def merged(coalitions: Coalitions, values: Floats) -> tuple[Coalitions, Floats]:
     return unique, total / np.bincount(which)[:, None]
 
 
-def given_scores(coalitions: Coalitions, values: Floats, index: Index) -> tuple[Floats, Floats]:
-    """Shapley or Banzhaf values of a game of which some values are known.
+def given_scores(coalitions: Coalitions, values: Floats, index: Index | Owen) -> tuple[Floats, Floats]:
+    """Shapley, Banzhaf or Owen values of a game of which some values are known.
 
     Exact where all 2^n are known, else the posterior of a Gaussian process (`gp`).
 
@@ -34,23 +34,22 @@ def given_scores(coalitions: Coalitions, values: Floats, index: Index) -> tuple[
         index: which value.
 
     Returns:
-        Scores and half widths of their 95 % intervals, [n, columns] both; Shapley values sum to v(N) - v(empty). A
+        Scores and half widths of their 95 % intervals, [scored, columns] both; Shapley values sum to v(N) - v(empty). A
         width is 0 only where all 2^n are known.
     """
     seen, table = merged(coalitions, values)
     n = seen.shape[1]
-    if n < 20 and len(seen) == 2**n:
-        order = np.lexsort(seen.T)  # the last key, the highest bit, counts most: the order of `all_coalitions`
-        assert np.array_equal(seen[order], all_coalitions(n))
-        scores = exact_scores(table[order], index)
+    owen = as_owen(index, n)
+    if n <= MAX_SOURCES and len(seen) == 2**n:
+        scores = coalition_weights(seen, owen).T @ table
         return scores, np.zeros_like(scores)
-    scores = np.zeros((n, table.shape[1]))
+    scores = np.zeros((owen.blocks[-1], table.shape[1]))
     for k, column in enumerate(table.T):
         spread = float(column.std())
         if spread == 0:  # every value the same: every source did nothing, as far as is known
             continue
         scaled = (column - column.mean()) / spread
-        found = gp.posterior(gp.fit(seen, scaled), seen, scaled, index)
+        found = gp.posterior(gp.fit(seen, scaled), seen, scaled, owen)
         scores[:, k] = found.scores * spread
     size = seen.sum(axis=1)
     if index == "shapley" and size.min() == 0 and size.max() == n:
@@ -59,7 +58,7 @@ def given_scores(coalitions: Coalitions, values: Floats, index: Index) -> tuple[
     return scores, _half_widths(seen[asked], table[asked], index)
 
 
-def _half_widths(coalitions: Coalitions, values: Floats, index: Index) -> Floats:
+def _half_widths(coalitions: Coalitions, values: Floats, index: Index | Owen) -> Floats:
     """Half widths of 95 % intervals where the sample was chosen for another column, [n, columns].
 
     Hyperparameters fitted to a column that is nearly always the same see no error where nothing was asked. So the error
@@ -93,31 +92,3 @@ def _half_widths(coalitions: Coalitions, values: Floats, index: Index) -> Floats
         freedom = 1 / (1 / odd + 1 / (sum(s.freedom for s in moved) if moved else 1.0))
         halves.append(half_width(deviation * scale * np.sqrt(ratio), max(freedom, 1.0)))
     return np.stack(halves, axis=1)
-
-
-def given_each(coalitions: Coalitions, values: Floats, index: Index) -> Floats:
-    """Scores of several related games of which the same values are known, with the hyperparameters of their mean.
-
-    Args:
-        coalitions: bool[m, n], all different.
-        values: [m, games, columns].
-        index: which value.
-
-    Returns:
-        [games, n, columns].
-    """
-    m, games, columns = values.shape
-    n = coalitions.shape[1]
-    if m == 2**n:
-        order = np.lexsort(coalitions.T)
-        return exact_scores(values[order].reshape(m, -1), index).reshape(n, games, columns).transpose(1, 0, 2)
-    scores = np.zeros((games, n, columns))
-    for k in range(columns):
-        mean = values[:, :, k].mean(axis=1)
-        if (spread := float(mean.std())) == 0:
-            continue
-        kernel = gp.fit(coalitions, (mean - mean.mean()) / spread)
-        for g in range(games):
-            own = values[:, g, k] - values[:, g, k].mean()
-            scores[g, :, k] = gp.posterior(kernel, coalitions, own, index).scores
-    return scores

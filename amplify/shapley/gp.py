@@ -25,7 +25,14 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from amplify.shapley.budget import CELLS, Bill, PrefixCost
-from amplify.shapley.exact import Index, coalition_weights, log_binomial, log_marginal_weights
+from amplify.shapley.exact import (
+    Index,
+    Owen,
+    as_owen,
+    coalition_weights,
+    log_binomial,
+    log_marginal_weights,
+)
 from amplify.shapley.game import Coalitions, Floats
 
 CONSTANT = 10.0  # prior variance of the mean, in units of the sample variance: large enough to be uninformative
@@ -98,35 +105,55 @@ class Kernel:
         """k(S, S), the same for all S."""
         return CONSTANT + float(self.slopes.sum()) + self.smooth + self.rough
 
-    def cross(self, right: Coalitions, index: Index) -> Floats:
-        """Covariance of each score with v(T), [n, b]."""
-        y = 2.0 * right - 1
-        q, weight = nodes(self.n, index)
-        r = np.exp(-self.decay)
-        # expectation of a factor when its source is present with probability q, by whether T holds it: [nodes, n]
-        chance = q[:, None]
+    def cross(self, right: Coalitions, index: Index | Owen) -> Floats:
+        """Covariance of each score with v(T), [scored, b]."""
+        owen = as_owen(index, self.n)
+        inner = right[:, owen.scored]
+        r, y = np.exp(-self.decay[owen.scored]), 2.0 * inner.T - 1
+        held, left, product = self._factors(right, owen.scored, owen.index)
+        others = np.where(inner, product @ np.exp(-held), product @ np.exp(-left)).T  # of all but one, integrated
+        smooth = others * ((1 - r)[:, None] * y)
+        for block in owen.outer:
+            smooth = smooth * self._factors(right, block, owen.index)[2].sum(axis=1)
+        rough = coalition_weights(right, owen).T
+        return 2 * self.slopes[owen.scored, None] * y + self.smooth * smooth + self.rough * rough
+
+    def _factors(self, right: Coalitions, block: slice, index: Index) -> tuple[Floats, Floats, Floats]:
+        """What the smooth part's product is made of while a block's players are there by chance.
+
+        Returns:
+            Logarithms of the expected factor of each player where T holds it and where not, [nodes, players] both; and
+            the weighted product of all of them, [b, nodes].
+        """
+        q, weight = nodes(block.stop - block.start, index)
+        r, chance = np.exp(-self.decay[block]), q[:, None]
         held = np.log(np.maximum(chance + (1 - chance) * r, 1e-300))
         left = np.log(np.maximum((1 - chance) + chance * r, 1e-300))
-        product = weight * np.exp(right @ (held - left).T + left.sum(axis=1))  # of all factors, [b, nodes]
-        others = np.where(right, product @ np.exp(-held), product @ np.exp(-left)).T  # of all but one, integrated
-        smooth = others * ((1 - r)[:, None] * y.T)
-        rough = coalition_weights(right, index).T
-        return 2 * self.slopes[:, None] * y.T + self.smooth * smooth + self.rough * rough
+        return held, left, weight * np.exp(right[:, block] @ (held - left).T + left.sum(axis=1))
 
-    def scores_variance(self, index: Index) -> Floats:
-        """Prior variance of each score, [n]."""
-        agree, weight = agreements(self.n, index)
-        r = np.exp(-self.decay)
-        smooth = np.zeros(self.n)
-        step = max(1, CELLS // 16 // self.n)
+    def scores_variance(self, index: Index | Owen) -> Floats:
+        """Prior variance of each score, [scored]."""
+        owen = as_owen(index, self.n)
+        r = np.exp(-self.decay[owen.scored])
+        n = len(r)
+        agree, weight = agreements(n, owen.index)
+        smooth = np.zeros(n)
+        step = max(1, CELLS // 16 // n)
         for k in range(0, len(agree), step):
             g = agree[k : k + step, None]
             logs = np.log(np.maximum(g + (1 - g) * r, 1e-300))
             smooth += weight[k : k + step] @ np.exp(logs.sum(axis=1, keepdims=True) - logs)
         smooth *= 2 * (1 - r)
-        counts = log_binomial(self.n - 1, np.arange(self.n))
-        rough = 2 * np.sum(np.exp(counts + 2 * log_marginal_weights(self.n, index)))
-        return 4 * self.slopes + self.smooth * smooth + self.rough * float(rough)
+        counts = log_binomial(n - 1, np.arange(n))
+        rough = 2 * float(np.sum(np.exp(counts + 2 * log_marginal_weights(n, owen.index))))
+        for block in owen.outer:
+            size = block.stop - block.start
+            g, w = agreements(size, owen.index)
+            smooth *= float(w @ np.exp(np.log(g[:, None] + (1 - g[:, None]) * np.exp(-self.decay[block])).sum(axis=1)))
+            sizes = log_binomial(size, np.arange(size + 1))
+            twice = np.exp(-sizes) / (size + 1) ** 2 if owen.index == "shapley" else np.exp(sizes) * 0.25**size
+            rough *= float(np.sum(twice))  # of two coalitions of the block: the chance that they are the same
+        return 4 * self.slopes[owen.scored] + self.smooth * smooth + self.rough * rough
 
 
 @dataclass(frozen=True)
@@ -215,7 +242,7 @@ class Posterior:
 
 
 def posterior(
-    kernel: Kernel, coalitions: Coalitions, values: Floats, index: Index, control: Control | None = None
+    kernel: Kernel, coalitions: Coalitions, values: Floats, index: Index | Owen, control: Control | None = None
 ) -> Posterior:
     """Condition the game on its observed values; `values` [m] in the units that `kernel` was fitted in."""
     gram = kernel.gram(coalitions, coalitions) + JITTER * np.eye(len(values))
@@ -243,7 +270,12 @@ class Surprise:
 
 
 def surprise(
-    kernel: Kernel, coalitions: Coalitions, values: Floats, known: int, index: Index, control: Control | None = None
+    kernel: Kernel,
+    coalitions: Coalitions,
+    values: Floats,
+    known: int,
+    index: Index | Owen,
+    control: Control | None = None,
 ) -> Surprise:
     """What new values did to the scores, against what the model expected of them.
 
@@ -280,7 +312,12 @@ class Design:
     """
 
     def __init__(
-        self, kernel: Kernel, known: Coalitions, candidates: Coalitions, index: Index, cost: PrefixCost | None = None
+        self,
+        kernel: Kernel,
+        known: Coalitions,
+        candidates: Coalitions,
+        index: Index | Owen,
+        cost: PrefixCost | None = None,
     ) -> None:
         self.kernel, self.candidates = kernel, candidates
         self.bill = None if cost is None else Bill(cost, candidates, known)

@@ -43,7 +43,7 @@ from amplify.sources.context import (
 from amplify.sources.engines import ENGINES, Engine, blocks_tree
 from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
 from amplify.sources.hierarchy import REFINEMENTS, Settings, explain
-from amplify.sources.parts import Explained, Play, Scored
+from amplify.sources.parts import Ask, Explained, Scored
 from amplify.sources.result import Cost, SourceAttribution, level
 from amplify.templates import Template
 from amplify.types import Prompt, Sampling
@@ -201,7 +201,7 @@ def attribute_sources(
             cost = _prices(context, priced, answer, tokens)
             _check_room(cost, game.beginnings)
             settings = replace(settings, budget=max(budget, 2 ** min(len(documents), MOST_PROMPTS)))
-        explained = explain(Play(game.of, memory.__contains__), context, settings, control_variate=helper, cost=cost)
+        explained = explain(game.of, context, settings, control_variate=helper, cost=cost)
         if helper and "control_variate" in explained.meta:
             explained.meta["control_variate"]["tokens"] = helper.tokens
         columns: tuple[str, ...] = game.columns
@@ -285,14 +285,13 @@ def _votes(
         settings = replace(settings, budget=settings.budget - 1)
     if settings.index in CREDITS:
         return _credited(game, wanted, answer, settings, inclusion_probability)
-    known = game.memory.__contains__
     others: list[str] = []
 
-    def also() -> Play | None:
+    def also() -> Ask | None:
         others.extend([c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS])
-        return Play(lambda s: game.votes(s, others), known) if others else None
+        return (lambda s: game.votes(s, others)) if others else None
 
-    found = explain(Play(lambda s: game.votes(s, [wanted]), known), game.context, settings, also=also)
+    found = explain(lambda s: game.votes(s, [wanted]), game.context, settings, also=also)
     return found, tuple(game.answers.get(c, answer or c) for c in (wanted, *others))
 
 
@@ -329,7 +328,7 @@ def _credited(
         scores, half = flipped_credit(flips, np.array(said, object).reshape(len(flips), n + 1), candidates)
     else:
         scores, half = walked_shubik(orders, np.array(said, object).reshape(len(orders), n + 1), candidates)
-    top = Scored(parts, scores, half, [[] for _ in parts])
+    top = Scored(parts, scores, half, [])
     ends = game.votes([(), game.context.everything()], candidates)
     columns = tuple(game.answers.get(c, answer or c) for c in candidates)
     return Explained({"documents": top}, ends, "exact" if exact else "permutation", {}), columns

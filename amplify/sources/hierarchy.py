@@ -1,13 +1,14 @@
 """Documents, then sentences, then words: what scores high is opened, under one budget (TextGenSHAP, section 3).
 
-A refined part is expanded in its own place: its children are present or absent while the rest of the documents stays
-as it was in coalitions that the level above has asked. That is the Owen value of the ordered union, and what the parent
-sampled is its two ends: the part absent, and the part whole. A part's children share out the part's own score.
+A part that is opened gives way to its children: they come and go while the rest of its document, and the other
+documents, come and go as well. Their scores are the Owen values of that nested game (`shapley.owen`), and everything
+that the levels above have asked belongs to its sample: coalitions in which the children came and went together. A
+part's children share out the part's own score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,18 +17,17 @@ import numpy as np
 from amplify.errors import InputError
 from amplify.shapley.budget import PrefixCost
 from amplify.shapley.estimate import estimate
-from amplify.shapley.exact import Index, log_binomial, marginal_weights
+from amplify.shapley.exact import MAX_SOURCES, Index
 from amplify.shapley.game import Coalitions, Floats, Value
-from amplify.shapley.given import given_each, given_scores
-from amplify.shapley.intervals import BORROWED, half_width, mean_deviation
-from amplify.sources.context import Context, Source, words
-from amplify.sources.orders import random_order
-from amplify.sources.parts import CONTEXTS, Around, Explained, Key, Play, Scored, Trace, spread_over
+from amplify.shapley.given import given_scores
+from amplify.shapley.owen import owen_scores
+from amplify.sources.context import Context, Selection, Source, words
+from amplify.sources.orders import random_order, random_order_scores
+from amplify.sources.parts import Ask, Explained, Play, Sample, Scored, Unit
 from amplify.text import sentences
 
 Refine = Literal["documents", "sentences", "words"]
 REFINEMENTS: tuple[Refine, ...] = ("documents", "sentences", "words")
-SHARES = {"documents": (1.0,), "sentences": (0.5, 0.5), "words": (0.5, 0.25, 0.25)}  # of the budget, by level
 NORMAL = 1.96
 FEW = 16  # documents that are always scored one by one
 ENOUGH = 12  # evaluations with which a part of any size may be opened; a small one needs two more than it has children
@@ -40,12 +40,13 @@ class Settings:
 
     Attributes:
         index: "shapley" or "banzhaf".
-        estimator: for the documents; parts of documents are always scored with "auto".
+        estimator: for the documents; parts of documents are always scored by a Gaussian process, or exactly.
         budget: distinct prompts over all levels.
         granularity: the finest level.
         order: of the documents in a prompt: their own, or drawn anew for each coalition.
         thresholds: a document (sentence) is opened when its score, less one standard error (half width / 1.96, which is
-            more where few values say how far they vary), reaches this in any column. The best one is always opened.
+            more where few values say how far they vary), reaches this in any column. The best one of each column is
+            always opened where the budget allows it.
         relative: thresholds are shares of |v(N) - v(empty)|, not absolute.
         seed: of every sample.
     """
@@ -61,60 +62,53 @@ class Settings:
 
 
 def explain(
-    play: Play,
+    ask: Ask,
     context: Context,
     settings: Settings,
     *,
     control_variate: Value | None = None,
     cost: PrefixCost | None = None,
-    trace: Trace | None = None,
-    also: Callable[[], Play | None] | None = None,
+    also: Callable[[], Ask | None] | None = None,
 ) -> Explained:
     """Score the documents, then the parts of those that matter.
 
     Args:
-        play: the game.
+        ask: the game: values of selections, [m, columns].
         context: its documents.
         settings: how.
         control_variate, cost: see `estimate`; documents in fixed order only.
-        trace: score another column of the game from the sample of an earlier call, which costs nothing.
         also: asked once the documents have been sampled for further columns of the game (None: there are none), which
             are scored from the same sample; parts of documents are then opened and sampled for all columns.
 
     Raises:
         InputError: a budget too small, or an estimator that does not fit the order.
     """
-    hierarchy = _Hierarchy(play, context, settings, trace)
+    hierarchy = _Hierarchy(ask, context, settings)
     top, ends, used, meta = hierarchy.documents(control_variate, cost)
     if also is not None and (more := also()) is not None:
-        seen = explain(more, context, settings, trace=hierarchy.trace)
-        same = seen.levels["documents"]
-        top = replace(top, scores=np.hstack([top.scores, same.scores]), half=np.hstack([top.half, same.half]))
-        hierarchy.play, ends = play.beside(more), np.hstack([ends, seen.ends])
+        top, ends = hierarchy.beside(top, ends, more)
     levels = hierarchy.below(top, ends)
     meta["opened"] = {name: len({s.document for s in level.parts}) for name, level in levels.items()}
-    return Explained(levels, ends, used, hierarchy.trace, meta)
+    return Explained(levels, ends, used, meta)
 
 
-Inside = tuple[Floats, Floats, list[list[Around]]]  # of a part's children: scores, half widths, contexts
 Top = tuple[Scored, Floats, str, dict[str, Any]]  # documents, the game's two ends, the estimator, what to know
 
 
 class _Hierarchy:
-    """One descent: the game, its sample so far (`trace`), and whether that sample is only read again."""
+    """One descent: the game, and what was asked of it."""
 
-    def __init__(self, play: Play, context: Context, settings: Settings, trace: Trace | None) -> None:
-        self.play, self.context, self.settings = play, context, settings
+    def __init__(self, ask: Ask, context: Context, settings: Settings) -> None:
+        self.context, self.settings = context, settings
         self.index: Index = settings.index  # type: ignore[assignment]
-        self.replay = trace is not None
-        self.trace: Trace = {} if trace is None else dict(trace)
         self.rng = np.random.default_rng([settings.seed, 2])
-        self.rank = tuple(range(len(context.documents)))
+        n = len(context.documents)
+        self.play = Play(ask, (lambda: self.rng.permutation(n).tolist()) if settings.order == "random" else None)
 
     def documents(self, control_variate: Value | None, cost: PrefixCost | None) -> Top:
-        """The first level, under its share of the budget."""
+        """The first level: half of the budget where there is something to open, else all of it."""
         settings, n = self.settings, len(self.context.documents)
-        budget = max(2, round(settings.budget * SHARES[settings.granularity][0]))
+        budget = max(2, round(settings.budget / 2)) if self._opens() else settings.budget
         if settings.estimator == "exact" and budget < settings.budget and budget < 2**n:
             raise InputError(
                 f"exact values of {n} documents need 2^{n} = {2**n} evaluations; with "
@@ -125,39 +119,61 @@ class _Hierarchy:
             return *random_order(self.play, self.context, self.index, settings.estimator, budget, self.rng), {}
         if n > max(FEW, budget // DIRECT) and settings.estimator == "auto" and cost is None and control_variate is None:
             return self._grouped(budget)
-        return self._one_by_one(budget, control_variate, cost)
+        scored, used, meta = self._sampled([(s,) for s in self.context.sources], budget, control_variate, cost)
+        return scored, self.play.of([(), self.context.everything()]), used, meta
+
+    def beside(self, top: Scored, ends: Floats, more: Ask) -> tuple[Scored, Floats]:
+        """The documents with further columns, from the sample there is; parts are sampled for all columns from here."""
+        self.play.add(more)
+        if self.play.noisy:
+            return self._beside_random(top, ends, more)
+        wider: dict[int, Sample] = {}
+        found: dict[int, tuple[Floats, Floats]] = {}
+        for key, sample in {id(sample): sample for sample, _ in top.origin}.items():
+            values = np.asarray(more(sample.selections), dtype=np.float64)
+            wider[key] = replace(sample, values=np.hstack([sample.values, values]))
+            found[key] = given_scores(sample.asked, values, sample.owen(self.index))
+        scores = np.stack([found[id(sample)][0][k] for sample, k in top.origin])
+        half = np.stack([found[id(sample)][1][k] for sample, k in top.origin])
+        new = np.asarray(more([(), self.context.everything()]), dtype=np.float64)
+        if self.index == "shapley":
+            scores, half = _summing(scores, half, new[1] - new[0])
+        origin = [(wider[id(sample)], k) for sample, k in top.origin]
+        both = Scored(top.parts, np.hstack([top.scores, scores]), np.hstack([top.half, half]), origin)
+        return both, np.hstack([ends, new])
+
+    def _beside_random(self, top: Scored, ends: Floats, more: Ask) -> tuple[Scored, Floats]:
+        sample, n = top.origin[0][0], len(top.parts)
+        flat = np.asarray(more(sample.selections), dtype=np.float64)
+        values = flat.reshape(-1, n + 1, flat.shape[1])
+        # who joined first is held by the most prefixes
+        orders = np.argsort(-sample.asked.reshape(len(values), n + 1, n).sum(axis=1), axis=1)
+        scores, half, _ = random_order_scores(orders, values, self.index, self.settings.estimator)
+        wide = replace(sample, values=np.hstack([sample.values, flat]))
+        both = Scored(
+            top.parts, np.hstack([top.scores, scores]), np.hstack([top.half, half]), [(wide, k) for k in range(n)]
+        )
+        return both, np.hstack([ends, values[:, [0, -1]].mean(axis=0)])
 
     def below(self, top: Scored, ends: Floats) -> dict[str, Scored]:
         """All levels: the documents, and the sentences and words of those that matter."""
         settings = self.settings
-        shares = SHARES[settings.granularity]
-        left = settings.budget - max(2, round(settings.budget * shares[0]))
         scale = np.abs(ends[1] - ends[0]) if settings.relative else np.ones(ends.shape[1])
         levels, above = {"documents": top}, top
-        finer = zip(REFINEMENTS[1:], (sentences, words), shares[1:], settings.thresholds, strict=False)
-        for name, cut, share, threshold in finer:
-            own = min(left, round(settings.budget * share))
-            left -= own
-            above = self._open_level(above, cut, name, own, threshold * scale)
+        finer = REFINEMENTS[1 : REFINEMENTS.index(settings.granularity) + 1]
+        for name, cut, threshold in zip(finer, (sentences, words), settings.thresholds, strict=False):
+            left = settings.budget - len(self.play.asked)
+            above = self._open_level(above, cut, left if name == finer[-1] else left // 2, threshold * scale)
             if not above.parts:
                 break
             levels[name] = above
         return levels
 
-    def _one_by_one(self, budget: int, control_variate: Value | None, cost: PrefixCost | None) -> Top:
-        groups = [[source] for source in self.context.sources]
-        scores, half, used, sampled = self._sampled(
-            self._value(groups),
-            len(groups),
-            ("documents", ROOT),
-            budget,
-            self.settings.estimator,
-            control_variate,
-            cost,
-        )
-        around = self._contexts(groups, ("documents", ROOT))
-        top = Scored([source for [source] in groups], scores, half, around)
-        return top, self.play.of([(), self.context.everything()]), used, dict(sampled)
+    def _opens(self) -> bool:
+        """Whether any document has parts at the levels asked for."""
+        names = REFINEMENTS[: REFINEMENTS.index(self.settings.granularity) + 1]
+        cuts = [cut for name, cut in (("sentences", sentences), ("words", words)) if name in names]
+        return any(len(cut(text, 0, len(text))) > 1 for cut in cuts for text in self.context.documents)
 
     def _grouped(self, budget: int) -> Top:
         """Many documents under a small budget: neighbours in groups first, then the documents of the best groups.
@@ -166,203 +182,170 @@ class _Hierarchy:
         """
         documents = list(self.context.sources)
         count = max(4, min(len(documents) // 2, budget // (2 * DIRECT)))
-        groups = [[documents[i] for i in part] for part in np.array_split(np.arange(len(documents)), count)]
-        half_budget = max(2, budget // 2)
-        scores, half, used, sampled = self._sampled(self._value(groups), count, ("groups", ROOT), half_budget)
-        around = self._contexts(groups, ("groups", ROOT))
+        groups = [tuple(documents[i] for i in part) for part in np.array_split(np.arange(len(documents)), count)]
+        top, used, meta = self._sampled(groups, max(2, budget // 2))
         ends = self.play.of([(), self.context.everything()])
-        if self.replay:
-            opened = {g: 0 for g, group in enumerate(groups) if ("group", group[0]) in self.trace}
-        else:
-            opened = _openings(list(map(len, groups)), scores, half, budget - half_budget, 0.0 * scores[0], True)
-        found: list[Inside] = []
+        inside = [sample.inside(k, [(s,) for s in groups[k]]) for sample, k in top.origin]
+        left = budget - len(self.play.asked)
+        opened = _openings(list(map(len, groups)), [np.inf] * count, top, left, 0.0 * top.scores[0], True)
+        found = []
         for g, group in enumerate(groups):
-            inside = None
             if g in opened:
-                inside = self._open_part(("group", group[0]), group, around[g], opened[g], (scores[g], half[g]))
-            if inside is None:
-                opened.pop(g, None)
-                share = np.repeat(scores[g][None] / len(group), len(group), axis=0)
-                # an equal share may be off by all that the group's score is
-                wide = np.repeat((half[g] + np.abs(scores[g]))[None], len(group), axis=0)
-                inside = share, wide, [around[g] for _ in group]
-            found.append(inside)
-        meta = {**sampled, "groups": [len(g) for g in groups], "groups_opened": sorted(opened)}
-        return _joined(documents, found), ends, f"grouped {used}", meta
+                found.append(self._open_part(inside[g], top.scores[g], top.half[g], opened[g]))
+                continue
+            share = np.repeat(top.scores[g][None] / len(group), len(group), axis=0)
+            # an equal share may be off by all that the group's score is
+            wide = np.repeat((top.half[g] + np.abs(top.scores[g]))[None], len(group), axis=0)
+            found.append(Scored(list(group), share, wide, [(inside[g], k) for k in range(len(group))]))
+        meta = {**meta, "groups": [len(g) for g in groups], "groups_opened": sorted(opened)}
+        return _joined(found), ends, f"grouped {used}", meta
 
     def _open_level(
-        self,
-        above: Scored,
-        cut: Callable[[str, int, int], list[tuple[int, int]]],
-        name: str,
-        budget: int,
-        threshold: Floats,
+        self, above: Scored, cut: Callable[[str, int, int], list[tuple[int, int]]], budget: int, threshold: Floats
     ) -> Scored:
         """The children of the parts above that matter."""
-        children = [
-            [Source(p.document, a, b) for a, b in cut(self.context.documents[p.document], p.start, p.end)]
-            for p in above.parts
-        ]
-        if self.replay:
-            opened = {i: 0 for i, p in enumerate(above.parts) if (name, p) in self.trace}
-        else:
-            opened = _openings([len(c) for c in children], above.scores, above.half, budget, threshold)
-        parts: list[Source] = []
-        found: list[Inside] = []
+        inside = []
+        for part, (sample, k) in zip(above.parts, above.origin, strict=True):
+            pieces = cut(self.context.documents[part.document], part.start, part.end)
+            inside.append(sample.inside(k, [(Source(part.document, a, b),) for a, b in pieces]))
+        sizes = [len(sample.blocks[-1]) for sample in inside]
+        opened = _openings(sizes, [_missing(sample) for sample in inside], above, budget, threshold)
+        found = []
         for i in sorted(opened):
-            own = above.scores[i], above.half[i]
-            inside = self._open_part((name, above.parts[i]), children[i], above.around[i], opened[i], own)
-            if inside is not None:
-                parts += children[i]
-                found.append(inside)
-        return _joined(parts, found) if parts else Scored([], above.scores[:0], above.half[:0], [])
+            if sizes[i] == 1:
+                found.append(Scored([above.parts[i]], above.scores[[i]], above.half[[i]], [above.origin[i]]))
+            else:
+                found.append(self._open_part(inside[i], above.scores[i], above.half[i], opened[i]))
+        return _joined(found) if found else Scored([], above.scores[:0], above.half[:0], [])
 
-    def _open_part(
-        self, key: Key, children: list[Source], around: list[Around], budget: int, own: tuple[Floats, Floats]
-    ) -> Inside | None:
-        """Scores of a part's children: their game inside a few contexts of the part, averaged.
-
-        The contexts stay the same for every subset of children, so differences between subsets are not blurred by them;
-        how much the scores vary over contexts goes into the intervals.
+    def _open_part(self, sample: Sample, total: Floats, total_half: Floats, budget: int) -> Scored:
+        """Scores of a part's children, which share out its own.
 
         Args:
-            key: the part's place in the trace.
-            children: what it is cut into.
-            around: contexts of the part.
+            sample: what is known of the children.
+            total, total_half: the part's score and half width, [columns] each.
             budget: evaluations.
-            own: the part's score and half width, [columns] each.
-
-        Returns:
-            None: too small a budget.
         """
-        (total, total_half), s = own, len(children)
-        if s == 1:
-            self.trace[key] = (np.array([[False], [True]]), len(around))
-            return total[None], total_half[None], [around]
-        around = spread_over(around, self.trace[key][1] if self.replay else max(2, budget // (2 * (s + 2))))
-        missing = sum(not self.play.known(a.with_(p)) for a in around for p in ((), children))
-        if not self.replay and missing > budget:
-            return None
+        selections: list[Selection] = []
 
-        def each(held: Coalitions) -> Floats:
-            rows = [a.with_([c for c, h in zip(children, row, strict=True) if h]) for row in held for a in around]
-            return self.play.of(rows).reshape(len(held), len(around), -1)
+        def value(rows: Coalitions) -> Floats:
+            new = [self.play.held(sample.units, row) for row in rows.tolist()]
+            selections.extend(new)
+            return self.play.of(new)
 
-        asks = 2 + max(0, budget - missing) // len(around)
-        scores, half, _, _ = self._sampled(lambda held: each(held).mean(axis=1), s, key, asks, contexts=len(around))
-        asked, _ = self.trace[key]
-        between = half_width(mean_deviation(given_each(asked, each(asked), self.index)), len(around) - 1 + BORROWED)
-        gap = total - scores.sum(axis=0) if self.index == "shapley" else np.zeros_like(total)
-        # the contexts are a sample of those behind the part's own score: what they miss is shared out equally
-        spread = np.sqrt(half**2 + between**2 + (total_half / s) ** 2 + (gap / s) ** 2)
-        inside = []
-        for seen in _seen_twice(asked, self.index, self.rng, len(around)):
-            rows = [seen[k] for k in self.rng.permutation(len(seen))]
-            siblings = [tuple(c for c, h in zip(children, row, strict=True) if h) for row in rows]
-            inside.append([Around((*a.present, *t), a.rank) for a, t in zip(around, siblings, strict=True)])
-        return scores + gap / s, spread, inside
-
-    def _value(self, groups: Sequence[Sequence[Source]]) -> Value:
-        """The game of whole groups of documents, all else absent."""
-        nothing = Around((), self.rank)
-
-        def value(held: Coalitions) -> Floats:
-            return self.play.of([nothing.with_(_members(groups, row)) for row in held])
-
-        return value
-
-    def _contexts(self, groups: Sequence[Sequence[Source]], key: Key) -> list[list[Around]]:
-        """For each group, contexts in which it was asked both absent and present."""
-        seen = _seen_twice(self.trace[key][0], self.index, self.rng, CONTEXTS)
-        return [[Around(tuple(_members(groups, row)), self.rank) for row in rows] for rows in seen]
+        found = owen_scores(
+            value, sample.owen(self.index), sample.asked, sample.values, budget, self.rng, self.play.noisy
+        )
+        scores, half = found.scores, found.half
+        if self.index == "shapley":
+            scores, half = _summing(scores, half, total, total_half)
+        whole = sample.with_(found.asked, selections, found.values)
+        parts = [source for unit in sample.blocks[-1] for source in unit]
+        return Scored(parts, scores, half, [(whole, k) for k in range(len(parts))])
 
     def _sampled(
         self,
-        value: Value,
-        n: int,
-        key: Key,
+        units: Sequence[Unit],
         budget: int,
-        estimator: str = "auto",
         control_variate: Value | None = None,
         cost: PrefixCost | None = None,
-        contexts: int = 1,
-    ) -> tuple[Floats, Floats, str, Mapping[str, Any]]:
-        """Scores and half widths [n, columns] by `estimate`, what it asked written down; or from what was written."""
-        if self.replay:
-            known, _ = self.trace[key]
-            scores, half = given_scores(known, np.asarray(value(known)), self.index)
-            return scores, half, "given", {}
-        asked: list[Coalitions] = []
+    ) -> tuple[Scored, str, dict[str, Any]]:
+        """Scores of whole documents (or groups of them) by `estimate`, and what it asked."""
+        rows: list[Coalitions] = []
+        selections: list[Selection] = []
+        values: list[Floats] = []
 
-        def watched(held: Coalitions) -> Floats:
-            asked.append(held)
-            return np.asarray(value(held), dtype=np.float64)
+        def value(held: Coalitions) -> Floats:
+            new = [self.play.held(units, row) for row in held.tolist()]
+            rows.append(held)
+            selections.extend(new)
+            values.append(self.play.of(new))
+            return values[-1]
 
+        estimator = self.settings.estimator if len(units) == len(self.context.documents) else "auto"
         found = estimate(
-            watched, n, self.index, estimator, budget, self.settings.seed, control_variate=control_variate, cost=cost
+            value,
+            len(units),
+            self.index,
+            estimator,
+            budget,
+            self.settings.seed,
+            control_variate=control_variate,
+            cost=cost,
         )
-        self.trace[key] = (np.concatenate(asked), contexts)
-        return found.scores.reshape(n, -1), ((found.high - found.low) / 2).reshape(n, -1), found.estimator, found.meta
+        sample = Sample((tuple(units),), np.concatenate(rows), tuple(selections), np.concatenate(values))
+        half = (found.high - found.low) / 2
+        scored = Scored([unit[0] for unit in units], found.scores, half, [(sample, k) for k in range(len(units))])
+        return scored, found.estimator, dict(found.meta)
 
 
-ROOT = Source(-1, 0, 0)
+def _summing(scores: Floats, half: Floats, total: Floats, total_half: Floats | float = 0.0) -> tuple[Floats, Floats]:
+    """Scores and half widths whose sum is the total: what they differ by goes where least is known. Exact ones stay.
 
-
-def _members(groups: Sequence[Sequence[Source]], row: Coalitions) -> list[Source]:
-    return [source for group, held in zip(groups, row, strict=True) if held for source in group]
-
-
-def _joined(parts: list[Source], found: Sequence[Inside]) -> Scored:
-    scores, half, around = zip(*found, strict=True)
-    return Scored(parts, np.concatenate(scores), np.concatenate(half), [one for each in around for one in each])
-
-
-def _seen_twice(asked: Coalitions, index: Index, rng: np.random.Generator, most: int) -> list[list[Coalitions]]:
-    """For each source, `most` coalitions without it that were asked with it too, distributed as the index has them.
-
-    A Shapley value averages over sizes evenly and within each size evenly; so do these, by systematic sampling (some
-    may come twice). Where nothing was asked both ways: the empty coalition, and all the others.
+    Args:
+        scores, half: [n, columns].
+        total, total_half: what they are to sum to, and how well that is known, [columns].
     """
-    n = asked.shape[1]
-    known = {row.tobytes() for row in asked}
-    sizes = np.arange(n)
-    chance = np.exp(log_binomial(n - 1, sizes)) * marginal_weights(n, index)  # of each size
-    found: list[list[Coalitions]] = []
-    for i in range(n):
-        single = sizes == i
-        rows = [row for row in asked if not row[i] and (row | single).tobytes() in known]
-        rows = list({row.tobytes(): row for row in rows}.values()) or [np.zeros(n, bool), ~single]
-        rows = sorted((rows[k] for k in rng.permutation(len(rows))), key=lambda row: int(row.sum()))
-        size = np.array([row.sum() for row in rows])
-        upto = np.cumsum(chance[size] / np.bincount(size, minlength=n)[size])
-        places = (np.arange(most) + 0.5) / most * upto[-1]
-        found.append([rows[k] for k in np.searchsorted(upto, places)])
-    return found
+    doubt = np.where(np.isfinite(half), half, 1e12) ** 2
+    share = doubt / np.maximum(doubt.sum(axis=0), 1e-300)
+    gap = share * (total - scores.sum(axis=0))
+    return scores + gap, np.sqrt(half**2 + gap**2 + (share * total_half) ** 2)
+
+
+def _joined(found: Sequence[Scored]) -> Scored:
+    return Scored(
+        [part for each in found for part in each.parts],
+        np.concatenate([each.scores for each in found]),
+        np.concatenate([each.half for each in found]),
+        [origin for each in found for origin in each.origin],
+    )
+
+
+def _missing(sample: Sample) -> float:
+    """How many evaluations make the scores of a sample's last block exact."""
+    n = sample.asked.shape[1]
+    return 2**n - len(np.unique(sample.asked, axis=0)) if n <= MAX_SOURCES else np.inf
 
 
 def _openings(
-    sizes: Sequence[int], scores: Floats, half: Floats, budget: int, threshold: Floats, all_above: bool = False
+    sizes: Sequence[int],
+    missing: Sequence[float],
+    above: Scored,
+    budget: int,
+    threshold: Floats,
+    all_above: bool = False,
 ) -> dict[int, int]:
     """Which parts to open and with how many evaluations: part -> evaluations.
 
     Args:
         sizes: children of each part.
-        scores, half: of the parts, [parts, columns].
+        missing: evaluations that make them exact.
+        above: the parts.
         budget: evaluations for all of them.
         threshold: what a score less its standard error must reach, [columns].
         all_above: open from the top as many as the budget allows, whatever their score.
     """
-    surely = (scores - half / NORMAL - threshold).max(axis=1)
-    ranked = sorted(range(len(sizes)), key=lambda i: -scores[i].max())
-    wanted = [i for i in ranked if all_above or surely[i] > 0] or ranked[:1]
-    wanted = [i for i in wanted if sizes[i] > 1] + [i for i in wanted if sizes[i] == 1]
+    scores = above.scores
+    surely = (scores - above.half / NORMAL - threshold).max(axis=1)
+    claims = range(1 if scores.shape[1] > 1 else 0, scores.shape[1])
+    first = list(dict.fromkeys(int(scores[:, c].argmax()) for c in (0, *claims)))  # the best of each column
+    rest = sorted(set(range(len(sizes))) - set(first), key=lambda i: -scores[i].max())
+    wanted = [*first, *(i for i in rest if all_above or surely[i] > 0)]
     opened = {i: 0 for i in wanted if sizes[i] == 1}
     several = [i for i in wanted if sizes[i] > 1]
     while several:
-        total = sum(sizes[i] for i in several)
-        share = {i: budget * sizes[i] // total for i in several}
-        enough = min(share.values()) >= min(2 + max(sizes[i] for i in several), ENOUGH)
-        if enough or (len(several) == 1 and budget >= 2):
-            return opened | share
+        share = _shares({i: sizes[i] for i in several}, {i: missing[i] for i in several}, budget)
+        if all(share[i] >= min(sizes[i], ENOUGH, missing[i]) for i in several) or len(several) == 1:
+            return opened | ({} if min(share.values()) < 1 and missing[several[0]] > 0 else share)
         several.pop()
     return opened
+
+
+def _shares(sizes: dict[int, int], missing: dict[int, float], budget: int) -> dict[int, int]:
+    """A budget split in proportion to sizes; what a part has no use for goes to the others."""
+    share: dict[int, int] = {}
+    for i in sorted(sizes, key=lambda i: missing[i] / sizes[i]):
+        left = sum(size for j, size in sizes.items() if j not in share)
+        share[i] = int(min(missing[i], budget * sizes[i] // left))
+        budget -= share[i]
+    return share

@@ -19,7 +19,7 @@ from amplify.shapley.intervals import BORROWED, half_width, mean_deviation
 from amplify.shapley.regression import constrained_least_squares
 from amplify.shapley.sampling import prefixes
 from amplify.sources.context import Context, Ordered
-from amplify.sources.parts import CONTEXTS, Around, Play, Scored, spread_over
+from amplify.sources.parts import Play, Sample, Scored
 
 GROUPS = 20
 
@@ -43,21 +43,16 @@ def random_order(
         drawn = rng.permutation(n)
         orders += [drawn, drawn[::-1]]
     orders = orders[:count]
-    ranks = [tuple(np.argsort(o).tolist()) for o in orders]
-    walks = [prefixes(o) for o in orders]
-    rows = [
-        Around((), rank).with_([p for p, h in zip(parts, row, strict=True) if h])
-        for rank, walk in zip(ranks, walks, strict=True)
-        for row in walk
-    ]
-    values = play.of(rows).reshape(count, n + 1, -1)
+    ranks = np.repeat([np.argsort(o) for o in orders], n + 1, axis=0)
+    walks = np.concatenate([prefixes(o) for o in orders])
+    units = tuple((part,) for part in parts)
+    rows = [play.held(units, walk, rank) for walk, rank in zip(walks.tolist(), ranks.tolist(), strict=True)]
+    flat = play.of(rows)
+    values = flat.reshape(count, n + 1, -1)
     scores, half, used = random_order_scores(np.stack(orders), values, index, estimator)
-    around = []
-    for i in range(n):
-        by_place = spread_over(sorted(ranks, key=lambda rank: rank[i]), CONTEXTS)
-        around.append([Around(tuple(parts[k] for k in range(n) if r[k] < r[i]), r) for r in by_place])
+    sample = Sample((units,), walks, tuple(rows), flat)
     ends = np.stack([values[:, 0].mean(axis=0), values[:, -1].mean(axis=0)])
-    return Scored(parts, scores, half, around), ends, used
+    return Scored(parts, scores, half, [(sample, k) for k in range(n)]), ends, used
 
 
 def random_order_scores(orders: Any, values: Floats, index: str, estimator: str = "auto") -> tuple[Floats, Floats, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ import pytest
 from amplify import templates
 from amplify.errors import InputError
 from amplify.shapley.exact import all_coalitions, exact_scores
-from amplify.shapley.given import given_each, given_scores
+from amplify.shapley.given import given_scores
 from amplify.shapley.sampling import prefixes
 from amplify.sources.context import Context, Selection
 from amplify.sources.hierarchy import Settings, explain
 from amplify.sources.orders import random_order_scores
-from amplify.sources.parts import Play, Scored
+from amplify.sources.parts import Scored
 
 DOCUMENTS = ("Gold lies here. Nothing else does. More is less.", "Silver is cheap. Iron too.", "Salt. Pepper. Oil.")
 
@@ -30,10 +31,6 @@ class Counted:
     def of(self, selections) -> np.ndarray:  # type: ignore[no-untyped-def]
         self.asked |= set(selections)
         return np.array([np.atleast_1d(self.function(self.context.texts(s))) for s in selections], float)
-
-    @property
-    def play(self) -> Play:
-        return Play(self.of, self.asked.__contains__)
 
 
 def context(documents=DOCUMENTS) -> Context:  # type: ignore[no-untyped-def]
@@ -59,7 +56,7 @@ def by_words(game: Counted, level: Scored) -> dict[str, float]:
 
 def test_an_additive_game_is_scored_at_every_level() -> None:
     game = Counted(context(), worth)
-    found = explain(game.play, game.context, Settings(budget=200, thresholds=(0.05, 0.05)))
+    found = explain(game.of, game.context, Settings(budget=200, thresholds=(0.05, 0.05)))
     assert found.levels["documents"].scores[:, 0] == pytest.approx([7.0, 2.0, -3.0])
     level = found.levels["sentences"]
     by_text = by_words(game, level)
@@ -82,7 +79,7 @@ def test_children_share_out_their_parents_score() -> None:
         return noise.setdefault("|".join(texts), [together(texts) + rng.normal(), *rng.normal(size=1)])
 
     game = Counted(context(), noisy)
-    found = explain(game.play, game.context, Settings(budget=60, thresholds=(-9.0, -9.0)))
+    found = explain(game.of, game.context, Settings(budget=60, thresholds=(-9.0, -9.0)))
     for above, below in itertools.pairwise(found.levels.values()):
         for parent, score in zip(above.parts, above.scores, strict=True):
             inside = [
@@ -127,7 +124,7 @@ def either(texts: list[str]) -> float:
 @pytest.mark.parametrize("function", [together, either])
 def test_sentences_get_their_owen_values(function) -> None:  # type: ignore[no-untyped-def]
     game = Counted(context(), function)
-    found = explain(game.play, game.context, Settings(budget=1000, granularity="sentences", thresholds=(0.01, 0.01)))
+    found = explain(game.of, game.context, Settings(budget=1000, granularity="sentences", thresholds=(0.01, 0.01)))
     level = found.levels["sentences"]
     for document in (0, 1):
         rows = [k for k, p in enumerate(level.parts) if p.document == document]
@@ -145,7 +142,7 @@ def test_the_budget_is_never_exceeded(granularity, order, n) -> None:  # type: i
         if order == "random" and budget < 4 * (n + 1):
             continue  # the documents' share does not hold one order
         game = Counted(context(documents), lambda texts: float(len(" ".join(texts)) % 7))
-        found = explain(game.play, game.context, Settings(budget=budget, granularity=granularity, order=order))
+        found = explain(game.of, game.context, Settings(budget=budget, granularity=granularity, order=order))
         assert len(game.asked) <= budget
         assert found.levels["documents"].scores.shape == (n, 1)
 
@@ -155,21 +152,21 @@ def test_a_part_is_opened_for_any_column() -> None:
     game = Counted(context(), worth)
     other = Counted(context(), lambda texts: 9.0 * any("Pepper" in t for t in texts))
     found = explain(
-        game.play, game.context, Settings(budget=60, granularity="sentences", thresholds=(5.0, 5.0), relative=False)
+        game.of, game.context, Settings(budget=60, granularity="sentences", thresholds=(5.0, 5.0), relative=False)
     )
     assert {s.document for s in found.levels["sentences"].parts} == {0}
     also = explain(
-        game.play,
+        game.of,
         game.context,
         Settings(budget=60, granularity="sentences", thresholds=(5.0, 5.0), relative=False),
-        also=lambda: other.play,
+        also=lambda: other.of,
     )
     assert also.levels["documents"].scores.shape == (3, 2)
     assert also.levels["documents"].scores[:, 0] == pytest.approx(found.levels["documents"].scores[:, 0])
     assert {s.document for s in also.levels["sentences"].parts} == {0, 2}
     assert other.asked <= game.asked
     assert len(game.asked) <= 60
-    alone = explain(game.play, game.context, Settings(budget=60, granularity="sentences"), also=lambda: None)
+    alone = explain(game.of, game.context, Settings(budget=60, granularity="sentences"), also=lambda: None)
     assert alone.levels["documents"].scores.shape == (3, 1)
 
 
@@ -183,7 +180,7 @@ def test_many_documents_are_scored_in_groups_first(n) -> None:  # type: ignore[n
         return 1.0 * any("treasure" in t for t in texts) + 2.0 * any("key" in t for t in texts)
 
     game = Counted(context(documents), found_it)
-    result = explain(game.play, game.context, Settings(budget=64, granularity="documents"))
+    result = explain(game.of, game.context, Settings(budget=64, granularity="documents"))
     scores = result.levels["documents"].scores[:, 0]
     assert len(game.asked) <= 64
     assert scores.sum() == pytest.approx(3.0, abs=1e-6)
@@ -194,13 +191,13 @@ def test_many_documents_are_scored_in_groups_first(n) -> None:  # type: ignore[n
 
 def test_other_columns_from_the_same_sample_cost_nothing() -> None:
     game = Counted(context(), together)
-    first = explain(game.play, game.context, Settings(budget=40, thresholds=(0.05, 0.05)))
+    explain(game.of, game.context, Settings(budget=40, granularity="documents"))
     before = set(game.asked)
-    other = Counted(context(), worth)
-    again = explain(other.play, game.context, Settings(budget=40, thresholds=(0.05, 0.05)), trace=first.trace)
-    assert other.asked <= before
-    assert again.levels["documents"].scores[:, 0] == pytest.approx([7.0, 2.0, -3.0], abs=1e-6)
-    assert again.levels["sentences"].parts == first.levels["sentences"].parts
+    both = Counted(context(), worth)
+    found = explain(game.of, game.context, Settings(budget=40, granularity="documents"), also=lambda: both.of)
+    assert game.asked == before == both.asked
+    assert found.levels["documents"].scores[:, 1] == pytest.approx([7.0, 2.0, -3.0], abs=1e-6)
+    assert found.ends[:, 1] == pytest.approx([0.0, 6.0])
 
 
 def order_game(texts: list[str]) -> float:
@@ -222,7 +219,7 @@ def test_random_order_estimates_the_shapley_value_over_orders() -> None:
         w.append(np.mean([order_game(t) for t in texts]))
     exact = exact_scores(np.array(w))
     game = Counted(c, order_game)
-    found = explain(game.play, c, Settings(budget=2000, granularity="documents", order="random"))
+    found = explain(game.of, c, Settings(budget=2000, granularity="documents", order="random"))
     # 666 orders: the standard error of the mean over orders is at most 0.5 / sqrt(666) = 0.02
     assert found.levels["documents"].scores[:, 0] == pytest.approx(exact, abs=0.08)
 
@@ -257,8 +254,6 @@ def test_scores_from_given_values() -> None:
     # twice the same coalition counts with its mean
     twice, _ = given_scores(np.concatenate([held, held]), np.concatenate([values, values + 2]), "shapley")
     assert twice == pytest.approx(scores)
-    each = given_each(held, values[:, :, None], "shapley")
-    np.testing.assert_allclose(each[:, :, 0].T, scores, atol=1e-9)
     linear = held @ np.array([1.0, -2.0, 3.0, 0.5])
     some, _ = given_scores(held[:9], linear[:9, None], "banzhaf")
     assert some[:, 0] == pytest.approx([1.0, -2.0, 3.0, 0.5], abs=0.05)
@@ -267,7 +262,7 @@ def test_scores_from_given_values() -> None:
 def test_too_small_a_budget_for_one_order_says_so() -> None:
     game = Counted(context(), worth)
     with pytest.raises(InputError, match="one random order of 3 documents asks 4"):
-        explain(game.play, game.context, Settings(budget=3, granularity="documents", order="random"))
+        explain(game.of, game.context, Settings(budget=3, granularity="documents", order="random"))
 
 
 @pytest.mark.parametrize("estimator", ["auto", "kernel_shap"])
@@ -307,7 +302,7 @@ def test_intervals_of_sentences_cover_their_owen_values() -> None:
 
         game = Counted(context(["A one. A two. A three.", "B one. B two. B three.", "C one. C two. C three."]), value)
         level = explain(
-            game.play, game.context, Settings(budget=40, granularity="sentences", thresholds=(-9.0, -9.0), seed=seed)
+            game.of, game.context, Settings(budget=40, granularity="sentences", thresholds=(-9.0, -9.0), seed=seed)
         )
         found = level.levels["sentences"]
         for document in range(3):
@@ -319,3 +314,105 @@ def test_intervals_of_sentences_cover_their_owen_values() -> None:
                 total += len(rows)
     assert total > 100
     assert inside / total >= 0.9
+
+
+COPIES = (
+    "The H3 carries two years. It covers the boiler. It does not cover gaskets.",
+    "The H3 has two years. This covers the pump. Limescale is not covered.",
+    "Machines may be returned. Opened ones cost a fee. Return shipping is free.",
+    "It began in Trondheim. The company moved. It employs many.",
+    "Descale the machine. Use forty grams. Never use vinegar.",
+    "Orders are shipped. Express costs more. They ship to many countries.",
+)
+
+
+def _copies(seed: int):  # type: ignore[no-untyped-def]
+    """A fact that stands in two documents, an effect of each other sentence, and what none of them explains."""
+    pieces = [piece for text in COPIES for piece in text.replace(". ", ".|").split("|")]
+    rng = np.random.default_rng(seed)
+    own = dict(zip(pieces, rng.normal(scale=0.3, size=len(pieces)), strict=True))
+    own |= {"It covers the boiler.": 0.0, "The H3 carries two years.": 0.0, "The H3 has two years.": 0.0}
+    odd = dict(zip(pieces, rng.normal(size=len(pieces)), strict=True)) | {"It covers the boiler.": 0.0}
+
+    def value(texts: list[str]) -> float:
+        text = " ".join(texts)
+        there = [piece for piece in pieces if piece in text]
+        fact = 25.0 * ("carries two" in text or "has two" in text) + ("carries two" in text and "has two" in text)
+        return fact + sum(own[p] for p in there) + 0.2 * float(np.sin(7 * sum(odd[p] for p in there)))
+
+    return value
+
+
+def _owen_of_first(value) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """Owen values of the sentences of COPIES[0], by all 2^5 x 2^3 prompts."""
+    parts = COPIES[0].replace(". ", ".|").split("|")
+    held = all_coalitions(8)  # the other five documents, then the sentences
+    values = np.array([
+        value([" ".join(p for p, h in zip(parts, row[5:], strict=True) if h),
+               *(d for d, h in zip(COPIES[1:], row[:5], strict=True) if h)])
+        for row in held
+    ])  # fmt: skip
+    total = np.zeros(3)
+    for a, b in itertools.product(range(32), range(8)):
+        size = bin(a).count("1")
+        chance = 1 / (6 * math.comb(5, size))
+        for j in range(3):
+            if not b >> j & 1:
+                weight = 1 / (3 * math.comb(2, bin(b).count("1")))
+                total[j] += chance * weight * (values[a + 32 * (b | 1 << j)] - values[a + 32 * b])
+    return total
+
+
+@pytest.mark.parametrize("budget", [64, 200])
+def test_sentences_beside_a_near_copy_are_covered(budget) -> None:  # type: ignore[no-untyped-def]
+    """Two documents say the same: what a sentence adds depends on whether the other one is there."""
+    inside, widths = [], []
+    for seed in range(6):
+        value = _copies(seed)
+        game = Counted(context(COPIES), value)
+        found = explain(game.of, game.context, Settings(budget=budget, granularity="sentences", seed=seed))
+        level = found.levels["sentences"]
+        rows = [k for k, p in enumerate(level.parts) if p.document == 0]
+        score, half = level.scores[rows, 0], level.half[rows, 0]
+        truth = _owen_of_first(value)
+        inside += (np.abs(score - truth) <= half + 1e-9).tolist()
+        widths += half.tolist()
+        assert abs(score[1]) <= half[1] + 1e-9, "an inert sentence is surely for or against"
+        assert np.abs(score - truth).max() < 0.5  # of about 12.5
+        assert len(game.asked) == budget
+    assert np.mean(inside) >= 0.9
+    assert np.mean(widths) < 1.5
+
+
+def test_a_budget_that_covers_a_level_makes_it_exact() -> None:
+    """Four documents: 16 prompts for them, 8 x 6 more for each one that is opened."""
+    value = _copies(0)
+    game = Counted(context(COPIES[:4]), value)
+    found = explain(game.of, game.context, Settings(budget=256, granularity="sentences"))
+    level = found.levels["sentences"]
+    assert {p.document for p in level.parts} == {0, 1}
+    assert (level.half == 0).all()
+    assert len(game.asked) == 16 + 2 * 48
+    # what a level has no use for goes to the next one
+    deeper = Counted(context(COPIES[:4]), value)
+    explain(deeper.of, deeper.context, Settings(budget=256, granularity="words"))
+    assert len(deeper.asked) == 256
+
+
+def test_null_players_of_a_vote_stay_null() -> None:
+    """Only the first sentence of the first document can change this answer."""
+
+    def vote(texts: list[str]) -> float:
+        text = " ".join(texts)
+        return float("carries two" in text and "Express" not in text)
+
+    game = Counted(context(COPIES), vote)
+    found = explain(game.of, game.context, Settings(budget=200, granularity="sentences", relative=False))
+    level = found.levels["sentences"]
+    by_text = by_words(game, level)
+    assert by_text["The H3 carries two years."] == pytest.approx(0.5, abs=0.01)
+    assert by_text["It covers the boiler."] == pytest.approx(0.0, abs=0.01)
+    assert by_text["It does not cover gaskets."] == pytest.approx(0.0, abs=0.01)
+    rows = [k for k, p in enumerate(level.parts) if p.document == 0]
+    truth = np.array([0.5, 0.0, 0.0])
+    assert (np.abs(level.scores[rows, 0] - truth) <= level.half[rows, 0] + 1e-9).all()
