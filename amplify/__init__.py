@@ -43,7 +43,7 @@ _LAZY = {
     "steered": "amplify.models.own_model",
     "train_proxy": "amplify.proxies",
 }
-_MODULES = ("attribution", "models", "evaluation", "methods", "metrics", "models", "proxies", "tasks", "textgenshap")
+_MODULES = ("attribution", "evaluation", "hub", "methods", "metrics", "models", "proxies", "sources", "tasks")
 
 __all__ = [
     "Example",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amplify.errors import InputError, UnknownNameError
 
@@ -40,7 +41,7 @@ def keep(
     if k < 0 or (operation == "distil" and k < 1):
         raise InputError(f"k is the number of documents to keep, 1 or more, got {k}")
     values = np.asarray(scores, dtype=np.float64)
-    order = np.argsort(-values, kind="stable")
+    order = _descending(values)
     if operation == "rerank":
         return [int(i) for i in (order[:k] if k else order)]
     if operation == "distil":
@@ -48,3 +49,10 @@ def keep(
     top = values if high is None else np.asarray(high, dtype=np.float64)
     kept = [int(i) for i in np.flatnonzero(top >= threshold - ROUNDING * np.abs(values).max())]
     return kept or [int(order[0])]  # an empty context would answer another question
+
+
+def _descending(values: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Highest first; values that rounding alone may tell apart keep their order, whatever processor added them up."""
+    order = np.argsort(-values, kind="stable")
+    falls = -np.diff(values[order], prepend=np.inf) > ROUNDING * np.abs(values).max(initial=0.0)
+    return order[np.lexsort((order, np.cumsum(falls)))]

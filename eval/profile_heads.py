@@ -24,7 +24,7 @@ from measuring import open_exact
 import amplify
 from amplify.errors import AmplifyError
 from amplify.head_search.margins import by_layer, heads_of
-from amplify.head_search.profile import Profile, held_out, profile
+from amplify.head_search.profile import Profile, find_heads, held_out
 
 SEARCHES: tuple[Literal["halving", "exhaustive"], ...] = ("halving", "exhaustive")
 
@@ -57,7 +57,7 @@ def main(
             found: dict[str, Profile] = {}
             for search in SEARCHES:
                 path = records / f"{name.replace('/', '-')}.{search}.runs.jsonl"
-                found[search] = profile(
+                found[search] = find_heads(
                     [task], opened, samples=samples, search=search, record=path, progress=bar.update
                 )
             out["tasks"][name] = compared(task, opened, found, tested)

@@ -37,7 +37,7 @@ RUN = ("run", "support_tickets", "--model", "scripted:say=The answer is billing.
 def test_help_names_every_command(amplify) -> None:  # type: ignore[no-untyped-def]
     status, out, _ = amplify("--help")
     assert status == 0
-    for command in ("run", "apply", "explain", "proxy", "attribute", "profile", "generate", "report", "models", "list"):
+    for command in ("run", "apply", "explain", "proxy", "attribute", "heads", "generate", "report", "models", "list"):
         assert f"\n  {command} " in out
 
 

@@ -39,6 +39,12 @@ def test_distil_keeps_the_best_in_their_order(scores: list[float], k: int) -> No
     assert set(kept) == set(keep("rerank", scores, k=k))
 
 
+def test_rounding_breaks_no_tie() -> None:
+    assert keep("rerank", [-0.1, 4.0, -2.0, -0.1 + 1e-9]) == [1, 0, 3, 2]
+    assert keep("distil", [1.0, 1.0 + 1e-9, 3.0], k=2) == [0, 2]
+    assert keep("rerank", [0.0, 0.0]) == [0, 1]
+
+
 def test_bad_values() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'prune'"):
         keep("prun", [1.0])  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ def test_methods_are_planned_run_saved_and_applied(amplify: Command, tmp_path: P
     config = json.loads((tmp_path / "r" / "run.json").read_text())
     mine, shots = "short_shots[shots=1]", "few_shot[shots=2,selection=longest]"
     assert config["family"] == [[mine, "majority"], [mine, shots]]
-    assert config["model"]["spec"] == "parrot:polly"
+    assert config["model"]["id"] == "parrot:polly"
     assert config["versions"]["amplify-parrots"] == "0.3"
     assert "short_shots[shots=1]" in out
     by_method = {r["method"]: r for r in records(tmp_path / "r")}

@@ -55,7 +55,7 @@ def subject(
     """One input of an open model, checked."""
     if isinstance(model, Proxy):
         if isinstance(given, Prompt):
-            raise InputError("a proxy explains a text or an Example; a Prompt needs a language model (model=model)")
+            raise InputError("a proxy explains a text or an Example; a Prompt needs a language model (model=…)")
         return proxy_subject(model, given, target, foil, segments=segments, truncate=truncate)
     if isinstance(given, Example):
         raise InputError("a language model explains a text or a Prompt; render the example first, or use a proxy")

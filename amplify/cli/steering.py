@@ -1,4 +1,4 @@
-"""`amplify generate` and `profile`: answer with emphasis, and find the heads that follow it."""
+"""`amplify generate` and `heads`: answer with emphasis, and find the heads that follow it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def generate(
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
 @takes_data
-def profile(
+def heads(
     tasks: tuple[str, ...],
     model: str | None,
     model_option: tuple[str, ...],
@@ -109,7 +109,7 @@ def profile(
     data: Path | None,
 ) -> None:
     """Find the heads that follow emphasis on TASKS, one or several together. The same command resumes."""
-    from amplify.head_search.profile import profile as find_heads
+    from amplify.head_search.profile import find_heads
     from amplify.progress import progress
     from amplify.steering import Steering
     from amplify.tasks import load_task

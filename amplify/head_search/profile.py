@@ -91,7 +91,7 @@ class Profile:
     runs: int
 
 
-def profile(
+def find_heads(
     tasks: Sequence[Task],
     model: Any,
     *,

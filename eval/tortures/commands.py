@@ -164,7 +164,7 @@ def commands(models: Path) -> list[Command]:
         ),
         Command(
             "profile",
-            ("profile", "json_formatting", "-m", tiny, "--samples", "3", "--most", "4", "--out", "heads.yaml"),
+            ("heads", "json_formatting", "-m", tiny, "--samples", "3", "--most", "4", "--out", "heads.yaml"),
             (".jsonl",),
             slow=True,
         ),

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from amplify.cli import cli
 from amplify.errors import InputError, RunError
-from amplify.head_search.profile import items_of, profile
+from amplify.head_search.profile import find_heads, items_of
 from amplify.models import load_model
 from amplify.steering import Steering
 from amplify.tasks import load_task
@@ -54,7 +54,7 @@ def test_items_behind_shots_that_are_not_the_sample(tiny_lm):
 
 def test_profiles_are_found_saved_and_loaded(tiny_lm, facts, tmp_path):
     model = load_model(f"transformers:{tiny_lm}", dtype="float32")
-    found = profile([facts], model, samples=6, joint_samples=3, most=4, block=2, record=tmp_path / "r.jsonl")
+    found = find_heads([facts], model, samples=6, joint_samples=3, most=4, block=2, record=tmp_path / "r.jsonl")
     found.steering.save(tmp_path / "p.yaml")
     loaded = Steering.load(tmp_path / "p.yaml")
     assert loaded == found.steering
@@ -64,11 +64,11 @@ def test_profiles_are_found_saved_and_loaded(tiny_lm, facts, tmp_path):
     assert "sha256" in loaded.model
     model.generate([Prompt(text="a b", emphasis=(Span(0, 1),))], Sampling(max_tokens=2), steering=loaded)
     with pytest.raises(RunError, match="other settings"):
-        profile([facts], model, samples=5, record=tmp_path / "r.jsonl")
+        find_heads([facts], model, samples=5, record=tmp_path / "r.jsonl")
     with pytest.raises(InputError, match="at least one task"):
-        profile([], model)
+        find_heads([], model)
     with pytest.raises(InputError, match="twice"):
-        profile([facts, facts], model)
+        find_heads([facts, facts], model)
 
 
 def test_command_line(tiny_lm, tmp_path, facts):
@@ -81,7 +81,7 @@ def test_command_line(tiny_lm, tmp_path, facts):
         assert done.exit_code == 0, done.output
         return done.output
 
-    said = call("profile", "counterfact_known/efficacy", *model, "--samples", "4", "--out", str(out), "--data", data)
+    said = call("heads", "counterfact_known/efficacy", *model, "--samples", "4", "--out", str(out), "--data", data)
     found = Steering.load(out)
     assert found.alpha == 0.01
     heads = sum(map(len, found.heads.values()))
