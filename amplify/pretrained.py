@@ -88,14 +88,15 @@ def model_of(auto: Any, folder: Path, name: str, what: str, **options: Any) -> A
 
 
 def _check_weights(module: torch.nn.Module, name: str) -> None:
-    """Refuse weights that are no numbers, here: some kernels give zeros where they meet them, and nothing else tells."""
+    """Refuse weights that are no numbers: some kernels give zeros where they meet one, and nothing else tells."""
     import torch
 
     for key, tensor in module.state_dict().items():
         plain = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) and tensor.numel() and not tensor.is_meta
         if plain and not all(end.isfinite() for end in torch.aminmax(tensor)):
-            raise DataError(f"{name} holds weights that are no numbers ({key}): check the weights, or try another dtype")
-
+            raise DataError(
+                f"{name} holds weights that are no numbers ({key}): check the weights, or try another dtype"
+            )
 
 
 def causal_lm(folder: Path, name: str, **options: Any) -> Any:
