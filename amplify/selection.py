@@ -323,12 +323,12 @@ class Neighbours:
 def _checked(task: Task, pool: Sequence[Example], shots: int) -> list[Example]:
     if shots < 0:
         raise InputError(f"the number of shots cannot be negative, got {shots}")
-    ids, texts = {e.id for e in task.test}, {content_hash(e) for e in task.test}
-    for example in pool:
-        if example.id in ids or content_hash(example) in texts:
-            raise InputError(f"example {example.id!r} is in the test split of task {task.name!r}: it cannot be a shot")
-        if example.label is None and not example.answers:
-            raise InputError(f"example {example.id!r} has no label: it cannot be a shot")
+    if pool is not task.train and pool is not task.validation:  # no text of which is in the test split
+        ids, texts = {e.id for e in task.test}, {content_hash(e) for e in task.test}
+        if found := next((e for e in pool if e.id in ids or content_hash(e) in texts), None):
+            raise InputError(f"example {found.id!r} is in the test split of task {task.name!r}: it cannot be a shot")
+    if found := next((e for e in pool if e.label is None and not e.answers), None):
+        raise InputError(f"example {found.id!r} has no label: it cannot be a shot")
     if shots > len(pool):
         raise InputError(f"{shots} shots were asked for, but there are only {len(pool)} examples to choose from")
     return list(pool)

@@ -33,12 +33,13 @@ FORMATS: Table[Format] = Table("task_format", _adopt)
 @register("task_format", "bbh")
 def _rows(spec: TaskSpec, rows: list[Row], path: Path) -> Iterable[tuple[Example, str]]:
     """One example a row, by the columns that `fields` names; in "bbh" the options stand in the text."""
-    from amplify.tasks.sources import labelled
+    from amplify.tasks.sources import labelled, split_of
 
-    for number, row in enumerate(rows, start=1):
-        with laid_out(f"{path}, row {number}"):
-            found = labelled(spec, row, f"{path}, row {number}", spec.fields)
-        yield found
+    number, fields = 0, {k: v for k, v in spec.fields.items() if k != "split"}
+    with laid_out(lambda: f"{path}, row {number}"):
+        for number, row in enumerate(rows, start=1):
+            where = f"{path}, row {number}"
+            yield labelled(spec, row, where, fields), split_of(spec.fields, row, where)
 
 
 @register("task_format", "counterfact")
@@ -66,10 +67,9 @@ def examples(spec: TaskSpec, rows: list[Row], path: Path, split: str) -> Iterabl
     Raises:
         InputError: the format gives something else, or a value is not of the kind that it has there.
     """
-    with laid_out(str(path)):
-        found = list(FORMATS.find(spec.format)(spec, rows, path))
-    for made in found:
-        example, own = made if isinstance(made, tuple) else (made, "")
-        if not isinstance(example, Example) or own not in ("", "train", "validation", "test"):
-            raise InputError(f"the task format {spec.format!r} gives {made!r:.200}, no example (with its split)")
-        yield example, own or split
+    with laid_out(lambda: str(path)):
+        for made in FORMATS.find(spec.format)(spec, rows, path):
+            example, own = made if isinstance(made, tuple) else (made, "")
+            if not isinstance(example, Example) or own not in ("", "train", "validation", "test"):
+                raise InputError(f"the task format {spec.format!r} gives {made!r:.200}, no example (with its split)")
+            yield example, own or split

@@ -134,8 +134,11 @@ def build(spec: TaskSpec, data: Path | None, *, infer_labels: bool = False, limi
     pools, dropped = clean(spec, found.pools, labels)
     if not labels:  # free text: the gold string is the one accepted answer, unless the data lists several
         pools = {
-            k: [e if e.choices or e.answers or e.label is None else replace(e, answers=(str(e.label),)) for e in v]
-            for k, v in pools.items()
+            name: {
+                key: e if e.choices or e.answers or e.label is None else replace(e, answers=(str(e.label),))
+                for key, e in pool.items()
+            }
+            for name, pool in pools.items()
         }
     cot = sources.read_cot(spec, data)
     never_test = {content_hash(shot.example) for shot in cot}

@@ -40,7 +40,7 @@ def retrieval_examples(spec: TaskSpec, rows: Sequence[Row], path: Path) -> list[
     read = {"hotpotqa": _hotpotqa, "nq": _nq, "miracl": _miracl}[spec.format]
     examples = []
     for number, row in enumerate(rows, start=1):
-        with laid_out(f"{path}, row {number}"):
+        with laid_out(lambda number=number: f"{path}, row {number}"):
             examples.append(read(row, f"{path}, row {number}"))
     return _completed(spec, examples) if spec.documents else examples
 

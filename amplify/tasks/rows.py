@@ -11,8 +11,10 @@ import sys
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -58,44 +60,56 @@ def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
 
 def _table(path: Path, file: TextIO, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     quoting: Literal[0, 3] = csv.QUOTE_NONE if columns else csv.QUOTE_MINIMAL
-    reader = csv.DictReader(file, fieldnames=columns or None, delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
     try:
-        twice = [name for name, n in Counter(reader.fieldnames or ()).items() if n > 1]
+        lines = _whole(reader)
+        header = list(columns) or next(lines, (0, []))[1]
+        twice = [name for name, n in Counter(header).items() if n > 1]
         if twice:
             raise InputError(f"{path}: the header has {', '.join(twice)} twice")
-        if len(only := reader.fieldnames or ()) == 1 and (other := set(only[0]) & (set(";\t|,") - {delimiter})):
+        if len(header) == 1 and (other := set(header[0]) & (set(";\t|,") - {delimiter})):
             raise InputError(
-                f"{path}: one column called {only[0]!r}? It seems to be separated by {min(other)!r}: save it with "
+                f"{path}: one column called {header[0]!r}? It seems to be separated by {min(other)!r}: save it with "
                 "commas as .csv, or with tabs as .tsv"
             )
-        for row in _whole(reader):
-            if None in row or None in row.values():
+        for number, cells in lines:
+            if len(cells) != len(header):
                 raise InputError(
-                    f"{path}, line {reader.line_num}: the row has another number of cells than the header "
-                    f"({len(reader.fieldnames or ())}); put quotes around cells that hold {delimiter!r}"
+                    f"{path}, line {number}: the row has another number of cells than the header "
+                    f"({len(header)}); put quotes around cells that hold {delimiter!r}"
                 )
-            yield dict(row)
+            yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise InputError(
-            f"{path}, line {reader.reader.line_num} is no valid table row: {error}; check its quotes"
-        ) from error
+        raise InputError(f"{path}, line {reader.line_num} is no valid table row: {error}; check its quotes") from error
 
 
 _LIMIT = threading.Lock()
+AT_ONCE = 256  # rows of a table read under the lock
 
 
-def _whole(reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
-    """Rows with cells of any length. The csv module's limit is the whole process's, so it is lifted for a row only."""
-    while True:
+def _whole(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, cells) of each row that is not blank, with cells of any length.
+
+    The csv module's limit is the whole process's, so it is lifted for a few rows only. An error comes in its place
+    behind the rows before it.
+    """
+    failed: Exception | None = None
+    ended = False
+    while not ended:
+        found = []
         with _LIMIT:
             limit = csv.field_size_limit(sys.maxsize)
             try:
-                row = next(reader, None)
+                for cells in islice(reader, AT_ONCE):
+                    found.append((reader.line_num, cells))
+                ended = len(found) < AT_ONCE
+            except Exception as error:
+                failed, ended = error, True
             finally:
                 csv.field_size_limit(limit)
-        if row is None:
-            return
-        yield row
+        yield from (row for row in found if row[1])
+    if failed:
+        raise failed
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -116,8 +130,11 @@ def _json_rows(path: Path, content: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def laid_out(where: str) -> Iterator[None]:
-    """Around what reads a row: values of another kind than its layout has are one error.
+def laid_out(where: Callable[[], str]) -> Iterator[None]:
+    """Around what reads rows: values of another kind than their layout has are one error.
+
+    Args:
+        where: names the place, when it is needed.
 
     Raises:
         InputError: instead of what Python says of them.
@@ -127,7 +144,7 @@ def laid_out(where: str) -> Iterator[None]:
     except AmplifyError:
         raise
     except (TypeError, AttributeError, LookupError, ValueError) as error:
-        raise InputError(f"{where}: a value is not of the kind that the task's format has there ({error})") from error
+        raise InputError(f"{where()}: a value is not of the kind that the task's format has there ({error})") from error
 
 
 def column_names(path: Path) -> list[str]:
@@ -148,15 +165,14 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
         InputError: a column is missing or a text is empty.
     """
     source = fields.get("text", "text")
-    parts = [column(row, name, where) for name in ([source] if isinstance(source, str) else source)]
-    text = " ".join(str(part).strip() for part in parts if part is not None).strip()
+    parts = [column(row, name, where) for name in ((source,) if isinstance(source, str) else source)]
+    text = " ".join([str(part).strip() for part in parts if part is not None]).strip()
     if not text:
         raise InputError(f"{where}: the text is empty")
     if CANARY in text:
         raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
     label = column(row, fields["label"], where) if "label" in fields else None
-    answers = column(row, fields["answers"], where) if "answers" in fields else ()
-    answers = () if answers is None else answers
+    answers = column(row, fields["answers"], where) if "answers" in fields else None
     choices: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     if "choices" in fields:
@@ -171,26 +187,32 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
         by_name, by_text = {name: letter for name, _, letter in held}, {text: letter for _, text, letter in held}
         label = _letter(label, by_name, by_text, where)
     own = str(column(row, fields["id"], where)) if "id" in fields else fallback_id
-    used = {str(v) for v in fields.values() if isinstance(v, str)}
     keep = fields.get("keep", ())
-    extra = [c for c in row if c not in used] if keep == "*" else [keep] if isinstance(keep, str) else keep
+    if keep == "*":
+        keep = [name for name in row if name not in fields.values()]
     return Example(
-        id=own or _digest([text, choices, options]),
+        id=own or _digest(text, choices, options),
         text=text,
         label=None if label is None or str(label) == "" else str(label).strip(),
         choices=choices,
         options=options,
-        answers=tuple(map(str, answers)) if isinstance(answers, list | tuple) else (str(answers),),
-        fields={name: column(row, name, where) for name in extra},
+        answers=() if answers is None else tuple(map(str, answers if isinstance(answers, list | tuple) else [answers])),
+        fields={name: column(row, name, where) for name in ([keep] if isinstance(keep, str) else keep)},
     )
 
 
-_JSON = json.JSONEncoder(ensure_ascii=False)
-
-
-def _digest(content: Any) -> str:
+def _digest(text: str, choices: Sequence[str], options: Sequence[str]) -> str:
     """An id that follows from an example's content."""
-    return hashlib.sha256(_JSON.encode(content).encode()).hexdigest()[:12]
+    return hashlib.sha256(f"[{plain_json(text)}, {listed(choices)}, {listed(options)}]".encode()).hexdigest()[:12]
+
+
+plain_json = encode_basestring
+"""A text as JSON, characters beyond ASCII as they are: `json.dumps(text, ensure_ascii=False)`, without its detours."""
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Texts as a JSON list, as `plain_json`."""
+    return f"[{', '.join(map(plain_json, texts))}]" if texts else "[]"
 
 
 def iter_rows(path: str | Path, text: str, *, id: str | None = None, label: str | None = None) -> Iterator[Example]:
@@ -293,4 +315,4 @@ def bbh_example(text: str, target: str | None, where: str) -> Example:
     options = tuple(match[2].strip() for match in lettered)
     if CANARY in text:
         raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
-    return Example(_digest([question.strip(), choices, options]), question.strip(), gold, choices, options)
+    return Example(_digest(question.strip(), choices, options), question.strip(), gold, choices, options)

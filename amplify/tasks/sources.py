@@ -123,6 +123,8 @@ def _from_files(spec: TaskSpec, paths: Mapping[str, Path], data: Path | None) ->
 def kept(spec: TaskSpec, content: Iterable[dict[str, Any]], where: Path) -> list[dict[str, Any]]:
     """The rows that `where` of the task keeps."""
     wanted = {name: [str(v) for v in (vs if isinstance(vs, list) else [vs])] for name, vs in spec.where.items()}
+    if not wanted:
+        return list(content)
     return [row for row in content if all(str(column(row, name, str(where))) in vs for name, vs in wanted.items())]
 
 
@@ -145,26 +147,30 @@ def _text(path: Path) -> str:
         raise DataError(f"cannot read {path} as UTF-8 text: {error}") from error
 
 
-def labelled(spec: TaskSpec, row: Mapping[str, Any], where: str, fields: Mapping[str, Any]) -> tuple[Example, str]:
-    """The labelled example of a row, and its split where a column names it, else ""."""
+def labelled(spec: TaskSpec, row: Mapping[str, Any], where: str, fields: Mapping[str, Any]) -> Example:
+    """The labelled example of a row; `fields` as in `TaskSpec.fields`, but for the split."""
     if spec.format == "bbh":
         question = str(column(row, fields.get("text", "input"), where))
         item = bbh_example(question, str(column(row, fields.get("label", "target"), where)), where)
     else:
-        item = example(row, {k: v for k, v in fields.items() if k != "split"}, where)
+        item = example(row, fields, where)
     if spec.label_map and item.label is not None and not item.choices:
         if item.label not in spec.label_map and item.label not in spec.labels:
             raise InputError(f"{where}: the label {item.label!r} is none of {', '.join(spec.label_map)}")
         item = replace(item, label=spec.label_map.get(item.label, item.label))
     if item.label is None and not item.answers:
         raise InputError(f"{where}: the label is empty; label the row or leave it out")
-    split = ""
-    if "split" in fields:
-        name = str(column(row, fields["split"], where)).strip().lower()
-        if name not in SPLIT_NAMES:
-            raise InputError(f"{where}: the split {name!r} is none of train, validation, test")
-        split = SPLIT_NAMES[name]
-    return item, split
+    return item
+
+
+def split_of(fields: Mapping[str, Any], row: Mapping[str, Any], where: str) -> str:
+    """The split that a row names where a column is there for it, else ""."""
+    if "split" not in fields:
+        return ""
+    name = str(column(row, fields["split"], where)).strip().lower()
+    if name not in SPLIT_NAMES:
+        raise InputError(f"{where}: the split {name!r} is none of train, validation, test")
+    return SPLIT_NAMES[name]
 
 
 def _from_hub(spec: TaskSpec) -> Found:
@@ -188,6 +194,7 @@ def _from_hub(spec: TaskSpec) -> Found:
         raise DataError(f"{_where_to_get(spec, None)} ({type(error).__name__}: {str(error)[:200]})") from error
     fields = {**spec.fields, **hub.get("fields", {})}
     every = {name: name for name in loaded}  # where a column names the split, all rows are read
+    described = {k: v for k, v in fields.items() if k != "split"}
     mapping = hub.get("splits") or (every if "split" in fields else _usual_splits(list(loaded)))
     names: tuple[str, ...] = ()
     pools: dict[str, list[Example]] = {}
@@ -200,8 +207,9 @@ def _from_hub(spec: TaskSpec) -> Found:
         for number, row in enumerate(part, start=1):
             if names and 0 <= row[fields["label"]] < len(names):
                 row[fields["label"]] = names[row[fields["label"]]]
-            item, name = labelled(spec, row, f"{hub['path']} {theirs} {number}", fields)
-            pools.setdefault(name or split, []).append(item)
+            where = f"{hub['path']} {theirs} {number}"
+            own = split_of(fields, row, where) or split
+            pools.setdefault(own, []).append(labelled(spec, row, where, described))
     revision = _commit(loaded) or str(hub.get("revision") or "main")
     return Found(pools, source=f"hub: {hub['path']}", revision=revision, label_names=names)
 

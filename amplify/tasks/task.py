@@ -9,6 +9,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from amplify.errors import InputError
+from amplify.tasks.rows import listed, plain_json
 from amplify.tasks.splits import content_hash
 from amplify.types import Demonstration, Example
 
@@ -70,8 +71,23 @@ class Task:
         aside = ("source", "revision", "licence", "citation", "fields")
         optional = ("template", "layout", "emphasis", "max_tokens")
         kept = {k: v for k, v in vars(self).items() if k not in aside and (v or k not in optional)}
-        plain = json.dumps(kept, default=_plain, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(plain.encode("utf-8", "backslashreplace")).hexdigest()
+        plain = ", ".join(f'"{key}": {_json(kept[key])}' for key in sorted(kept))
+        return hashlib.sha256(f"{{{plain}}}".encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _json(value: Any) -> str:
+    """JSON with sorted keys. Examples, of which there may be many, are written without a detour over dictionaries."""
+    if isinstance(value, tuple) and value and isinstance(value[0], Example):
+        return f"[{', '.join(map(_json, value))}]"
+    if not isinstance(value, Example):
+        return json.dumps(value, default=_plain, sort_keys=True, ensure_ascii=False)
+    fields = _json(value.fields) if value.fields else "{}"
+    label = "null" if value.label is None else plain_json(value.label)
+    return (
+        f'{{"answers": {listed(value.answers)}, "choices": {listed(value.choices)}, "fields": {fields}, '
+        f'"id": {plain_json(value.id)}, "label": {label}, "options": {listed(value.options)}, '
+        f'"text": {plain_json(value.text)}}}'
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -94,30 +110,40 @@ def validate(task: Task) -> None:
     if not task.test:
         raise InputError(f"task {task.name}: the test split is empty")
     seen: dict[str, str] = {}
-    placed: dict[str, tuple[str, str]] = {}
+    placed: dict[str, Example] = {}
     for split in ("train", "validation", "test"):
         for example in getattr(task, split):
-            where = f"task {task.name}, {split} example {example.id!r}"
-            if not example.text.strip():
-                raise InputError(f"{where}: the text is empty")
-            allowed = task.labels_of(example)
-            if allowed and example.label not in allowed:
-                raise InputError(f"{where}: the label {example.label!r} is none of {', '.join(allowed)}")
-            if example.options and len(example.options) != len(example.choices):
-                raise InputError(f"{where}: {len(example.choices)} choices but {len(example.options)} options")
-            # a question whose documents alone are judged needs no answer
-            if not allowed and example.label is None and not example.answers and not example.fields.get("evidence"):
-                raise InputError(f"{where}: there is no label")
-            other = placed.setdefault(content_hash(example), (split, example.id))
-            if other[0] != split:
+            if wrong := _wrong(task, example):
+                raise InputError(f"task {task.name}, {split} example {example.id!r}: {wrong}")
+            other = placed.setdefault(content_hash(example), example)
+            if other is not example and (place := seen[other.id]) != split:
                 raise InputError(
-                    f"{where}: the same text is in {other[0]} (id {other[1]!r}); a text belongs to one split only"
+                    f"task {task.name}, {split} example {example.id!r}: the same text is in {place} (id {other.id!r}); "
+                    "a text belongs to one split only"
                 )
             if example.id in seen:
-                raise InputError(f"{where}: the id is used twice (also in {seen[example.id]}); ids must be unique")
+                raise InputError(
+                    f"task {task.name}, {split} example {example.id!r}: the id is used twice (also in "
+                    f"{seen[example.id]}); ids must be unique"
+                )
             seen[example.id] = split
     for shot in task.cot:
-        if placed.get(content_hash(shot.example), ("",))[0] == "test":
+        if (copy := placed.get(content_hash(shot.example))) and seen[copy.id] == "test":
             raise InputError(
                 f"task {task.name}: the chain-of-thought exemplar {shot.example.id!r} is in the test split"
             )
+
+
+def _wrong(task: Task, example: Example) -> str:
+    """What is wrong with one example, or ""."""
+    if not example.text.strip():
+        return "the text is empty"
+    allowed = task.labels_of(example)
+    if allowed and example.label not in allowed:
+        return f"the label {example.label!r} is none of {', '.join(allowed)}"
+    if example.options and len(example.options) != len(example.choices):
+        return f"{len(example.choices)} choices but {len(example.options)} options"
+    # a question whose documents alone are judged needs no answer
+    if not allowed and example.label is None and not example.answers and not example.fields.get("evidence"):
+        return "there is no label"
+    return ""
