@@ -22,9 +22,7 @@ Pools = dict[str, dict[str, Example]]
 """Split (or "all") -> content hash -> example."""
 
 
-def clean(
-    spec: TaskSpec, pools: Mapping[str, list[Example]], labels: Sequence[str]
-) -> tuple[Pools, dict[str, int]]:
+def clean(spec: TaskSpec, pools: Mapping[str, list[Example]], labels: Sequence[str]) -> tuple[Pools, dict[str, int]]:
     """Pools without bad golds and copies, and how many rows each rule left out.
 
     A text that occurs twice with one label is kept once; with two labels it has no right answer, and every copy
@@ -136,6 +134,8 @@ def _take(
         groups: dict[str | None, list[int]] = {}
         for i in able:
             groups.setdefault(pool[i].label, []).append(i)
-        able = [i for _, i in sorted(((k + 0.5) / len(group), i) for group in groups.values() for k, i in enumerate(group))]
+        able = [
+            i for _, i in sorted(((k + 0.5) / len(group), i) for group in groups.values() for k, i in enumerate(group))
+        ]
     taken = set(able[:n])
     return [pool[i] for i in sorted(taken)], [example for i, example in enumerate(pool) if i not in taken]
