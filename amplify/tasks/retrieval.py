@@ -39,8 +39,9 @@ def retrieval_examples(spec: TaskSpec, rows: Sequence[Row], path: Path) -> list[
     check_keys(f"task {spec.name}, documents", spec.documents, OPTIONS)
     read = {"hotpotqa": _hotpotqa, "nq": _nq, "miracl": _miracl}[spec.format]
     examples = []
-    for number, row in enumerate(rows, start=1):
-        with laid_out(lambda number=number: f"{path}, row {number}"):
+    number = 0
+    with laid_out(lambda: f"{path}, row {number}"):
+        for number, row in enumerate(rows, start=1):
             examples.append(read(row, f"{path}, row {number}"))
     return _completed(spec, examples) if spec.documents else examples
 

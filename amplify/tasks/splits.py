@@ -74,10 +74,10 @@ def clean(spec: TaskSpec, pools: Mapping[str, list[Example]], labels: Sequence[s
     if spec.overlap == "drop":
         taken: set[str] = set()
         for name in ("test", "validation", "train"):
-            if pool := kept_pools.get(name):
-                kept_pools[name] = {key: example for key, example in pool.items() if key not in taken}
-                dropped["copy of a text in a later split"] += len(pool) - len(kept_pools[name])
-                taken |= pool.keys()
+            if texts := kept_pools.get(name):
+                kept_pools[name] = {key: example for key, example in texts.items() if key not in taken}
+                dropped["copy of a text in a later split"] += len(texts) - len(kept_pools[name])
+                taken |= texts.keys()
     return kept_pools, {reason: n for reason, n in dropped.items() if n}
 
 
