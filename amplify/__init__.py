@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from amplify.sources.attribute import attribute_sources
     from amplify.steering import Steering, parse_emphasis
     from amplify.tasks import load_task
+    from amplify.tuning import Budget, tune
 
 __version__ = "0.1.0"
 
@@ -42,10 +43,13 @@ _LAZY = {
     "register": "amplify.registry",
     "steered": "amplify.models.own_model",
     "train_proxy": "amplify.proxies",
+    "tune": "amplify.tuning",
+    "Budget": "amplify.tuning",
 }
 _MODULES = ("attribution", "evaluation", "hub", "methods", "metrics", "models", "proxies", "sources", "tasks")
 
 __all__ = [
+    "Budget",
     "Example",
     "Message",
     "Program",
@@ -67,6 +71,7 @@ __all__ = [
     "register",
     "steered",
     "train_proxy",
+    "tune",
 ]
 
 

@@ -14,6 +14,7 @@ from amplify.cli.explaining import attribute, explain
 from amplify.cli.listing import list_, models, proxy
 from amplify.cli.running import apply, report, run
 from amplify.cli.steering import generate, heads
+from amplify.cli.tuning import tune
 from amplify.errors import AmplifyError, PromptFormatError, extras
 
 EXAMPLE = (
@@ -28,7 +29,7 @@ def cli() -> None:
     """Make a frozen language model better with explanations, and prove it."""
 
 
-for command in (run, report, apply, explain, attribute, generate, heads, models, list_, proxy):
+for command in (run, tune, report, apply, explain, attribute, generate, heads, models, list_, proxy):
     cli.add_command(command)
 
 

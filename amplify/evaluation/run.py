@@ -120,7 +120,7 @@ def _run(
     with _says_how_to_resume(path if kept else None, model):
         programs = _fit_all(path, config, task, model, methods, rows[:whole], timing, progress)
         items = {item.id: item for item in chosen_items(task, config["limit"])}
-        _refuse_leaks(task, programs)
+        refuse_leaks(task, [(cell.method, program) for cell, program in programs.items()])
         _refuse_long(list(items.values()), programs, model)
         _, scores = scorer(task)
         with bars.progress(total=total, initial=whole, unit="answer", shown=progress) as bar:
@@ -180,15 +180,19 @@ def _fit_all(
     return programs
 
 
-def _refuse_leaks(task: Task, programs: Mapping[Cell, Program]) -> None:
-    """Refuse a program that shows the model a test item, told by its id or by its very text and options."""
+def refuse_leaks(task: Task, programs: Sequence[tuple[str, Program]]) -> None:
+    """Refuse programs, each with its name, that show the model a test item: by its id, or its very text and options.
+
+    Raises:
+        InputError: one does.
+    """
     ids = {item.id for item in task.test}
     texts = {_content(item.text, item.options) for item in task.test}
-    for cell, program in programs.items():
+    for name, program in programs:
         for shown in examples_in(program.to_dict()):
             if shown["id"] in ids or _content(shown["text"], shown.get("options") or ()) in texts:
                 raise InputError(
-                    f"test item {shown['id']!r} is among the shots of {cell.method}: {shown['text'][:80]!r}. "
+                    f"test item {shown['id']!r} is among the shots of {name}: {shown['text'][:80]!r}. "
                     "Nothing was answered. Take the item out of the train and validation splits, or out of test"
                 )
 

@@ -319,42 +319,44 @@ def aligned(table: Table) -> str:
 def as_markdown(report: Report) -> str:
     """The report as Markdown."""
     report = shortened(report)
-    parts = [f"# {_md(str(report.config['task']['name']))}"]
+    parts = [f"# {md(str(report.config['task']['name']))}"]
     if note := progress(report):
         parts.append(f"**{note}**")
-    parts.append("\n".join(f"- **{key}**: {_md(value)}" for key, value in header(report)))
-    parts.append(_md_table(rows_table(report)))
+    parts.append("\n".join(f"- **{key}**: {md(value)}" for key, value in header(report)))
+    parts.append(md_table(rows_table(report)))
     if len(further := metrics_table(report)) > 1:
         parts.append("## Further scores")
-        parts.append(_md_table(further))
+        parts.append(md_table(further))
     if len(relied := reliability_table(report)) > 1:
         parts.append("## Label probabilities")
-        parts.append(_md_table(relied))
+        parts.append(md_table(relied))
     if report.comparisons:
         parts.append("## Declared comparisons")
-        parts.append(_md_table(comparisons_table(report)))
+        parts.append(md_table(comparisons_table(report)))
     if len(read := reading_table(report)) > 1:
         parts.append("Where the sides differ in how many answers could be read:")
-        parts.append(_md_table(read))
-    parts.append(_md(verdict(report)))
+        parts.append(md_table(read))
+    parts.append(md(verdict(report)))
     if len(costs := fit_table(report)) > 1:
         parts.append("## Cost of fitting, all seeds together")
-        parts.append(_md_table(costs))
+        parts.append(md_table(costs))
     if said := _notes(report):
         parts.append("## Notes")
-        parts.append("\n".join(f"- {_md(note)}" for note in said))
+        parts.append("\n".join(f"- {md(note)}" for note in said))
     parts.append(f"_{MEANING}_")
     return "\n\n".join(parts) + "\n"
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
+    """A text as Markdown shows it."""
     text = visible(text).replace("\n", " ").replace("\\", "\\\\")
     for sign in "|*_`<>[]#":
         text = text.replace(sign, "\\" + sign)
     return text
 
 
-def _md_table(table: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(map(_md, row)) + " |" for row in table]
+def md_table(table: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its heading first; numbers to the right."""
+    lines = ["| " + " | ".join(map(md, row)) + " |" for row in table]
     rule = "|" + "|".join([" --- ", *([" ---: "] * (len(table[0]) - 1))]) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])

@@ -97,7 +97,7 @@ class KeptGenerator:
         """See `LanguageModel.generate`."""
         if sampling.n > 1:
             return several(self, prompts, sampling, steering)
-        keys = [_key(prompt, sampling, steering) for prompt in prompts]
+        keys = [request_key(prompt, sampling, steering) for prompt in prompts]
         return self._ask(
             keys,
             lambda rest: self.inner.generate([prompts[i] for i in rest], sampling, steering=steering),
@@ -151,7 +151,7 @@ class KeptScorer(KeptGenerator):
     ) -> list[TokenLogProbs]:
         """See `ScoringModel.score`."""
         pairs = list(zip(prompts, continuations, strict=True)) if len(prompts) == len(continuations) else []
-        keys = [_key(prompt, text, steering) for prompt, text in pairs]
+        keys = [request_key(prompt, text, steering) for prompt, text in pairs]
         return self._ask(
             keys,
             lambda rest: self.inner.score(
@@ -194,6 +194,7 @@ def origin(model: LanguageModel) -> LanguageModel:
     return model.inner if isinstance(model, KeptGenerator) else model
 
 
-def _key(prompt: Prompt, how: Any, steering: Steering | None) -> str:
+def request_key(prompt: Prompt, how: Any, steering: Steering | None) -> str:
+    """What tells a request from others: its prompt, how it is answered (sampling, or the text scored), and steering."""
     text = json.dumps(codec.encode([prompt, how, steering]), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,198 @@
+"""What a search chooses among: configurations of registered methods, and the ingredients each is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from amplify.calibration import WAYS, Way
+from amplify.errors import InputError, UnknownNameError
+from amplify.methods import METHODS, make
+from amplify.methods.base import Method, Mode, Program
+from amplify.methods.calibrated import calibrated
+from amplify.methods.inner import inner_method
+from amplify.methods.lettered import OptionForm, fit_in_form
+from amplify.models.base import LanguageModel, ScoringModel
+
+if TYPE_CHECKING:
+    from amplify.tasks import Task
+
+PLAIN = ("zero_shot", "few_shot", "few_shot_knn", "zero_shot_cot", "rag")
+"""What people run without a search; the best of these on validation items is what a search must beat."""
+INGREDIENTS: Mapping[str, tuple[str, ...]] = {
+    "zero_shot": (),
+    "zero_shot_cot": ("reasoning",),
+    "human_cot": ("shots", "reasoning"),
+    "few_shot": ("shots",),
+    "few_shot_balanced": ("shots",),
+    "few_shot_knn": ("shots", "nearest shots"),
+    "amplify": ("shots", "rationales"),
+    "proxy_alone": ("proxy",),
+    "proxy_hint": ("shots", "proxy"),
+    "pasta": ("emphasis",),
+    "instaboost": ("emphasis",),
+    "spotlight": ("emphasis",),
+    "few_shot_pasta": ("shots", "emphasis"),
+    "rag": (),
+    "rag_distil_shapley": ("documents kept",),
+    "rag_rerank_shapley": ("documents ordered",),
+}
+"""Method -> what it adds to the question alone; one that is not listed is an ingredient of its own name."""
+OPTIONAL = ("zero_shot_cot",)  # plain, but so dear that it comes last
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration.
+
+    Attributes:
+        method: of the registry, with its options.
+        calibrate: how its label scores are calibrated.
+        option_form: how lettered options are scored.
+        plain: among what people run without a search.
+
+    Example:
+        >>> Candidate.parse("few_shot[shots=4]+batch", "score").label
+        'few_shot[shots=4] + batch'
+    """
+
+    method: Method
+    calibrate: Way = "none"
+    option_form: OptionForm = "letters"
+    plain: bool = field(default=False)
+
+    @classmethod
+    def parse(cls, text: str, mode: Mode, plain: bool = False) -> Candidate:
+        """A candidate as it is written: METHOD[OPTION=VALUE,...]+CALIBRATION+OPTION_FORM, the last two where wanted.
+
+        Raises:
+            UnknownNameError: no such method, option, calibration or form.
+        """
+        from amplify.methods.lettered import OPTION_FORMS
+
+        name, *more = (part.strip() for part in text.split("+"))
+        made: dict[str, Any] = {"method": inner_method(name, mode), "plain": plain}
+        for part in more:
+            if part not in (*WAYS, *OPTION_FORMS):
+                raise UnknownNameError("calibration or option form", part, (*WAYS, *OPTION_FORMS))
+            made["calibrate" if part in WAYS else "option_form"] = part
+        return cls(**made)
+
+    @property
+    def label(self) -> str:
+        """Its name in tables: `parse` reads it again."""
+        form = [] if self.option_form == "letters" else [self.option_form]
+        return " + ".join([self.method.label, *([] if self.calibrate == "none" else [self.calibrate]), *form])
+
+    @property
+    def ingredients(self) -> tuple[str, ...]:
+        """What it adds to the question alone."""
+        own = INGREDIENTS.get(self.method.name, (self.method.name.partition("_")[0],))
+        if getattr(self.method, "template", "") == "question_last":
+            own = (*own, "question last")
+        if getattr(self.method, "search", "none") != "none":
+            own = (*own, "documents kept")
+        inner = getattr(self.method, "inner", "")  # an option that some methods have
+        if inner:
+            inside = Candidate(inner_method(inner, self.method.mode), getattr(self.method, "calibrate", "none"))
+            own = (*inside.ingredients, "proxy" if self.method.name in ("proxy_pool", "cascade") else self.method.name)
+        calibration = ("calibration",) if self.calibrate != "none" else ()
+        form = ("option form",) if self.option_form != "letters" else ()
+        return tuple(dict.fromkeys((*own, *calibration, *form)))
+
+    @property
+    def complexity(self) -> int:
+        """How much it takes: its ingredients, and for equal ones its shots."""
+        shots = getattr(self.method, "shots", 0)
+        return 100 * len(self.ingredients) + (shots if isinstance(shots, int) else 0)
+
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
+        """The program of this configuration; see `Method.fit`."""
+        program = fit_in_form(self.method, task, model, seed, self.option_form)
+        return calibrated(program, task, model, self.calibrate, seed)
+
+
+def candidates_for(task: Task, model: LanguageModel) -> tuple[list[Candidate], list[str]]:
+    """What is tried on a task with a model, dearest last, and notes on what is left out and why.
+
+    Label tasks are scored where the model scores, else written. What a plugin registers as a method takes part.
+    """
+    labels = bool(task.labels_of(next(iter((*task.validation, *task.train, *task.test)))))
+    documents = any("documents" in e.fields for e in task.test[:1])
+    notes: list[str] = []
+    mode: Mode = "score" if labels and isinstance(model, ScoringModel) else "generate"
+    if labels and mode == "generate":
+        notes.append(f"{model.id} gives no log-probabilities: labels are written, and calibration, pools are left out")
+    if not labels:
+        notes.append("free-text answers: calibration, proxies and rationales are left out, which need labels")
+    if documents:
+        plain, more = ["rag"], _with_documents()
+    else:
+        plain = [name for name in PLAIN if name not in ("rag", *OPTIONAL)]
+        more = _for_labels(task, mode) if labels else ["few_shot[shots=4]", "few_shot_knn[shots=4]"]
+    more += _with_emphasis(task)
+    added = [name for name in METHODS if METHODS.package(name) and METHODS[name].role == "method"]
+    listed = [*((name, True) for name in plain), *((text, False) for text in [*more, *added])]
+    if not documents:
+        listed += [(name, True) for name in OPTIONAL]
+    return [Candidate.parse(text, mode, is_plain) for text, is_plain in listed], notes
+
+
+def _for_labels(task: Task, mode: Mode) -> list[str]:
+    if mode == "generate":
+        balanced = ["few_shot[selection=balanced]"] if task.labels else []
+        return [
+            "proxy_alone",
+            "cascade[inner=zero_shot]",
+            "cascade",
+            "few_shot[shots=4]",
+            *balanced,
+            "proxy_hint",
+            "amplify",
+        ]
+    found = ["zero_shot+batch", "zero_shot+contextual", "few_shot+batch", "few_shot+contextual", "few_shot_knn+batch",
+             "few_shot_knn+affine", "proxy_alone", "proxy_pool[inner=zero_shot]", "proxy_pool"]  # fmt: skip
+    if all(e.options for e in (*task.validation[:5], *task.train[:5])) and not task.labels:
+        found += ["zero_shot+permuted", "zero_shot+texts_pmi", "zero_shot+texts"]
+    found += ["few_shot_knn[shots=4]+batch", "few_shot[shots=4]+batch"]
+    if task.labels:
+        found += ["few_shot[selection=balanced]+batch"]
+    return [*found, "proxy_hint+batch", "few_shot_knn[shots=16]+batch", "amplify+batch"]
+
+
+def _with_documents() -> list[str]:
+    last = "template=question_last"
+    return [f"rag[{last}]", f"rag[search=minilm,documents=3,{last}]", f"rag_distil_shapley[{last}]",
+            f"rag_rerank_shapley[best=last,{last}]"]  # fmt: skip
+
+
+def _with_emphasis(task: Task) -> list[str]:
+    if not task.emphasis:
+        return []
+    return ["instaboost", "instaboost[bonus=1]", "spotlight", "pasta"]
+
+
+def checked(given: Sequence[str | Method | Candidate], mode: Mode) -> list[Candidate]:
+    """Candidates that a user names, the plain ones marked; zero_shot is added where none is plain.
+
+    Raises:
+        InputError: none, or one twice.
+    """
+    made = []
+    for one in given:
+        if isinstance(one, Candidate):
+            made.append(one)
+        elif isinstance(one, Method):
+            made.append(Candidate(one))
+        else:
+            bare = one.partition("[")[0].partition("+")[0].strip()
+            made.append(Candidate.parse(one, mode, plain=bare in PLAIN and "+" not in one))
+    if not made:
+        raise InputError("a search needs at least one candidate")
+    if not any(c.plain for c in made):
+        made.insert(0, Candidate(make("zero_shot", mode=mode), plain=True))
+    labels = [c.label for c in made]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise InputError(f"the candidate {twice[0]!r} is given more than once")
+    return made
