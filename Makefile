@@ -1,4 +1,4 @@
-# make demo   set up, get the small models, run the main job on real input, show its report
+# make demo   set up, get the models, then three scenes: a prompt tuned, emphasis obeyed, an answer traced to its source
 # make test   set up, run every test
 # make check  lint, format, types
 SHELL := /bin/bash
@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 export AMPLIFY_DATA ?= $(abspath ../shared/data)
 export TOKENIZERS_PARALLELISM := false
 MODELS := smollm2-135m minilm
+DEMO_MODEL := qwen2.5-coder-0.5b
+DEMO := runs/demo
 STAMP := $(VENV)/.stamp-installed
 
 .PHONY: setup models demo test test-quick check clean
@@ -29,8 +31,18 @@ $(STAMP): constraints.txt pyproject.toml
 models: setup
 	$(BIN)/amplify models pull $(MODELS)
 
-demo: models
-	$(BIN)/amplify run --config eval/suites/demo.yaml
+# each scene is one command, ends with one line of before and after, and leaves one page
+demo: setup
+	$(BIN)/amplify models pull $(DEMO_MODEL) minilm
+	@echo; echo "1 of 3: what makes this model better at support tickets?"
+	$(BIN)/amplify tune support_tickets --model transformers:$(DEMO_MODEL) --budget 4m --out $(DEMO)/tickets
+	@echo; echo "2 of 3: facts that the context has changed, with and without steered attention"
+	$(BIN)/amplify run --config eval/suites/demo_facts.yaml
+	@echo; echo "3 of 3: which document made this answer?"
+	$(BIN)/amplify attribute --model transformers:$(DEMO_MODEL) --granularity sentences \
+	  --question "Within how many days can shoes that were bought online be sent back?" \
+	  --html $(DEMO)/answer.html --documents eval/suites/demo/*.md
+	@echo; echo "pages: $(DEMO)/tickets/report.html $(DEMO)/facts/report.html $(DEMO)/answer.html"
 
 check: setup
 	$(BIN)/ruff check .

@@ -141,23 +141,21 @@ def candidates_for(task: Task, model: LanguageModel) -> tuple[list[Candidate], l
 
 def _for_labels(task: Task, mode: Mode) -> list[str]:
     if mode == "generate":
-        balanced = ["few_shot[selection=balanced]"] if task.labels else []
-        return [
-            "proxy_alone",
-            "cascade[inner=zero_shot]",
-            "cascade",
-            "few_shot[shots=4]",
-            *balanced,
-            "proxy_hint",
-            "amplify",
-        ]
+        found = ["proxy_alone", "cascade[inner=zero_shot]", "cascade", "few_shot[shots=4]"]
+        return [*found, *(["few_shot[selection=balanced]"] if task.labels else []), "proxy_hint", "amplify"]
     found = ["zero_shot+batch", "zero_shot+contextual", "few_shot+batch", "few_shot+contextual", "few_shot_knn+batch",
-             "few_shot_knn+affine", "proxy_alone", "proxy_pool[inner=zero_shot]", "proxy_pool"]  # fmt: skip
-    if all(e.options for e in (*task.validation[:5], *task.train[:5])) and not task.labels:
-        found += ["zero_shot+permuted", "zero_shot+texts_pmi", "zero_shot+texts"]
-    found += ["few_shot_knn[shots=4]+batch", "few_shot[shots=4]+batch"]
+             "few_shot_knn+affine"]  # fmt: skip
+    proxied = ["proxy_alone", "proxy_pool[inner=zero_shot]", "proxy_pool"]
+    more = ["few_shot_knn[shots=4]+batch", "few_shot[shots=4]+batch"]
     if task.labels:
-        found += ["few_shot[selection=balanced]+batch"]
+        found += [*proxied, *more, "few_shot[selection=balanced]+batch"]
+    else:  # a classifier of choices that are new in each item is slow to train, and seldom knows more than chance
+        lettered = all(e.options for e in (*task.validation[:5], *task.train[:5]))
+        found += [
+            *(["zero_shot+permuted", "zero_shot+texts_pmi", "zero_shot+texts"] if lettered else []),
+            *more,
+            *proxied,
+        ]
     return [*found, "proxy_hint+batch", "few_shot_knn[shots=16]+batch", "amplify+batch"]
 
 
