@@ -305,7 +305,7 @@ def aligned(table: Table) -> str:
     """A table in columns, numbers to the right."""
     table = [[visible(cell).replace("\n", " ") for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    words = {0} | {i for i, title in enumerate(table[0]) if title in ("against", "test")}
+    words = {0} | {i for i, title in enumerate(table[0]) if title in ("against", "test", "left the race")}
     lines = [
         "  ".join(
             cell.ljust(w) if i in words else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from amplify.tuning.search import Tuned
 
 Table = list[list[str]]
+OUT = 60  # characters of why a candidate left; result.json has them all
 MEANING = (
     "Scores are means over race items, which grow from round to round; nothing of the test split was looked at. The "
     "choice is the simplest candidate within one standard error of the best. It is deployed only where it is better "
@@ -76,7 +77,7 @@ def leaderboard(tuned: Tuned) -> Table:
         mark = f" ({', '.join(marks)})" if marks else ""
         table.append([
             f"{line.label}{mark}", str(line.n), percent(line.score), interval, points(line.against),
-            count(line.tokens), line.out or "finalist",
+            count(line.tokens), (line.out or "finalist")[:OUT],
         ])  # fmt: skip
     return table
 
@@ -89,7 +90,7 @@ def ingredient_table(tuned: Tuned) -> Table:
     return table
 
 
-def command(tuned: Tuned, folder: str = "OUT") -> str:
+def command(tuned: Tuned, folder: str) -> str:
     """The command that deploys the program."""
     model = tuned.config["model"]["id"]
     return f"amplify apply {folder}/program.json --input new.csv --text TEXT --model {model} --out answers.csv"
@@ -107,7 +108,7 @@ def as_text(tuned: Tuned) -> str:
     return "\n\n".join(parts)
 
 
-def as_markdown(tuned: Tuned) -> str:
+def as_markdown(tuned: Tuned, folder: str) -> str:
     """The report as Markdown."""
     parts = [
         f"# {md(str(tuned.config['task']['name']))}, tuned",
@@ -120,7 +121,7 @@ def as_markdown(tuned: Tuned) -> str:
         parts += ["## What each ingredient is worth", md_table(ingredient_table(tuned))]
     if tuned.notes:
         parts += ["## Notes", "\n".join(f"- {md(note)}" for note in tuned.notes)]
-    parts += ["## Deploy", f"```console\n$ {command(tuned)}\n```", f"_{MEANING}_"]
+    parts += ["## Deploy", f"```console\n$ {command(tuned, folder)}\n```", f"_{MEANING}_"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -137,7 +138,7 @@ class Bar:
     text: str
 
 
-def as_html(tuned: Tuned) -> str:
+def as_html(tuned: Tuned, folder: str) -> str:
     """The report as one self-contained page."""
     from amplify.render import page_template
 
@@ -152,7 +153,7 @@ def as_html(tuned: Tuned) -> str:
         rounds=tuned.race["rounds"],
         worth=_worth(tuned),
         trade=_trade(tuned),
-        command=command(tuned),
+        command=command(tuned, folder),
         meaning=MEANING,
     )
 

@@ -184,17 +184,17 @@ class Tuned:
 
         return as_text(self)
 
-    def to_markdown(self) -> str:
-        """The report as Markdown."""
+    def to_markdown(self, folder: str = "OUT") -> str:
+        """The report as Markdown; `folder` is where its command looks for the program."""
         from amplify.tuning.report import as_markdown
 
-        return as_markdown(self)
+        return as_markdown(self, folder)
 
-    def to_html(self) -> str:
-        """The report as one self-contained page."""
+    def to_html(self, folder: str = "OUT") -> str:
+        """The report as one self-contained page; see `to_markdown`."""
         from amplify.tuning.report import as_html
 
-        return as_html(self)
+        return as_html(self, folder)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the program, as JSON values."""
@@ -280,8 +280,8 @@ def tune(
             ) from error
         tuned.program.save(folder / "program.json")
         files.write_json(folder / "result.json", tuned.to_dict())
-        files.write(folder / "report.md", tuned.to_markdown())
-        files.write(folder / "report.html", tuned.to_html())
+        files.write(folder / "report.md", tuned.to_markdown(files.shown(folder)))
+        files.write(folder / "report.html", tuned.to_html(files.shown(folder)))
     return tuned
 
 
