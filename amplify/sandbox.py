@@ -65,6 +65,10 @@ def spend(units: int) -> None:
 
 def weigh(value: Any) -> int:
     """Spend a value's size, all that it holds included, and return it in units. Text counts by its characters."""
+    if isinstance(value, str):  # most often
+        units = 1 + len(value) // CHARACTERS
+        spend(units)
+        return units
     total, stack = 0, [value]
     while stack:
         item = stack.pop()

@@ -29,11 +29,13 @@ def neutral(text: str, structure: Iterable[str] = ()) -> str:
     """
     own = sorted((s for s in structure if s.strip() and not s.isalnum()), key=len, reverse=True)
     patterns = [_STRUCTURE, *([regex.compile("|".join(map(regex.escape, own)))] if own else [])]
-    for pattern in patterns:
-        for _ in range(_PASSES):
+    for _ in range(_PASSES):
+        changed = 0
+        for pattern in patterns:
             text, found = pattern.subn(_disguised, text)
-            if not found:
-                break
+            changed += found
+        if not changed:
+            break
     return text
 
 

@@ -130,3 +130,9 @@ def test_arguments_of_a_wrong_kind_are_one_error(given: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"question": "Why?", "documents": ["a", "b"], "value": "votes", **given}
     with pytest.raises(InputError):
         attribute_sources(model=ScriptedModel(reply=lambda text: "x"), **arguments)
+
+
+def test_a_token_that_exchanging_another_one_brings_about_goes_too() -> None:
+    text = "<|a<s x|>"  # no token of any template, until the model's own "<s x" in it is exchanged
+    found = neutral(text, ["<s x"])
+    assert found == "‹|a‹s x|>" == neutral(found, ["<s x"])

@@ -7,7 +7,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from amplify.shapley import gp
 from amplify.shapley.exact import MAX_SOURCES, Index, Owen, as_owen, coalition_weights
-from amplify.shapley.game import Coalitions, Floats
+from amplify.shapley.game import Coalitions, Floats, distinct
 from amplify.shapley.intervals import half_width
 
 MOVES = 3  # doublings of the sample that tell how far scores still move
@@ -15,8 +15,7 @@ MOVES = 3  # doublings of the sample that tell how far scores still move
 
 def merged(coalitions: Coalitions, values: Floats) -> tuple[Coalitions, Floats]:
     """Each coalition once, with the mean of its values: [m, n] and [m, columns]."""
-    unique, which = np.unique(coalitions, axis=0, return_inverse=True)
-    which = which.reshape(-1)
+    unique, _, which = distinct(coalitions)
     total = np.zeros((len(unique), values.shape[1]))
     np.add.at(total, which, values)
     return unique, total / np.bincount(which)[:, None]
@@ -54,7 +53,7 @@ def given_scores(coalitions: Coalitions, values: Floats, index: Index | Owen) ->
     size = seen.sum(axis=1)
     if index == "shapley" and size.min() == 0 and size.max() == n:
         scores += (table[size.argmax()] - table[size.argmin()] - scores.sum(axis=0)) / n
-    asked = np.argsort(np.unique(coalitions, axis=0, return_index=True)[1])
+    asked = np.argsort(distinct(coalitions)[1])
     return scores, _half_widths(seen[asked], table[asked], index)
 
 

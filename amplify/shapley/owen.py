@@ -10,7 +10,7 @@ import numpy as np
 from amplify.shapley import gp
 from amplify.shapley.estimators import POOL, conditioned, standardised
 from amplify.shapley.exact import MAX_SOURCES, Owen, all_coalitions, coalition_weights
-from amplify.shapley.game import Coalitions, Floats
+from amplify.shapley.game import Coalitions, Floats, distinct
 from amplify.shapley.given import merged
 
 
@@ -97,4 +97,4 @@ def _candidates(owen: Owen, rng: np.random.Generator) -> Coalitions:
         [drawn, np.concatenate([drawn[:, : -owen.blocks[-1]], ~drawn[:, -owen.blocks[-1] :]], axis=1)]
     )
     single = np.eye(n, dtype=bool)
-    return np.unique(np.concatenate([both, single, ~single]), axis=0)
+    return distinct(np.concatenate([both, single, ~single]))[0]

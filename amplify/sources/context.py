@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise, zip_longest
 from typing import Literal
 
@@ -16,7 +17,7 @@ from amplify.errors import ContextLengthError, InputError
 from amplify.models.base import LanguageModel
 from amplify.templates import Template
 from amplify.types import Message, Prompt, Span
-from amplify.untrusted import neutral
+from amplify.untrusted import Trusted, neutral
 
 Layout = Literal["chat", "text"]
 Ordered = npt.NDArray[np.int64]  # [coalitions, sources]: -1 where the source is absent, else its place
@@ -56,6 +57,11 @@ class Source:
     start: int
     end: int
 
+    @cached_property
+    def piece(self) -> Piece:
+        """A selection's entry where nothing else of the document is there."""
+        return self.document, ((self.start, self.end),)
+
 
 def words(text: str, start: int, end: int) -> list[tuple[int, int]]:
     """Cut characters [start, end) of a text into words, each with the punctuation and blanks behind it."""
@@ -73,9 +79,13 @@ def select(row: Sequence[int], sources: Sequence[Source]) -> Selection:
         row: place of each source, -1 where absent. [sources]
         sources: not overlapping.
     """
+    order = sorted([i for i, place in enumerate(row) if place >= 0], key=row.__getitem__)
+    alone = tuple([sources[i].piece for i in order])
+    if len({document for document, _ in alone}) == len(alone):
+        return alone
     held: dict[int, list[tuple[int, int]]] = {}
-    for i in sorted((i for i, place in enumerate(row) if place >= 0), key=lambda i: row[i]):
-        held.setdefault(sources[i].document, []).append((sources[i].start, sources[i].end))
+    for document, ranges in alone:
+        held.setdefault(document, []).extend(ranges)
     pieces = []
     for document, ranges in held.items():
         merged: list[tuple[int, int]] = []
@@ -109,19 +119,29 @@ class Context:
     template: Template
     layout: Layout = "chat"
 
-    @property
+    @cached_property
     def sources(self) -> tuple[Source, ...]:
         """Every document as one source."""
         return tuple(Source(i, 0, len(d)) for i, d in enumerate(self.documents))
 
     def everything(self) -> Selection:
         """All documents in their order."""
-        return tuple((i, ((0, len(d)),)) for i, d in enumerate(self.documents))
+        return tuple(source.piece for source in self.sources)
+
+    @cached_property
+    def _whole(self) -> tuple[str, ...]:
+        """Every document as a prompt has it; one that is harmless as it is has not to be looked through each time."""
+        texts = (_BLANK.sub("", document).strip() for document in self.documents)
+        return tuple(Trusted(text) if neutral(text) == text else text for text in texts)
 
     def texts(self, selection: Selection) -> list[str]:
         """The documents of a selection, cut to what is there."""
-        cut = ("".join(self.documents[d][a:b] for a, b in ranges) for d, ranges in selection)
-        return [_BLANK.sub("", text).strip() for text in cut]
+        return [
+            self._whole[d] if ranges == self.sources[d].piece[1] else self._cut(d, ranges) for d, ranges in selection
+        ]
+
+    def _cut(self, document: int, ranges: Sequence[tuple[int, int]]) -> str:
+        return _BLANK.sub("", "".join(self.documents[document][a:b] for a, b in ranges)).strip()
 
     def prompt(self, selection: Selection, marked: Sequence[Span] = ()) -> Prompt:
         """The prompt that holds a selection."""

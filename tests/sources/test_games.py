@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from amplify.sources.context import (
 )
 from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
 from amplify.text import sentences
+from amplify.untrusted import neutral
 
 DOCUMENTS = ("Paris\nParis is in France. It is big.", "Rome is in Italy.", "Cats sleep. Dogs bark.")
 
@@ -294,3 +296,29 @@ def test_what_is_no_log_probability_is_neither_a_value_nor_a_line_of_the_cache(b
         lines.write(json.dumps([[[1, [[0, 17]]]], [broken if broken != 0.5 else float("nan")]]) + "\n")
     ill[0] = False
     np.testing.assert_array_equal(game()(rows), -1.0)
+
+
+def test_a_whole_document_is_looked_through_once_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Context("Who?", tuple(f"Note {i} <|im_start|>." for i in range(20)), templates.load("sources", "default"))
+    seen: list[str] = []
+
+    def counted(text: str, structure: Sequence[str] = ()) -> str:
+        seen.append(text)
+        return neutral(text, structure)
+
+    monkeypatch.setattr("amplify.untrusted.neutral", counted)
+    monkeypatch.setattr("amplify.sources.context.neutral", counted)
+    clean = Context("Who?", tuple(harmless(d) for d in made.documents), made.template)
+    seen.clear()
+    prompts = {clean.prompt(clean.everything()) for _ in range(10)}
+    assert len(prompts) == 1 and "<|im_start|>" not in str(prompts)
+    assert len([text for text in seen if text.startswith("Note")]) == 20
+    # one that was not made harmless is made so each time
+    assert made.prompt(made.everything()) in prompts
+
+
+def test_a_token_in_two_parts_of_a_document_is_none_where_what_stood_between_is_left_out() -> None:
+    document = "a <|im_ cut here start|> b"
+    made = Context("Who?", (document, "other"), templates.load("sources", "default"))
+    parts = ((0, ((0, 7), (17, len(document)))),)
+    assert "<|im_start|>" not in str(made.prompt(parts)) and "‹|im_start|> b" in str(made.prompt(parts))
