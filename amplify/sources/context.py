@@ -84,8 +84,8 @@ def select(row: Sequence[int], sources: Sequence[Source]) -> Selection:
     if len({document for document, _ in alone}) == len(alone):
         return alone
     held: dict[int, list[tuple[int, int]]] = {}
-    for document, ranges in alone:
-        held.setdefault(document, []).extend(ranges)
+    for document, own in alone:
+        held.setdefault(document, []).extend(own)
     pieces = []
     for document, ranges in held.items():
         merged: list[tuple[int, int]] = []
