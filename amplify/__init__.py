@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from amplify.evaluation import evaluate
     from amplify.methods.base import Program
     from amplify.models import load_model
-    from amplify.models.own_model import steered
     from amplify.models.transformers import TransformersModel
     from amplify.proxies import Proxy, train_proxy
     from amplify.rationales import rationalize
     from amplify.registry import register
     from amplify.sources.attribute import attribute_sources
     from amplify.steering import Steering, parse_emphasis
+    from amplify.steering.attention import steered
     from amplify.tasks import load_task
     from amplify.tuning import Budget, tune
 
@@ -41,12 +41,15 @@ _LAZY = {
     "parse_emphasis": "amplify.steering",
     "rationalize": "amplify.rationales",
     "register": "amplify.registry",
-    "steered": "amplify.models.own_model",
+    "steered": "amplify.steering.attention",
     "train_proxy": "amplify.proxies",
     "tune": "amplify.tuning",
     "Budget": "amplify.tuning",
 }
-_MODULES = ("attribution", "evaluation", "hub", "methods", "metrics", "models", "proxies", "sources", "tasks")
+_MODULES = (
+    "attribution", "evaluation", "hub", "methods", "metrics", "models", "proxies", "rag", "rationales", "shapley",
+    "sources", "steering", "tasks",
+)  # fmt: skip
 
 __all__ = [
     "Budget",

@@ -35,7 +35,7 @@ HOMES: Mapping[str, str] = {
     "estimator": "amplify.shapley.estimators",
     "retriever": "amplify.retrieval",
     "selection": "amplify.selection",
-    "steering_mode": "amplify.steering.modes",
+    "steering_mode": "amplify.steering.spec",
 }
 """Kind -> the module whose import registers what is built in."""
 

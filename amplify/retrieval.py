@@ -1,15 +1,113 @@
-"""Retrievers over a list of documents: dense with exact search, and BM25."""
+"""Sentence embeddings, and retrievers over a list of documents: dense with exact search, and BM25."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 
-from amplify.errors import InputError, extras
+from amplify import hub
+from amplify.errors import DataError, InputError, extras
+from amplify.locks import PROCESS, lock_of, one_at_a_time
+from amplify.models import pretrained
+from amplify.models.pretrained import Closed, batches
 from amplify.registry import Table, register
+
+
+class Embedder:
+    """Mean-pooled, L2-normalised last hidden states of an encoder (Sentence-BERT; Reimers & Gurevych 2019)."""
+
+    @extras()
+    def __init__(self, model: str | Path = "minilm", *, device: str | None = None) -> None:
+        """Load the encoder.
+
+        Args:
+            model: alias, hub id or folder.
+            device: "cpu", "cuda", "cuda:1" …; None takes a GPU where there is one.
+
+        Raises:
+            UnknownNameError, DataError: no such model, or it cannot be read.
+            InputError: no such device.
+        """
+        import torch
+        from transformers import AutoModel
+
+        place, folder, name = pretrained.device_of(device), hub.resolve(model), str(model)
+        config = pretrained.config_of(folder, name)
+        pretrained.refuse_encoder_decoder(config, name, "encoders (minilm …)")
+        self.tokenizer: Any = pretrained.tokenizer_of(folder, name)
+        self.module: Any = pretrained.model_of(AutoModel, folder, name, "an encoder", dtype=torch.float32)
+        self.module.to(place).eval()
+        self.name = name
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return isinstance(self.module, Closed)
+
+    def close(self) -> None:
+        """Free the encoder. Calling it twice is fine."""
+        if not self.closed:
+            with lock_of(self.module):  # whoever is in the middle of a call finishes it
+                self.module = Closed(f"the encoder {self.name}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @one_at_a_time
+    def embed(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> npt.NDArray[np.float32]:
+        """One unit vector per text, shape (texts, width). Text beyond the encoder's window is not read."""
+        import torch
+
+        limit = min(self.tokenizer.model_max_length, self.module.config.max_position_embeddings)
+        encoded = [self.tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
+        pretrained.check_tokens(encoded, self.tokenizer, self.module)
+        out = np.zeros((len(texts), self.module.config.hidden_size), dtype=np.float32)
+        for batch in batches([len(ids) for ids in encoded], batch_tokens):
+            longest = max(len(encoded[i]) for i in batch)
+            ids = np.full((len(batch), longest), self.tokenizer.pad_token_id or 0)
+            mask = np.zeros((len(batch), longest), dtype=np.int64)
+            for at, i in enumerate(batch):
+                ids[at, : len(encoded[i])], mask[at, : len(encoded[i])] = encoded[i], 1
+            with torch.inference_mode():
+                device = self.module.device
+                weights = torch.from_numpy(mask).to(device)
+                hidden = self.module(input_ids=torch.from_numpy(ids).to(device), attention_mask=weights)
+                states = hidden.last_hidden_state.float() * weights[..., None]
+                mean = states.sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
+                out[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+        if not np.isfinite(out).all():
+            raise DataError("the embeddings hold what is no number: check the weights of the encoder")
+        return out
+
+
+def open_embedder(model: str = "minilm", device: str | None = None) -> Embedder:
+    """An encoder, loaded once for all who use it in this process; see `Embedder`."""
+    with PROCESS:  # whoever comes second waits for the first's
+        found = _loaded(model, device)
+        if found.closed:  # by one of those who share it
+            _loaded.cache_clear()
+            found = _loaded(model, device)
+        return found
+
+
+@lru_cache(maxsize=2)
+def _loaded(model: str, device: str | None) -> Embedder:
+    return Embedder(model, device=device)
+
+
+def nearest(queries: npt.NDArray[np.float32], keys: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+    """Indices of the k keys with the largest inner product per query, best first, ties by index: shape (queries, k)."""
+    if not 0 < k <= len(keys):
+        raise InputError(f"cannot take {k} neighbours of {len(keys)} texts")
+    return np.argsort(-(queries @ keys.T), axis=1, kind="stable")[:, :k]
 
 
 class Hit(NamedTuple):
@@ -52,7 +150,7 @@ class DenseRetriever:
         Raises:
             InputError: there are no documents.
         """
-        from amplify.embeddings import open_embedder
+        from amplify.retrieval import open_embedder
 
         _some(documents)
         self._embedder = open_embedder(str(model), device)
@@ -60,7 +158,7 @@ class DenseRetriever:
 
     def search(self, question: str, k: int) -> list[Hit]:
         """See `Retriever.search`."""
-        from amplify.embeddings import nearest
+        from amplify.retrieval import nearest
 
         query = self._embedder.embed([question])
         found = nearest(query, self._keys, _bounded(k, len(self._keys)))[0]

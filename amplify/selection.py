@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amplify.embeddings import Embedder, nearest
 from amplify.errors import InputError
 from amplify.proxies import Proxy
 from amplify.registry import Table, register
+from amplify.retrieval import Embedder, nearest
 from amplify.tasks import Task
 from amplify.tasks.splits import content_hash
 from amplify.text import input_text

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import transformers
 
-from amplify.models import text
+from amplify.models import chat
 from amplify.models.transformers import TransformersModel
 from amplify.tasks import load_task
 from amplify.types import Example, Prompt
@@ -47,7 +47,7 @@ def prompts(name: str, data: str | None, shots: int, items: int) -> tuple[list[P
 @torch.inference_mode()
 def plain(model: TransformersModel, prompt: Prompt, continuation: str) -> tuple[list[float], int]:
     """Log-probabilities of one pair from one full forward pass, and its tokens."""
-    ids, start = text.encode_with_target(model.tokenizer, text.render(prompt, model.tokenizer), continuation)
+    ids, start = chat.encode_with_target(model.tokenizer, chat.render(prompt, model.tokenizer), continuation)
     whole = torch.tensor([ids], device=model.device)
     # the pass of a careful user: no cache written, logits of the target alone
     logits = model.module(whole, use_cache=False, logits_to_keep=len(ids) - start + 1).logits[0, :-1].float()

@@ -30,8 +30,8 @@ from measuring import command, open_exact, peak, resident, timed
 from source_game import SourceGame, paragraphs
 
 import amplify
-from amplify.models.drafts import KnownAnswers, generate_known
-from amplify.models.tree import plan
+from amplify.models.tree.speculative import DraftCache, generate_speculative
+from amplify.models.tree.tree import plan_tree
 from amplify.shapley import all_coalitions
 from amplify.sources.context import Context, Selection, in_place, select
 from amplify.types import Sampling
@@ -182,7 +182,7 @@ class Bench(SourceGame):
 
     def operations(self, context: Context, selections: Sequence[Selection]) -> tuple[float, int]:
         """Floating-point operations and tokens of one trie of these."""
-        laid = plan(*self.laid(*self.sequences(context, selections)))
+        laid = plan_tree(*self.laid(*self.sequences(context, selections)))
         return self.flops(laid.positions, len(np.unique(laid.read_at))), len(laid.ids)
 
     def many(self, sizes: Sequence[int]) -> dict[str, Any]:
@@ -223,9 +223,9 @@ class Bench(SourceGame):
         selections = sorted({select(row, self.context.sources) for row in in_place(masks).tolist()})
         prompts = [self.context.prompt(s) for s in selections]
         sampling = Sampling(max_tokens=16)
-        known, usage = KnownAnswers(), self.model.usage
+        known, usage = DraftCache(), self.model.usage
         start = usage.snapshot()
-        found, seconds = self.timed(lambda: generate_known(self.model, prompts, sampling, known))
+        found, seconds = self.timed(lambda: generate_speculative(self.model, prompts, sampling, known))
         forwarded, start = usage.since(start).forwarded_tokens, usage.snapshot()
         plain, plain_seconds = self.timed(lambda: self.model.generate(prompts, sampling))
         return {
@@ -284,7 +284,7 @@ class Bench(SourceGame):
 
         before = resident()
         result: dict[str, Any] = {
-            "max_prefix_tokens": self.model.remembering().most,
+            "max_prefix_tokens": self.model.prefix_cache().most,
             "bytes_a_kept_token": self.model.packed.kept,
             "words_keeping_1024": run("words", 2 * budget, 1024),  # first: an allocator does not give back all it had
             "documents": run("documents", budget),

@@ -23,7 +23,7 @@ from typing import Any
 from measuring import middle
 
 from amplify import Prompt, Sampling, load_task
-from amplify.models.text import render
+from amplify.models.chat import render
 from amplify.models.vllm import VLLMModel
 
 GOAL = 0.95

@@ -241,13 +241,13 @@ def steering(tiny: Tiny) -> Found:
         "none": None,
         "pasta": amplify.Steering(heads=heads, alpha=0.02),
         "pasta exempt": amplify.Steering(heads=heads, alpha=0.02, exempt_generated=True),
-        "pasta sink": amplify.Steering(heads=heads, alpha=0.02, spare_sink=True),
-        "pasta prefill": amplify.Steering(heads=heads, alpha=0.02, schedule="prefill"),
-        "pasta decode": amplify.Steering(heads=heads, alpha=0.02, schedule="decode"),
+        "pasta sink": amplify.Steering(heads=heads, alpha=0.02, keep_attention_sink=True),
+        "pasta prefill": amplify.Steering(heads=heads, alpha=0.02, phase="prefill"),
+        "pasta decode": amplify.Steering(heads=heads, alpha=0.02, phase="decode"),
         "instaboost": amplify.Steering(mode="instaboost", bonus=1.5),
         "spotlight": amplify.Steering(mode="spotlight", target=0.6),
         "target_mass": amplify.Steering(mode="target_mass", target=0.5),
-        "target_mass heads": amplify.Steering(heads=heads, mode="target_mass", target=0.5, spare_sink=True),
+        "target_mass heads": amplify.Steering(heads=heads, mode="target_mass", target=0.5, keep_attention_sink=True),
     }
     unweighted = [replace(p, emphasis=tuple(replace(s, weight=None) for s in p.emphasis)) for p in prompts]
     for kind, how in kinds.items():

@@ -24,7 +24,7 @@ from measuring import open_exact
 import amplify
 from amplify.errors import AmplifyError
 from amplify.head_search.margins import by_layer, heads_of
-from amplify.head_search.profile import Profile, find_heads, held_out
+from amplify.head_search.search import HeadSearch, Profile, find_heads, held_out
 
 SEARCHES: tuple[Literal["halving", "exhaustive"], ...] = ("halving", "exhaustive")
 
@@ -58,7 +58,7 @@ def main(
             for search in SEARCHES:
                 path = records / f"{name.replace('/', '-')}.{search}.runs.jsonl"
                 found[search] = find_heads(
-                    [task], opened, samples=samples, search=search, record=path, progress=bar.update
+                    [task], opened, HeadSearch(samples=samples, search=search), record=path, progress=bar.update
                 )
             out["tasks"][name] = compared(task, opened, found, tested)
             click.echo(json.dumps(out["tasks"][name]["summary"], indent=1))

@@ -16,9 +16,9 @@ import torch
 import transformers
 
 from amplify import Steering
-from amplify.steering.attention import steered
+from amplify.steering.attention import steered_by
 from amplify.steering.formula import TokenSpan
-from amplify.steering.plan import plan
+from amplify.steering.plan import plan_steering
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-8b": {
@@ -87,7 +87,9 @@ def shaped_sides(model: Any, steering: Steering) -> dict[str, Callable[..., tupl
 
     def widened(prompts: Sequence[Sequence[int]], new: int) -> tuple[torch.Tensor, ...]:
         spans = [[TokenSpan(*tenth(len(ids)), steering.default_weight)] for ids in prompts]
-        with steered(model, plan(model, steering, spans, torch.ones(np.shape(prompts), device=model.device))):
+        with steered_by(
+            model, plan_steering(model, steering, spans, torch.ones(np.shape(prompts), device=model.device))
+        ):
             return plain(prompts, new)
 
     def dense(prompts: Sequence[Sequence[int]], new: int) -> tuple[torch.Tensor, ...]:

@@ -10,8 +10,8 @@ import numpy as np
 from measuring import timed
 
 from amplify import templates
-from amplify.models.text import encode_with_target, render
-from amplify.models.tree import TokenTree, trie
+from amplify.models.chat import encode_with_target, render
+from amplify.models.tree.tree import TokenTree, trie
 from amplify.shapley.sampling import prefixes
 from amplify.sources.context import Context, Selection, harmless, select
 from amplify.sources.games import LogProbGame

@@ -139,7 +139,7 @@ def test_tasks_and_models_are_listed_with_what_is_here(amplify, tmp_path: Path, 
 
 
 def test_proxies_are_listed_with_their_training_and_accuracy(amplify, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from amplify.proxies.folders import FORMAT
+    from amplify.proxies.training import FORMAT
 
     monkeypatch.setenv("AMPLIFY_HOME", str(tmp_path / "home"))
     assert listed(amplify, "proxies") == {"no": "proxies yet"}

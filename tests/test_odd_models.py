@@ -17,8 +17,8 @@ import amplify.cli
 from amplify import Prompt, Sampling, load_model
 from amplify.attribution.explaining import explain
 from amplify.cli import cli
-from amplify.embeddings import Embedder
 from amplify.errors import CapabilityError, DataError, InputError, PromptFormatError
+from amplify.retrieval import Embedder
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 538090408\n"
 PROMPT = [Prompt(text="Great phone, terrible battery. The answer is")]
@@ -158,8 +158,8 @@ def test_devices_that_are_not_there(tiny_lm: Path, tiny_encoder: Path, device: s
 
 
 def load_proxy_of(body: Path, device: str) -> Any:
-    from amplify.pretrained import device_of
-    from amplify.proxies.folders import load_body
+    from amplify.models.pretrained import device_of
+    from amplify.proxies.training import load_body
 
     return load_body(body, "causal", ("a", "b"), device_of(device))
 
@@ -244,17 +244,17 @@ SYSTEM = Prompt(messages=[{"role": "system", "content": "Be good."}, {"role": "u
 
 @pytest.mark.parametrize("template", [NO_SYSTEM, ALTERNATING])
 def test_a_template_without_system_messages_says_what_to_do(tok: Any, template: str) -> None:
-    from amplify.models import text
+    from amplify.models import chat
 
     other = copy.deepcopy(tok)
     other.chat_template = template
     with pytest.raises(PromptFormatError, match=r"takes no system message \(.*system='none'") as caught:
-        text.render(SYSTEM, other)
+        chat.render(SYSTEM, other)
     assert "--set '*.system=none'" in amplify.cli.way_out(caught.value, "run")
     twice = Prompt(messages=[{"role": "user", "content": "Hi"}, {"role": "user", "content": "Hi"}])
     if template == ALTERNATING:
         with pytest.raises(PromptFormatError, match="refuses these messages"):
-            text.render(twice, other)
+            chat.render(twice, other)
 
 
 def test_a_model_without_a_template_says_so_in_the_words_of_the_command(

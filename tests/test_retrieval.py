@@ -6,9 +6,8 @@ import weakref
 import numpy as np
 import pytest
 
-from amplify.embeddings import Embedder, open_embedder
 from amplify.errors import InputError, ModelError, UnknownNameError
-from amplify.retrieval import BM25Retriever, DenseRetriever, Hit, open_retriever
+from amplify.retrieval import BM25Retriever, DenseRetriever, Embedder, Hit, open_embedder, open_retriever
 
 DOCUMENTS = ["Paris is the capital of France.", "Cats sleep a lot.", "The Seine flows through Paris, France."]
 

@@ -19,7 +19,7 @@ from amplify.errors import AmplifyError, DataError
 from amplify.evaluation import load_report
 from amplify.methods import Program, make
 from amplify.models.scripted import ScriptedModel
-from amplify.proxies.folders import CARD, FORMAT, list_proxies, read_card
+from amplify.proxies.training import CARD, FORMAT, list_proxies, read_card
 from amplify.sources.result import SourceAttribution
 from amplify.steering import Steering
 

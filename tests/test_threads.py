@@ -15,11 +15,11 @@ import pytest
 import amplify
 from amplify import Sampling, Steering, load_model, parse_emphasis
 from amplify.attribution.explaining import explain
-from amplify.embeddings import Embedder
 from amplify.errors import InputError
 from amplify.head_search.margins import Item, Margins
 from amplify.proxies import Proxy
 from amplify.rag.compress import Compression
+from amplify.retrieval import Embedder
 from amplify.types import Example
 
 THREADS, ROUNDS = 4, 5

@@ -24,17 +24,17 @@ import numpy as np
 from amplify.attribution.first_token import first_token_alone
 from amplify.attribution.perturbation import Coalitions, Floats, Value, evaluated
 from amplify.attribution.words import Spans, without_words
-from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
 from amplify.locks import lock_of
 from amplify.models.base import LocalModel, ScoringModel, need_local
+from amplify.models.pretrained import batches
 from amplify.proxies import Proxy, Row
 from amplify.types import Example, Message, Prompt, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from amplify.models.tree import TokenTree
+    from amplify.models.tree.tree import TokenTree
 
 REMOVALS = ("delete", "pad", "mask", "attention")
 CPU_TOKENS, GPU_TOKENS = 512, 16_384  # padded tokens of a pass; on a CPU what its caches hold (measured with MiniLM)
@@ -133,7 +133,7 @@ def prompt_value(
             found = model.score([p for p in cut for _ in ends], [end for _ in cut for end in ends])
             return [one.total for one in found]
     else:
-        from amplify.models.text import encode
+        from amplify.models.chat import encode
 
         white = need_local(model, f"masking={masking!r}")
         filler = filler_token(white.tokenizer, masking, model.id)
@@ -258,14 +258,14 @@ def located(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, message: int | None, spans: Spans, continuation: str
 ) -> tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], int, Spans]:
     """Tokens and their offsets in the rendered text, where the continuation starts, and the words in that text."""
-    from amplify.models import text
+    from amplify.models import chat
 
     marked = replace(prompt, emphasis=tuple(Span(a, b, message=message) for a, b in spans))
-    rendered = text.render(marked, tokenizer)
+    rendered = chat.render(marked, tokenizer)
     words = tuple((s.start, s.end) for s in rendered.emphasis)
     if len(words) != len(spans):
         raise InputError("the chat template shows a message twice, so its words cannot be told apart: use raw text")
-    [(encoded, start)] = text.encode_with_targets(tokenizer, [rendered], [continuation])
+    [(encoded, start)] = chat.encode_with_targets(tokenizer, [rendered], [continuation])
     return (encoded.ids, encoded.offsets), start, words
 
 
@@ -273,7 +273,7 @@ def score_positioned(
     model: LocalModel, sequences: Sequence[Sequence[tuple[int, int]]], starts: Sequence[int]
 ) -> list[float]:
     """Log-probability of each sequence's tokens from `starts` on; items are (token, position), gaps allowed."""
-    from amplify.models.tree import trie
+    from amplify.models.tree.tree import trie
 
     tree, wanted = _positioned(*trie(sequences, starts), starts)
     nodes = sorted({node for some in wanted for node in some})
@@ -283,7 +283,7 @@ def score_positioned(
 
 def _positioned(tree: TokenTree, paths: list[list[int]], starts: Sequence[int]) -> tuple[TokenTree, list[list[int]]]:
     """A tree of (token, position) items as a tree of tokens with positions, cut at gaps; and each target's nodes."""
-    from amplify.models.tree import TokenTree
+    from amplify.models.tree.tree import TokenTree
 
     segments: list[tuple[int, ...]] = []
     parents: list[int] = []

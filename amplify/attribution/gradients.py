@@ -24,9 +24,9 @@ import numpy.typing as npt
 from amplify.attribution.entrance import inputs_of, score
 from amplify.attribution.registry import METHODS as EXPLAINERS
 from amplify.attribution.words import Mask, Spans, aggregate, word_spans
-from amplify.batching import batches
 from amplify.errors import InputError, UnknownNameError
 from amplify.locks import lock_of
+from amplify.models.pretrained import batches
 from amplify.proxies import Proxy, Row, softmax, versions
 from amplify.text import input_text
 from amplify.types import Attribution, Example

@@ -14,8 +14,7 @@ from amplify.attribution.perturbation import Value
 from amplify.attribution.words import Spans, content_words, joined_word, word_spans
 from amplify.errors import CapabilityError, ContextLengthError, InputError
 from amplify.locks import lock_of
-from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
-from amplify.models.checks import check_window
+from amplify.models.base import LanguageModel, LocalModel, check_window, need_local, need_scoring
 from amplify.proxies import Proxy, Row
 from amplify.text import input_text
 from amplify.types import Example, Prompt
@@ -202,7 +201,7 @@ class PromptSubject:
 
         import torch
 
-        from amplify.pretrained import check_tokens
+        from amplify.models.pretrained import check_tokens
 
         module = model.module
         (ids, offsets), start, spans = ends[0][0]

@@ -116,7 +116,7 @@ def pairs(settings: tuple[str, ...], option: str) -> dict[str, Any]:
     Raises:
         InputError: no KEY=, or a value that is not YAML.
     """
-    from amplify.plain import from_yaml
+    from amplify.files import from_yaml
 
     pairs: dict[str, Any] = {}
     for setting in settings:

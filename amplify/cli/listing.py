@@ -146,21 +146,11 @@ def pull(names: tuple[str, ...]) -> None:
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to keep the proxy in."
 )
 @takes_task
-def proxy(
-    task: str,
-    body: str,
-    epochs: int,
-    seed: int,
-    lora: bool,
-    out: Path,
-    data: Path | None,
-    text: str | None,
-    label: str | None,
-) -> None:
+def proxy(task: str, data: Path | None, text: str | None, label: str | None, **training: Any) -> None:
     """Train and keep a proxy model for TASK."""
     from amplify.proxies import train_proxy
     from amplify.tasks import load_task
 
     loaded = load_task(task, data=data, text=text, label=label)
-    trained = train_proxy(loaded, body=body, epochs=epochs, seed=seed, lora=lora, out=out)
+    trained = train_proxy(loaded, **training)
     say(str(trained))

@@ -114,7 +114,7 @@ SUITE_KEYS = (
 def _suite(config: Path | None, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """The suite file's values, overridden by what was given on the command line."""
     from amplify.errors import UnknownNameError
-    from amplify.plain import from_yaml
+    from amplify.files import from_yaml
 
     try:
         suite = from_yaml(config.read_text(encoding="utf-8-sig"), str(config)) if config else {}

@@ -96,20 +96,14 @@ def heads(
     tasks: tuple[str, ...],
     model: str | None,
     model_option: tuple[str, ...],
-    samples: int,
     out: Path,
     alpha: float,
-    combine: Any,
-    exhaustive: bool,
-    most: int,
-    target_tokens: int,
     emphasis: str,
-    shots: int,
-    seed: int,
     data: Path | None,
+    **search: Any,
 ) -> None:
     """Find the heads that follow emphasis on TASKS, one or several together. The same command resumes."""
-    from amplify.head_search.profile import find_heads
+    from amplify.head_search.search import HeadSearch, find_heads
     from amplify.progress import progress
     from amplify.steering import Steering
     from amplify.tasks import load_task
@@ -127,14 +121,8 @@ def heads(
         found = find_heads(
             loaded,
             opened,
-            samples=samples,
+            HeadSearch(search="exhaustive" if search.pop("exhaustive") else "halving", **search),
             steering=steering,
-            how=combine,
-            search="exhaustive" if exhaustive else "halving",
-            seed=seed,
-            most=most,
-            target_tokens=target_tokens,
-            shots=shots,
             record=out.with_suffix(".runs.jsonl"),
             progress=bar.update,
         )

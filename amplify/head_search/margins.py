@@ -126,13 +126,13 @@ class _Laid:
     def __init__(self, model: Any, item: Item, steering: Steering, target_tokens: int) -> None:
         import torch
 
-        from amplify.models import text
+        from amplify.models import chat
         from amplify.steering.formula import token_spans
 
         self.model, self.steering = model.module, replace(steering, heads={0: (0,)})
-        rendered = text.render(item.prompt, model.tokenizer)
+        rendered = chat.render(item.prompt, model.tokenizer)
         answers = [a for a in (item.gold, item.foil) if a]
-        pairs = text.encode_with_targets(model.tokenizer, [rendered] * len(answers), answers)
+        pairs = chat.encode_with_targets(model.tokenizer, [rendered] * len(answers), answers)
         ids = [list(e.ids)[: start + target_tokens] for e, start in pairs]
         starts = [start for _, start in pairs]
         shared = min(starts)
@@ -142,7 +142,7 @@ class _Laid:
         if spans[-1].end > shared:
             raise InputError(f"item {item.id!r}: the emphasis runs into the answer")
         # a sink that is spared changes the rows before the emphasis too
-        before = 0 if self.steering.spare_sink else min(spans[0].start, shared - 1)
+        before = 0 if self.steering.keep_attention_sink else min(spans[0].start, shared - 1)
         branches = [sequence[shared:-1] for sequence in ids]
         stream = [*ids[0][before:shared], *(token for branch in branches for token in branch)]
         trunk = shared - before
@@ -209,14 +209,14 @@ class _Laid:
         """Under each head set, none of which has a head below `layer`."""
         import torch
 
-        from amplify.steering.attention import steered
-        from amplify.steering.plan import plan
+        from amplify.steering.attention import steered_by
+        from amplify.steering.plan import plan_steering
 
         if not any(sets):
             return self.plain * len(sets)
         n = len(sets)
         total = self.before + len(self.ids)
-        laid = plan(
+        laid = plan_steering(
             self.model,
             [replace(self.steering, heads=by_layer(heads)) if heads else None for heads in sets],
             [self.spans if heads else () for heads in sets],
@@ -226,7 +226,7 @@ class _Laid:
         given: dict[str, Any] = {"input_ids": self.stream.expand(n, -1)}
         if layer:
             given = {"inputs_embeds": self.hidden[layer].expand(n, -1, -1)}
-        with _from_layer(self.model, layer), steered(self.model, laid):
+        with _from_layer(self.model, layer), steered_by(self.model, laid):
             logits = self.model(**given, logits_to_keep=self.rows, **self._around(n, layer)).logits
         return self._read(logits)
 

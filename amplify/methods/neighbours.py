@@ -95,7 +95,7 @@ class NearestProgram(PromptProgram):
 
     def nearest(self, examples: Sequence[Example]) -> list[list[Demonstration]]:
         """Each input's shots, the nearest last."""
-        from amplify.embeddings import nearest, open_embedder
+        from amplify.retrieval import nearest, open_embedder
 
         keys = _embedded(self.embedder, tuple(input_text(shot.example) for shot in self.pool))
         queries = open_embedder(self.embedder).embed([input_text(example) for example in examples])
@@ -104,6 +104,6 @@ class NearestProgram(PromptProgram):
 
 @lru_cache(maxsize=4)
 def _embedded(model: str, texts: tuple[str, ...]) -> npt.NDArray[np.float32]:
-    from amplify.embeddings import open_embedder
+    from amplify.retrieval import open_embedder
 
     return open_embedder(model).embed(list(texts))

@@ -44,7 +44,7 @@ class Pasta(PromptMethod):
         profile: head profile by name or file; "" for the one measured for this model and task, else this model.
         alpha: scale of the attention outside the span; 0 for the profile's own.
         heads: use only so many of the profile's ranked heads; 0 for its own set.
-        exempt_generated, spare_sink: see `Steering`.
+        exempt_generated, keep_attention_sink: see `Steering`.
     """
 
     seeded: ClassVar[bool] = False
@@ -54,7 +54,7 @@ class Pasta(PromptMethod):
     alpha: float = 0.0
     heads: int = 0
     exempt_generated: bool = False
-    spare_sink: bool = False
+    keep_attention_sink: bool = False
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
         """Take the profile, and try it on the task's first prompt.
@@ -78,7 +78,7 @@ class Pasta(PromptMethod):
             alpha=self.alpha or found.alpha,
             mode="pasta",
             exempt_generated=self.exempt_generated or found.exempt_generated,
-            spare_sink=self.spare_sink or found.spare_sink,
+            keep_attention_sink=self.keep_attention_sink or found.keep_attention_sink,
         )
 
     def chosen_profile(self, task: Task, model: LanguageModel) -> Steering:

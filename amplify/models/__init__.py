@@ -8,8 +8,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from amplify.errors import InputError, UnknownNameError, extras
-from amplify.models.base import LanguageModel, LocalModel, ScoringModel, Usage, need_local, need_scoring
-from amplify.models.simple import SimpleModel
+from amplify.models.base import LanguageModel, LocalModel, ScoringModel, SimpleModel, Usage, need_local, need_scoring
 from amplify.registry import Table, register
 
 __all__ = [

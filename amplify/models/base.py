@@ -1,19 +1,24 @@
-"""What every model is: prompts in, completions or log-probabilities out, a whole batch at a time."""
+"""What every model is: prompts in, completions or log-probabilities out, a whole batch at a time.
+
+The protocols, the checks that every model makes before it starts any work, and a start for a model of your own.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
-from amplify.errors import CapabilityError
+from amplify.errors import CapabilityError, ContextLengthError, InputError, ModelError
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from amplify.models.tree import TokenTree
+    from amplify.models.tree.tree import TokenTree
     from amplify.steering import Steering
 
 
@@ -164,3 +169,184 @@ def need_local(model: LanguageModel, what: str) -> LocalModel:
     raise CapabilityError(
         f"{what} looks inside the model, which {model.id!r} does not allow. Use a transformers: model."
     )
+
+
+def check_window(tokens: Sequence[int], room: int, max_context: int | None) -> None:
+    """Refuse a batch in which a prompt does not fit.
+
+    Args:
+        tokens: tokens of each prompt (with its continuation, when scoring).
+        room: tokens that must be left free for the completion.
+        max_context: the window, or None where it is not known.
+
+    Raises:
+        ContextLengthError: naming the first prompt that does not fit, and how many do not.
+    """
+    if max_context is None:
+        return
+    long = [i for i, n in enumerate(tokens) if n + room > max_context]
+    if long:
+        i = long[0]
+        asked = f" + max_tokens={room}" if room else ""
+        raise ContextLengthError(
+            f"prompt {i} has {tokens[i]} tokens{asked}, which is more than the window of {max_context}"
+            f"{f' ({len(long)} of {len(tokens)} prompts do not fit)' if len(long) > 1 else ''}: "
+            "use fewer or shorter demonstrations or documents, a smaller max_tokens, or a model with a longer window"
+        )
+
+
+def check_pairs(prompts: Sequence[Prompt], continuations: Sequence[str]) -> None:
+    """Refuse continuations that cannot be scored.
+
+    Raises:
+        InputError: unequal lengths, or an empty continuation.
+    """
+    if len(prompts) != len(continuations):
+        raise InputError(f"score needs one continuation per prompt: {len(prompts)} prompts, {len(continuations)} given")
+    for i, text in enumerate(continuations):
+        if not text:
+            raise InputError(f"continuation {i} is empty: there is nothing to score")
+
+
+def check_targets(starts: Sequence[int]) -> None:
+    """Refuse continuations that begin with the first token of all, which no model gives a probability.
+
+    Args:
+        starts: index of each target's first token.
+
+    Raises:
+        InputError: a start at 0.
+    """
+    for i, start in enumerate(starts):
+        if start == 0:
+            raise InputError(f"prompt {i} puts no token before its continuation, so the first has no probability")
+
+
+def check_numbers(logprobs: Sequence[float], spec: str) -> None:
+    """Refuse log-probabilities that are no numbers, so that none becomes an answer or is kept.
+
+    Raises:
+        ModelError: one is NaN.
+    """
+    if any(map(math.isnan, logprobs)):
+        raise ModelError(f"{spec} gave a log-probability that is no number: check the weights and dtype of the model")
+
+
+def several(
+    model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling, steering: Steering | None
+) -> list[Completion]:
+    """`sampling.n` answers to each prompt, by a model that gives one: greedy ones are the same, others drawn alone.
+
+    Raises:
+        ModelError: as the model does; its `completed` counts answers, n for each prompt.
+    """
+    one = replace(sampling, n=1)
+    if sampling.temperature:
+        return model.generate([p for p in prompts for _ in range(sampling.n)], one, steering=steering)
+    try:
+        return [c for c in model.generate(prompts, one, steering=steering) for _ in range(sampling.n)]
+    except ModelError as error:
+        n = sampling.n
+        error.completed = {n * i + k: c for i, c in error.completed.items() for k in range(n)}
+        raise
+
+
+def own_seed(seed: int, index: int) -> int:
+    """A seed for prompt number `index` of a batch, so that equal prompts draw different samples."""
+    return (seed * 1_000_003 + index) % 2**31
+
+
+def refuse_steering(steering: Steering | None, spec: str, why: str = "") -> None:
+    """Refuse steering where a model has none.
+
+    Raises:
+        CapabilityError: steering was asked for.
+    """
+    if steering is not None:
+        raise CapabilityError(
+            f"{spec!r} cannot steer attention{f' ({why})' if why else ''}. Use a transformers: or vllm: model."
+        )
+
+
+_CHARACTERS = 4  # per token, where there is no tokenizer
+
+
+class SimpleModel(ABC):
+    """A language model that answers one prompt at a time.
+
+    Override `complete`; `count_tokens` where there is a tokenizer, `describe` for the header of runs, and `close` where
+    something must be freed. A model that gives log-probabilities also has a `score`, see `amplify.models.ScoringModel`.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.models import SimpleModel
+        >>> class Shout(SimpleModel):
+        ...     def complete(self, prompt, sampling):
+        ...         return prompt.messages[-1].content.upper()
+        >>> asked = amplify.Prompt(messages=(amplify.Message("user", "hello"),))
+        >>> Shout("it").generate([asked], amplify.Sampling())[0].text
+        'HELLO'
+    """
+
+    max_context: int | None = None
+
+    def __init__(self, name: str) -> None:
+        """A model by its name, what stands behind the colon of its id."""
+        self.name = self.id = name
+        self.usage = Usage()
+
+    @abstractmethod
+    def complete(self, prompt: Prompt, sampling: Sampling) -> str:
+        """What the model writes behind the prompt (and behind its `prefix`, the begun answer)."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
+    ) -> list[Completion]:
+        """Completions in the order of the prompts, each cut at the first stop string.
+
+        Raises:
+            CapabilityError: steering or log-probabilities were asked for.
+            ModelError: `complete` failed; what was answered before is in its `completed`.
+        """
+        refuse_steering(steering, self.id)
+        if sampling.logprobs:
+            raise CapabilityError(f"{self.id!r} gives no log-probabilities: use a transformers: or vllm: model")
+        if sampling.n > 1:
+            return several(self, prompts, sampling, steering)
+        done: dict[int, Completion] = {}
+        for i, (prompt, size) in enumerate(zip(prompts, self.count_tokens(prompts), strict=True)):
+            try:
+                text = self.complete(prompt, sampling)
+            except Exception as error:
+                raise ModelError(
+                    f"{self.id} failed on prompt {i}: {type(error).__name__}: {error}. {len(done)} of {len(prompts)} "
+                    "were answered and are kept",
+                    done,
+                ) from error
+            for stop in sampling.stop:
+                text = text.partition(stop)[0]
+            written = _tokens(text)
+            done[i] = Completion(text, "stop", size, written)
+            self.usage.add(calls=1, prompt_tokens=size, completion_tokens=written, forwarded_tokens=size + written)
+        return list(done.values())
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """An estimate: one token for four characters."""
+        return [_tokens((p.text or "") + "".join(m.content for m in p.messages) + p.prefix) for p in prompts]
+
+    def describe(self) -> dict[str, Any]:
+        """The name, and that tokens are estimated."""
+        return {"model": self.name, "token_counts": f"estimated as one per {_CHARACTERS} characters"}
+
+    def close(self) -> None:  # noqa: B027  nothing to free is what most have
+        """Nothing to free."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _tokens(text: str) -> int:
+    return -(-len(text) // _CHARACTERS)

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict
 from amplify import codec
 from amplify.errors import DataError, ModelError, RunError
 from amplify.files import Journal, read_lines, shown
-from amplify.models.base import LanguageModel, LocalModel, ScoringModel, Usage
-from amplify.models.checks import several
+from amplify.models.base import LanguageModel, LocalModel, ScoringModel, Usage, several
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:

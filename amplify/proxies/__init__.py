@@ -6,9 +6,7 @@ log-probability of the label's tokens behind a prompt. Either way an example bec
 through the model that scores one or more of its labels; the gradient explainers build on the same rows.
 """
 
-from amplify.proxies.folders import CARD, list_proxies, load_proxy
-from amplify.proxies.proxy import Proxy, softmax, versions
-from amplify.proxies.rows import Row
-from amplify.proxies.training import train_proxy
+from amplify.proxies.proxy import Proxy, Row, softmax, versions
+from amplify.proxies.training import CARD, list_proxies, load_proxy, train_proxy
 
 __all__ = ["CARD", "Proxy", "Row", "list_proxies", "load_proxy", "softmax", "train_proxy", "versions"]

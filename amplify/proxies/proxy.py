@@ -1,26 +1,211 @@
-"""A proxy: examples in, scores of their labels out, with or without gradients."""
+"""A proxy: examples in, scores of their labels out, with or without gradients.
+
+An example becomes a few `Row`s: token sequences, with where their tokens come from and which labels they score.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from amplify.batching import batches
-from amplify.errors import DataError, InputError
+from amplify.errors import ContextLengthError, DataError, InputError
 from amplify.locks import lock_of, one_at_a_time
-from amplify.pretrained import Closed
-from amplify.proxies.rows import Row, causal_rows, encoder_rows
+from amplify.models.pretrained import Closed, batches, fingerprint
+from amplify.templates import Template
+from amplify.text import input_text, option_spans
 from amplify.types import Example
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_SLOT = "\ue000"  # a private-use character: marks where the input goes into a causal prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence through a proxy.
+
+    Attributes:
+        ids: tokens forwarded.
+        types: token type of each, () where the model has none.
+        offsets: characters [start, end) of `input_text(example)` that each token covers; (0, 0) for special,
+            template and label tokens.
+        answers: indices into `labels_of(example)` of the labels that this row scores.
+        targets: for causal proxies, per answer the (position, next token) pairs whose log-probabilities are summed.
+        unread: characters of the input that did not fit into the model's window.
+    """
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+    answers: tuple[int, ...]
+    targets: tuple[tuple[tuple[int, int], ...], ...] = ()
+    unread: int = 0
+
+
+class Reader(Protocol):
+    """What rows are cut for: the parts of a `Proxy` that say how it reads."""
+
+    @property
+    def name(self) -> str:
+        """Told in errors."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The fixed label set; empty where examples bring their own choices."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Gives tokens and their offsets."""
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """With the prompt template of a causal proxy and what it is filled with."""
+
+    @property
+    def window(self) -> int:
+        """Longest sequence in tokens."""
+
+    def labels_of(self, example: Example) -> tuple[str, ...]:
+        """The labels to score, in order."""
+
+
+def encoder_rows(proxy: Reader, example: Example) -> list[Row]:
+    """One row for a fixed label set; one (input, option) row per choice otherwise."""
+    if proxy.labels and example.choices and example.choices != proxy.labels:
+        raise InputError(
+            f"example {example.id!r} brings its own choices {example.choices}, but this proxy was trained on the "
+            f"fixed labels {proxy.labels}"
+        )
+    if proxy.labels:
+        return [_encoder_row(proxy, example, None, tuple(range(len(proxy.labels))))]
+    return [_encoder_row(proxy, example, i, (i,)) for i in range(len(example.choices))]
+
+
+def _encoder_row(proxy: Reader, example: Example, option: int | None, answers: tuple[int, ...]) -> Row:
+    tokenizer, text = proxy.tokenizer, example.text
+    shift = (0, 0)
+    if option is None:
+        text = input_text(example)
+        encoded = tokenizer(text, truncation=True, max_length=proxy.window, return_offsets_mapping=True)
+    else:
+        second = (example.options or example.choices)[option]
+        shift = (0, option_spans(example)[option][0] if example.options else -1)
+        encoded = tokenizer(
+            text, second, truncation="longest_first", max_length=proxy.window, return_offsets_mapping=True
+        )
+    offsets, read = [], 0
+    for (start, end), part in zip(encoded["offset_mapping"], encoded.sequence_ids(0), strict=True):
+        seen = part is not None and shift[part] >= 0
+        offsets.append((start + shift[part], end + shift[part]) if seen else (0, 0))
+        read = max(read, end if part == 0 else 0)
+    types = tuple(encoded.get("token_type_ids", ()))
+    unread = max(len(text.rstrip()) - read, 0)
+    return Row(tuple(encoded["input_ids"]), types, tuple(offsets), answers, unread=unread)
+
+
+def _causal_prompt(card: Mapping[str, Any], text: str) -> tuple[str, int]:
+    """The prompt, and where the input starts in it."""
+    values = {"instruction": card["instruction"], "input_name": card["input_name"], "text": _SLOT}
+    rendered = Template("of the proxy", card["template"]).render(values)
+    if rendered.count(_SLOT) != 1:
+        raise InputError("the prompt template of a causal proxy must use {{ text }} exactly once")
+    return rendered.replace(_SLOT, text), rendered.index(_SLOT)
+
+
+def causal_rows(proxy: Reader, example: Example) -> list[Row]:
+    """Labels whose sequences differ in their last token only share a row; that token is never forwarded."""
+    text = input_text(example)
+    prompt, at = _causal_prompt(proxy.card, text)
+    shared: dict[tuple[int, ...], tuple[list[tuple[int, int]], list[int], list[tuple[tuple[int, int], ...]]]] = {}
+    for answer, label in enumerate(proxy.labels_of(example)):
+        encoded = proxy.tokenizer(f"{prompt} {label}", return_offsets_mapping=True)
+        ids, places = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        while places and places[-1][1] <= places[-1][0]:  # an end token that the tokenizer adds
+            ids.pop(), places.pop()
+        target = [i for i, (_, end) in enumerate(places) if end > len(prompt)]
+        if not target or target[0] == 0:
+            raise InputError(f"label {label!r} has no token of its own behind the prompt of example {example.id!r}")
+        if len(ids) - 1 > proxy.window:
+            raise ContextLengthError(
+                f"example {example.id!r} needs {len(ids) - 1} tokens, the proxy {proxy.name} reads {proxy.window}: "
+                "shorten the input or take a proxy with a longer window"
+            )
+        offsets = [
+            (max(a - at, 0), min(b - at, len(text))) if a < at + len(text) and b > at else (0, 0) for a, b in places
+        ]
+        _, answers, targets = shared.setdefault(tuple(ids[:-1]), (offsets[:-1], [], []))
+        answers.append(answer)
+        targets.append(tuple((i - 1, ids[i]) for i in target))
+    return [
+        Row(ids, (), tuple(offsets), tuple(answers), tuple(targets))
+        for ids, (offsets, answers, targets) in shared.items()
+    ]
+
+
+def from_model(model: Any, tokenizer: Any, labels: Sequence[str] | None, name: str | None) -> Proxy:
+    """See `Proxy.from_model`."""
+    own = getattr(getattr(model, "config", None), "id2label", None)
+    if own is None or not type(model).__name__.endswith("ForSequenceClassification"):
+        raise InputError(
+            f"a proxy in hand is a model for sequence classification, not {type(model).__name__}: load it with "
+            "AutoModelForSequenceClassification. (A language model is explained as amplify.TransformersModel)"
+        )
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError("this tokenizer gives no character offsets; a proxy needs a fast one")
+    wanted = tuple(labels) if labels is not None else tuple(str(own[i]) for i in sorted(own))
+    if len(wanted) != len(own) or len(set(wanted)) != len(wanted):
+        raise InputError(f"the classifier has {len(own)} columns: give as many different labels, not {list(wanted)}")
+    called = name or Path(str(getattr(model.config, "_name_or_path", "") or type(model).__name__)).name
+    card: dict[str, Any] = {
+        "body": {"name": called},
+        "task": "inputs in hand",
+        "task_fingerprint": "",
+        "columns": columns_of(wanted, own) or list(range(len(wanted))),
+    }
+    made = f"{fingerprint(model)} {wanted} {card['columns']}"
+    identity = hashlib.sha256(made.encode()).hexdigest()
+    proxy = Proxy(Path(called), "encoder", wanted, True, identity, model.eval(), tokenizer, card)
+    card["padding"] = _padding(proxy)
+    if proxy.left and model.config.pad_token_id is None:
+        raise InputError(
+            "the classifier has no padding token: set model.config.pad_token_id, e.g. to the end token's id"
+        )
+    return proxy
+
+
+def _padding(proxy: Proxy) -> str:
+    """The side on which rows may be padded without changing a score: tried on the model, not believed."""
+    import torch
+
+    short, long = [proxy.tokenizer(text)["input_ids"] for text in ("a b", "a b " * 8)]
+    with lock_of(proxy.module), torch.inference_mode():
+        takes = "position_ids" in inspect.signature(proxy.module.forward).parameters
+        embeddings = proxy.module.get_input_embeddings()
+        device, shift = embeddings.weight.device, len(long) - len(short)
+        alone = proxy.module(inputs_embeds=embeddings(torch.tensor([short], device=device))).logits
+        for side in ("right", "left"):
+            gap = (0, shift) if side == "right" else (shift, 0)
+            ids = torch.nn.functional.pad(torch.tensor([short], device=device), gap, value=short[0])
+            mask = torch.nn.functional.pad(torch.ones(1, len(short), dtype=torch.int64, device=device), gap)
+            extra = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if side == "left" and takes else {}
+            padded = proxy.module(inputs_embeds=embeddings(ids), attention_mask=mask, **extra).logits
+            if torch.allclose(alone, padded, rtol=0, atol=1e-3 if alone.dtype == torch.float32 else 0.1):
+                return side
+    raise InputError(
+        f"{type(proxy.module).__name__} gives other scores where its input is padded, so it cannot be used"
+    )
+
 
 Kind = Literal["encoder", "causal"]
 
@@ -74,7 +259,7 @@ class Proxy:
             >>> proxy = amplify.Proxy.from_model(classifier, tokenizer, ["negative", "positive"])  # doctest: +SKIP
             >>> amplify.explain("A dull film.", target="negative", model=proxy)  # doctest: +SKIP
         """
-        from amplify.proxies.in_hand import from_model
+        from amplify.proxies.proxy import from_model
 
         return from_model(model, tokenizer, labels, name)
 
@@ -156,7 +341,7 @@ class Proxy:
         """
         import torch
 
-        from amplify.pretrained import check_tokens
+        from amplify.models.pretrained import check_tokens
 
         length = max(len(row.ids) for row in rows)
         ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
@@ -255,3 +440,16 @@ def versions() -> dict[str, str]:
     import amplify
 
     return {"amplify": amplify.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def columns_of(labels: Sequence[str], names: Mapping[Any, Any]) -> list[int] | None:
+    """Which column of a head stands for each label, by the head's own names for its columns; None where none fits.
+
+    Case is ignored where no two names differ by it alone.
+    """
+    for same in (str, lambda name: str(name).casefold()):
+        places = {same(name): int(column) for column, name in names.items()}
+        wanted = [same(label) for label in labels]
+        if len(places) == len(names) and len(set(wanted)) == len(wanted) and set(wanted) <= set(places):
+            return [places[name] for name in wanted]
+    return None

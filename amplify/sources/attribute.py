@@ -49,7 +49,7 @@ from amplify.templates import Template
 from amplify.types import Prompt, Sampling
 
 if TYPE_CHECKING:
-    from amplify.models.caches import PrefixMemory
+    from amplify.models.tree.kv_cache import PrefixCache
 
 VALUES = ("logprob", "votes")
 ORDERS = ("fixed", "random")
@@ -250,7 +250,7 @@ def _prices(context: Context, model: LocalModel, answer: str, tokens: int) -> Pr
     return PrefixCost(tuple(map(len, documents)), each, tokens, len(head))
 
 
-def _check_room(cost: PrefixCost, beginnings: PrefixMemory | None) -> None:
+def _check_room(cost: PrefixCost, beginnings: PrefixCache | None) -> None:
     """A beginning counts once only if it is still there when it comes again."""
     room = beginnings.most if beginnings else 0
     different = cost.head + sum(tokens * 2**place for place, tokens in enumerate(cost.sources))

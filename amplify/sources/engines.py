@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from amplify.errors import InputError, ModelError
 from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
-from amplify.models.text import encode_with_targets, render
-from amplify.models.tree import TokenTree
+from amplify.models.chat import encode_with_targets, render
+from amplify.models.tree.tree import TokenTree
 from amplify.sources.context import Context, Selection
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
-    from amplify.models.caches import PrefixMemory
-    from amplify.models.drafts import KnownAnswers
+    from amplify.models.tree.kv_cache import PrefixCache
+    from amplify.models.tree.speculative import DraftCache
 
 Engine = Literal["naive", "trie", "packed", "blocks"]
 ENGINES: tuple[Engine, ...] = ("naive", "trie", "packed", "blocks")
@@ -56,13 +56,13 @@ def waves(selections: Sequence[Selection], model: LanguageModel) -> list[list[in
     return found
 
 
-def remembering(engine: Engine, model: LanguageModel) -> PrefixMemory | None:
+def prefix_cache(engine: Engine, model: LanguageModel) -> PrefixCache | None:
     """What a game can keep of its prompts' beginnings from one call of `score` to the next; freed with it."""
     if engine in ("trie", "packed") and isinstance(model, LocalModel):
         from amplify.models.transformers import TransformersModel
 
         if isinstance(model, TransformersModel):
-            return model.remembering()
+            return model.prefix_cache()
     return None
 
 
@@ -72,7 +72,7 @@ def score(
     model: LanguageModel,
     selections: Sequence[Selection],
     answer: str,
-    memory: PrefixMemory | None = None,
+    memory: PrefixCache | None = None,
 ) -> Scored:
     """Log-probabilities of one answer under many selections, in the order in which they become known.
 
@@ -82,7 +82,7 @@ def score(
         model: a `ScoringModel`; for "blocks" a `LocalModel`.
         selections: what stands in each prompt.
         answer: the text scored behind each.
-        memory: from `remembering`.
+        memory: from `prefix_cache`.
 
     Raises:
         CapabilityError: the model cannot do this.
@@ -110,7 +110,7 @@ def generate(
     model: LanguageModel,
     selections: Sequence[Selection],
     sampling: Sampling,
-    known: KnownAnswers | None = None,
+    known: DraftCache | None = None,
 ) -> Iterator[tuple[int, Completion]]:
     """Greedy answers under many selections, in the order in which they become known; see `score`.
 
@@ -129,12 +129,12 @@ def generate(
         return
     ask: Callable[[Sequence[Prompt]], list[Completion]] = partial(model.generate, sampling=sampling)
     if isinstance(model, LocalModel):
-        from amplify.models.drafts import KnownAnswers, generate_known
         from amplify.models.transformers import TransformersModel
+        from amplify.models.tree.speculative import DraftCache, generate_speculative
 
         if isinstance(model, TransformersModel):
-            remembered = KnownAnswers() if known is None else known
-            ask = partial(generate_known, model, sampling=sampling, known=remembered)
+            remembered = DraftCache() if known is None else known
+            ask = partial(generate_speculative, model, sampling=sampling, known=remembered)
     for wave in waves(selections, model):
         yield from _rescued(wave, partial(ask, [context.prompt(selections[i]) for i in wave]))
 

@@ -30,7 +30,7 @@ from amplify.text import sentences
 from amplify.types import Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
-    from amplify.models.drafts import KnownAnswers
+    from amplify.models.tree.speculative import DraftCache
 
 ROUNDING = 1e-3  # how far above 0 a log-probability may lie in half precision
 FORMAT = 1  # of the cache file
@@ -160,7 +160,7 @@ class LogProbGame:
     def __post_init__(self) -> None:
         if not self.answer.strip():
             raise InputError("the answer is empty, so it has no probability to explain: give answer=, or ask otherwise")
-        self.beginnings = engines.remembering(self.engine, self.model)
+        self.beginnings = engines.prefix_cache(self.engine, self.model)
         self.parts = sentences(self.answer)
         self.columns: tuple[str, ...] = ("answer",)
         if len(self.parts) > 1:
@@ -227,14 +227,14 @@ class VoteGame:
     engine: Engine = "trie"
     memory: Memory = field(default_factory=lambda: Memory({}))
     answers: dict[str, str] = field(default_factory=dict)
-    known: KnownAnswers | None = None
+    known: DraftCache | None = None
 
     def ask(self, selections: Sequence[Selection]) -> list[str]:
         """The normalised answer to each selection."""
         if self.known is None and isinstance(self.model, LocalModel):
-            from amplify.models.drafts import KnownAnswers
+            from amplify.models.tree.speculative import DraftCache
 
-            self.known = KnownAnswers()
+            self.known = DraftCache()
 
         def decode(new: Sequence[Selection]) -> Iterator[tuple[int, str]]:
             found = engines.generate(self.engine, self.context, self.model, new, self.sampling, self.known)

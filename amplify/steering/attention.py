@@ -5,16 +5,22 @@ scale * g * b: with b = log(w)/scale on a span's keys and g = 1 on steered heads
 takes queries, keys and values, and without a mask per head. Under grouped-query attention the gate sits on the query
 side, so heads that share keys may differ. Two channels, the value rounded to the model's dtype and what rounding left,
 keep half precision exact to 16 bits; more channels only align the heads for fused kernels.
+
+`steered` is for a model of one's own; a `Stream` steers packed tokens, in which sequences with a common beginning share
+its keys and values. Emphasis changes these from the first emphasised token on, so sequences are merged not by token ids
+but by items: a token together with the weight of its key.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -24,16 +30,24 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from amplify.errors import InputError
-from amplify.grouped_attention import grouped_sdpa
 from amplify.locks import lock_of
-from amplify.steering.plan import WIDER, Plan, split
+from amplify.models.chat import render, tokenise
+from amplify.models.tree.forward import grouped_sdpa
+from amplify.steering.formula import TokenSpan, generated_log_weight, key_log_weights, token_spans
+from amplify.steering.plan import WIDER, SteeringPlan, plan_steering, split
+from amplify.steering.spec import Steering
+from amplify.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 _PREFIX = "amplify_"
 _FLASH_HEAD = 256  # the widest head that FlashAttention takes
 
 
 @contextmanager
-def steered(model: PreTrainedModel, what: Plan) -> Iterator[None]:
+def steered_by(model: PreTrainedModel, what: SteeringPlan) -> Iterator[None]:
     """Steer every forward pass of `model` inside the block; nothing of it is left afterwards, errors included.
 
     A pass may be a whole batch, a continuation from the cache, or a generation with several sequences per row (beams).
@@ -51,7 +65,7 @@ def steered(model: PreTrainedModel, what: Plan) -> Iterator[None]:
 
 
 @contextmanager
-def _widened(model: PreTrainedModel, what: Plan) -> Iterator[None]:
+def _widened(model: PreTrainedModel, what: SteeringPlan) -> Iterator[None]:
     base = check_model(model)
     decoder = model.get_decoder()
     config = decoder.config
@@ -123,7 +137,7 @@ def check_model(model: PreTrainedModel) -> str:
     return base
 
 
-_ACTIVE: dict[int, Plan] = {}  # id of a decoder's config -> what is steered in it now
+_ACTIVE: dict[int, SteeringPlan] = {}  # id of a decoder's config -> what is steered in it now
 
 
 def _register(base: str) -> str:
@@ -197,7 +211,8 @@ def _attention(
     if what is None or gate is None:
         return stock(inner, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if base == "eager" and kwargs.get("softcap"):
-        return _behind_the_cap(stock, module, what, gate, query, key, value, attention_mask, scaling, kwargs)
+        call = _Call(query, key, value, attention_mask, {**kwargs, "scaling": scaling})
+        return _behind_the_cap(stock, module, what, gate, call)
     fused = (
         base == "sdpa" and not what.dynamic and not any(kwargs.get(k) is not None for k in ("position_bias", "cache"))
     )
@@ -233,7 +248,7 @@ def _mask_is_smaller(query: Tensor, key: Tensor) -> bool:
     return query.dtype == torch.float32 and query.shape[1] * query.shape[2] <= key.shape[1] * key.shape[3]
 
 
-def _bias(what: Plan, gate: Tensor, query: Tensor, key: Tensor, attention_mask: Tensor | None) -> Tensor:
+def _bias(what: SteeringPlan, gate: Tensor, query: Tensor, key: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The formula as an additive mask, [rows, heads, queries, keys]."""
     on, weights = what.gate(gate, query), what.columns(query, key)[0]
     bias = (on[..., None] * weights[:, None, None, :]).to(query.dtype)
@@ -244,28 +259,152 @@ def _bias(what: Plan, gate: Tensor, query: Tensor, key: Tensor, attention_mask: 
     return bias.masked_fill(~mask, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
 
 
+class _Call(NamedTuple):
+    """What an attention function is called with."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attention_mask: Tensor | None
+    more: dict[str, Any]
+
+
 def _behind_the_cap(
     stock: Callable[..., tuple[Tensor, Tensor | None]],
     module: Any,
-    what: Plan,
+    what: SteeringPlan,
     gate: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    kwargs: dict[str, Any],
+    call: _Call,
 ) -> tuple[Tensor, Tensor | None]:
     """Soft-capped logits: the factor acts behind the cap, in the additive mask of the eager function, which holds all
     weights in memory anyway."""
+    query, key, value, attention_mask, more = call
     on = what.gate(gate, query)
     weights, sink = (x[:, None, None, :] for x in what.columns(query, key))
     mask = 0.0 if attention_mask is None else attention_mask[..., : key.shape[2]]
     bias = on[..., None] * what.static_rows(query)[..., None] * weights
     if what.dynamic:
-        probabilities = stock(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[1]
+        probabilities = stock(module, query, key, value, attention_mask, **more)[1]
         assert probabilities is not None  # eager functions return them
         masses = [(probabilities.float() * x).sum(-1) for x in (weights, sink, 1 - weights - sink)]
         w, u = what.dynamic_factors(on, *masses)
         bias = bias + w.log()[..., None] * weights + u.log()[..., None] * sink
-    return stock(module, query, key, value, (mask + bias).to(query.dtype), scaling=scaling, **kwargs)
+    return stock(module, query, key, value, (mask + bias).to(query.dtype), **more)
+
+
+@dataclass(frozen=True)
+class Marked:
+    """One sequence of a packed stream.
+
+    Attributes:
+        ids: all tokens.
+        spans: emphasised tokens.
+        prompt: tokens of the prompt; those behind it are scored.
+    """
+
+    ids: Sequence[int]
+    spans: tuple[TokenSpan, ...]
+    prompt: int
+
+
+class Stream:
+    """What one Steering does to a packed stream of sequences.
+
+    Args:
+        model: whose heads are steered.
+        steering: for all of them.
+        sequences: their spans may differ.
+
+    Attributes:
+        items: for each sequence, one number per token; equal numbers mean the same token with the same key weight.
+
+    Raises:
+        InputError: a layer or head that the model does not have.
+    """
+
+    def __init__(self, model: PreTrainedModel, steering: Steering, sequences: Sequence[Marked]) -> None:
+        self.model = model
+        self.steering = steering
+        self.heads = steering.check(model.config)
+        self.tails = [generated_log_weight(s.spans, steering) if s.spans else 0.0 for s in sequences]
+        described = [self._describe(s) for s in sequences]
+        self.kinds = sorted({kind for one in described for kind in one})
+        number = {kind: i for i, kind in enumerate(self.kinds)}
+        self.items = [[number[kind] for kind in one] for one in described]
+        self.plan: SteeringPlan | None = None
+
+    def _describe(self, s: Marked) -> list[tuple[int, float, bool, bool]]:
+        """Of each token: its id, its key's log w, whether it is a sink to spare, whether it is scored.
+
+        Only what matters to this steering is told apart, so that sequences share all they can.
+        """
+        weights = key_log_weights(s.spans, s.prompt, len(s.ids), self.steering)
+        spare = self.steering.dynamic and self.steering.keep_attention_sink and bool(s.spans) and s.spans[0].start > 0
+        apart = self.steering.phase != "both"
+        return [
+            (token, weights[i], spare and i == 0, apart and i >= s.prompt) for i, token in enumerate(s.ids)
+        ]  # fmt: skip
+
+    def lay(self, plan: Any) -> Any:
+        """A plan of items (`TreePlan`) becomes one of token ids, and its weights are laid out."""
+        ids, weights, sink, decode = (np.array(column) for column in zip(*self.kinds, strict=True))
+        at, new = plan.ids, len(self.tails)  # behind the stream: one column per sequence, for what it generates
+        device = self.model.device
+        config = self.model.config.get_text_config(decoder=True)
+        gates = {}
+        for layer, heads in self.heads.items():
+            gates[layer] = torch.zeros(1, config.num_attention_heads, device=device)
+            gates[layer][0, list(heads)] = 1
+        self.plan = SteeringPlan(
+            rows=[self.steering],
+            heads=gates,
+            weights=torch.tensor(np.append(weights[at], self.tails), dtype=torch.float32, device=device)[None],
+            tail=torch.zeros(1, device=device),
+            sink=torch.tensor(np.append(sink[at], [False] * new), dtype=torch.float32, device=device)[None],
+            decode=torch.tensor(np.append(decode[at], [True] * new), dtype=torch.bool, device=device)[None],
+        )
+        return replace(plan, ids=ids[at].astype(np.int64), targets=ids[plan.targets].astype(np.int64))
+
+    @contextmanager
+    def around(self, at: torch.Tensor) -> Iterator[None]:
+        """One forward pass over keys that stand at these places of the stream (-1 - i: generated by sequence i)."""
+        assert self.plan is not None  # `lay` comes first
+        stream = self.plan.weights.shape[1] - len(self.tails)
+        self.plan.at = torch.where(at < 0, stream - 1 - at, at)
+        with steered_by(self.model, self.plan):
+            yield
+
+
+@contextmanager
+def steered(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], steering: Steering
+) -> Iterator[dict[str, Tensor]]:
+    """Steer every forward pass and `generate` of `model` inside the block; afterwards it is as it was, errors included.
+
+    Works with sdpa, eager and flash attention, with the model's own cache, sampling and beams.
+
+    Args:
+        model: a decoder-only model.
+        tokenizer: its fast tokenizer.
+        prompts: a batch; each row has its own emphasis, and one without any stays plain.
+        steering: heads and strength, for all rows.
+
+    Yields:
+        `input_ids` and `attention_mask`, [rows, tokens], padded on the left, on the model's device: what the model is
+        called with inside the block. Tokens behind them count as generated.
+
+    Raises:
+        InputError: no prompt or one without tokens, a span without tokens, heads that the model does not have or that
+            were measured on another one, or attention that cannot be steered (the message says why).
+    """
+    rendered = [render(p, tokenizer) for p in prompts]
+    encoded = tokenise(tokenizer, rendered)
+    if not encoded or not all(e.ids for e in encoded):
+        raise InputError("steered needs at least one prompt, and every prompt a token")
+    spans = [token_spans(e.offsets, r.emphasis, steering, r.text) for e, r in zip(encoded, rendered, strict=True)]
+    longest = max(len(e.ids) for e in encoded)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # hidden by the mask
+    ids = torch.tensor([[pad] * (longest - len(e.ids)) + list(e.ids) for e in encoded], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(e.ids)) + [1] * len(e.ids) for e in encoded], device=model.device)
+    with steered_by(model, plan_steering(model, steering, spans, mask)):
+        yield {"input_ids": ids, "attention_mask": mask}

@@ -13,11 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from amplify.errors import InputError
-from amplify.steering.modes import MODES
-from amplify.steering.spec import Steering
+from amplify.steering.spec import MODES, Steering
 from amplify.types import Span
 
 
@@ -28,6 +27,25 @@ class TokenSpan:
     start: int
     end: int
     weight: float
+
+
+class Reach(Protocol):
+    """What of a `Steering` (or of what an engine is told of it) says which keys count as outside."""
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the factor is found row by row."""
+        ...
+
+    @property
+    def exempt_generated(self) -> bool:
+        """Whether generated tokens are not down-weighted."""
+        ...
+
+    @property
+    def keep_attention_sink(self) -> bool:
+        """Whether the first token is not down-weighted."""
+        ...
 
 
 def token_spans(
@@ -75,7 +93,7 @@ def token_spans(
     return tuple(runs)
 
 
-def key_log_weights(spans: Sequence[TokenSpan], prompt: int, total: int, steering: Steering) -> list[float]:
+def key_log_weights(spans: Sequence[TokenSpan], prompt: int, total: int, steering: Reach) -> list[float]:
     """log w of every key of one sequence.
 
     Args:
@@ -89,7 +107,7 @@ def key_log_weights(spans: Sequence[TokenSpan], prompt: int, total: int, steerin
     """
     out = [0.0] * total
     if spans and not steering.dynamic:
-        if steering.spare_sink:
+        if steering.keep_attention_sink:
             out[0] = exempt_log_weight(spans)
         out[prompt:] = [generated_log_weight(spans, steering)] * (total - prompt)
     for span in spans:  # last: a token inside a span is that first of all
@@ -102,7 +120,7 @@ def exempt_log_weight(spans: Sequence[TokenSpan]) -> float:
     return max([0.0, *(math.log(span.weight) for span in spans)])
 
 
-def generated_log_weight(spans: Sequence[TokenSpan], steering: Steering) -> float:
+def generated_log_weight(spans: Sequence[TokenSpan], steering: Reach) -> float:
     """log w of keys behind the prompt."""
     return exempt_log_weight(spans) if steering.exempt_generated and not steering.dynamic else 0.0
 
@@ -124,12 +142,12 @@ def dynamic_weights(psi: Any, sink: Any, rest: Any, steering: Steering) -> tuple
         w of the spans' keys and u of the sink's key, both 1 where the row is not steered.
     """
     tiny = 1e-30  # below it a row sees nothing of the spans, and no factor could raise them
-    outside = rest if steering.spare_sink else rest + sink
+    outside = rest if steering.keep_attention_sink else rest + sink
     factors = MODES[steering.mode].factors
     assert factors is not None
     on = (psi > tiny) * 1.0
     w = factors(psi.clip(tiny), outside, steering).clip(tiny) * on + (1.0 - on)
-    u = (w * psi + outside) / (psi + outside).clip(tiny) if steering.spare_sink else 1 + 0 * psi
+    u = (w * psi + outside) / (psi + outside).clip(tiny) if steering.keep_attention_sink else 1 + 0 * psi
     return w, u * on + (1.0 - on)
 
 

@@ -11,14 +11,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from amplify.errors import CapabilityError, InputError
 from amplify.steering.formula import TokenSpan, generated_log_weight, key_log_weights, token_spans
-from amplify.steering.spec import Schedule, Steering, is_number
+from amplify.steering.spec import Phase, Steering, head_sets, is_number, resolve
 from amplify.types import STRONGEST
 
 KEY = "amplify_steering"
@@ -28,12 +28,12 @@ PROBE = "probe"
 """A value that every engine with the plugin refuses, and that one without it ignores: how a client tells them apart."""
 
 if TYPE_CHECKING:
-    from amplify.models.text import Rendered
+    from amplify.models.chat import Rendered
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
-_KEYS = ("heads", "spans", "prompt", "exempt_generated", "spare_sink", "schedule")
+_KEYS = ("heads", "spans", "prompt", "exempt_generated", "keep_attention_sink", "phase")
 
 
 @dataclass(frozen=True)
@@ -43,36 +43,51 @@ class Payload:
     Attributes:
         spans: emphasised tokens of the prompt, ascending and disjoint, with their factors.
         prompt: tokens of the prompt; those behind it are generated, or scored.
-        steering: heads and options; its strength is in the spans already.
+        heads, exempt_generated, keep_attention_sink, phase: as of a `Steering`, whose strength is in the spans already.
     """
 
     spans: tuple[TokenSpan, ...]
     prompt: int
-    steering: Steering
+    heads: Mapping[int, tuple[int, ...]] | None = None
+    exempt_generated: bool = False
+    keep_attention_sink: bool = False
+    phase: Phase = "both"
+    dynamic: ClassVar[bool] = False  # no engine finds factors by itself
+
+    @classmethod
+    def of(cls, steering: Steering, spans: Sequence[TokenSpan], prompt: int) -> Payload:
+        """What a Steering does to a prompt with these spans."""
+        return cls(
+            tuple(spans),
+            prompt,
+            steering.heads,
+            steering.exempt_generated,
+            steering.keep_attention_sink,
+            steering.phase,
+        )
 
     def to_json(self) -> str:
         """One line."""
-        heads = self.steering.heads
         data: dict[str, Any] = {
             "spans": [[s.start, s.end, s.weight] for s in self.spans],
             "prompt": self.prompt,
-            "heads": None if heads is None else {str(k): list(v) for k, v in heads.items()},
+            "heads": None if self.heads is None else {str(k): list(v) for k, v in self.heads.items()},
         }
-        for name in ("exempt_generated", "spare_sink"):
-            if getattr(self.steering, name):
+        for name in ("exempt_generated", "keep_attention_sink"):
+            if getattr(self, name):
                 data[name] = True
-        if self.steering.schedule != "both":
-            data["schedule"] = self.steering.schedule
+        if self.phase != "both":
+            data["phase"] = self.phase
         return json.dumps(data, sort_keys=True)
 
     @functools.cached_property
     def _prompt_log_weights(self) -> Floats:
         length = max(self.prompt, self.spans[-1].end)
-        return np.array(key_log_weights(self.spans, self.prompt, length, self.steering), np.float32)
+        return np.array(key_log_weights(self.spans, self.prompt, length, self), np.float32)
 
     @functools.cached_property
     def _tail(self) -> float:
-        return generated_log_weight(self.spans, self.steering)
+        return generated_log_weight(self.spans, self)
 
     def key_log_weights(self, start: int, end: int) -> Floats:
         """log w of the keys of tokens [start, end)."""
@@ -84,23 +99,22 @@ class Payload:
     def gate(self, start: int, end: int) -> Bools:
         """Which of the query rows [start, end) are steered."""
         at = np.arange(start, end)
-        if self.steering.schedule == "both":
+        if self.phase == "both":
             return np.ones(len(at), np.bool_)
-        return at < self.prompt if self.steering.schedule == "prefill" else at >= self.prompt
+        return at < self.prompt if self.phase == "prefill" else at >= self.prompt
 
     @property
     def first(self) -> int:
         """The first token whose attention differs from a plain request's: keys and values before it can be shared."""
-        if self.steering.spare_sink:
+        if self.keep_attention_sink:
             return 0
         start = self.spans[0].start
-        return min(start, self.prompt) if self.steering.exempt_generated else start
+        return min(start, self.prompt) if self.exempt_generated else start
 
     @functools.cached_property
     def digest(self) -> str:
         """Equal for requests whose keys and values are equal where their tokens are."""
-        steering = self.steering
-        bounded = steering.exempt_generated or steering.schedule != "both"
+        bounded = self.exempt_generated or self.phase != "both"
         what = json.loads(self.to_json())
         if not bounded:
             del what["prompt"]
@@ -117,7 +131,7 @@ class Payload:
         Raises:
             InputError: what does not fit.
         """
-        self.steering.resolve(layers, heads)
+        resolve(self.heads, layers, heads)
         if self.prompt > tokens:
             raise InputError(f"steering speaks of a prompt of {self.prompt} tokens; the request has {tokens}")
         if self.spans[-1].end > tokens:
@@ -135,7 +149,7 @@ def payload(steering: Steering, spans: Sequence[TokenSpan], prompt: int) -> str 
             f"mode {steering.mode!r} needs each row's attention mass before the factor is known, which takes a second "
             "attention pass that vLLM does not offer. Use a transformers: model, or mode 'pasta' or 'instaboost'."
         )
-    return Payload(tuple(spans), prompt, steering).to_json() if spans else None
+    return Payload.of(steering, spans, prompt).to_json() if spans else None
 
 
 def payloads(
@@ -175,17 +189,12 @@ def parse(text: str) -> Payload:
     prompt = data["prompt"]
     if not _whole(prompt) or prompt < 1:
         raise InputError(f"prompt is the number of the prompt's tokens, got {prompt!r}")
-    schedule = data.get("schedule", "both")
-    if schedule not in get_args(Schedule):
-        raise InputError(f"schedule is one of {', '.join(get_args(Schedule))}, got {schedule!r}")
-    # "instaboost" carries no rule about heads and no strength of its own: the spans have theirs
-    steering = Steering(
-        heads=data["heads"],
-        mode="instaboost",
-        exempt_generated=data.get("exempt_generated", False),
-        spare_sink=data.get("spare_sink", False),
-        schedule=schedule,
-    )
+    phase = data.get("phase", "both")
+    if phase not in get_args(Phase):
+        raise InputError(f"phase is one of {', '.join(get_args(Phase))}, got {phase!r}")
+    for name in ("exempt_generated", "keep_attention_sink"):
+        if not isinstance(data.get(name, False), bool):
+            raise InputError(f"{name} is true or false, got {data[name]!r}")
     spans, end = [], 0
     for span in data["spans"] if isinstance(data["spans"], list) else []:
         if not isinstance(span, list) or len(span) != 3 or not _whole(span[0]) or not _whole(span[1]):
@@ -198,8 +207,50 @@ def parse(text: str) -> Payload:
         spans.append(TokenSpan(span[0], span[1], float(factor)))
     if not spans:
         raise InputError("spans is a list of at least one [first token, one past the last, factor]")
-    return Payload(tuple(spans), prompt, steering)
+    return Payload(
+        tuple(spans),
+        prompt,
+        heads=None if data["heads"] is None else head_sets(data["heads"]),
+        exempt_generated=data.get("exempt_generated", False),
+        keep_attention_sink=data.get("keep_attention_sink", False),
+        phase=phase,
+    )
 
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def enabled(vllm_config: Any) -> bool:
+    """Whether an engine was started for steering."""
+    return isinstance(vllm_config.additional_config, dict) and vllm_config.additional_config.get(KEY) is not None
+
+
+def layers_of(vllm_config: Any) -> set[int]:
+    """The layers that an engine was started to steer.
+
+    Raises:
+        InputError: the option is malformed, or names a layer that the model does not have.
+    """
+    there = range(vllm_config.model_config.hf_text_config.num_hidden_layers)
+    options = vllm_config.additional_config[KEY]
+    if not isinstance(options, dict) or options.keys() - {"layers"}:
+        raise InputError(f'{KEY} takes {{}} or {{"layers": [0, 1, …]}}, got {options!r}')
+    layers = options.get("layers", list(there))
+    if not isinstance(layers, list) or not layers or not all(type(i) is int and i in there for i in layers):
+        raise InputError(f"layers is a list of layers from {there[0]} to {there[-1]}, got {layers!r}")
+    return set(layers)
+
+
+def steering_of(sampling_params: Any) -> Payload | None:
+    """What a request asks for, if it does.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    given = (getattr(sampling_params, "extra_args", None) or {}).get(KEY)
+    if given is None:
+        return None
+    if not isinstance(given, str):
+        raise InputError(f"not a string of JSON but {type(given).__name__}")
+    return parse(given)

@@ -19,7 +19,7 @@ WIDER = 8  # channels added to a head at most: six are used, and kernels want mu
 
 
 @dataclass
-class Plan:
+class SteeringPlan:
     """What is steered in a batch, in columns of the padded input.
 
     Attributes:
@@ -114,7 +114,7 @@ class Plan:
         return self._spread(gate, query)[:, :, None] * on
 
     def _scheduled(self) -> Tensor:
-        """Whether a row's schedule steers a query, [rows, queries]."""
+        """Whether a row's phase steers a query, [rows, queries]."""
         columns = self.decode.shape[1]
         decode = self.decode[:, self.past : self.past + self.queries]
         if self.at is not None:
@@ -124,7 +124,7 @@ class Plan:
             decode = functional.pad(decode, (0, behind), value=True)
         return torch.stack(
             [
-                torch.ones_like(row) if s is None or s.schedule == "both" else row if s.schedule == "decode" else ~row
+                torch.ones_like(row) if s is None or s.phase == "both" else row if s.phase == "decode" else ~row
                 for s, row in zip(self.rows, decode, strict=True)
             ]
         )
@@ -140,13 +140,13 @@ class Plan:
         return torch.where(on > 0, w, 1.0), torch.where(on > 0, u, 1.0)
 
 
-def plan(
+def plan_steering(
     model: PreTrainedModel,
     steering: Steering | Sequence[Steering | None] | None,
     spans: Sequence[Sequence[TokenSpan]],
     attention_mask: Tensor,
     prompt_tokens: Sequence[int] | None = None,
-) -> Plan:
+) -> SteeringPlan:
     """Lay spans and heads out over a padded batch.
 
     Args:
@@ -181,13 +181,13 @@ def plan(
         weights[i, a:b] = torch.tensor(key_log_weights(own, prompt, length[i], one))
         tail[i] = generated_log_weight(own, one)
         decode[i, a + prompt :] = True
-        if one.dynamic and one.spare_sink and own[0].start > 0:
+        if one.dynamic and one.keep_attention_sink and own[0].start > 0:
             sink[i, a] = 1
         for layer, chosen in one.check(model.config).items():
             gate = heads.setdefault(layer, torch.zeros(n, shape.num_attention_heads))
             gate[i, list(chosen)] = 1
     to = {"device": device}
-    return Plan(
+    return SteeringPlan(
         rows, {k: v.to(**to) for k, v in heads.items()}, weights.to(**to), tail.to(**to), sink.to(**to), decode.to(**to)
     )
 

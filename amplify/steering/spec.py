@@ -1,11 +1,11 @@
-"""Which heads are steered, how, and how strongly; and the profiles that were measured for a model."""
+"""What steering is asked for: a head set, a strength and a mode, saved as a profile; and the table of modes."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,11 +14,72 @@ import yaml
 
 from amplify import codec, files, resources
 from amplify.errors import DataError, InputError, UnknownNameError
-from amplify.plain import from_yaml
-from amplify.steering.modes import MODES
+from amplify.files import from_yaml
+from amplify.registry import Table, register
 from amplify.types import STRONGEST
 
-Schedule = Literal["both", "prefill", "decode"]
+
+@dataclass(frozen=True)
+class SteeringMode:
+    """How strongly a span's attention is multiplied: by a fixed weight, or by one that each row finds for itself.
+
+    Attributes:
+        description: one line.
+        weight: Steering -> the factor w > 0 of spans that name none.
+        factors: (psi, outside, Steering) -> w of each row, from its attention mass psi > 0 on the spans and the mass
+            outside them; arrays or tensors of one shape, to be used with arithmetic alone. 1 leaves a row as it is.
+            Modes with factors need a second look at a row's attention, which not every engine offers.
+        chosen_heads: whether the heads must be named, steering all of them being no use.
+    """
+
+    description: str
+    weight: Callable[[Steering], float] | None = None
+    factors: Callable[[Any, Any, Steering], Any] | None = None
+    chosen_heads: bool = False
+
+
+def _adopt(name: str, value: Any) -> SteeringMode:
+    if isinstance(value, SteeringMode):
+        if (value.weight is None) == (value.factors is None):
+            raise InputError(f"the steering mode {name!r} has either a weight or factors")
+        return value
+    if not callable(value):
+        raise InputError(f"the steering mode {name!r} is a function of a Steering, or a SteeringMode, not {value!r}")
+    return SteeringMode(next(iter((value.__doc__ or "").strip().splitlines()), ""), weight=value)
+
+
+MODES: Table[SteeringMode] = Table("steering_mode", _adopt)
+"""Every mode by name."""
+
+
+def _spotlight(psi: Any, outside: Any, steering: Steering) -> Any:
+    share = psi / (psi + outside)
+    below = (share < steering.target) * 1.0
+    return steering.target / share * below + (1.0 - below)
+
+
+def _target_mass(psi: Any, outside: Any, steering: Steering) -> Any:
+    some = (outside > 1e-30) * 1.0  # where there is nothing else, the mass is what it is
+    return steering.target * outside / (psi * (1 - steering.target)) * some + (1.0 - some)
+
+
+register(
+    "steering_mode", "pasta",
+    SteeringMode("the span's attention times 1/alpha, in chosen heads", lambda s: 1 / s.alpha, chosen_heads=True),
+)  # fmt: skip
+register(
+    "steering_mode", "instaboost", SteeringMode("the span's attention times exp(bonus)", lambda s: math.exp(s.bonus))
+)
+register(
+    "steering_mode", "spotlight",
+    SteeringMode("the span's attention raised to the target where it is below it", factors=_spotlight),
+)  # fmt: skip
+register(
+    "steering_mode", "target_mass", SteeringMode("the span's attention mass exactly the target", factors=_target_mass)
+)
+
+
+Phase = Literal["both", "prefill", "decode"]
 FORMAT = 1
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 
@@ -31,7 +92,7 @@ class Steering:
         heads: layer -> query heads, both counted from 0; None for every head of every layer. "pasta" wants them named
             (steering all heads is worse than none, arXiv 2311.02262).
         alpha: "pasta" scales attention outside the spans by this factor and renormalises; in (0, 1].
-        mode: the relative of the one formula, of `amplify.steering.modes.MODES`:
+        mode: the relative of the one formula, of `amplify.steering.spec.MODES`:
             "pasta", a span's attention times 1/alpha before the row is renormalised (the same as alpha outside);
             "instaboost", times exp(bonus);
             "spotlight", times target/psi in those rows whose attention mass psi on the spans is below `target`;
@@ -40,9 +101,9 @@ class Steering:
         target: attention mass on the spans, for "spotlight" and "target_mass"; in (0, 1).
         exempt_generated: the released PASTA code's way: generated (and scored continuation) tokens are not
             down-weighted. The default is the paper's: they count as outside.
-        spare_sink: the first token of the sequence, where idle heads park their attention, is not down-weighted; in
-            "spotlight" and "target_mass" it keeps exactly the mass that it had.
-        schedule: which query rows are steered: of the prompt ("prefill"), of generated and scored tokens ("decode"), or
+        keep_attention_sink: the first token of the sequence, where idle heads park their attention, is not
+            down-weighted; in "spotlight" and "target_mass" it keeps exactly the mass that it had.
+        phase: which query rows are steered: of the prompt ("prefill"), of generated and scored tokens ("decode"), or
             both.
         model: what is known of the model that the heads were measured on, compared by `check`; empty for any model.
         provenance: how a profile was measured; carried along, never interpreted.
@@ -54,15 +115,15 @@ class Steering:
     bonus: float = 2.0
     target: float = 0.3
     exempt_generated: bool = False
-    spare_sink: bool = False
-    schedule: Schedule = "both"
+    keep_attention_sink: bool = False
+    phase: Phase = "both"
     model: Mapping[str, Any] = field(default_factory=dict, compare=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         mode = MODES.find(str(self.mode))
-        if self.schedule not in get_args(Schedule):
-            raise UnknownNameError("steering schedule", str(self.schedule), get_args(Schedule))
+        if self.phase not in get_args(Phase):
+            raise UnknownNameError("steering phase", str(self.phase), get_args(Phase))
         if not is_number(self.alpha) or not 1 / STRONGEST <= self.alpha <= 1:
             raise InputError(f"alpha is a factor in (0, 1] and not below {1 / STRONGEST:g}, got {self.alpha!r}")
         if not is_number(self.target) or not 0 < self.target < 1:
@@ -70,7 +131,7 @@ class Steering:
         most = math.log(STRONGEST)
         if not is_number(self.bonus) or abs(self.bonus) > most:
             raise InputError(f"bonus is a number from -{most:.1f} to {most:.1f}, got {self.bonus!r}")
-        for name in ("exempt_generated", "spare_sink"):
+        for name in ("exempt_generated", "keep_attention_sink"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is true or false, got {getattr(self, name)!r}")
         if self.dynamic and self.exempt_generated:
@@ -88,7 +149,7 @@ class Steering:
                     f'{self.mode} steers chosen heads: Steering(heads={{layer: [head, …]}}) or Steering.load("PROFILE")'
                 )
             return
-        object.__setattr__(self, "heads", _heads(self.heads))
+        object.__setattr__(self, "heads", head_sets(self.heads))
 
     @property
     def dynamic(self) -> bool:
@@ -111,15 +172,7 @@ class Steering:
         Raises:
             InputError: a layer or head that the model does not have.
         """
-        per_layer = [heads] * layers if isinstance(heads, int) else list(heads)
-        if self.heads is None:
-            return {layer: tuple(range(n)) for layer, n in enumerate(per_layer)}
-        for layer, chosen in self.heads.items():
-            if layer >= layers:
-                raise InputError(f"steering names layer {layer}; this model has layers 0 to {layers - 1}")
-            if (top := max(chosen)) >= per_layer[layer]:
-                raise InputError(f"steering names head {top} of layer {layer}, which has 0 to {per_layer[layer] - 1}")
-        return dict(self.heads)
+        return resolve(self.heads, layers, heads)
 
     def check(self, config: Any, identity: Mapping[str, Any] | None = None) -> dict[int, tuple[int, ...]]:
         """The steered heads of a model, after making sure that they were meant for it.
@@ -250,7 +303,22 @@ def is_number(value: object) -> bool:
         return False
 
 
-def _heads(given: Any) -> dict[int, tuple[int, ...]]:
+def resolve(
+    named: Mapping[int, tuple[int, ...]] | None, layers: int, heads: int | Sequence[int]
+) -> dict[int, tuple[int, ...]]:
+    """See `Steering.resolve`."""
+    per_layer = [heads] * layers if isinstance(heads, int) else list(heads)
+    if named is None:
+        return {layer: tuple(range(n)) for layer, n in enumerate(per_layer)}
+    for layer, chosen in named.items():
+        if layer >= layers:
+            raise InputError(f"steering names layer {layer}; this model has layers 0 to {layers - 1}")
+        if (top := max(chosen)) >= per_layer[layer]:
+            raise InputError(f"steering names head {top} of layer {layer}, which has 0 to {per_layer[layer] - 1}")
+    return dict(named)
+
+
+def head_sets(given: Any) -> dict[int, tuple[int, ...]]:
     """Layers ascending, each with its heads ascending; JSON's string keys are accepted."""
     if not isinstance(given, Mapping) or not given:
         raise InputError(f"heads maps layers to their heads, e.g. {{3: [0, 5]}}, got {given!r}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from amplify.errors import AmplifyError, DataError, InputError
-from amplify.plain import from_json
+from amplify.files import from_json
 from amplify.types import Example
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -13,7 +13,7 @@ from typing import Any
 
 from amplify import resources
 from amplify.errors import DataError, InputError
-from amplify.plain import from_yaml
+from amplify.files import from_yaml
 from amplify.tasks.formats import FORMATS
 
 FIELDS = ("text", "label", "id", "split", "choices", "answers", "keep")

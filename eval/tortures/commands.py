@@ -42,7 +42,7 @@ MODULES = (
     "amplify.proxies",
     "amplify.proxies.training",
     "amplify.models.transformers",
-    "amplify.head_search.profile",
+    "amplify.head_search.search",
     "peft",
     "accelerate",
     "torch._dynamo",
@@ -163,7 +163,7 @@ def commands(models: Path) -> list[Command]:
             slow=True,
         ),
         Command(
-            "profile",
+            "heads",
             ("heads", "json_formatting", "-m", tiny, "--samples", "3", "--most", "4", "--out", "heads.yaml"),
             (".jsonl",),
             slow=True,

@@ -251,8 +251,8 @@ def _texts() -> Iterator[Target]:
         "prompt": 12,
         "heads": {"0": [1, 2], "3": [0]},
         "exempt_generated": True,
-        "spare_sink": False,
-        "schedule": "decode",
+        "keep_attention_sink": False,
+        "phase": "decode",
     }
 
     def steered(given: str) -> None:
@@ -330,7 +330,7 @@ def _profiles(work: Path) -> Target:
         "heads": {"0": [1, 2], "3": [0]},
         "alpha": 0.1,
         "mode": "pasta",
-        "schedule": "both",
+        "phase": "both",
         "model": {"name": "m", "layers": 4},
         "provenance": {"task": "t"},
     }

@@ -152,9 +152,9 @@ def _asked(children: Children, way: Way, models: Path, server: FakeServer, folde
 
 def hasten() -> None:
     """In a child: waits between tries are a tenth of what they are, at most a second."""
-    from amplify.models import retry
+    from amplify.models import server
 
-    retry.FIRST_WAIT, retry.LONGEST_WAIT = retry.FIRST_WAIT / 10, 1.0
+    server.FIRST_WAIT, server.LONGEST_WAIT = server.FIRST_WAIT / 10, 1.0
 
 
 def _said(prompt: str) -> str:

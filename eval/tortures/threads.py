@@ -62,7 +62,7 @@ def calls(setting: Setting) -> list[tuple[str, Callable[[], Any]]]:
     draw = random.Random(setting.seed)
     pasta = Steering(heads={0: (0, 1), 2: (3,)}, alpha=0.05)
     everywhere = Steering(mode="instaboost", bonus=1.5)
-    aimed = Steering(mode="target_mass", target=0.4, spare_sink=True)
+    aimed = Steering(mode="target_mass", target=0.4, keep_attention_sink=True)
 
     def sentence() -> str:
         return " ".join(draw.choices(TEXT.split(), k=draw.randint(3, 14)))

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from amplify.cli import cli
 from amplify.errors import InputError, RunError
-from amplify.head_search.profile import find_heads, items_of
+from amplify.head_search.search import HeadSearch, find_heads, items_of
 from amplify.models import load_model
 from amplify.steering import Steering
 from amplify.tasks import load_task
@@ -54,7 +54,9 @@ def test_items_behind_shots_that_are_not_the_sample(tiny_lm):
 
 def test_profiles_are_found_saved_and_loaded(tiny_lm, facts, tmp_path):
     model = load_model(f"transformers:{tiny_lm}", dtype="float32")
-    found = find_heads([facts], model, samples=6, joint_samples=3, most=4, block=2, record=tmp_path / "r.jsonl")
+    found = find_heads(
+        [facts], model, HeadSearch(samples=6, joint_samples=3, most=4, block=2), record=tmp_path / "r.jsonl"
+    )
     found.steering.save(tmp_path / "p.yaml")
     loaded = Steering.load(tmp_path / "p.yaml")
     assert loaded == found.steering
@@ -64,7 +66,7 @@ def test_profiles_are_found_saved_and_loaded(tiny_lm, facts, tmp_path):
     assert "sha256" in loaded.model
     model.generate([Prompt(text="a b", emphasis=(Span(0, 1),))], Sampling(max_tokens=2), steering=loaded)
     with pytest.raises(RunError, match="other settings"):
-        find_heads([facts], model, samples=5, record=tmp_path / "r.jsonl")
+        find_heads([facts], model, HeadSearch(samples=5), record=tmp_path / "r.jsonl")
     with pytest.raises(InputError, match="at least one task"):
         find_heads([], model)
     with pytest.raises(InputError, match="twice"):

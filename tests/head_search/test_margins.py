@@ -32,7 +32,8 @@ def counting(layer):
 
 @pytest.mark.parametrize("alpha", [0.01, 0.5])
 @pytest.mark.parametrize(
-    "options", [{}, {"exempt_generated": True}, {"spare_sink": True}, {"mode": "instaboost"}, {"schedule": "decode"}]
+    "options",
+    [{}, {"exempt_generated": True}, {"keep_attention_sink": True}, {"mode": "instaboost"}, {"phase": "decode"}],
 )
 def test_packed_margins_equal_steered_scoring(tiny_lm, alpha, options):
     """The shortcuts (common prefix, shared trunk, skipped layers, head sets as rows) change round-off only: 1e-4."""
@@ -46,7 +47,7 @@ def test_packed_margins_equal_steered_scoring(tiny_lm, alpha, options):
         with counting(model.module.model.layers[0]) as runs:
             measure(0, [frozenset({(2, 1)})])
         assert runs == []  # what stands below the lowest head is not computed again
-    if steering.schedule == "both":  # and the heads do differ
+    if steering.phase == "both":  # and the heads do differ
         assert len({round(m, 3) for m in Margins(model, [item()], steering)(0, sets)}) > 8
     model.close()
 

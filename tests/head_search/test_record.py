@@ -7,8 +7,7 @@ from profiling_samples import item
 
 from amplify.errors import RunError
 from amplify.head_search.margins import Margins
-from amplify.head_search.record import Recorded
-from amplify.head_search.search import exhaustive
+from amplify.head_search.search import Recorded, exhaustive
 from amplify.models import load_model
 from amplify.steering import Steering
 

@@ -180,7 +180,7 @@ def test_shots_come_from_validation_where_there_is_no_train(sentiment: Task) -> 
 
 
 def test_nearest_shots_stand_last(sentiment: Task, tiny_encoder: Path, tmp_path: Path) -> None:
-    from amplify.embeddings import Embedder
+    from amplify.retrieval import Embedder
 
     model = ScriptedModel(reply=by_word)
     program = make("few_shot_knn", shots=3, embedder=str(tiny_encoder)).fit(sentiment, model, 0)

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import amplify
-from amplify import Prompt, Proxy, Sampling, Steering, TransformersModel, load_model, parse_emphasis, pretrained
+from amplify import Prompt, Proxy, Sampling, Steering, TransformersModel, load_model, parse_emphasis
 from amplify.errors import DataError, InputError, ModelError, UnknownNameError
+from amplify.models import pretrained
 from amplify.types import Example
 
 TEXT = "Great phone, terrible battery. The answer is"
@@ -333,7 +334,7 @@ def test_completions_carry_log_probabilities(model: Any, sampling: Sampling) -> 
     found = model.generate(PROMPTS, sampling)
     for prompt, one in zip(PROMPTS, found, strict=True):
         assert len(one.logprobs.logprobs) == one.completion_tokens
-        ids = amplify.models.text.encode(model.tokenizer, amplify.models.text.render(prompt, model.tokenizer))
+        ids = amplify.models.chat.encode(model.tokenizer, amplify.models.chat.render(prompt, model.tokenizer))
         with torch.inference_mode():
             logits = model.module(torch.tensor([[*ids, *one.logprobs.token_ids]])).logits[0].log_softmax(-1)
         want = [float(logits[len(ids) - 1 + i, t]) for i, t in enumerate(one.logprobs.token_ids)]

@@ -13,7 +13,7 @@ import pytest
 
 from amplify import Prompt, Sampling
 from amplify.errors import CapabilityError, ContextLengthError, InputError, ModelError
-from amplify.models import ScoringModel, load_model, retry
+from amplify.models import ScoringModel, load_model, server
 from amplify.models.openai import OpenAIModel
 
 ASK = [Prompt(messages=({"role": "user", "content": f"question {i}"},)) for i in range(6)]
@@ -80,7 +80,7 @@ class Fake:
 
 @pytest.fixture
 def serve(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(server, "FIRST_WAIT", 0.01)
     running = []
 
     def start(reply=lambda server, path, body, number: chat(body)):
@@ -220,7 +220,7 @@ def test_switches_of_the_template_are_sent_or_used_here(serve, tiny_lm):
     assert fake.seen[0][1]["chat_template_kwargs"] == {"enable_thinking": False}
     from transformers import AutoTokenizer
 
-    from amplify.models.text import render, switch_template
+    from amplify.models.chat import render, switch_template
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
     tokenizer.chat_template = "{{ messages[0].content }}{{ '' if enable_thinking is false else '<think>' }}"
@@ -251,10 +251,10 @@ def test_429_is_tried_again_after_the_time_that_the_server_asks_for(serve):
 
 
 def test_waits_grow_stay_capped_and_are_spread():
-    assert [retry.backoff(n, None, lambda: 1.0) for n in (1, 2, 3, 20)] == [0.5, 1.0, 2.0, retry.LONGEST_WAIT]
-    assert retry.backoff(3, None, lambda: 0.0) == 1.0
-    assert retry.backoff(1, 5.0, lambda: 0.0) == 5.0
-    assert retry.backoff(1, 9e9, lambda: 0.0) == retry.LONGEST_WAIT
+    assert [server.backoff(n, None, lambda: 1.0) for n in (1, 2, 3, 20)] == [0.5, 1.0, 2.0, server.LONGEST_WAIT]
+    assert server.backoff(3, None, lambda: 0.0) == 1.0
+    assert server.backoff(1, 5.0, lambda: 0.0) == 5.0
+    assert server.backoff(1, 9e9, lambda: 0.0) == server.LONGEST_WAIT
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_waits_grow_stay_capped_and_are_spread():
 )
 def test_retry_after_may_be_a_date(serve, monkeypatch, headers, after):
     asked = []
-    monkeypatch.setattr(retry, "backoff", lambda attempt, after: asked.append(after) or 0.0)
+    monkeypatch.setattr(server, "backoff", lambda attempt, after: asked.append(after) or 0.0)
     monkeypatch.setattr(time, "time", lambda: 1_000_000_000.5)
     fake = serve(lambda s, path, body, n: (429, headers, "{}") if n == 1 else chat(body))
     assert connect(fake).generate(ASK[:1], Sampling())[0].text == "question 0"

@@ -10,7 +10,7 @@ import pytest
 import amplify
 from amplify.errors import CapabilityError, InputError, ModelError, UnknownNameError
 from amplify.evaluation import evaluate
-from amplify.models import MODELS, LanguageModel, ScoringModel, SimpleModel, load_model, simple
+from amplify.models import MODELS, LanguageModel, ScoringModel, SimpleModel, base, load_model
 from amplify.registry import table
 from amplify.steering import Steering
 from amplify.types import Prompt, Sampling, TokenLogProbs
@@ -50,7 +50,7 @@ class Scoring(Parrot):
 
 
 def test_the_example_of_the_docstring_runs() -> None:
-    assert doctest.testmod(simple).failed == 0
+    assert doctest.testmod(base).failed == 0
 
 
 def test_a_class_is_a_kind_of_model(own: Callable[[str], None]) -> None:

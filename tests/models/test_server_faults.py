@@ -15,7 +15,7 @@ from fake_server import FAULTS, PLAIN_FIELDS, FakeServer
 import amplify
 from amplify import Prompt, Sampling
 from amplify.errors import AmplifyError, DataError, InputError, ModelError, RunError
-from amplify.models import ScoringModel, load_model, retry
+from amplify.models import ScoringModel, load_model, server
 from amplify.redaction import keep_secret, redact, redact_fields
 
 pytestmark = pytest.mark.timeout(120)
@@ -29,7 +29,7 @@ SLOW = {"hang", "drip", "drip_headers", "blanks"}
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(server, "FIRST_WAIT", 0.001)
 
 
 def connect(server, **options):

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers as t
 
-from amplify.models.packed import PackedModel
-from amplify.models.speculation import speculate
+from amplify.models.tree.forward import Limits, PackedModel
+from amplify.models.tree.speculative import speculate
 
 VOCAB = 40
 SIZE: dict[str, Any] = {
@@ -53,7 +53,9 @@ def family(seed: int) -> list[tuple[int, ...]]:
     return [*some, stem[:1], stem[:7], stem, some[0]]
 
 
-def run(model: Any, prompts: list[tuple[int, ...]], propose: Any, **options: Any) -> tuple[list[Any], list[int]]:
+def run(
+    model: Any, prompts: list[tuple[int, ...]], propose: Any, *, budget: int = 10_000, chunk: int = 64, first: int = 2
+) -> tuple[list[Any], list[int]]:
     """Answers and steps of each prompt."""
     answers: dict[int, tuple[int, ...]] = {}
     steps: dict[int, int] = {}
@@ -68,7 +70,9 @@ def run(model: Any, prompts: list[tuple[int, ...]], propose: Any, **options: Any
         propose=propose,
         complete=lambda i, new: len(new) == LENGTH,
         done=done,
-        **{"room": 3 * LENGTH, "first": 2, "budget": 10_000, "chunk": 64} | options,
+        room=3 * LENGTH,
+        first=first,
+        limits=Limits(budget, chunk),
     )
     return [answers[i] for i in range(len(prompts))], [steps[i] for i in range(len(prompts))]
 

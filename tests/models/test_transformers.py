@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from amplify.errors import ContextLengthError, DataError, InputError, ModelError, UnknownNameError
-from amplify.models import LocalModel, ScoringModel, load_model, text
-from amplify.models.tree import TokenTree
+from amplify.models import LocalModel, ScoringModel, chat, load_model
+from amplify.models.tree.tree import TokenTree
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 SHOTS = "Great phone, terrible battery. The answer is positive.\nWhich is bad? The answer is negative.\n" * 3
@@ -36,8 +36,8 @@ def plain_score(model: Any, prompt: Prompt, continuation: str) -> list[float]:
     """One full forward pass for one pair."""
     import torch
 
-    rendered = text.render(prompt, model.tokenizer)
-    ids, start = text.encode_with_target(model.tokenizer, rendered, continuation)
+    rendered = chat.render(prompt, model.tokenizer)
+    ids, start = chat.encode_with_target(model.tokenizer, rendered, continuation)
     with torch.inference_mode():
         logits = model.module(torch.tensor([ids])).logits[0].float().log_softmax(-1)
     return [float(logits[i - 1, ids[i]]) for i in range(start, len(ids))]
@@ -47,7 +47,7 @@ def plain_generate(model: Any, prompt: Prompt, max_tokens: int) -> str:
     """transformers' own greedy generation, alone, without padding; a character cut in half is left out."""
     import torch
 
-    ids = text.encode(model.tokenizer, text.render(prompt, model.tokenizer))
+    ids = chat.encode(model.tokenizer, chat.render(prompt, model.tokenizer))
     out = model.module.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=max_tokens, do_sample=False
     )
@@ -76,7 +76,7 @@ def test_score_equals_one_forward_per_pair(model: Any) -> None:
         close(scored, plain_score(model, prompt, label))
         assert "".join(scored.tokens).endswith(label)
         assert [model.tokenizer.decode([i]) for i in scored.token_ids] == list(scored.tokens)
-        total += len(text.encode_with_target(model.tokenizer, text.render(prompt, model.tokenizer), label)[0])
+        total += len(chat.encode_with_target(model.tokenizer, chat.render(prompt, model.tokenizer), label)[0])
     assert used.calls == len(pairs)
     assert used.prompt_tokens + used.completion_tokens == total
     assert used.forwarded_tokens < total / 4
@@ -148,7 +148,7 @@ def test_sampling_follows_the_seed_and_each_prompt_has_its_own(model: Any) -> No
 def test_sampling_draws_from_the_models_distribution() -> None:
     import torch
 
-    from amplify.models.decoding import choose
+    from amplify.models.tree.decode import choose
 
     logits = torch.tensor([[2.0, 0.5, -1.0, 1.0, -20.0]])
     count = 20000
@@ -262,7 +262,7 @@ def test_describe_and_close(tiny_lm: Path) -> None:
 
 
 def _ids(model: Any, prompt: Prompt) -> tuple[int, ...]:
-    return tuple(text.encode(model.tokenizer, text.render(prompt, model.tokenizer)))
+    return tuple(chat.encode(model.tokenizer, chat.render(prompt, model.tokenizer)))
 
 
 @pytest.mark.real

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amplify.errors import CapabilityError, InputError
-from amplify.models.tree import TokenTree, plan, trie
+from amplify.models.tree.tree import TokenTree, plan_tree, trie
 
 VOCAB = 97
 TOLERANCE = 1e-4
@@ -130,11 +130,11 @@ def random_tree(rng: random.Random, nodes: int, *, hidden: bool = False, moved: 
 
 
 def compare(model: Any, tree: TokenTree, chunk: int) -> None:
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
 
     packed = PackedModel(model)
     wanted = [n for n in range(1, len(tree.segments)) if tree.segments[n]]
-    laid = plan(tree, wanted)
+    laid = plan_tree(tree, wanted)
     flat = packed.log_probs(laid, chunk)
     assert packed.forwarded == len(laid.ids)  # each needed token once, nothing padded
     expected = [value for n in wanted for value in brute(model, tree, n)]
@@ -163,13 +163,13 @@ def test_eager_attention_agrees() -> None:
 
 
 def test_hiding_changes_the_result() -> None:
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
 
     packed = PackedModel(build("llama"))
     segments, parents = ((5, 6), (7, 8), (9,)), (-1, 0, 1)
-    seen = packed.log_probs(plan(TokenTree(segments, parents), [2]), 100)
-    unseen = packed.log_probs(plan(TokenTree(segments, parents, {2: frozenset({1})}), [2]), 100)
-    direct = packed.log_probs(plan(TokenTree(((5, 6), (9,)), (-1, 0)), [1]), 100)
+    seen = packed.log_probs(plan_tree(TokenTree(segments, parents), [2]), 100)
+    unseen = packed.log_probs(plan_tree(TokenTree(segments, parents, {2: frozenset({1})}), [2]), 100)
+    direct = packed.log_probs(plan_tree(TokenTree(((5, 6), (9,)), (-1, 0)), [1]), 100)
     assert abs(seen - unseen)[0] > 0.01
     # the first token of node 2 is read from the last token that it sees, which saw nothing hidden
     np.testing.assert_allclose(unseen, direct, atol=TOLERANCE)
@@ -177,14 +177,14 @@ def test_hiding_changes_the_result() -> None:
 
 @pytest.mark.parametrize(("kind", "reason"), [("bloom", "takes no position_ids"), ("mamba", "linear_attention layers")])
 def test_architectures_that_cannot_be_packed_are_refused_with_a_reason(kind: str, reason: str) -> None:
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
 
     with pytest.raises(CapabilityError, match=reason):
         PackedModel(build(kind))
 
 
 def test_a_model_that_ignores_the_mask_is_found_out() -> None:
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
 
     model = build("llama")
     forward = model.model.forward
@@ -198,7 +198,7 @@ def test_a_model_that_ignores_the_mask_is_found_out() -> None:
 
 
 def test_longrope_has_its_limit() -> None:
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
 
     packed = PackedModel(build("phi3-longrope"))
     assert packed.rope_limit == 64
@@ -207,15 +207,15 @@ def test_longrope_has_its_limit() -> None:
 
 def test_memory_bound_is_one_path_and_one_chunk() -> None:
     """A comb of many long branches: the cache never holds more than the path and the chunk."""
-    from amplify.models.caches import PathLayer
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
+    from amplify.models.tree.kv_cache import BranchCacheLayer
 
     packed = PackedModel(build("llama"))
     branches = 40
     segments = [(3,) * 10, *(tuple(4 + (b + i) % 50 for i in range(20)) for b in range(branches))]
     tree = TokenTree(tuple(segments), (-1, *([0] * branches)))
     most = 0
-    update = PathLayer.update
+    update = BranchCacheLayer.update
 
     def watch(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal most
@@ -223,22 +223,22 @@ def test_memory_bound_is_one_path_and_one_chunk() -> None:
         most = max(most, result[0].shape[2])
         return result
 
-    PathLayer.update = watch  # type: ignore[method-assign]
+    BranchCacheLayer.update = watch  # type: ignore[method-assign]
     try:
-        packed.log_probs(plan(tree, range(1, branches + 1)), chunk=16)
+        packed.log_probs(plan_tree(tree, range(1, branches + 1)), chunk=16)
     finally:
-        PathLayer.update = update  # type: ignore[method-assign]
+        BranchCacheLayer.update = update  # type: ignore[method-assign]
     assert 16 < most <= 10 + 20 + 16
     assert sum(map(len, segments)) > 10 * most
 
 
 def test_path_lengths_and_passes() -> None:
     """Lengths are those of the paths; keys held around a pass count, at no more than a quarter of its tokens."""
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
 
     rng = random.Random(5)
     tree = random_tree(rng, 60)
-    laid = plan(tree, [n for n in range(1, len(tree.segments)) if tree.segments[n]])
+    laid = plan_tree(tree, [n for n in range(1, len(tree.segments)) if tree.segments[n]])
     lengths = laid.path_lengths()
     assert lengths.tolist() == [len(laid.path(i)) for i in range(len(laid.ids) + 1)]
     packed = PackedModel(build("llama"))
@@ -255,7 +255,7 @@ def test_path_lengths_and_passes() -> None:
 @pytest.mark.parametrize("scale", [None, 0.5])
 def test_head_in_pieces(scale: float | None) -> None:
     """Few rows of logits at once; a model that does more to its logits than its head is run whole."""
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
 
     model = build("llama")
     if scale is not None:
@@ -271,7 +271,7 @@ def test_head_in_pieces(scale: float | None) -> None:
     packed = PackedModel(model)
     assert (packed.head is None) == (scale is not None)
     tree = random_tree(random.Random(11), 20)
-    laid = plan(tree, [n for n in range(1, len(tree.segments)) if tree.segments[n]])
+    laid = plan_tree(tree, [n for n in range(1, len(tree.segments)) if tree.segments[n]])
     whole = packed.log_probs(laid, 1000)
     rows: list[int] = []
     logits = packed.logits
@@ -301,14 +301,14 @@ def test_wanted_logits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     packed.forward = watch  # type: ignore[method-assign]
     tree = TokenTree(((3, 4), tuple(range(5, 25))), (-1, 0))
-    packed.log_probs(plan(tree, [1]), 1000)
+    packed.log_probs(plan_tree(tree, [1]), 1000)
     assert max(seen) == 3
     assert sum(seen) == 20
 
 
 def test_tokens_that_predict_nothing_are_not_forwarded() -> None:
     tree = TokenTree(((1, 2, 3), (4,), (5, 6), (7, 8, 9)), (-1, 0, 0, 0))
-    laid = plan(tree, [1, 2])
+    laid = plan_tree(tree, [1, 2])
     assert laid.ids.tolist() == [1, 2, 3, 5]
     assert laid.read_at.tolist() == [2, 2, 3]
     assert laid.targets.tolist() == [4, 5, 6]
@@ -331,7 +331,7 @@ def test_bad_trees_are_refused(arguments: Any, message: str) -> None:
 @pytest.mark.parametrize(("wanted", "message"), [(9, "is wanted"), (1, "holds no token"), (0, "no token before")])
 def test_bad_wishes_are_refused(wanted: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        plan(TokenTree(((1,), ()), (-1, 0)), [wanted])
+        plan_tree(TokenTree(((1,), ()), (-1, 0)), [wanted])
 
 
 @settings(max_examples=200, deadline=None)
@@ -350,31 +350,31 @@ def test_trie_holds_every_sequence_and_every_prefix_once(sequences: list[tuple[i
 def test_a_deep_tree_needs_no_recursion() -> None:
     depth = 3000
     tree = TokenTree(((1,),) * depth, tuple(range(-1, depth - 1)))
-    assert len(plan(tree, [depth - 1]).ids) == depth - 1
+    assert len(plan_tree(tree, [depth - 1]).ids) == depth - 1
 
 
 @pytest.mark.skipif(not os.environ.get("AMPLIFY_TEST_CUDA"), reason="set AMPLIFY_TEST_CUDA=1 on a machine with a GPU")
 def test_cuda_agrees_with_cpu() -> None:
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
 
     tree = random_tree(random.Random(1), 25, hidden=True)
     wanted = [n for n in range(1, 25) if tree.segments[n]]
     model = build("llama")
-    here = PackedModel(model).log_probs(plan(tree, wanted), 8)
-    there = PackedModel(model.cuda()).log_probs(plan(tree, wanted), 8)
+    here = PackedModel(model).log_probs(plan_tree(tree, wanted), 8)
+    there = PackedModel(model.cuda()).log_probs(plan_tree(tree, wanted), 8)
     np.testing.assert_allclose(here, there, atol=1e-3)  # TF32 off; other kernels, other order of sums
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_the_last_block_works_for_what_is_read_alone(kind: str) -> None:
     """Where the model has such a block. What is read stays the same (see `compare`); the model is left as it was."""
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
 
     model = build(kind)
     packed = PackedModel(model)
     tree = random_tree(random.Random(2), 12)
     wanted = [n for n in range(1, len(tree.segments)) if tree.segments[n]][-3:]
-    laid = plan(tree, wanted)
+    laid = plan_tree(tree, wanted)
     block = packed.last if packed.last is not None else model.get_decoder().h[-1].mlp
     rows = 0
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from amplify.batching import batches
 from amplify.cli import cli
 from amplify.errors import ContextLengthError, DataError, InputError, ModelError
+from amplify.models.pretrained import batches
 from amplify.proxies import CARD, list_proxies, load_proxy, train_proxy
 from amplify.tasks import Task, load_task
 from amplify.types import Example
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_no_half_proxy(kept_proxy, tmp_path):
     """A limit on file size stands for the full disk: the operating system really refuses the write."""
     import resource
 
-    from amplify.proxies.folders import read_card, write
+    from amplify.proxies.training import read_card, write
 
     proxy, card = load_proxy(kept_proxy), read_card(kept_proxy)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_no_half_proxy(kept_proxy, tmp_path):
 
 
 def test_labels_that_differ_by_case_find_their_own_columns():
-    from amplify.proxies.folders import columns_of
+    from amplify.proxies.training import columns_of
 
     assert columns_of(["may", "May"], {0: "May", 1: "may"}) == [1, 0]
     assert columns_of(["good", "bad"], {0: "BAD", 1: "GOOD"}) == [1, 0]

@@ -11,9 +11,9 @@ import torch
 import amplify
 from amplify import templates
 from amplify.errors import CapabilityError, InputError
+from amplify.models.chat import encode_with_target, render
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel, plain_text
-from amplify.models.text import encode_with_target, render
-from amplify.models.tree import common_prefix
+from amplify.models.tree.tree import common_prefix
 from amplify.shapley.exact import all_coalitions
 from amplify.shapley.sampling import prefixes
 from amplify.sources.context import Context, in_place, select
@@ -151,7 +151,7 @@ def test_votes_equal_naive(context, model, engine, order) -> None:  # type: igno
 
 
 def test_what_stays_in_memory_is_one_chunk_and_one_path(tiny_lm, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from amplify.models.packed import PackedModel
+    from amplify.models.tree.forward import PackedModel
 
     held: list[int] = []
     original = PackedModel.forward

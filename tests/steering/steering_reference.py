@@ -22,10 +22,10 @@ def edit(probabilities, steering, spans, prompt):
     for a, b, _ in spans:
         inside[a:b] = True
     rows = torch.arange(queries)
-    on = {"both": rows >= 0, "prefill": rows < prompt, "decode": rows >= prompt}[steering.schedule]
+    on = {"both": rows >= 0, "prefill": rows < prompt, "decode": rows >= prompt}[steering.phase]
     new = probabilities.double().clone()
     spared = torch.zeros(keys, dtype=torch.bool)
-    if steering.spare_sink and not inside[0]:
+    if steering.keep_attention_sink and not inside[0]:
         spared[0] = True
     if steering.mode in ("pasta", "instaboost"):
         own = 1 / steering.alpha if steering.mode == "pasta" else math.exp(steering.bonus)

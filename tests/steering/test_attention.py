@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from amplify.errors import InputError
 from amplify.steering import Steering
-from amplify.steering.attention import steered
+from amplify.steering.attention import steered_by
 from amplify.steering.formula import TokenSpan
-from amplify.steering.plan import plan
+from amplify.steering.plan import plan_steering
 
 # float32 attention summed in another order differs by about 1e-6; 1e-4 is the figure promised to users
 TOLERANCE = 1e-4
@@ -59,11 +59,11 @@ ROWS = [
     (11, [(3, 6, None)], PASTA),
     (17, [(2, 4, None), (6, 9, 3.0), (12, 15, 0.2)], replace(PASTA, heads={1: (2,), 2: (0, 1)})),
     (14, [], None),
-    (9, [(0, 2, None)], replace(PASTA, exempt_generated=True, schedule="prefill")),
-    (12, [(4, 8, None)], replace(PASTA, alpha=0.1, spare_sink=True, schedule="decode")),
+    (9, [(0, 2, None)], replace(PASTA, exempt_generated=True, phase="prefill")),
+    (12, [(4, 8, None)], replace(PASTA, alpha=0.1, keep_attention_sink=True, phase="decode")),
     (10, [(5, 7, None)], Steering(mode="instaboost", bonus=1.5)),
     (13, [(1, 5, None)], Steering(heads=HEADS, mode="spotlight", target=0.6)),
-    (15, [(2, 4, None), (8, 9, None)], Steering(heads=HEADS, mode="target_mass", target=0.4, spare_sink=True)),
+    (15, [(2, 4, None), (8, 9, None)], Steering(heads=HEADS, mode="target_mass", target=0.4, keep_attention_sink=True)),
 ]
 
 
@@ -108,7 +108,7 @@ def test_prompt_and_decoded_tokens_match_the_reference(kind, attention):
     ids, mask, spans = batch()
     width = ids.shape[1]
     steering = [s for *_, s in ROWS]
-    with torch.no_grad(), steered(model, plan(model, steering, spans, mask)):
+    with torch.no_grad(), steered_by(model, plan_steering(model, steering, spans, mask)):
         common = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
         out = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, **common)
         positions = (mask.cumsum(1) - 1).clamp(min=0)  # GPT-2 counts padding otherwise
@@ -127,7 +127,7 @@ def test_short_padded_prompts():
     model, independent = build("llama", "sdpa"), build("llama", "eager")
     rows = [(4, [(1, 2, None)], PASTA), (2, [(0, 1, 3.0)], PASTA), (3, [], None)]
     ids, mask, spans = batch(rows)
-    with torch.no_grad(), steered(model, plan(model, [s for *_, s in rows], spans, mask)):
+    with torch.no_grad(), steered_by(model, plan_steering(model, [s for *_, s in rows], spans, mask)):
         got = model(ids, attention_mask=mask).logits.log_softmax(-1)
     check(model, independent, ids, [got[i, 4 - n :] for i, (n, *_) in enumerate(rows)], rows, 4)
 
@@ -141,7 +141,7 @@ def test_chunked_prefill_and_static_cache():
     ids, mask, spans = batch(rows)
     for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=40)):
         got = []
-        with torch.no_grad(), steered(model, plan(model, [PASTA], spans, mask)):
+        with torch.no_grad(), steered_by(model, plan_steering(model, [PASTA], spans, mask)):
             for a, b in ((0, 4), (4, 5), (5, 11)):
                 got.append(model(ids[:, a:b], past_key_values=cache, use_cache=True).logits[0])
         check(model, independent, ids, [torch.cat(got).log_softmax(-1)], rows, ids.shape[1])
@@ -150,10 +150,10 @@ def test_chunked_prefill_and_static_cache():
 def test_scored_tokens_count_as_generated():
     """The prompt ends before the row does: the rest is a continuation, in one forward pass."""
     model, independent = build("llama", "sdpa"), build("llama", "eager")
-    for steering in (PASTA, replace(PASTA, exempt_generated=True), replace(PASTA, schedule="decode")):
+    for steering in (PASTA, replace(PASTA, exempt_generated=True), replace(PASTA, phase="decode")):
         rows = [(11, [(3, 6, None)], steering)]
         ids, mask, spans = batch(rows)
-        with torch.no_grad(), steered(model, plan(model, steering, spans, mask, prompt_tokens=[7])):
+        with torch.no_grad(), steered_by(model, plan_steering(model, steering, spans, mask, prompt_tokens=[7])):
             got = model(ids, attention_mask=mask).logits[0].log_softmax(-1)
         expected = reference_logprobs(independent, ids[0].tolist(), steering, [(3, 6, None)], 7)
         assert (got - expected).abs().max() <= TOLERANCE
@@ -164,10 +164,10 @@ def test_beams_and_samples_keep_their_rows():
     rows = ROWS[:3]
     ids, mask, spans = batch(rows)
     width = ids.shape[1]
-    p = plan(model, [s for *_, s in rows], spans, mask)
+    p = plan_steering(model, [s for *_, s in rows], spans, mask)
     common = {"attention_mask": mask, "max_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
     torch.manual_seed(1)
-    with torch.no_grad(), steered(model, p):
+    with torch.no_grad(), steered_by(model, p):
         samples = model.generate(ids, do_sample=True, num_return_sequences=2, **common)
         beams = model.generate(ids, num_beams=3, do_sample=False, output_scores=True, **common)
     logprobs = torch.stack(samples.logits, 1).log_softmax(-1)
@@ -193,8 +193,8 @@ def test_bfloat16_stays_within_its_own_rounding():
     for on in (False, True):
         logits = []
         for m in (model, exact):
-            p = plan(m, rows[0][2] if on else None, spans, mask)
-            with torch.no_grad(), steered(m, p):
+            p = plan_steering(m, rows[0][2] if on else None, spans, mask)
+            with torch.no_grad(), steered_by(m, p):
                 logits.append(m(ids, attention_mask=mask).logits[0].float().log_softmax(-1))
         gap[on] = (logits[0] - logits[1]).abs().mean().item()
     assert gap[True] < 2 * gap[False]
@@ -204,15 +204,15 @@ def test_the_block_leaves_no_trace_after_an_error():
     model = build("llama", "sdpa")
     ids, mask, spans = batch(ROWS[:1])
     before = model(ids).logits
-    p = plan(model, PASTA, spans, mask)
+    p = plan_steering(model, PASTA, spans, mask)
 
     def fails():
         model(ids)
-        with pytest.raises(InputError, match="steered already"), steered(model, p):
+        with pytest.raises(InputError, match="steered already"), steered_by(model, p):
             pass
         raise RuntimeError("boom")
 
-    with pytest.raises(RuntimeError, match="boom"), steered(model, p):
+    with pytest.raises(RuntimeError, match="boom"), steered_by(model, p):
         fails()
     assert model.config._attn_implementation == "sdpa"
     assert not model.get_decoder()._forward_pre_hooks
@@ -222,7 +222,7 @@ def test_the_block_leaves_no_trace_after_an_error():
 def test_plain_rows_and_unmarked_batches():
     model = build("llama", "sdpa")
     _, mask, _ = batch(ROWS[:1])
-    with steered(model, plan(model, PASTA, [[]], mask)):
+    with steered_by(model, plan_steering(model, PASTA, [[]], mask)):
         assert model.config._attn_implementation == "sdpa"  # nothing marked: the plain path
 
 
@@ -230,7 +230,7 @@ def test_gradients_flow():
     model = build("llama", "sdpa")
     ids, mask, spans = batch(ROWS[:1])
     embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
-    with steered(model, plan(model, PASTA, spans, mask)):
+    with steered_by(model, plan_steering(model, PASTA, spans, mask)):
         model(inputs_embeds=embedded, attention_mask=mask).logits.sum().backward()
     assert embedded.grad.abs().sum() > 0
 
@@ -240,19 +240,22 @@ def test_what_cannot_be_steered_says_why():
     gptj = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("gptj", vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, rotary_dim=4)
     )
-    with pytest.raises(InputError, match="attention interface"), steered(gptj, plan(gptj, PASTA, spans, mask)):
+    with (
+        pytest.raises(InputError, match="attention interface"),
+        steered_by(gptj, plan_steering(gptj, PASTA, spans, mask)),
+    ):
         pass
     model = build("gemma2", "sdpa")
     model.config._attn_implementation_internal = "flash_attention_2"
-    with pytest.raises(InputError, match="behind the cap"), steered(model, plan(model, PASTA, spans, mask)):
+    with pytest.raises(InputError, match="behind the cap"), steered_by(model, plan_steering(model, PASTA, spans, mask)):
         pass
     llama = build("llama", "sdpa")
     with pytest.raises(InputError, match="layer 9"):
-        plan(llama, Steering(heads={9: [0]}), spans, mask)
+        plan_steering(llama, Steering(heads={9: [0]}), spans, mask)
     with pytest.raises(InputError, match="outside the prompt"):
-        plan(llama, PASTA, [[TokenSpan(3, 12, 100.0)]], mask)
+        plan_steering(llama, PASTA, [[TokenSpan(3, 12, 100.0)]], mask)
     llama.config._attn_implementation_internal = "flex_attention"
-    with pytest.raises(InputError, match="flex_attention"), steered(llama, plan(llama, PASTA, spans, mask)):
+    with pytest.raises(InputError, match="flex_attention"), steered_by(llama, plan_steering(llama, PASTA, spans, mask)):
         pass
 
 
@@ -285,7 +288,7 @@ def test_flash_attention_gets_what_it_takes(monkeypatch):
     model.config._attn_implementation_internal = "flash_attention_2"
     ids, mask, spans = batch()
     width = ids.shape[1]
-    with torch.no_grad(), steered(model, plan(model, [s for *_, s in ROWS], spans, mask)):
+    with torch.no_grad(), steered_by(model, plan_steering(model, [s for *_, s in ROWS], spans, mask)):
         out = model.generate(
             ids,
             attention_mask=mask,

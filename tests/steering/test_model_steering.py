@@ -9,16 +9,16 @@ from transformers import AutoModelForCausalLM
 
 from amplify import Prompt, Sampling, Span, Steering, load_model, parse_emphasis
 from amplify.errors import CapabilityError, InputError
-from amplify.models import text
+from amplify.models import chat
 
 TOLERANCE = 1e-4
 STEERINGS = [
     Steering(heads={0: [1], 1: [0, 3], 2: [2]}, alpha=0.01),
-    Steering(heads={0: [1, 2], 2: [0]}, alpha=0.1, exempt_generated=True, spare_sink=True),
-    Steering(heads={0: [1, 2], 2: [0]}, schedule="decode"),
-    Steering(heads={0: [1, 2], 2: [0]}, schedule="prefill", exempt_generated=True),
+    Steering(heads={0: [1, 2], 2: [0]}, alpha=0.1, exempt_generated=True, keep_attention_sink=True),
+    Steering(heads={0: [1, 2], 2: [0]}, phase="decode"),
+    Steering(heads={0: [1, 2], 2: [0]}, phase="prefill", exempt_generated=True),
     Steering(mode="instaboost", bonus=1.0),
-    Steering(heads={1: [0, 1]}, mode="spotlight", target=0.7, spare_sink=True),
+    Steering(heads={1: [0, 1]}, mode="spotlight", target=0.7, keep_attention_sink=True),
     Steering(heads={1: [0, 1]}, mode="target_mass", target=0.5),
 ]
 PROMPTS = [
@@ -43,9 +43,9 @@ def independent(tiny_lm):
 
 def marks(tokenizer, prompt, continuation=""):
     """Token ids, and emphasised tokens found one by one."""
-    rendered = text.render(prompt, tokenizer)
-    whole = text.Rendered(rendered.text + continuation, rendered.chat)
-    encoded = text.tokenise(tokenizer, [whole])[0]
+    rendered = chat.render(prompt, tokenizer)
+    whole = chat.Rendered(rendered.text + continuation, rendered.chat)
+    encoded = chat.tokenise(tokenizer, [whole])[0]
     spans = []
     for span in rendered.emphasis:
         inside = [i for i, (a, b) in enumerate(encoded.offsets) if set(range(a, b)) & set(range(span.start, span.end))]
@@ -58,7 +58,7 @@ def fits(steering):
     return [p for p in PROMPTS if not (steering.dynamic and any(s.weight for s in p.emphasis))]
 
 
-@pytest.mark.parametrize("steering", STEERINGS, ids=lambda s: f"{s.mode}-{s.schedule}-{s.exempt_generated}")
+@pytest.mark.parametrize("steering", STEERINGS, ids=lambda s: f"{s.mode}-{s.phase}-{s.exempt_generated}")
 def test_scores_match_the_reference(model, independent, steering):
     prompts = [p for p in fits(steering) for _ in range(2)]
     continuations = [" positive", " negative. Paris"] * (len(prompts) // 2)
@@ -71,7 +71,7 @@ def test_scores_match_the_reference(model, independent, steering):
             assert value == pytest.approx(expected[k - 1, ids[k]].item(), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("steering", STEERINGS, ids=lambda s: f"{s.mode}-{s.schedule}-{s.exempt_generated}")
+@pytest.mark.parametrize("steering", STEERINGS, ids=lambda s: f"{s.mode}-{s.phase}-{s.exempt_generated}")
 def test_greedy_text_matches_the_reference(model, independent, steering):
     prompts = fits(steering)
     done = model.generate(prompts, Sampling(max_tokens=8), steering=steering)
@@ -110,7 +110,7 @@ def test_bad_steering_is_refused_and_the_model_goes_on(model):
     torn = Prompt(text="Great phone", emphasis=(Span(0, 5), Span(2, 8, 3.0)))
     with pytest.raises(InputError, match="overlapping spans must agree"):
         model.generate([torn], Sampling(max_tokens=2), steering=STEERINGS[0])
-    from amplify.models.tree import TokenTree
+    from amplify.models.tree.tree import TokenTree
 
     with pytest.raises(CapabilityError, match="holds no emphasis"):
         model.score_tree(TokenTree(((1, 2), (3,)), (-1, 0)), [1], steering=STEERINGS[0])
@@ -131,9 +131,9 @@ def test_smollm2_is_exact_over_prompt_and_32_decoded_tokens(smollm2):
     """One and three spans, a plain row beside them, left-padded: through `generate` on one's own model."""
     from transformers import AutoTokenizer
 
-    from amplify.steering.attention import steered
+    from amplify.steering.attention import steered_by
     from amplify.steering.formula import TokenSpan
-    from amplify.steering.plan import plan
+    from amplify.steering.plan import plan_steering
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, attn_implementation="sdpa", dtype=torch.float32).eval()
@@ -150,7 +150,7 @@ def test_smollm2_is_exact_over_prompt_and_32_decoded_tokens(smollm2):
     for i, (own, _) in enumerate(rows):
         ids[i, width - len(own) :], mask[i, width - len(own) :] = torch.tensor(own), 1
     spans = [[TokenSpan(a, b, w or steering.default_weight) for a, b, w in marked] for _, marked in rows]
-    with torch.no_grad(), steered(model, plan(model, steering, spans, mask)):
+    with torch.no_grad(), steered_by(model, plan_steering(model, steering, spans, mask)):
         out = model.generate(
             ids, attention_mask=mask, max_new_tokens=32, min_new_tokens=32, do_sample=False, repetition_penalty=1.0,
             output_logits=True, return_dict_in_generate=True, pad_token_id=0,

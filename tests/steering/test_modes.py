@@ -12,7 +12,7 @@ from amplify.errors import InputError, UnknownNameError
 from amplify.registry import table
 from amplify.steering import Steering
 from amplify.steering.formula import dynamic_weights
-from amplify.steering.modes import MODES, SteeringMode
+from amplify.steering.spec import MODES, SteeringMode
 from amplify.types import Prompt, Sampling, Span
 
 

@@ -18,7 +18,7 @@ from amplify import Prompt, Sampling, Span, Steering, load_model
 from amplify.errors import CapabilityError, InputError
 from amplify.steering.formula import TokenSpan, key_log_weights
 from amplify.steering.payload import KEY, PROBE, Payload, parse, payload
-from amplify.steering.vllm_plugin.bank import Bank
+from amplify.steering.vllm_plugin.layers import SteeringBuffers
 
 SPANS = (TokenSpan(2, 4, 100.0), TokenSpan(6, 7, 0.25))
 PASTA = Steering(heads={1: [0, 3]})
@@ -26,7 +26,7 @@ PASTA = Steering(heads={1: [0, 3]})
 
 @pytest.mark.parametrize(
     "steering",
-    [PASTA, replace(PASTA, exempt_generated=True, schedule="decode"), replace(PASTA, spare_sink=True),
+    [PASTA, replace(PASTA, exempt_generated=True, phase="decode"), replace(PASTA, keep_attention_sink=True),
      Steering(mode="instaboost")],
 )  # fmt: skip
 def test_round_trip_keeps_the_weights_of_every_key(steering):
@@ -37,7 +37,7 @@ def test_round_trip_keeps_the_weights_of_every_key(steering):
     assert got.key_log_weights(0, 14) == pytest.approx(expected)
     for a, b in ((0, 3), (3, 8), (8, 11), (12, 14), (5, 5)):
         assert got.key_log_weights(a, b) == pytest.approx(expected[a:b])
-    gate = {"both": [1] * 14, "decode": [0] * 9 + [1] * 5}[steering.schedule]
+    gate = {"both": [1] * 14, "decode": [0] * 9 + [1] * 5}[steering.phase]
     assert got.gate(0, 14).tolist() == [bool(g) for g in gate]
 
 
@@ -57,8 +57,8 @@ def test_what_it_refuses():
         ({"heads": {}}, "heads"),
         ({"heads": {"x": [0]}}, "layer"),
         ({"prompt": 0}, "prompt"),
-        ({"schedule": "never"}, "schedule"),
-        ({"spare_sink": 1}, "spare_sink"),
+        ({"phase": "never"}, "phase"),
+        ({"keep_attention_sink": 1}, "keep_attention_sink"),
         ({"surprise": 1}, "object with"),
     ):
         with pytest.raises(InputError, match=says):
@@ -76,11 +76,11 @@ def test_what_it_refuses():
 
 def test_the_cache_key_starts_where_attention_changes_and_tells_what_matters():
     def of(steering, spans=SPANS, prompt=9):
-        return Payload(spans, prompt, steering)
+        return Payload.of(steering, spans, prompt)
 
     assert of(PASTA).first == 2
-    assert of(replace(PASTA, spare_sink=True)).first == 0
-    for steering in (PASTA, replace(PASTA, exempt_generated=True), replace(PASTA, spare_sink=True)):
+    assert of(replace(PASTA, keep_attention_sink=True)).first == 0
+    for steering in (PASTA, replace(PASTA, exempt_generated=True), replace(PASTA, keep_attention_sink=True)):
         for prompt in (1, 3, 9):  # also where spans reach behind what counts as prompt
             asks = of(steering, prompt=prompt)
             assert not np.any(asks.key_log_weights(0, asks.first))
@@ -91,40 +91,40 @@ def test_the_cache_key_starts_where_attention_changes_and_tells_what_matters():
         of(PASTA, SPANS[:1]).digest,
         of(PASTA, (TokenSpan(2, 4, 99.0), SPANS[1])).digest,
         of(replace(PASTA, heads={1: [0]})).digest,
-        of(replace(PASTA, spare_sink=True)).digest,
+        of(replace(PASTA, keep_attention_sink=True)).digest,
         of(replace(PASTA, exempt_generated=True)).digest,
         of(replace(PASTA, exempt_generated=True), prompt=8).digest,
-        of(replace(PASTA, schedule="prefill")).digest,
-        of(replace(PASTA, schedule="prefill"), prompt=8).digest,
+        of(replace(PASTA, phase="prefill")).digest,
+        of(replace(PASTA, phase="prefill"), prompt=8).digest,
     }
     assert len(different) == 9
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_bank_lays_out_what_each_request_asked_for(dtype, rank):
-    """Random schedules: requests come, are chunked, preempted, finished; more than there are lines in total."""
+def test_the_buffers_lay_out_what_each_request_asked_for(dtype, rank):
+    """Random orders: requests come, are chunked, preempted, finished; more than there are slots in total."""
     draw = random.Random(rank)
     layers, heads, scale, tokens, at_once = 3, 2, 8**-0.5, 40, 3
-    bank = Bank(layers, heads, rank, tokens, at_once, dtype)
-    buffer = bank.bias(scale)
-    bank.bias(0.5)
+    buffers = SteeringBuffers(layers, heads, rank, tokens, at_once, dtype)
+    buffer = buffers.bias(scale)
+    buffers.bias(0.5)
     alive: dict[str, list] = {}
     for step in range(300):
         while len(alive) < 4:
             prompt = draw.randint(8, 30)
             steering = Steering(
                 heads={draw.randrange(layers): draw.sample(range(4), 2)},
-                schedule=draw.choice(["both", "prefill", "decode"]),
+                phase=draw.choice(["both", "prefill", "decode"]),
                 exempt_generated=draw.random() < 0.5,
-                spare_sink=draw.random() < 0.3,
+                keep_attention_sink=draw.random() < 0.3,
             )
-            asks = Payload(SPANS, prompt, steering) if draw.random() < 0.6 else None
+            asks = Payload.of(steering, SPANS, prompt) if draw.random() < 0.6 else None
             alive[f"r{step}-{len(alive)}"] = [asks, 0]
         chosen = draw.sample(list(alive), draw.randint(1, at_once))
         counts = np.array([draw.randint(1, 13) for _ in chosen])
         computed = np.array([alive[name][1] for name in chosen], np.int32)
-        bank.begin([(name, alive[name][0]) for name in chosen], counts, computed)
+        buffers.begin([(name, alive[name][0]) for name in chosen], counts, computed)
         at = 0
         for name, count, past in zip(chosen, counts, computed, strict=True):
             asks = alive[name][0]
@@ -132,12 +132,12 @@ def test_the_bank_lays_out_what_each_request_asked_for(dtype, rank):
                 expected, weight = torch.zeros(layers, heads), 0.0
                 if asks is not None:
                     on = asks.gate(position, position + 1)[0]
-                    for layer, numbers in asks.steering.heads.items():
+                    for layer, numbers in asks.heads.items():
                         for h in numbers:
                             if h // heads == rank and on:
                                 expected[layer, h % heads] = 1
-                    weight = key_log_weights(SPANS, asks.prompt, position + 8, asks.steering)[position]
-                assert torch.equal(bank.gates[:, at].float(), expected)
+                    weight = key_log_weights(SPANS, asks.prompt, position + 8, asks)[position]
+                assert torch.equal(buffers.gates[:, at].float(), expected)
                 # two roundings to bfloat16 leave 16 bits
                 assert buffer[at].double().sum() * scale == pytest.approx(weight, rel=2**-15, abs=1e-7)
                 at += 1
@@ -146,7 +146,7 @@ def test_the_bank_lays_out_what_each_request_asked_for(dtype, rank):
                 alive[name][1] = 0  # preempted
             if alive[name][1] > 45:
                 del alive[name]
-        assert not bank.gates[:, at:].any()
+        assert not buffers.gates[:, at:].any()
         assert not buffer[at:].any()
 
 

@@ -23,7 +23,7 @@ def config(layers: int = 4, heads: int = 8, kind: str = "llama") -> SimpleNamesp
 
 
 def test_round_trip_through_json_and_yaml(tmp_path):
-    s = Steering(heads={7: [1], 3: [5, 0]}, alpha=0.1, schedule="decode", model={"layers": 4}, provenance={"n": 3})
+    s = Steering(heads={7: [1], 3: [5, 0]}, alpha=0.1, phase="decode", model={"layers": 4}, provenance={"n": 3})
     assert s.heads == {3: (0, 5), 7: (1,)}
     assert Steering.from_json(s.to_json()) == s
     s.save(tmp_path / "mine.yaml")
@@ -52,7 +52,7 @@ def test_round_trip_through_json_and_yaml(tmp_path):
         ({"heads": {}}, "heads maps layers"),
         ({}, "pasta steers chosen heads"),
         ({"heads": {3: [0]}, "mode": "pastaa"}, "Did you mean 'pasta'"),
-        ({"heads": {3: [0]}, "schedule": "never"}, "unknown steering schedule"),
+        ({"heads": {3: [0]}, "phase": "never"}, "unknown steering phase"),
         ({"mode": "spotlight", "exempt_generated": True}, "no meaning"),
         ({"mode": "target_mass", "target": 1.0}, "target"),
     ],
@@ -153,9 +153,9 @@ def test_key_log_weights_follow_the_options():
     spans = (TokenSpan(2, 4, 2.0), TokenSpan(5, 6, 0.25))
     two, low = np.log(2), np.log(0.25)
     assert key_log_weights(spans, 6, 8, s) == pytest.approx([0, 0, two, two, 0, low, 0, 0])
-    spared = key_log_weights(spans, 6, 8, replace(s, spare_sink=True, exempt_generated=True))
+    spared = key_log_weights(spans, 6, 8, replace(s, keep_attention_sink=True, exempt_generated=True))
     assert spared == pytest.approx([two, 0, two, two, 0, low, two, two])
-    assert key_log_weights((), 2, 3, replace(s, spare_sink=True, exempt_generated=True)) == [0, 0, 0]
+    assert key_log_weights((), 2, 3, replace(s, keep_attention_sink=True, exempt_generated=True)) == [0, 0, 0]
     only_down = (TokenSpan(1, 2, 0.25),)
     assert key_log_weights(only_down, 2, 3, replace(s, exempt_generated=True)) == pytest.approx([0, low, 0])
 
@@ -167,7 +167,7 @@ def test_key_log_weights_follow_the_options():
 def test_dynamic_weights_reach_their_mass(spare, masses, target):
     psi, sink, rest = np.array(masses) / sum(masses)
     for mode in ("spotlight", "target_mass"):
-        steering = Steering(mode=mode, target=target, spare_sink=spare)
+        steering = Steering(mode=mode, target=target, keep_attention_sink=spare)
         w, u = dynamic_weights(np.array([psi]), np.array([sink]), np.array([rest]), steering)
         if spare:
             total = w * psi + u * sink + rest
@@ -185,7 +185,7 @@ def test_dynamic_weights_reach_their_mass(spare, masses, target):
 
 
 def test_rows_without_a_span_stay_as_they_are():
-    s = Steering(mode="target_mass", spare_sink=True)
+    s = Steering(mode="target_mass", keep_attention_sink=True)
     w, u = dynamic_weights(np.array([0.0, 1.0]), np.array([0.5, 0.0]), np.array([0.5, 0.0]), s)
     assert np.array_equal(w, [1, 1])
     assert np.array_equal(u, [1, 1])

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from amplify import engine_watch
 from amplify.errors import CapabilityError, InputError
+from amplify.steering import payload, vllm_plugin
 from amplify.steering.payload import KEY
-from amplify.steering.vllm_plugin import fitting, options, requests
+from amplify.steering.vllm_plugin import fitting
 
 pytest.importorskip("vllm")
 
@@ -31,7 +31,7 @@ LOOK = textwrap.dedent(
     def inside():
         return {
             "attention": Attention.__init__, "forward": Attention.forward,
-            "bank": getattr(Attention, "amplify_bank", 0),
+            "buffers": getattr(Attention, "amplify_buffers", 0),
             "runner": GPUModelRunner._model_forward, "states": model_states.resolve_model_state_cls,
             "front": InputProcessor.process_inputs, "keys": kv_cache_utils.generate_block_hash_extra_keys,
             "pool": block_pool.generate_block_hash_extra_keys,
@@ -69,12 +69,10 @@ def test_nothing_of_vllm_changes_before_a_process_meets_an_engine_that_steers(do
     assert done.returncode == 0, done.stderr[-2000:]
     untouched, touched = [line for line in done.stdout.splitlines() if "touched" in line or line.startswith("[")]
     assert untouched == "untouched"
-    assert touched == "['attention', 'bank', 'forward', 'front', 'keys', 'pool', 'runner', 'states']"
+    assert touched == "['attention', 'buffers', 'forward', 'front', 'keys', 'pool', 'runner', 'states']"
 
 
 def test_the_vllm_at_hand_fits():
-    from amplify.steering import vllm_plugin
-
     assert fitting.differences() == []
     vllm_plugin.extend()
     assert fitting.differences() == []  # also once it is extended
@@ -91,8 +89,6 @@ def test_the_vllm_at_hand_fits():
     ],
 )
 def test_another_vllm_is_refused_at_the_start_by_what_differs(table, place, name, said, monkeypatch):
-    from amplify.steering import vllm_plugin
-
     monkeypatch.setitem(getattr(fitting, table), place, (name,))
     with pytest.raises(CapabilityError, match=f"cannot be extended for steering: {said}"):
         vllm_plugin.extend.__wrapped__()
@@ -108,19 +104,19 @@ def test_another_vllm_is_refused_at_the_start_by_what_differs(table, place, name
 )
 def test_a_misspelt_argument_is_refused(name):
     with pytest.raises(InputError, match=f"did you mean '{KEY}'"):
-        requests._refuse_misspelt(SimpleNamespace(extra_args={name: "{}"}))
-    requests._refuse_misspelt(SimpleNamespace(extra_args={"kv_transfer_params": "{}", KEY: "{}"}))
-    requests._refuse_misspelt(SimpleNamespace(extra_args=None))
-    assert options.enabled(SimpleNamespace(additional_config={KEY: {}}))
+        vllm_plugin._refuse_misspelt(SimpleNamespace(extra_args={name: "{}"}))
+    vllm_plugin._refuse_misspelt(SimpleNamespace(extra_args={"kv_transfer_params": "{}", KEY: "{}"}))
+    vllm_plugin._refuse_misspelt(SimpleNamespace(extra_args=None))
+    assert payload.enabled(SimpleNamespace(additional_config={KEY: {}}))
 
 
 def test_variables_of_an_engine_are_set_for_it_alone(monkeypatch):
     monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "1")
     monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
     before = dict(os.environ)
-    with suppress(RuntimeError), engine_watch.owning(VLLM_LOGGING_LEVEL="ERROR", VLLM_USE_AOT_COMPILE="0"):
+    with suppress(RuntimeError), vllm_plugin.owning(VLLM_LOGGING_LEVEL="ERROR", VLLM_USE_AOT_COMPILE="0"):
         assert os.environ["VLLM_LOGGING_LEVEL"] == "ERROR"
         assert os.environ["VLLM_USE_AOT_COMPILE"] == "1"  # the user's own
-        assert os.environ[engine_watch.OWNER] == str(os.getpid())
+        assert os.environ[vllm_plugin.OWNER] == str(os.getpid())
         raise RuntimeError
     assert dict(os.environ) == before

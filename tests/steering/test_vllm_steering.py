@@ -61,7 +61,7 @@ def jobs(model):
     """(prompt ids, spans, steering)"""
     ids = model.tokenizer(TEXT)["input_ids"]
     early = Steering(heads={i: range(9) for i in range(5)}, alpha=0.1, exempt_generated=True)
-    decode = Steering(heads={3: [0, 5], 25: [4]}, alpha=0.01, schedule="decode", spare_sink=True)
+    decode = Steering(heads={3: [0, 5], 25: [4]}, alpha=0.01, phase="decode", keep_attention_sink=True)
     return [
         (ids, [(150, 155, None)], PASTA),
         (ids, [], None),
@@ -70,7 +70,7 @@ def jobs(model):
         (ids[:70], [(10, 20, None)], decode),
         (ids[:75], [], None),
         (ids, [(150, 155, None)], Steering(mode="instaboost", bonus=0.5)),
-        (ids[:120], [(33, 40, None)], Steering(heads={8: [2, 3]}, schedule="prefill")),
+        (ids[:120], [(33, 40, None)], Steering(heads={8: [2, 3]}, phase="prefill")),
     ]
 
 
@@ -192,7 +192,7 @@ def test_requests_that_arrive_while_others_run(model, jobs, reference_model):
 @pytest.mark.parametrize(
     "bad",
     ["{}", "not json", PROBE, 7, {"spans": []}, {"spans": [[5, 3, 2.0]]}, {"spans": [[0, 999, 2.0]]},
-     {"heads": {"99": [0]}}, {"heads": {"3": [9]}}, {"prompt": 999}, {"spans": [[0, 2, -1.0]]}, {"schedule": "never"}],
+     {"heads": {"99": [0]}}, {"heads": {"3": [9]}}, {"prompt": 999}, {"spans": [[0, 2, -1.0]]}, {"phase": "never"}],
 )  # fmt: skip
 def test_a_bad_request_is_refused_and_the_engine_lives_on(model, jobs, bad):
     from vllm import SamplingParams
@@ -217,7 +217,7 @@ def test_the_model_scores_and_writes_as_transformers_does(model, smollm2):
     ]
     targets = [" Antarctica", " the cold of Antarctica", " Antarctica", '{"capital": "Paris"}']
     sampling = Sampling(max_tokens=24)
-    options = [PASTA, Steering(heads={3: [0, 5], 12: [1]}, alpha=0.05, exempt_generated=True, spare_sink=True)]
+    options = [PASTA, Steering(heads={3: [0, 5], 12: [1]}, alpha=0.05, exempt_generated=True, keep_attention_sink=True)]
     with load_model(f"transformers:{smollm2}", dtype="float32") as other:
         for steering in options:
             for _ in range(2):  # cold, then from the prefix cache
@@ -287,7 +287,7 @@ def test_over_http_only_some_layers_widened(served, smollm2):
 def test_heads_are_widened_to_the_next_width_of_the_kernel():
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    from amplify.steering.vllm_plugin.widening import wide_size
+    from amplify.steering.vllm_plugin.layers import wide_size
 
     def kernel(*sizes):
         return type("Kernel", (), {"get_name": lambda: "GPU", "get_supported_head_sizes": lambda: list(sizes)})
@@ -310,7 +310,7 @@ def test_the_second_model_runner_lays_requests_out():
     from vllm.v1.worker.gpu import model_states
 
     from amplify.steering.vllm_plugin import extend
-    from amplify.steering.vllm_plugin.bank import Bank
+    from amplify.steering.vllm_plugin.layers import Bank
 
     extend()
     bank = Bank(layers=2, heads=3, rank=0, tokens=16, requests=2, dtype=torch.float32)

@@ -19,23 +19,30 @@ CUDA graphs read them as they are. Under tensor parallelism each rank takes the 
 
 from __future__ import annotations
 
+import difflib
 import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from amplify import engine_watch
-from amplify.errors import CapabilityError
+from amplify.errors import CapabilityError, InputError
+from amplify.steering.payload import KEY, enabled, layers_of, steering_of
+from amplify.steering.spec import resolve
 from amplify.steering.vllm_plugin.fitting import differences
-from amplify.steering.vllm_plugin.options import enabled
-from amplify.steering.vllm_plugin.requests import extend_front_end, extend_prefix_cache
-from amplify.steering.vllm_plugin.runners import extend_runners
-from amplify.steering.vllm_plugin.widening import extend_attention
+from amplify.steering.vllm_plugin.layers import extend_attention, extend_runners
 
 _MARK = "amplify_looks"  # on a constructor with a look-out
 
 
 def register() -> None:
     """Look out for engines that are to steer, in this process; a second call does nothing."""
-    engine_watch.watch()
+    watch()
     from vllm.logger import init_logger
 
     try:
@@ -76,7 +83,7 @@ def extend() -> None:
         raise CapabilityError(f"this version of vLLM cannot be extended for steering: {'; '.join(differ)}")
     from vllm.model_executor.layers.attention.attention import Attention
 
-    Attention.amplify_bank = None
+    Attention.amplify_buffers = None
     extend_attention(Attention)
     extend_runners()
     extend_prefix_cache()
@@ -104,3 +111,112 @@ def _looking(plain: Any) -> Any:
 
     setattr(init, _MARK, True)
     return init
+
+
+def extend_prefix_cache() -> None:
+    """Key the blocks of a steered prompt from the first token on whose attention changes."""
+    from vllm.v1.core import kv_cache_utils
+
+    plain = kv_cache_utils.generate_block_hash_extra_keys
+
+    def extra_keys(request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
+        keys, mm = plain(request, start_token_idx, end_token_idx, start_mm_idx)
+        wanted = steering_of(request.sampling_params)
+        if wanted is not None and end_token_idx > wanted.first:
+            keys = (*(keys or ()), (KEY, wanted.digest))
+        return keys, mm
+
+    # modules imported later find it in kv_cache_utils
+    for module in [m for m in sys.modules.values() if getattr(m, "__dict__", {}).get(plain.__name__) is plain]:
+        setattr(module, plain.__name__, extra_keys)
+
+
+def extend_front_end() -> None:
+    """Refuse a request that does not fit the engine or its model."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    plain = InputProcessor.process_inputs
+
+    @functools.wraps(plain)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = plain(self, *args, **kwargs)
+        try:
+            if KEY in (getattr(request.sampling_params, "extra_args", None) or {}) and not enabled(self.vllm_config):
+                raise InputError(
+                    "this engine was started without steering: start it with "
+                    f"--additional-config '{{\"{KEY}\": {{}}}}' (in process: steering=True)"
+                )
+            _refuse_misspelt(request.sampling_params)
+            wanted = steering_of(request.sampling_params)
+            if wanted is not None:
+                if request.prompt_token_ids is None:
+                    raise InputError("steering needs a prompt of token ids, not of embeddings")
+                model = self.model_config
+                if model.use_mla or model.is_hybrid or model.is_attention_free:
+                    raise InputError(
+                        "this model's layers do not all hold keys and values by head: it cannot be steered"
+                    )
+                text = model.hf_text_config
+                wanted.check(text.num_hidden_layers, text.num_attention_heads, len(request.prompt_token_ids))
+                named = resolve(wanted.heads, text.num_hidden_layers, text.num_attention_heads)
+                if closed := named.keys() - layers_of(self.vllm_config):
+                    raise InputError(f"this engine was not started to steer layer {min(closed)}: see its option layers")
+        except InputError as error:
+            raise VLLMValidationError(f"{KEY}: {error}", parameter="vllm_xargs") from error
+        return request
+
+    InputProcessor.process_inputs = process_inputs
+
+
+def _refuse_misspelt(sampling_params: Any) -> None:
+    """Refuse an argument that is meant for us and is not: vLLM would ignore it, and the request would go unsteered.
+
+    Raises:
+        InputError: a name of ours, or nearly the one that we know.
+    """
+    for name in getattr(sampling_params, "extra_args", None) or {}:
+        ours = name.startswith("amplify") or difflib.get_close_matches(name, [KEY], cutoff=0.8)
+        if name != KEY and ours:
+            raise InputError(f"there is no argument {name!r}: did you mean {KEY!r}?")
+
+
+OWNER = "AMPLIFY_ENGINE_OWNER"
+"""Environment variable: the process whose engines end with it."""
+_LOOKS = 1.0  # seconds between two looks
+_PATIENCE = 5.0  # seconds for an orderly end
+
+
+@contextmanager
+def owning(**variables: str) -> Iterator[None]:
+    """Engines that this process starts inside the block end with it.
+
+    Args:
+        **variables: of the environment, for these engines alone; those that are set stay as they are.
+    """
+    given = {OWNER: str(os.getpid()), **{name: os.environ.get(name, value) for name, value in variables.items()}}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def watch() -> None:
+    """In a process that an owner of engines started: end when the owner does. In any other process, nothing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.environ.get(OWNER) == str(parent.pid):
+        threading.Thread(target=_end_after, args=(parent.pid,), daemon=True, name="amplify-engine-watch").start()
+
+
+def _end_after(parent: int | None) -> None:
+    while os.getppid() == parent:  # an orphan gets another parent
+        time.sleep(_LOOKS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_PATIENCE)
+    os.kill(os.getpid(), signal.SIGKILL)

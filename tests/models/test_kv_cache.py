@@ -13,10 +13,10 @@ from test_tree import build
 
 from amplify.errors import CapabilityError, InputError
 from amplify.models import load_model
-from amplify.models.caches import PrefixMemory
-from amplify.models.packed import PackedModel
-from amplify.models.text import encode_with_target, render
-from amplify.models.tree import plan, trie
+from amplify.models.chat import encode_with_target, render
+from amplify.models.tree.forward import PackedModel
+from amplify.models.tree.kv_cache import PrefixCache
+from amplify.models.tree.tree import plan_tree, trie
 from amplify.steering import Steering
 from amplify.types import Prompt
 
@@ -46,7 +46,7 @@ def sequences(model: Any, prompts: Sequence[Prompt], answer: str) -> list[tuple[
     return [encode_with_target(model.tokenizer, render(p, model.tokenizer), answer) for p in prompts]
 
 
-def forwarded(model: Any, prompts: Sequence[Prompt], answer: str, memory: PrefixMemory | None) -> tuple[Any, int]:
+def forwarded(model: Any, prompts: Sequence[Prompt], answer: str, memory: PrefixCache | None) -> tuple[Any, int]:
     """Log-probabilities of all tokens, and how many were forwarded for them."""
     before = model.usage.snapshot()
     found = model.score(prompts, [answer] * len(prompts), memory=memory)
@@ -61,13 +61,13 @@ def union(model: Any, asked: Sequence[tuple[Prompt, str]]) -> int:
     for node, segment in enumerate(tree.segments):
         ends[node] = len(segment) + (ends[tree.parents[node]] if tree.parents[node] >= 0 else 0)
     own = {n for path, (_, start) in zip(paths, pairs, strict=True) for n in path if ends[n] > start}
-    return len(plan(tree, sorted(own)).ids)
+    return len(plan_tree(tree, sorted(own)).ids)
 
 
 @pytest.mark.parametrize("most", [10_000, 60, 7])
 def test_the_same_numbers(model: Any, most: int) -> None:
     """Whatever fits: several rounds, the same prompts again, other answers behind them."""
-    memory = PrefixMemory(most)
+    memory = PrefixCache(most)
     spent = [0, 0]
     for prompts in [*rounds(6), *rounds(2)]:
         for answer in ANSWERS:
@@ -85,7 +85,7 @@ def test_the_same_numbers(model: Any, most: int) -> None:
 
 
 def test_no_more_than_one_trie_of_everything(model: Any) -> None:
-    memory = PrefixMemory(10_000)
+    memory = PrefixCache(10_000)
     asked = rounds(6)[:-1]
     spent = sum(forwarded(model, prompts, ANSWERS[0], memory)[1] for prompts in asked)
     assert spent <= union(model, [(p, ANSWERS[0]) for prompts in asked for p in prompts]) + len(asked)
@@ -97,9 +97,9 @@ def test_no_more_than_one_trie_of_everything(model: Any) -> None:
 
 def test_least_recently_used_go_first(model: Any) -> None:
     one, other, third = ([Prompt(text=f"{word * 8} A:")] for word in ("alpha ", "beta ", "gamma "))
-    probe = PrefixMemory(1_000)
+    probe = PrefixCache(1_000)
     whole = forwarded(model, one, " yes", probe)[1]
-    memory = PrefixMemory(2 * probe.tokens)
+    memory = PrefixCache(2 * probe.tokens)
     for prompts in (one, other, one, third):
         forwarded(model, prompts, " yes", memory)
     assert memory.tokens == memory.most
@@ -108,7 +108,7 @@ def test_least_recently_used_go_first(model: Any) -> None:
 
 
 def test_a_failed_call_leaves_nothing_half_filled(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = PrefixMemory(10_000)
+    memory = PrefixCache(10_000)
     prompts = rounds(1)[0]
     whole = PackedModel.forward
     passes = iter([True, False])
@@ -131,21 +131,21 @@ def test_a_failed_call_leaves_nothing_half_filled(model: Any, monkeypatch: pytes
 def test_other_architectures(kind: str) -> None:
     """Sliding windows and learnt positions."""
     packed = PackedModel(build(kind))
-    rng, memory = random.Random(1), PrefixMemory(200)
+    rng, memory = random.Random(1), PrefixCache(200)
     for _ in range(5):
         drawn = [[3, *(rng.randrange(4, 8) for _ in range(rng.randrange(5, 25)))] for _ in range(6)]
         tree, paths = trie([[*ids, 9, 10, 11] for ids in drawn], [len(ids) for ids in drawn])
-        laid = plan(tree, sorted({path[-1] for path in paths}))
+        laid = plan_tree(tree, sorted({path[-1] for path in paths}))
         np.testing.assert_allclose(packed.log_probs(laid, 11, memory=memory), packed.log_probs(laid, 11), **CLOSE)
     assert memory.recalled > 0
 
 
 def test_bound_and_refusals(tiny_lm: Path, model: Any) -> None:
-    assert model.remembering().most * model.packed.kept <= 2 * 2**30
+    assert model.prefix_cache().most * model.packed.kept <= 2 * 2**30
     assert model.packed.kept == 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes
     with load_model(f"transformers:{tiny_lm}", dtype="float32", max_prefix_tokens=0, device="cpu") as none:
-        assert none.remembering() is None
+        assert none.prefix_cache() is None
     with pytest.raises(InputError, match="max_prefix_tokens"):
         load_model(f"transformers:{tiny_lm}", dtype="float32", max_prefix_tokens=-1)
     with pytest.raises(CapabilityError, match="unsteered"):
-        model.score([Prompt(text="x")], [" y"], memory=PrefixMemory(5), steering=Steering(mode="instaboost", bonus=1.0))
+        model.score([Prompt(text="x")], [" y"], memory=PrefixCache(5), steering=Steering(mode="instaboost", bonus=1.0))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amplify.errors import InputError
-from amplify.models import text
+from amplify.models import chat
 from amplify.types import Completion, Prompt, Span
 
 TRIMMING = (
@@ -40,19 +40,19 @@ def bos_tok(tiny_lm: Path) -> Any:
     return tok
 
 
-def chat(*contents: str, **more: Any) -> Prompt:
+def ask(*contents: str, **more: Any) -> Prompt:
     roles = ["system", "user", "assistant", "user"]
     return Prompt(messages=[{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)], **more)
 
 
 def test_raw_text_is_sent_as_it_is(tok: Any) -> None:
     span = Span(0, 3)
-    rendered = text.render(Prompt(text="The key", prefix=" words", emphasis=(span,)), tok)
-    assert rendered == text.Rendered("The key words", chat=False, emphasis=(span,))
+    rendered = chat.render(Prompt(text="The key", prefix=" words", emphasis=(span,)), tok)
+    assert rendered == chat.Rendered("The key words", chat=False, emphasis=(span,))
 
 
 def test_chat_is_rendered_with_generation_prompt_and_prefix(tok: Any) -> None:
-    rendered = text.render(chat("Be good.", "Hi", prefix="The answer"), tok)
+    rendered = chat.render(ask("Be good.", "Hi", prefix="The answer"), tok)
     assert rendered.text == (
         "<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nThe answer"
     )
@@ -72,32 +72,30 @@ def thinking_tok(tiny_lm: Path) -> Any:
 def test_an_answer_is_never_begun_inside_a_reasoning_block(thinking_tok: Any) -> None:
     opened = "[system] What is <think>? [/][assistant]<think>\n"
     closed = "[system] What is <think>? [/][assistant]<think>\n\n</think>\n\n"
-    assert text.render(chat("What is <think>?"), thinking_tok).text == opened
-    assert text.render(chat("What is <think>?", prefix="The answer is"), thinking_tok).text == f"{closed}The answer is"
+    assert chat.render(ask("What is <think>?"), thinking_tok).text == opened
+    assert chat.render(ask("What is <think>?", prefix="The answer is"), thinking_tok).text == f"{closed}The answer is"
     # a prefix that thinks, or has thought, is left where it is
-    assert (
-        text.render(chat("What is <think>?", prefix="Hm.</think> So"), thinking_tok).text == f"{opened}Hm.</think> So"
-    )
+    assert chat.render(ask("What is <think>?", prefix="Hm.</think> So"), thinking_tok).text == f"{opened}Hm.</think> So"
 
 
 def test_a_target_is_never_scored_inside_a_reasoning_block(thinking_tok: Any) -> None:
-    rendered = text.render(chat("Hi"), thinking_tok)
-    closed = text.Rendered("[system] Hi [/][assistant]<think>\n\n</think>\n\n", chat=True)
-    assert text.encode_with_target(thinking_tok, rendered, "yes") == text.encode_with_target(
+    rendered = chat.render(ask("Hi"), thinking_tok)
+    closed = chat.Rendered("[system] Hi [/][assistant]<think>\n\n</think>\n\n", chat=True)
+    assert chat.encode_with_target(thinking_tok, rendered, "yes") == chat.encode_with_target(
         thinking_tok, closed, "yes"
     )
 
 
 def test_what_the_template_opened_belongs_to_what_was_written(thinking_tok: Any, tok: Any) -> None:
     written = Completion("Hm", "length", 5, 1)
-    assert text.render(chat("Hi"), thinking_tok).whole(written).text == "<think>\nHm"
-    assert text.render(chat("Hi", prefix="Yes"), thinking_tok).whole(written) == written
-    assert text.render(chat("Hi"), tok).whole(written) == written
+    assert chat.render(ask("Hi"), thinking_tok).whole(written).text == "<think>\nHm"
+    assert chat.render(ask("Hi", prefix="Yes"), thinking_tok).whole(written) == written
+    assert chat.render(ask("Hi"), tok).whole(written) == written
 
 
 def test_emphasis_finds_its_own_message_not_an_equal_text(tok: Any) -> None:
-    prompt = chat("good", "user good", "good", "so good", emphasis=(Span(3, 7, 2.0, message=3),))
-    rendered = text.render(prompt, tok)
+    prompt = ask("good", "user good", "good", "so good", emphasis=(Span(3, 7, 2.0, message=3),))
+    rendered = chat.render(prompt, tok)
     (span,) = rendered.emphasis
     assert rendered.text[span.start : span.end] == "good"
     assert rendered.text[: span.end].endswith("<|im_start|>user\nso good")
@@ -106,8 +104,8 @@ def test_emphasis_finds_its_own_message_not_an_equal_text(tok: Any) -> None:
 
 
 def test_emphasis_follows_a_trimming_template(tok: Any) -> None:
-    prompt = chat("  x", " \n good bad ", emphasis=(Span(0, 7, message=1), Span(8, 12, message=1)))
-    rendered = text.render(prompt, _with_template(tok, TRIMMING))
+    prompt = ask("  x", " \n good bad ", emphasis=(Span(0, 7, message=1), Span(8, 12, message=1)))
+    rendered = chat.render(prompt, _with_template(tok, TRIMMING))
     assert [rendered.text[s.start : s.end] for s in rendered.emphasis] == ["good", "bad"]
 
 
@@ -120,37 +118,37 @@ def test_emphasis_follows_a_trimming_template(tok: Any) -> None:
 )
 def test_emphasis_that_the_template_loses_is_an_error(tok: Any, template: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        text.render(chat("be good", "hello", emphasis=(Span(0, 2, message=0),)), _with_template(tok, template))
+        chat.render(ask("be good", "hello", emphasis=(Span(0, 2, message=0),)), _with_template(tok, template))
 
 
 def test_template_refusal_and_missing_template_are_input_errors(tok: Any) -> None:
     with pytest.raises(InputError, match="no system role here"):
-        text.render(chat("a"), _with_template(tok, "{{ raise_exception('no system role here') }}"))
+        chat.render(ask("a"), _with_template(tok, "{{ raise_exception('no system role here') }}"))
     with pytest.raises(InputError, match="no chat template"):
-        text.render(chat("a"), _with_template(tok, None))
+        chat.render(ask("a"), _with_template(tok, None))
 
 
 def test_bos_goes_in_front_of_raw_text_once_and_never_of_chat(bos_tok: Any) -> None:
     bos, eos = bos_tok.bos_token_id, bos_tok.eos_token_id
-    raw = text.encode(bos_tok, "The answer")
+    raw = chat.encode(bos_tok, "The answer")
     assert raw[0] == bos
     assert eos not in raw
-    assert text.encode(bos_tok, "<s>The answer") == raw
-    assert bos not in text.encode(bos_tok, text.Rendered("The answer", chat=True))
-    assert text.encode(bos_tok, "") == [bos]
+    assert chat.encode(bos_tok, "<s>The answer") == raw
+    assert bos not in chat.encode(bos_tok, chat.Rendered("The answer", chat=True))
+    assert chat.encode(bos_tok, "") == [bos]
 
 
 def test_no_bos_where_the_tokenizer_adds_none(tok: Any) -> None:
-    assert tok.bos_token_id not in text.encode(tok, "The answer")
+    assert tok.bos_token_id not in chat.encode(tok, "The answer")
 
 
 def test_target_is_cut_from_one_tokenisation(tok: Any) -> None:
     # alone, " a" is another token than the start of " answer": the target must come from the joined text
-    ids, start = text.encode_with_target(tok, "The answer is", " positive.")
+    ids, start = chat.encode_with_target(tok, "The answer is", " positive.")
     assert ids == tok("The answer is positive.", add_special_tokens=False).input_ids
     assert tok.decode(ids[start:]) == " positive."
     # a token over the boundary belongs to the target
-    ids, start = text.encode_with_target(tok, "The ans", "wer")
+    ids, start = chat.encode_with_target(tok, "The ans", "wer")
     assert tok.decode(ids[start:]) == " answer"
 
 
@@ -159,7 +157,7 @@ def test_target_is_cut_from_one_tokenisation(tok: Any) -> None:
 def test_target_covers_the_continuation_and_starts_no_earlier_than_needed(
     bos_tok_static: Any, prompt: str, continuation: str
 ) -> None:
-    encoded, start = text.encode_with_targets(bos_tok_static, [prompt], [continuation])[0]
+    encoded, start = chat.encode_with_targets(bos_tok_static, [prompt], [continuation])[0]
     boundary = len(prompt)
     assert all(end <= boundary for _, end in encoded.offsets[:start])
     assert all(end > boundary for _, end in encoded.offsets[start:])
@@ -173,18 +171,18 @@ def bos_tok_static(tok: Any) -> Any:
 
 def test_empty_continuation_and_unequal_lengths_are_input_errors(tok: Any) -> None:
     with pytest.raises(InputError, match="continuation 1 is empty"):
-        text.encode_with_targets(tok, ["a", "b"], ["x", ""])
+        chat.encode_with_targets(tok, ["a", "b"], ["x", ""])
     with pytest.raises(InputError, match="2 prompts and 1 continuations"):
-        text.encode_with_targets(tok, ["a", "b"], ["x"])
+        chat.encode_with_targets(tok, ["a", "b"], ["x"])
 
 
 def test_span_tokens_touch_the_span_and_nothing_else(tok: Any) -> None:
     source = "The answer is positive"
-    encoded = text.tokenise(tok, [source])[0]
-    (held,) = text.span_tokens(encoded, [Span(4, 10)])
+    encoded = chat.tokenise(tok, [source])[0]
+    (held,) = chat.span_tokens(encoded, [Span(4, 10)])
     assert "".join(tok.decode([encoded.ids[k]]) for k in held).strip() == "answer"
     with pytest.raises(InputError, match="holds no token"):
-        text.span_tokens(encoded, [Span(50, 60)])
+        chat.span_tokens(encoded, [Span(50, 60)])
 
 
 def _with_template(tok: Any, template: str | None) -> Any:
@@ -204,11 +202,11 @@ def test_stop_strings_are_found_when_they_are_written(tok: Any, data: st.DataObj
     )
     prompt = data.draw(st.lists(tokens, max_size=6))
     new = data.draw(st.lists(tokens, min_size=1, max_size=40))
-    whole = text.added(tok, prompt[-4:], new)
+    whole = chat.added(tok, prompt[-4:], new)
     at = data.draw(st.integers(0, max(len(whole) - 1, 0)))
     stop = [s for s in (whole[at : at + data.draw(st.integers(1, 5))], "🙂", "Gr") if s and "\ufffd" not in s]
-    search = text.StopSearch(tok, prompt, stop)
-    wanted = [any(s in text.added(tok, prompt[-4:], new[:n]) for s in stop) for n in range(1, len(new) + 1)]
+    search = chat.StopSearch(tok, prompt, stop)
+    wanted = [any(s in chat.added(tok, prompt[-4:], new[:n]) for s in stop) for n in range(1, len(new) + 1)]
     found = []
     for n in range(1, len(new) + 1):
         found.append(search.found(new[:n]))
@@ -228,6 +226,6 @@ def test_looking_for_stop_strings_decodes_each_token_a_few_times(tok: Any) -> No
             return str(tok.decode(ids, **options))
 
     new = [*tok("Great phone. " * 150, add_special_tokens=False).input_ids, *[tok.convert_tokens_to_ids("ð")] * 100]
-    search = text.StopSearch(Counted(), [1, 2, 3, 4, 5], ["never", "\n\n"])  # type: ignore[arg-type]
+    search = chat.StopSearch(Counted(), [1, 2, 3, 4, 5], ["never", "\n\n"])  # type: ignore[arg-type]
     assert not any(search.found(new[:n]) for n in range(1, len(new) + 1))
     assert decoded < 24 * len(new)

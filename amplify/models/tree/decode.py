@@ -9,25 +9,25 @@ import numpy as np
 import torch
 
 from amplify.errors import DataError
-from amplify.models.packed import LOGIT_BYTES, OnDevice, PackedModel
-from amplify.models.tree import Plan, TokenTree, plan, trie
+from amplify.models.tree.forward import LOGIT_BYTES, Limits, OnDevice, PackedModel
+from amplify.models.tree.tree import TokenTree, TreePlan, plan_tree, trie
 from amplify.types import Sampling
 
 if TYPE_CHECKING:
-    from amplify.steering.packed import Stream
+    from amplify.steering.attention import Stream
 
 
-def prompt_plan(prompts: Sequence[Sequence[int]]) -> Plan:
+def prompt_plan(prompts: Sequence[Sequence[int]]) -> TreePlan:
     """One plan for all prompts of a call; `read_at[i]` is where prompt i ends."""
     tree, paths = trie(prompts)
     ends = [path[-1] for path in paths]
     # a stand-in behind each prompt makes the plan forward the prompt's last token and read its output
     nodes = {end: len(tree.segments) + i for i, end in enumerate(dict.fromkeys(ends))}
     extended = TokenTree((*tree.segments, *((0,) for _ in nodes)), (*tree.parents, *nodes))
-    return plan(extended, [nodes[end] for end in ends])
+    return plan_tree(extended, [nodes[end] for end in ends])
 
 
-def batches(plan: Plan, max_tokens: int, budget: int, most: int) -> list[list[int]]:
+def batches(plan: TreePlan, max_tokens: int, budget: int, most: int) -> list[list[int]]:
     """Cut the prompts, in stream order, so that prompts and new tokens of a batch fit the cache's budget.
 
     A function of the call alone: killed and started again, every prompt meets the same neighbours.
@@ -56,8 +56,7 @@ def decode(
     end_ids: Set[int],
     finished: Callable[[int, list[int]], bool],
     done: Callable[[int, list[int], list[float]], None],
-    budget: int,
-    chunk: int,
+    limits: Limits,
     steered: Stream | None = None,
 ) -> None:
     """Continue every prompt.
@@ -70,8 +69,7 @@ def decode(
         finished: (prompt index, its new tokens) -> whether they complete it.
         done: (prompt index, its new tokens, their log-probabilities where `sampling` asks for them), called once per
             prompt when its batch is through.
-        budget: cache entries of one batch, at most, unless a single prompt needs more.
-        chunk: tokens per forward pass while prompts are read.
+        limits: how much is held and computed at once.
         steered: what steers the passes; `prompts` are then its items instead of token ids.
     """
     whole, around = prompt_plan(prompts), None
@@ -80,12 +78,12 @@ def decode(
     stream = OnDevice(whole, model.device)
     uniform = _uniform(sampling, len(prompts)).to(model.device)
     cache, kept = model.cache(), np.zeros(0, np.int64)
-    plans = batches(whole, sampling.max_tokens, budget, max(1, LOGIT_BYTES // (4 * model.vocab)))
+    plans = batches(whole, sampling.max_tokens, limits.cache, max(1, LOGIT_BYTES // (4 * model.vocab)))
     begin = 0
     for number, batch in enumerate(plans):
         ends = whole.read_at[batch]
         keys, parts = kept, []
-        for b, e in model.chunks(whole, chunk, begin, int(ends[-1]) + 1):
+        for b, e in model.chunks(whole, limits.chunk, begin, int(ends[-1]) + 1):
             keys = np.concatenate([keys, np.arange(b, e)])
             rows = ends[(ends >= b) & (ends < e)] - b
             outputs = stream.forward(model, e - b, keys, cache, rows, around)

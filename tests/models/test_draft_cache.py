@@ -8,7 +8,7 @@ import pytest
 
 import amplify
 from amplify.errors import ContextLengthError, InputError
-from amplify.models.drafts import KnownAnswers, copied, generate_known
+from amplify.models.tree.speculative import DraftCache, copied, generate_speculative
 from amplify.types import Prompt, Sampling
 
 WORDS = [
@@ -43,15 +43,15 @@ def related(count: int) -> list[Prompt]:
 def test_known_answers_are_those_of_plain_decoding(model, sampling) -> None:  # type: ignore[no-untyped-def]
     prompts = related(40)
     plain = model.generate(prompts, sampling)
-    known = KnownAnswers()
-    assert generate_known(model, prompts, sampling, known) == plain
+    known = DraftCache()
+    assert generate_speculative(model, prompts, sampling, known) == plain
     assert known.plain == sum(c.completion_tokens for c in plain)
     assert len(prompts) <= known.steps <= known.plain
     # a second time everything is known: one pass each
     before = known.steps
-    assert generate_known(model, prompts, sampling, known) == plain
+    assert generate_speculative(model, prompts, sampling, known) == plain
     assert known.steps == before + len(prompts)
-    assert generate_known(model, [], sampling, known) == []
+    assert generate_speculative(model, [], sampling, known) == []
 
 
 def test_small_memory_changes_nothing(tiny_lm) -> None:  # type: ignore[no-untyped-def]
@@ -59,21 +59,21 @@ def test_small_memory_changes_nothing(tiny_lm) -> None:  # type: ignore[no-untyp
     with amplify.load_model(
         f"transformers:{tiny_lm}", dtype="float32", max_batch_tokens=3, max_cache_tokens=30
     ) as small:
-        known = KnownAnswers()
-        assert generate_known(small, prompts, sampling, known) == small.generate(prompts, sampling)
+        known = DraftCache()
+        assert generate_speculative(small, prompts, sampling, known) == small.generate(prompts, sampling)
         assert set(known.answers) == {tuple(small.tokenizer(p.text).input_ids) for p in prompts}
 
 
 def test_a_seen_answer_takes_one_step(model) -> None:  # type: ignore[no-untyped-def]
-    first, known = KnownAnswers(), KnownAnswers()
-    generate_known(model, [Prompt(text="The answer is")], Sampling(max_tokens=8), first)
-    generate_known(model, [Prompt(text="The answer is")] * 20, Sampling(max_tokens=8), known)
+    first, known = DraftCache(), DraftCache()
+    generate_speculative(model, [Prompt(text="The answer is")], Sampling(max_tokens=8), first)
+    generate_speculative(model, [Prompt(text="The answer is")] * 20, Sampling(max_tokens=8), known)
     assert known.plain == 20 * first.plain
     assert known.steps == first.steps + 19  # the first batch is one prompt
 
 
 def test_drafts_are_answers_of_similar_prompts_first() -> None:
-    known = KnownAnswers({(1, 2, 3): (7, 8), (1, 2, 4): (7, 9, 5, 6), (9,): (7, 1), (1, 2, 5): (3,)})
+    known = DraftCache({(1, 2, 3): (7, 8), (1, 2, 4): (7, 9, 5, 6), (9,): (7, 1), (1, 2, 5): (3,)})
     assert known.propose((1, 2, 4, 4), ()) == [(7, 9, 5, 6), (3,)]
     assert known.propose((1, 2, 3), (7,)) == [(8,), (9, 5, 6)]
     assert known.propose((9, 9), (7, 9)) == [(5, 6)]
@@ -103,6 +103,6 @@ def test_copied_is_what_followed_the_last_tokens() -> None:
 
 def test_refusals(model) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match="temperature"):
-        generate_known(model, related(2), Sampling(temperature=1.0), KnownAnswers())
+        generate_speculative(model, related(2), Sampling(temperature=1.0), DraftCache())
     with pytest.raises(ContextLengthError):
-        generate_known(model, [Prompt(text="good " * 2000)], Sampling(), KnownAnswers())
+        generate_speculative(model, [Prompt(text="good " * 2000)], Sampling(), DraftCache())

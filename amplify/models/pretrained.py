@@ -1,15 +1,20 @@
-"""Models and tokenizers of transformers, out of folders: on a device there is, with errors that say what is wrong."""
+"""Models and tokenizers of transformers, out of folders: on a device there is, with errors that say what is wrong.
+
+Each is in memory once: who opens the same model with the same options shares it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amplify import hub, weights
+from amplify import hub
 from amplify.errors import EXTRAS, AmplifyError, DataError, InputError, ModelError, extras
+from amplify.locks import lock_of
 
 if TYPE_CHECKING:
     import torch
@@ -208,7 +213,7 @@ def language_model(folder: Path, name: str, device: torch.device, **options: Any
     """
     trust = bool(options.get("trust_remote_code"))
     given = {key: value for key, value in options.items() if value is not None}
-    if (folder / weights.ADAPTER).is_file() and not (folder / "config.json").is_file():
+    if (folder / hub.ADAPTER).is_file() and not (folder / "config.json").is_file():
         return _adapted(folder, name, device, **options)
     config = config_of(folder, name, trust=trust)
     if "quantization_config" in given or getattr(config, "quantization_config", None):
@@ -223,7 +228,7 @@ def language_model(folder: Path, name: str, device: torch.device, **options: Any
 def _adapted(folder: Path, name: str, device: torch.device, **options: Any) -> tuple[Any, Any]:
     from peft import PeftModel
 
-    base = hub.resolve(weights.base_of(folder, name))
+    base = hub.resolve(hub.base_of(folder, name))
     module, tokenizer = language_model(base, str(base), device, **options)
     with hub.quiet(), _readable(folder, name, "a PEFT adapter"):
         module = usable(PeftModel.from_pretrained(module, folder, is_trainable=False))
@@ -306,3 +311,61 @@ def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Sizes and times of a folder's files: other files, another model."""
     found = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".py"))
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
+
+
+class Loaded:
+    """A module and its tokenizer, for all who hold them.
+
+    Attributes:
+        module, tokenizer: None when the last holder has let go.
+        folder: where they came from; None for a model that was in hand.
+        packed: its packed forward pass, once it was asked for.
+        holders: how many there are.
+    """
+
+    def __init__(self, module: Any, tokenizer: Any, folder: Path | None = None) -> None:
+        self.module, self.tokenizer, self.folder = module, tokenizer, folder
+        self.packed: Any = None
+        self.key: Hashable = None
+        self.holders = 0
+
+    def release(self) -> None:
+        """One holder less; the last one frees the model."""
+        with _guard:
+            self.holders -= 1
+            if self.holders > 0 or self.module is None:
+                return
+            _shared.pop(self.key, None)
+        with lock_of(self.module):  # whoever is in the middle of a call finishes it
+            self.module = self.packed = None
+
+
+_shared: dict[Hashable, Loaded] = {}
+_loading = threading.RLock()  # who comes second waits for the first's
+_guard = threading.RLock()  # for counts alone: the garbage collector may let go of a model at any time
+
+
+def shared(key: Hashable, load: Callable[[], Loaded]) -> Loaded:
+    """The model that is open under a key, else a new one; counted for one holder more."""
+    with _loading:
+        with _guard:
+            if found := _shared.get(key):
+                found.holders += 1
+                return found
+        new = load()
+        with _guard:
+            new.key, new.holders = key, 1
+            _shared[key] = new
+        return new
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices grouped by similar length, at most `batch_tokens` padded tokens a group (one sequence at least)."""
+    group: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if group and (len(group) + 1) * lengths[i] > batch_tokens:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group

@@ -124,7 +124,7 @@ def _runs(members: Sequence[int], sequences: Sequence[Sequence[Any]], depth: int
 
 
 @dataclass(frozen=True)
-class Plan:
+class TreePlan:
     """The tokens of a tree that have to be forwarded, as one stream in depth-first order.
 
     In this order, whatever a later token still needs from before a cut lies on one path from the root: a model needs
@@ -162,7 +162,7 @@ class Plan:
         after = np.searchsorted(queries, keys, side="right")  # the first that stands behind; what sees a key is a run
         return self.last[keys] >= np.append(self.node[queries], self.last.max(initial=0) + 1)[after]
 
-    def only(self, kept: Ints) -> Plan:
+    def only(self, kept: Ints) -> TreePlan:
         """The plan of some of its tokens (ascending stream indices), among which all that are read from are."""
         return replace(
             self,
@@ -179,7 +179,7 @@ class Plan:
         return np.append(np.arange(len(self.ids)) - passed, 0)
 
 
-def plan(tree: TokenTree, wanted: Sequence[int]) -> Plan:
+def plan_tree(tree: TokenTree, wanted: Sequence[int]) -> TreePlan:
     """What to forward so that the wanted nodes' tokens can be scored.
 
     The last token of a leaf predicts nothing, so it is not forwarded; neither is any node that no wanted one needs.
@@ -240,7 +240,7 @@ def plan(tree: TokenTree, wanted: Sequence[int]) -> Plan:
         read_at.append(int(first[rank[ahead]]) + len(tree.segments[ahead]) - 1)
         read_at += range(begin, begin + len(tree.segments[node]) - 1)
         targets += tree.segments[node]
-    return Plan(
+    return TreePlan(
         ids=np.array([t for n in order for t in tree.segments[n][: needed[n]]], np.int64),
         positions=np.repeat(np.array([start[n] for n in order], np.int64), lengths) + inner,
         node=np.repeat(np.arange(count), lengths),

@@ -13,7 +13,7 @@ import pytest
 
 SCRIPT = """
 import contextlib, multiprocessing, sys, time
-from amplify import engine_watch
+from amplify.steering import vllm_plugin as engine_watch
 
 def wait(stubborn):
     if stubborn:

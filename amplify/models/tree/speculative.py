@@ -1,23 +1,35 @@
 """Greedy decoding that verifies drafts: a forward pass writes as many tokens as a draft agrees with, and one more.
 
-Prompts are read as in `decoding`: what they share is read once and stays from batch to batch. Each pass goes over a
-small tree of drafts behind every prompt (speculative decoding with a tree, arXiv 2305.09781); what the model would not
-have written itself leaves the cache again.
+Prompts are read as in `decode`: what they share is read once and stays from batch to batch. Each pass goes over a small
+tree of drafts behind every prompt (speculative decoding with a tree, arXiv 2305.09781); what the model would not have
+written itself leaves the cache again. `DraftCache` makes the drafts as TextGenSHAP's growing
+speculation tree does (arXiv 2312.01279, section 3.3): answers to similar prompts, and where an answer leaves those, what
+followed its last words elsewhere (prompt lookup).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
-from amplify.models.caches import GrowingLayer
-from amplify.models.decoding import batches, prompt_plan
-from amplify.models.packed import LOGIT_BYTES, OnDevice, PackedModel
-from amplify.models.tree import Ints, Plan, TokenTree, common_prefix, plan, trie
+from amplify.errors import InputError
+from amplify.locks import lock_of
+from amplify.models import chat
+from amplify.models.tree.decode import batches, prompt_plan
+from amplify.models.tree.forward import LOGIT_BYTES, Limits, OnDevice, PackedModel
+from amplify.models.tree.kv_cache import GrowingLayer
+from amplify.models.tree.tree import Ints, TokenTree, TreePlan, common_prefix, plan_tree, trie
+from amplify.types import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from amplify.models.transformers import TransformersModel
+
 
 Tokens = tuple[int, ...]
 
@@ -32,8 +44,7 @@ def speculate(
     done: Callable[[int, Tokens, int], None],
     room: int,
     first: int,
-    budget: int,
-    chunk: int,
+    limits: Limits,
 ) -> None:
     """Continue every prompt greedily.
 
@@ -46,11 +57,10 @@ def speculate(
             behind it), called as soon as a prompt is through.
         room: cache entries that new tokens and drafts of one prompt take, at most.
         first: prompts of the first batch, at most; each batch may be twice as large as the one before it.
-        budget: cache entries of one batch, at most, unless a single prompt needs more.
-        chunk: tokens per forward pass.
+        limits: how much is held and computed at once.
     """
     whole = prompt_plan(prompts)
-    fitting = batches(whole, room, budget, max(1, LOGIT_BYTES // (4 * model.vocab)))
+    fitting = batches(whole, room, limits.cache, max(1, LOGIT_BYTES // (4 * model.vocab)))
     plans = list(_growing(fitting, first))
     cache, shared = Cache(layer_class_to_replicate=_Layer), 0
     for number, batch in enumerate(plans):
@@ -72,7 +82,7 @@ def speculate(
                 forest = _Forest([new[i][-1:] for i in active], drafts, together=False, depths=depths)
                 row = forest.owner
             stream = OnDevice(forest.plan, model.device)
-            greedy = _greedy(model, stream, seen, row, places, cache, shared if passes == 1 else 0, chunk)
+            greedy = _greedy(model, stream, seen, row, places, cache, shared if passes == 1 else 0, limits.chunk)
             found = [forest.agreed(k, greedy) for k in range(len(active))]
             at = torch.tensor([f[1] for f in found], device=model.device)
             fresh = stream.sees(at, torch.arange(len(forest.plan.ids), device=model.device))
@@ -160,7 +170,7 @@ class _Forest:
             for (k, draft), path in zip(pairs, paths, strict=True):
                 nodes[k].append([base + n for n in _last(tree, path, len(draft))])
         wanted = sorted({n for each in nodes for route in each for n in route})
-        self.plan: Plan = plan(TokenTree(tuple(segments), tuple(parents), positions=positions), wanted)
+        self.plan: TreePlan = plan_tree(TokenTree(tuple(segments), tuple(parents), positions=positions), wanted)
         self.owner = np.array(ranks, np.int64)[self.plan.node]  # tries come in depth-first order: rank is node
         ends = np.cumsum([0, *self.plan.lengths])
         read = {n: self.plan.read_at[a:b].tolist() for n, a, b in zip(wanted, ends, ends[1:], strict=False)}
@@ -241,3 +251,109 @@ def _greedy(
         if len(wanted):
             greedy[wanted] = model.logits(outputs).argmax(-1).cpu().numpy()
     return greedy
+
+
+MOST = 64  # answered prompts that drafts are taken from: the last ones
+ALTERNATIVES = 2  # drafts behind a prompt
+LONGEST = 16  # tokens of a draft
+CONTEXT = 3  # last tokens that are looked up, at most
+
+
+@dataclass
+class DraftCache:
+    """Answers so far, and what knowing them has saved. Belongs to one model and one `Sampling`.
+
+    A step is a forward pass from which tokens of an answer are taken: the one that reads the prompt's end, and each
+    one behind it in which the prompt takes part. Plain decoding takes one token from each, so its steps are its tokens.
+
+    Attributes:
+        answers: token ids of each prompt -> those of its answer (its end token included), in order of appearance.
+        steps: taken, over all prompts.
+        plain: those that plain decoding would have taken.
+    """
+
+    answers: dict[Tokens, Tokens] = field(default_factory=dict)
+    steps: int = 0
+    plain: int = 0
+
+    def propose(self, prompt: Tokens, new: Tokens) -> list[Tokens]:
+        """Drafts of what follows a prompt and its new tokens, the likeliest first; may be none."""
+        known = list(islice(reversed(self.answers.items()), MOST))
+        # similar prompts have similar answers; of those that begin alike, the prompt itself is the shortest
+        known.sort(key=lambda pair: (-common_prefix(pair[0], prompt), len(pair[0])))
+        ranked = dict.fromkeys(answer for _, answer in known)
+        going_on = [a[len(new) : len(new) + LONGEST] for a in ranked if len(a) > len(new) and a[: len(new)] == new]
+        if going_on or not new:
+            return list(dict.fromkeys(going_on))[:ALTERNATIVES]
+        return copied((*prompt, *new), list(ranked))
+
+
+def copied(written: Tokens, answers: Sequence[Tokens]) -> list[Tokens]:
+    """What followed the last tokens where they stood before: at most one draft.
+
+    Args:
+        written: the prompt and what has been written behind it.
+        answers: where to look first, in this order; then `written` itself, from its end.
+    """
+    gap = -1  # no token
+    places = np.array([*written, *(t for a in reversed(answers) for t in (gap, *a)), gap])
+    for n in range(min(CONTEXT, len(written)), 0, -1):
+        same = places[n:] != gap
+        for k, token in enumerate(written[len(written) - n :]):
+            same &= places[k : len(places) - n + k] == token
+        if same.any():
+            begin = int(np.flatnonzero(same)[-1]) + n
+            draft = places[begin : begin + LONGEST].tolist()
+            return [tuple(draft[: draft.index(gap)] if gap in draft else draft)]
+    return []
+
+
+def generate_speculative(
+    model: TransformersModel, prompts: Sequence[Prompt], sampling: Sampling, known: DraftCache
+) -> list[Completion]:
+    """What `model.generate(prompts, sampling)` gives, with a memory for answers.
+
+    Args:
+        model: the model.
+        prompts: in any order.
+        sampling: greedy (temperature 0).
+        known: grows with every answer.
+
+    Raises:
+        InputError: sampling that is not greedy, or a prompt without a token.
+        ContextLengthError: see `LanguageModel.generate`.
+        ModelError: out of memory; `completed` holds what was answered.
+    """
+    if sampling.temperature or sampling.n > 1 or sampling.logprobs:
+        raise InputError("only single greedy answers can be recognised: temperature=0, n=1, logprobs=False")
+    if not prompts:
+        return []
+    encoded = [e.ids for e in chat.tokenise(model.tokenizer, [chat.render(p, model.tokenizer) for p in prompts])]
+    for i, ids in enumerate(encoded):
+        if not ids:
+            raise InputError(f"prompt {i} holds no token: there is nothing to continue")
+    model.check_fit(encoded, sampling.max_tokens)
+    result: dict[int, Completion] = {}
+
+    def propose(i: int, new: Tokens) -> list[Tokens]:
+        return [draft[: sampling.max_tokens - len(new)] for draft in known.propose(encoded[i], new)]
+
+    def done(i: int, new: Tokens, steps: int) -> None:
+        known.answers[encoded[i]] = new
+        known.steps += steps
+        known.plain += len(new)
+        result[i] = model.completion(encoded[i], new, sampling)
+
+    endings = [model.ending(ids, sampling) for ids in encoded]
+    with lock_of(model.module), model.counted(result):
+        speculate(
+            model.packed,
+            encoded,
+            propose=propose,
+            complete=lambda i, new: endings[i](new),
+            done=done,
+            room=sampling.max_tokens + ALTERNATIVES * min(LONGEST, sampling.max_tokens),
+            first=MOST if known.answers else 1,
+            limits=model.limits,
+        )
+    return [result[i] for i in range(len(prompts))]

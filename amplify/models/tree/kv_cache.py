@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from amplify.models.tree import Ints, Plan
+from amplify.models.tree.tree import Ints, TreePlan
 
 
 class GrowingLayer(DynamicLayer):
@@ -45,12 +45,12 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :used] for buffer in self.buffers)
 
 
-class Turn:
+class CacheUpdate:
     """What every layer does in the pass that comes next. Changed before each pass.
 
     Attributes:
         after: (k,) ascending indices of what is kept, into what a layer holds followed by the pass's new tokens.
-        recalled: (r,) slots of a `PrefixMemory` whose entries stand before these in the pass.
+        recalled: (r,) slots of a `PrefixCache` whose entries stand before these in the pass.
         rows, slots: (w,) new tokens, by their number, and the slots that they are written to.
     """
 
@@ -67,7 +67,7 @@ class Turn:
         self.after = self.on_device(after)
 
 
-class Store:
+class PrefixStore:
     """Keys and values of one layer by slot, of which there are `most`."""
 
     def __init__(self, most: int) -> None:
@@ -91,45 +91,45 @@ class Store:
             buffer.index_copy_(2, slots, x)
 
 
-class PathLayer(DynamicLayer):
+class BranchCacheLayer(DynamicLayer):
     """Keys and values of one layer, of which a pass leaves only those that the next one sees.
 
     Which those are is known before the pass, so the others go as soon as this layer's attention is through.
 
     Args:
-        turn: what to do in each pass.
-        store: this layer's part of a `PrefixMemory`.
+        change: what to do in each pass.
+        store: this layer's part of a `PrefixCache`.
     """
 
-    def __init__(self, turn: Turn, store: Store | None = None) -> None:
+    def __init__(self, change: CacheUpdate, store: PrefixStore | None = None) -> None:
         super().__init__()
-        self.turn, self.store = turn, store
+        self.change, self.store = change, store
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and all values of this pass."""
-        turn = self.turn
+        change = self.change
         keys, values = super().update(key_states, value_states)
-        if len(turn.after) < keys.shape[2]:
-            self.keys, self.values = (x.index_select(2, turn.after) for x in (keys, values))
+        if len(change.after) < keys.shape[2]:
+            self.keys, self.values = (x.index_select(2, change.after) for x in (keys, values))
         if self.store is not None:
-            if len(turn.recalled):
-                recalled = self.store.read(turn.recalled)
+            if len(change.recalled):
+                recalled = self.store.read(change.recalled)
                 keys, values = (torch.cat([old, x], 2) for old, x in zip(recalled, (keys, values), strict=True))
-            if len(turn.slots):
-                new = (key_states.index_select(2, turn.rows), value_states.index_select(2, turn.rows))
-                self.store.write(turn.slots, new)
+            if len(change.slots):
+                new = (key_states.index_select(2, change.rows), value_states.index_select(2, change.rows))
+                self.store.write(change.slots, new)
         return keys, values
 
 
 ROOT, NONE, WANTED = -1, -2, -3  # what stands for a slot: nothing comes before; it has none; it is to have one
 
 
-class PrefixMemory:
+class PrefixCache:
     """Keys and values of what stood before the wanted tokens of earlier calls, as a trie of tokens.
 
-    Made by `TransformersModel.remembering` and passed to its `score`: whoever holds it decides how long it lives.
+    Made by `TransformersModel.prefix_cache` and passed to its `score`: whoever holds it decides how long it lives.
     Where there is no more room the least recently used entries go, the deepest of them first, so that what is
     left is always whole beginnings.
 
@@ -146,7 +146,7 @@ class PrefixMemory:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.stores: list[Store] = []
+        self.stores: list[PrefixStore] = []
         self._slots: dict[tuple[int, int], int] = {}  # (slot of the token before or ROOT, token id) -> slot
         self._keys: list[tuple[int, int]] = []  # the inverse
         self._free: list[int] = []
@@ -161,13 +161,13 @@ class PrefixMemory:
         """How many it holds."""
         return len(self._slots)
 
-    def store(self, layer: int) -> Store:
+    def store(self, layer: int) -> PrefixStore:
         """A layer's keys and values."""
         while len(self.stores) <= layer:
-            self.stores.append(Store(self.most))
+            self.stores.append(PrefixStore(self.most))
         return self.stores[layer]
 
-    def find(self, plan: Plan) -> Ints:
+    def find(self, plan: TreePlan) -> Ints:
         """Which stream tokens of a plan are here, so that they need not be forwarded. Makes room for the others.
 
         Looked for and kept is what stands before the first token of a path that is read from.
@@ -206,11 +206,11 @@ class PrefixMemory:
         self._fresh[wanted] = self._at[wanted] >= 0
         return known
 
-    def serve(self, turn: Turn, recalled: Ints, new: Ints) -> None:
+    def serve(self, change: CacheUpdate, recalled: Ints, new: Ints) -> None:
         """Say what the next pass reads here and writes here, both as stream tokens of the plan last looked for."""
-        turn.recalled = turn.on_device(self._at[recalled])
+        change.recalled = change.on_device(self._at[recalled])
         rows = np.flatnonzero(self._fresh[new])
-        turn.rows, turn.slots = turn.on_device(rows), turn.on_device(self._at[new[rows]])
+        change.rows, change.slots = change.on_device(rows), change.on_device(self._at[new[rows]])
 
     def _make_room(self, wanted: int) -> None:
         short = wanted - (self.most - self.tokens)

@@ -1,0 +1,1 @@
+"""Trees of tokens through a model: what prompts share is forwarded once."""
