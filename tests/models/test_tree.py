@@ -287,7 +287,7 @@ def test_head_in_pieces(scale: float | None) -> None:
 
 
 def test_wanted_logits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from amplify.models import packed as module
+    from amplify.models.tree import forward as module
 
     monkeypatch.setattr(module, "LOGIT_BYTES", 4 * VOCAB * 3)  # three rows
     model = build("llama")

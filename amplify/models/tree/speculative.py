@@ -2,9 +2,9 @@
 
 Prompts are read as in `decode`: what they share is read once and stays from batch to batch. Each pass goes over a small
 tree of drafts behind every prompt (speculative decoding with a tree, arXiv 2305.09781); what the model would not have
-written itself leaves the cache again. `DraftCache` makes the drafts as TextGenSHAP's growing
-speculation tree does (arXiv 2312.01279, section 3.3): answers to similar prompts, and where an answer leaves those, what
-followed its last words elsewhere (prompt lookup).
+written itself leaves the cache again. `DraftCache` makes the drafts as TextGenSHAP's growing speculation tree
+does (arXiv 2312.01279, section 3.3): answers to similar prompts, and where an answer leaves those, what followed its
+last words elsewhere (prompt lookup).
 """
 
 from __future__ import annotations
