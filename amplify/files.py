@@ -430,7 +430,9 @@ def from_yaml(text: str, where: str) -> Any:
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
-        raise InputError(f"{where} is not readable YAML: {error}") from error
+        problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+        said = f"{problem or error}" + (f", line {mark.line + 1}, column {mark.column + 1}" if mark else "")
+        raise InputError(f"{where} is not readable YAML: {' '.join(said.split())}") from error
     return value
 
 

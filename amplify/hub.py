@@ -173,6 +173,8 @@ def resolve(name: str | Path, *, weights: bool = True, adapters: bool = False) -
     folder = Path(os.path.expanduser(text))
     if os.path.isdir(folder):  # no, too, for a name that no folder can have
         return _checked(folder.resolve(), text, adapters) if weights else folder.resolve()
+    if os.path.isfile(folder):
+        raise DataError(f"{text} is a file: a model is a folder, an alias or a hub id")
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", text):
         return _from_hub(text, weights, adapters)
     if folder.is_absolute() or text.startswith((".", "~")) or os.sep in text:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from collections.abc import Iterator
 
 import click
 
 import amplify
 from amplify.cli.common import Group, Resumable, say
+from amplify.cli.doctor import doctor
 from amplify.cli.explaining import attribute, explain
 from amplify.cli.listing import list_, models, proxy
 from amplify.cli.running import apply, report, run
@@ -23,13 +25,45 @@ EXAMPLE = (
 )
 
 
-@click.group(cls=Group, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
+VERBS = (
+    ("tune", "tune", "find what makes answers better on your examples, and keep it",
+     "amplify tune support_tickets --model transformers:smollm2-135m --out tuned"),
+    ("attribute", "attribute", "why did it answer so? which documents, sentences and words",
+     'amplify attribute -q "Where does Ada live?" -m transformers:smollm2-135m -d notes/*.md'),
+    ("steer", "generate", "make it heed the **marked** words of a prompt",
+     'amplify generate "Name a colour **in French**." -m transformers:smollm2-135m --steering smollm2-135m'),
+    ("evaluate", "run", "is it really better? with controls, intervals and tests",
+     "amplify run support_tickets -m transformers:smollm2-135m -M zero_shot,few_shot,amplify --limit 20"),
+)  # fmt: skip
+"""What a person comes for: (the verb, its command, what it does, an example)."""
+NEXT = (
+    ("amplify models pull smollm2-135m minilm", "get the small models of these examples"),
+    ("amplify doctor", "what this machine can do, and what to install"),
+    ("amplify --help", "every command; amplify COMMAND --help: its options"),
+)
+
+
+@click.group(cls=Group, epilog=EXAMPLE, invoke_without_command=True, no_args_is_help=False,
+             context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 @click.version_option(amplify.__version__, prog_name="amplify")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Make a frozen language model better with explanations, and prove it."""
+    if context.invoked_subcommand is None:
+        say("\n".join(first_contact()))
 
 
-for command in (run, tune, report, apply, explain, attribute, generate, heads, models, list_, proxy):
+def first_contact() -> Iterator[str]:
+    """What `amplify` says by itself: its four verbs, with an example each."""
+    yield "amplify makes a frozen language model better with explanations, and proves it.\n"
+    for verb, command, what, example in VERBS:
+        if command in cli.commands:
+            yield f"  {verb:10}{what}\n            {example}\n"
+    for command, what in NEXT:
+        yield f"  {command:41}{what}"
+
+
+for command in (doctor, tune, run, report, apply, explain, attribute, generate, heads, models, list_, proxy):
     cli.add_command(command)
 
 
@@ -47,13 +81,14 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with extras():
-            cli.main(standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+            sys.exit(cli.main(standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message(), err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        say(shown.getvalue().rstrip("\n"), err=True)
+        said = " ".join(error.format_message().split()).rstrip(".")
+        asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "amplify"
+        say(f"amplify: {said[:1].lower()}{said[1:]} (see `{asked} --help`)", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
         goes_on = isinstance(stop, Resumable) or isinstance(stop.__cause__, Resumable)

@@ -122,7 +122,8 @@ def pairs(settings: tuple[str, ...], option: str) -> dict[str, Any]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise InputError(f"{option} takes KEY=VALUE, e.g. {option} amplify.k=3, not {setting!r}")
+            example = "amplify.k=3" if option == "--set" else "dtype=float32"
+            raise InputError(f"{option} takes KEY=VALUE, e.g. {option} {example}, not {setting!r}")
         try:
             pairs[key.strip()] = from_yaml(value, "the value")
         except InputError as error:
@@ -166,7 +167,8 @@ def required(value: str | None, option: str) -> str:
         InputError: it was not given.
     """
     if not value:
-        raise InputError(f"{option} is missing")
+        hint = ": give KIND:MODEL, e.g. --model transformers:smollm2-135m" if option == "--model" else ""
+        raise InputError(f"{option} is missing{hint}")
     return value
 
 

@@ -65,7 +65,7 @@ def explain(
 
         texts, targets = [str(text)], [target]
         if top is not None and top > (words := len(word_spans(texts[0]))):
-            raise InputError(f"--top is {top}, and the text has {words} words: ask for {words} or fewer")
+            raise InputError(f"--top is {top}, and the text has {words} word{'s' * (words != 1)}: ask for at most that")
     else:
         from amplify.tasks import read_rows
 

@@ -28,10 +28,14 @@ LISTED = {
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["tasks", "proxies", *LISTED]))
+@click.argument("what", metavar="KIND", type=click.Choice(["tasks", "proxies", *LISTED]))
 @click.argument("name", required=False)
 def list_(what: str, name: str | None) -> None:
-    """Show what there is of a kind, what plugins add included; or one NAME of it, with its options."""
+    """Show what there is of a KIND, what plugins add included; or one NAME of it, with its options.
+
+    KIND is tasks, proxies, methods, metrics, explainers, models, task_formats, estimators, retrievers, selections or
+    steering_modes.
+    """
     from amplify import registry
 
     if name is not None:

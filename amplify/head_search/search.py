@@ -403,13 +403,13 @@ def find_heads(
     """
     how = how or HeadSearch()
     if not tasks or how.samples < 1:
-        raise InputError("profiling needs at least one task and one sample")
+        raise InputError("a search for heads needs at least one task and one sample")
     if len({task.name for task in tasks}) < len(tasks):
         raise InputError(f"a task is named twice: {', '.join(task.name for task in tasks)}")
-    scorer = need_scoring(model, "profiling")
+    scorer = need_scoring(model, "a search for heads")
     config = getattr(getattr(model, "module", None), "config", None)
     if config is None:
-        raise InputError("profiling needs to know the model's layers and heads: open it with transformers:")
+        raise InputError("a search for heads needs to know the model's layers and heads: open it with transformers:")
     shape = model_shape(config)
     layers, heads = shape["layers"], shape["heads"]
     base = steering or Steering(heads={0: (0,)})
