@@ -27,7 +27,7 @@ EXAMPLE = (
 
 VERBS = (
     ("tune", "tune", "find what makes answers better on your examples, and keep it",
-     "amplify tune support_tickets --model transformers:smollm2-135m --out tuned"),
+     "amplify tune support_tickets -m transformers:smollm2-135m --budget 20m --out tuned"),
     ("attribute", "attribute", "why did it answer so? which documents, sentences and words",
      'amplify attribute -q "Where does Ada live?" -m transformers:smollm2-135m -d notes/*.md'),
     ("steer", "generate", "make it heed the **marked** words of a prompt",

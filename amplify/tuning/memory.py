@@ -24,7 +24,7 @@ from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from amplify.models.tree import TokenTree
+    from amplify.models.tree.tree import TokenTree
     from amplify.steering import Steering
 
 
