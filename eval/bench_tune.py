@@ -1,6 +1,6 @@
 """What `amplify tune` is worth: the program it returns against the best plain prompt, on test items that it never saw.
 
-    python eval/bench_tune.py --model transformers:qwen2.5-coder-0.5b --minutes 8
+    python eval/bench_tune.py --model transformers:qwen2.5-coder-0.5b --budget tokens=150K
 
 For each task the search runs under the budget; then its program, the best plain candidate of the search's own
 validation (fitted as users run it, on the whole training split) and the proxy alone answer the same test items. Paired
@@ -56,11 +56,11 @@ def answered(
     return done
 
 
-def measured(name: str, model: LanguageModel, minutes: float, seed: int, limit: int, work: Path) -> dict[str, Any]:
+def measured(name: str, model: LanguageModel, budget: str, seed: int, limit: int, work: Path) -> dict[str, Any]:
     """One task: search, then the test items."""
     task = amplify.load_task(name)
     folder = work / f"{name.replace('/', '-')}-{seed}"
-    tuned = amplify.tune(task, model, amplify.Budget(minutes=minutes), seed=seed, out=folder / "search")
+    tuned = amplify.tune(task, model, amplify.Budget.parse(budget), seed=seed, out=folder / "search")
     mode = "score" if task.labels_of(task.test[0]) and isinstance(model, ScoringModel) else "generate"
     plain = Candidate.parse(tuned.baseline, mode)  # type: ignore[arg-type]
     programs = {"tuned": tuned.program, "plain": plain.fit(task, model, seed)}
@@ -128,12 +128,12 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
 @click.option("--model", "-m", "model_id", required=True)
 @click.option("--model-option", "-B", multiple=True, metavar="NAME=VALUE")
 @click.option("--tasks", default=TASKS, show_default=True)
-@click.option("--minutes", default=8.0, show_default=True, help="Budget of each search.")
+@click.option("--budget", default="tokens=150K", show_default=True, help="Of each search, as `amplify tune` takes it.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--limit", default=200, show_default=True, help="Test items of each task.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/bench_tune"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "tune.json", show_default=True)
-def main(model_id: str, model_option: tuple[str, ...], tasks: str, minutes: float, seed: int, limit: int,
+def main(model_id: str, model_option: tuple[str, ...], tasks: str, budget: str, seed: int, limit: int,
          work: Path, out: Path) -> None:  # fmt: skip
     """Search and measure, task by task; write the table."""
     held: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"cells": []}
@@ -143,7 +143,7 @@ def main(model_id: str, model_option: tuple[str, ...], tasks: str, minutes: floa
             if any(cell["task"] == name and cell["seed"] == seed for cell in cells):
                 continue
             try:
-                cells.append(measured(name, model, minutes, seed, limit, work))
+                cells.append(measured(name, model, budget, seed, limit, work))
             except AmplifyError as error:
                 click.echo(f"{name}: {error}", err=True)
                 continue
@@ -152,11 +152,11 @@ def main(model_id: str, model_option: tuple[str, ...], tasks: str, minutes: floa
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "machine": f"{platform.system()}, {os.cpu_count()} cores",
                 "model": model.describe(),
-                "minutes": minutes,
+                "budget": budget,
                 "limit": limit,
             }
             out.write_text(json.dumps({**header, "cells": cells}, indent=1) + "\n")
-            about = f"{model_id}, {minutes:g} minutes a search, {limit} test items at most; `{command()}`"
+            about = f"{model_id}, {budget} a search, {limit} test items at most; `{command()}`"
             out.with_suffix(".md").write_text(f"# What amplify tune is worth\n\n{about}\n\n{table(cells)}\n")
             click.echo(table(cells))
 
