@@ -1,6 +1,7 @@
 # make demo   set up, get the models, then three scenes: a prompt tuned, emphasis obeyed, an answer traced to its source
 # make test   set up, run every test
 # make check  lint, format, types
+# make docs   the documentation, in site/
 SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
@@ -13,7 +14,7 @@ DEMO_MODEL := qwen2.5-coder-0.5b
 DEMO := runs/demo
 STAMP := $(VENV)/.stamp-installed
 
-.PHONY: setup models demo test test-quick check clean
+.PHONY: setup models demo test test-quick check docs clean
 
 setup: $(STAMP)
 
@@ -44,6 +45,10 @@ demo: setup
 	  --html $(DEMO)/answer.html --documents eval/suites/demo/*.md
 	@echo; echo "pages: $(DEMO)/tickets/report.html $(DEMO)/facts/report.html $(DEMO)/answer.html"
 
+# the documentation as a site, in site/; a broken link is an error
+docs: setup
+	$(BIN)/mkdocs build --strict
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +62,4 @@ test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real and not vllm and not browser" -n 2
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,103 @@
+"""What the site takes from the program itself: its commands, its public names, what was measured, the changelog."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+GROUPS = (
+    ("The four verbs", ("tune", "attribute_sources", "steered", "evaluate")),
+    ("Models", ("load_model", "TransformersModel")),
+    ("Words and rationales", ("explain", "explain_many", "faithfulness", "rationalize", "train_proxy", "Proxy")),
+)
+"""Public names that stand together; whatever else is public follows by kind."""
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that are made."""
+    made = {
+        "reference/cli.md": "\n".join(command_line()),
+        "reference/python.md": "\n".join(python()),
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "results.md": (ROOT / "eval" / "results" / "README.md").read_text(encoding="utf-8"),
+    }
+    for path, content in made.items():
+        if (old := files.get_file_from_path(path)) is not None:
+            files.remove(old)
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Links to what lies beside the pages in the repository are shown as its paths; that of the results is a page."""
+    deep = "../" * page.file.src_uri.count("/")
+    markdown = re.sub(r"\]\((?:\.\./)+eval/results/README\.md", f"]({deep}results.md", markdown)
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+((?:eval|tests|prompts|tasks|steering)/[^)]*)\)", r"\1 (`\2`)", markdown)
+
+
+def command_line() -> Iterator[str]:
+    """Every command with its arguments and options, as the program knows them."""
+    from amplify.cli import EXAMPLE, cli
+
+    yield "# Command line\n"
+    yield "`amplify` alone says its four verbs; `amplify COMMAND --help` says what stands here.\n"
+    yield f"```console\n$ {EXAMPLE.partition('Example:')[2].strip()}\n```\n"
+    yield "## Completion\n"
+    yield "Commands and options are completed by the shell after one line in its start-up file:\n"
+    yield '```bash\neval "$(_AMPLIFY_COMPLETE=bash_source amplify)"     # ~/.bashrc'
+    yield 'eval "$(_AMPLIFY_COMPLETE=zsh_source amplify)"      # ~/.zshrc'
+    yield "_AMPLIFY_COMPLETE=fish_source amplify | source      # ~/.config/fish/completions/amplify.fish\n```\n"
+    for command in cli.commands.values():
+        yield from _command(command, "amplify")
+
+
+def _command(command: click.Command, above: str) -> Iterator[str]:
+    context = click.Context(command, info_name=f"{above} {command.name}")
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            yield from _command(inner, f"{above} {command.name}")
+        return
+    yield f"## {above} {command.name}\n"
+    yield f"```console\n$ {' '.join([context.info_name or '', *command.collect_usage_pieces(context)])}\n```\n"
+    yield inspect.cleandoc(command.help or "").replace("\b\n", "") + "\n"
+    rows = [param.get_help_record(context) for param in command.params if isinstance(param, click.Option)]
+    yield "| option | |\n|---|---|"
+    yield "\n".join(f"| `{_cell(row[0])}` | {_plain(row[1])} |" for row in rows if row) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([\[\]<>*_`])", r"\\\1", _cell(text))
+
+
+def python() -> Iterator[str]:
+    """Every public name, in groups."""
+    import amplify
+
+    yield "# Python\n"
+    yield "Everything here is a name of `amplify`; it is imported when it is first used.\n"
+    left = list(amplify.__all__)
+    groups = [(title, [name for name in names if name in left]) for title, names in GROUPS]
+    left = [name for name in left if not any(name in names for _, names in groups)]
+    errors = [name for name in left if name.endswith("Error")]
+    for title, names in (
+        *groups,
+        ("Values and the rest", [name for name in left if name not in errors]),
+        ("Errors", errors),
+    ):
+        if names:
+            yield f"## {title}\n"
+        for name in names:
+            thing = getattr(amplify, name)
+            yield f"::: {thing.__module__}.{thing.__qualname__}"
+            yield f"    options:\n      heading: amplify.{name}\n      toc_label: {name}\n      heading_level: 3\n"
