@@ -2,6 +2,7 @@
 # make test   set up, run every test
 # make check  lint, format, types
 # make docs   the documentation, in site/
+# make release-check   what would be released: built, installed, used
 SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
@@ -14,7 +15,7 @@ DEMO_MODEL := qwen2.5-coder-0.5b
 DEMO := runs/demo
 STAMP := $(VENV)/.stamp-installed
 
-.PHONY: setup models demo test test-quick check docs clean
+.PHONY: setup models demo test test-quick check docs release-check clean
 
 setup: $(STAMP)
 
@@ -48,6 +49,10 @@ demo: setup
 # the documentation as a site, in site/; a broken link is an error
 docs: setup
 	$(BIN)/mkdocs build --strict
+
+# sdist and wheel, built, checked, and installed on every Python that is here: some minutes
+release-check: setup
+	$(BIN)/python eval/check_release.py
 
 check: setup
 	$(BIN)/ruff check .

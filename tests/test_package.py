@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -130,3 +131,31 @@ def test_the_wheel_alone_runs_a_task(wheel: Path, tmp_path: Path) -> None:
     options = ["--methods", "zero_shot", "--limit", "4", "--out", "runs/wheel"]
     run(python, *command, *options, **alone, AMPLIFY_DATA="")
     assert len((tmp_path / "runs/wheel/records.jsonl").read_text().splitlines()) == 4
+
+
+def test_what_a_release_says_of_itself_is_one_thing() -> None:
+    import tomllib
+
+    import yaml
+
+    import amplify
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["version"] == cited["version"] == amplify.__version__
+    assert project["license"] == cited["license"]
+    assert {r["identifiers"][0]["value"] for r in cited["references"]} >= {"arXiv:2305.11426", "arXiv:2311.02262"}
+    docker = (ROOT / "Dockerfile").read_text()
+    copied = [name for line in docker.splitlines() if line.startswith("COPY") for name in line.split()[1:-1]]
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    shipped = {path.split("/")[0] for path in ("prompts", "steering", "tasks", "eval", "amplify")}
+    assert shipped <= set(copied)
+
+
+def test_the_map_of_the_house_names_every_room() -> None:
+    told = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = [path.name for path in (ROOT / "amplify").iterdir() if (path / "__init__.py").is_file()]
+    assert [room for room in rooms if f"`{room}/" not in told] == []
+    named = set(re.findall(r"`([a-z_]+)(?:/|\.py)[^`]*`", told.partition("## To add")[0]))
+    assert [name for name in named if not (ROOT / "amplify" / name).exists()
+            and not (ROOT / "amplify" / f"{name}.py").exists() and name not in ("eval", "docs")] == []  # fmt: skip
