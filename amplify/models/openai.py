@@ -162,9 +162,9 @@ class OpenAIModel:
                 answered=lambda i, done: self._count(done.prompt_tokens, done.completion_tokens),
             )
         except ModelError as error:
-            if isinstance(error.__cause__, NoLogProbsError):
+            if (lacks := _lacks_log_probs(error)) is not None:
                 raise CapabilityError(
-                    f"{error.__cause__}: {self.id!r} answers without logprobs=True alone. For log-probabilities use "
+                    f"{lacks}: {self.id!r} answers without logprobs=True alone. For log-probabilities use "
                     "another server (vLLM gives them), or a transformers: or vllm: model"
                 ) from error
             raise
@@ -271,7 +271,7 @@ class OpenAIModel:
             data = await self._post(path, body, counted + sampling.max_tokens)
         except GiveUpError as error:
             if sampling.logprobs and error.status in REFUSALS and "logprob" in str(error):
-                raise NoLogProbsError(str(error), error.status) from error
+                raise error from NoLogProbsError(str(error))
             raise
         reasoning, text, finish = written(data)
         given, generated = usage(data)
@@ -436,7 +436,7 @@ class OpenAIScorer(OpenAIModel):
         """
         ids = self._tokenizer.encode("one two three", add_special_tokens=False)
         ways: tuple[Way, ...] = ("prompt_logprobs", "echo")
-        return any(self._once(partial(self._offers, ids)) for self.way in ways)
+        return any(self._offers(ids) for self.way in ways)
 
     def score(
         self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
@@ -459,11 +459,14 @@ class OpenAIScorer(OpenAIModel):
             answered=lambda i, done: self._count(encoded[i][1], len(done.token_ids)),
         )
 
-    async def _offers(self, ids: Sequence[int]) -> bool:
+    def _offers(self, ids: Sequence[int]) -> bool:
         try:
-            await self._score(ids, 1)
-        except GiveUpError:
-            return False
+            self._once(partial(self._score, ids, 1))
+        except ModelError as error:
+            refused = isinstance(error.__cause__, GiveUpError) and error.__cause__.__cause__ is None
+            if refused or _lacks_log_probs(error) is not None:
+                return False
+            raise
         return True
 
     async def _score(self, ids: Sequence[int], start: int, asked: str | None = None) -> TokenLogProbs:
@@ -472,6 +475,13 @@ class OpenAIScorer(OpenAIModel):
         found = prompt_log_probs(await self._post("/completions", body | how, len(ids)), ids, start, self.way)
         target = tuple(ids[start:])
         return TokenLogProbs(tuple(self._tokenizer.decode([token]) for token in target), target, found)
+
+
+def _lacks_log_probs(error: ModelError) -> NoLogProbsError | None:
+    """What a server said that gives no log-probabilities, where that is why a call failed for good."""
+    given_up = error.__cause__
+    cause = given_up.__cause__ if given_up is not None else None
+    return cause if isinstance(cause, NoLogProbsError) else None
 
 
 def _load_tokenizer(name: str, switches: Mapping[str, Any]) -> Any:

@@ -29,7 +29,10 @@ class TryAgainError(Exception):
 
     Attributes:
         after: seconds that the server asked to wait, or None.
+        most: further tries that may help, where only a few do.
     """
+
+    most: float = math.inf
 
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
@@ -52,8 +55,10 @@ class ReplyError(TryAgainError):
     """The answer is not what the API promises."""
 
 
-class NoLogProbsError(GiveUpError):
-    """The server gives no log-probabilities of what its model writes."""
+class NoLogProbsError(ReplyError):
+    """There are no log-probabilities in an answer, or they are of other tokens; said twice, the server gives none."""
+
+    most = 1
 
 
 class Written(NamedTuple):
@@ -136,7 +141,7 @@ def prompt_log_probs(data: Json, ids: Sequence[int], start: int, way: Way) -> tu
         way: how they were asked for.
 
     Raises:
-        GiveUpError: there are none, or they are of other tokens.
+        NoLogProbsError: there are none, or they are of other tokens.
         ReplyError: they are no log-probabilities.
     """
     entries: Any = _choice(data).get("prompt_logprobs" if way == "prompt_logprobs" else "logprobs")
@@ -145,19 +150,19 @@ def prompt_log_probs(data: Json, ids: Sequence[int], start: int, way: Way) -> tu
             raise ReplyError(f"its logprobs are {_kind(entries)}")
         entries = entries.get("token_logprobs")
     if entries is None:
-        raise GiveUpError("the server returned no log-probabilities of the prompt's tokens")
+        raise NoLogProbsError("the server returned no log-probabilities of the prompt's tokens")
     if not isinstance(entries, list):
         raise ReplyError(f"its log-probabilities are {_kind(entries)}")
     # an echo ends with the token that had to be generated
     if len(entries) not in ((len(ids),) if way == "prompt_logprobs" else (len(ids), len(ids) + 1)):
-        raise GiveUpError(
+        raise NoLogProbsError(
             f"the server gave log-probabilities of {len(entries)} tokens for {len(ids)}: another tokenizer?"
         )
     found = entries[start : len(ids)]
     if way == "prompt_logprobs":
         found = [_of_token(entry, token) for entry, token in zip(found, ids[start:], strict=True)]
     if None in found:
-        raise GiveUpError("the server returned no log-probabilities of the prompt's tokens")
+        raise NoLogProbsError("the server returned no log-probabilities of the prompt's tokens")
     return tuple(log_prob(value) for value in found)
 
 
@@ -250,7 +255,7 @@ def _of_token(entry: object, token: int) -> object:
     if not isinstance(entry, dict):
         raise ReplyError(f"an entry of its prompt_logprobs is {_kind(entry)}")
     if str(token) not in entry:
-        raise GiveUpError("the server's log-probabilities are of other tokens: another tokenizer?")
+        raise NoLogProbsError("the server's log-probabilities are of other tokens: another tokenizer?")
     found = entry[str(token)]
     if not isinstance(found, dict):
         raise ReplyError(f"an entry of its prompt_logprobs holds {_kind(found)}")

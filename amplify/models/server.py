@@ -142,8 +142,8 @@ async def _persist(call: Callable[[], Awaitable[T]], retries: int, stop: asyncio
         try:
             return await call()
         except TryAgainError as error:
-            if attempt > retries:
-                raise GiveUpError(f"{error} (tried {attempt} times)" if retries else str(error)) from error
+            if attempt > min(retries, error.most):
+                raise GiveUpError(f"{error} (tried {attempt} times)" if attempt > 1 else str(error)) from error
             try:
                 await asyncio.wait_for(stop.wait(), backoff(attempt, error.after))
             except TimeoutError:

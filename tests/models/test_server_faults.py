@@ -106,6 +106,36 @@ def test_a_faulty_log_probability_is_one_error_and_is_never_kept(name, scores, t
         assert len(explain().documents.scores) == 2
 
 
+@pytest.mark.parametrize("scores", ["prompt_logprobs", "echo"])
+@pytest.mark.parametrize("name", [name for name, f in FAULTS.items() if f.passes and f.about in ("reply", "logprobs")])
+def test_log_probabilities_that_fail_once_are_asked_for_again(name, scores, tiny_lm):
+    with FakeServer(scores=scores) as server, connect(server, tokenizer=str(tiny_lm), max_context=1024) as model:
+        right = model.score(ASK[:2], [" blue"] * 2)
+    opening = 1 + 2 * (scores == "echo")
+    with (
+        FakeServer(fault=name, every=2, after=opening, scores=scores) as server,
+        connect(server, tokenizer=str(tiny_lm), max_context=1024, retries=2, concurrency=1) as model,
+    ):
+        assert model.score(ASK[:2], [" blue"] * 2) == right
+
+
+@pytest.mark.parametrize("name", ["logprobs_field_null", "logprobs_short", "no_text"])
+def test_a_server_that_fails_once_while_it_is_opened_scores_all_the_same(name, tiny_lm):
+    with FakeServer(fault=name, every=2) as server, connect(server, tokenizer=str(tiny_lm), retries=2) as model:
+        assert isinstance(model, ScoringModel)
+
+
+def test_a_server_that_gives_no_log_probabilities_is_asked_for_them_twice(tiny_lm):
+    with (
+        FakeServer(fault="logprobs_field_null", after=1) as server,
+        connect(server, tokenizer=str(tiny_lm), max_context=1024, retries=5) as model,
+    ):
+        before = len(server.seen)
+        error = one_error(server, lambda: model.score(ASK[:1], [" blue"]))
+        assert "no log-probabilities of the prompt's tokens (tried 2 times)" in str(error)
+        assert len(server.seen) - before == 2
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity"])
 def test_a_number_that_is_none_in_a_cache_is_never_a_value(tiny_lm, tmp_path, number):
     cache = tmp_path / "values.jsonl"
