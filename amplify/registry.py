@@ -29,7 +29,7 @@ Registered = TypeVar("Registered")
 HOMES: Mapping[str, str] = {
     "method": "amplify.methods",
     "metric": "amplify.metrics.kinds",
-    "explainer": "amplify.attribution.registry",
+    "explainer": "amplify.attribution.explainers",
     "model": "amplify.models",
     "task_format": "amplify.tasks.formats",
     "estimator": "amplify.shapley.estimators",

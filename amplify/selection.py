@@ -411,7 +411,7 @@ register("selection", "most_faithful", Strategy("those whose explanation the pro
 def _explained(
     task: Task, proxy: Proxy, examples: Sequence[Example], wrong: Mapping[str, str | None]
 ) -> list[Attribution]:
-    from amplify.attribution.gate import explain_words, foil_of
+    from amplify.attribution.explainers import explain_words, foil_of
     from amplify.attribution.words import key_word_mask
 
     foils = [

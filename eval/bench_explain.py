@@ -23,14 +23,16 @@ import measuring
 import numpy as np
 import torch
 
-from amplify.attribution.embedded import embedded, gradients_at
-from amplify.attribution.games import batch_tokens, without_spans
-from amplify.attribution.opening import subject
-from amplify.attribution.perturbation import NEIGHBOURHOODS, attribute
-from amplify.attribution.subjects import PromptSubject, ProxySubject
+from amplify.attribution.gradients import gradient_scores, gradients_at
+from amplify.attribution.inputs import PromptSubject, ProxySubject, subject
+from amplify.attribution.masking import batch_tokens, without_spans
 from amplify.attribution.words import without_words
 from amplify.models import load_model
 from amplify.proxies import Proxy, train_proxy
+from amplify.shapley import estimate, leave_one_out
+from amplify.shapley.estimators import LIME_RIDGE, near
+from amplify.shapley.regression import kernel_weights
+from amplify.shapley.sampling import paired, shapley_kernel, spanning, stands_for, with_complements
 from amplify.tasks import load_task
 from amplify.types import Prompt
 
@@ -62,17 +64,19 @@ def captum_scores(forward: Callable[[Any], Any], n: int, method: str, budget: in
     if method == "occlusion":
         found = FeatureAblation(forward).attribute(ones, baselines=0, perturbations_per_eval=batch)
         return found[0].double().numpy()
-    near = NEIGHBOURHOODS[method](n, budget, 0)
-    masks, weights = near.masks, near.weights
+    masks, weights = near(n, budget, 0)
     if method == "kernel_shap":  # captum makes the sum exact by weights of a million on both ends
+        first = spanning(paired(n, (budget - 2) // 2, shapley_kernel(n), 0), "shapley")
+        masks = with_complements(first)
+        weights = kernel_weights(masks) * np.repeat(stands_for(first, shapley_kernel(n)), 2)
         masks = np.concatenate([masks, np.ones((1, n)), np.zeros((1, n))])
-        weights = np.concatenate([weights, [1e6, 1e6]])
+        weights = np.concatenate([weights / weights.mean(), [1e6, 1e6]])
     rows, seen = torch.tensor(masks, dtype=torch.float32), iter(weights.tolist())
 
     def perturb(*_: Any, **__: Any) -> Any:
         yield from (row[None] for row in rows)
 
-    model = SkLearnLinearRegression() if method == "kernel_shap" else SkLearnRidge(alpha=near.ridge)
+    model = SkLearnLinearRegression() if method == "kernel_shap" else SkLearnRidge(alpha=LIME_RIDGE)
     lime = LimeBase(forward, model, lambda *_, **__: next(seen), perturb, True, lambda z, x, **_: z, None)
     found = lime.attribute(ones, n_samples=len(rows), perturbations_per_eval=batch)
     return found.reshape(-1).double().numpy()
@@ -137,7 +141,9 @@ def perturbations(
     for method in methods:
 
         def ours(case: Any, m: str = method) -> tuple[np.ndarray, int]:
-            return attribute(case.value("delete"), len(case.spans), m, budget=budget)
+            name = {"occlusion": "leave_one_out"}.get(m, m)
+            found = estimate(case.value("delete"), len(case.spans), estimator=name, budget=budget)
+            return found.scores, found.calls
 
         def theirs(size: int, m: str = method) -> Callable[[Any], tuple[np.ndarray, int]]:
             return lambda case: (captum_scores(forward(case), len(case.spans), m, budget, size), 0)
@@ -187,7 +193,8 @@ def continuations(model: Any) -> dict[str, Any]:
     target = torch.tensor(model.tokenizer(ANSWER)["input_ids"][:16])
     text = model.tokenizer.decode(target)
     case = subject(model, QUESTION, text, None)
-    (ours, calls), seconds = timed(lambda: attribute(case.value("delete"), len(case.spans), "occlusion", budget=50))
+    ours, seconds = timed(lambda: leave_one_out(case.value("delete"), len(case.spans)))
+    calls = len(case.spans) + 1
     words = QUESTION.split(" ")
     given = TextTemplateInput(
         "{}" * len(words), values=[*(w + " " for w in words[:-1]), words[-1]], baselines=[""] * len(words)
@@ -253,15 +260,15 @@ def memory(model: Any, proxy: Proxy, text: str) -> dict[str, Any]:
             "batch": rows,
             "plain_forward": plain,
             **{f"perturbations_{n}": peak(lambda m=m: case.value("delete")(m)) for n, m in many.items()},
-            "gradient_x_input": peak(lambda: embedded(case.parts(), "grad_x_input", budget=1)),
-            "integrated_gradients": peak(lambda: embedded(case.parts(), "integrated_gradients", budget=5)),
+            "gradient_x_input": peak(lambda: gradient_scores(case.parts(), "grad_x_input", budget=1)),
+            "integrated_gradients": peak(lambda: gradient_scores(case.parts(), "integrated_gradients", budget=5)),
         },
         "encoder": {
             "batch": batch_tokens(proxy) // row,
             "plain_forward": encoder,
             **{f"perturbations_{n}": peak(lambda m=m: encoded.value("delete")(m)) for n, m in small.items()},
-            "gradient_x_input": peak(lambda: embedded(encoded.parts(), "grad_x_input", budget=1)),
-            "integrated_gradients": peak(lambda: embedded(encoded.parts(), "integrated_gradients", budget=20)),
+            "gradient_x_input": peak(lambda: gradient_scores(encoded.parts(), "grad_x_input", budget=1)),
+            "integrated_gradients": peak(lambda: gradient_scores(encoded.parts(), "integrated_gradients", budget=20)),
         },
     }
     print(json.dumps(result), flush=True)

@@ -24,12 +24,10 @@ from typing import Any
 
 from planted_reader import reader
 
-from amplify.attribution.explaining import explain_many
-from amplify.attribution.faithfulness import faithfulness
-from amplify.attribution.faithfulness_metrics import METRICS
-from amplify.attribution.faithfulness_table import RANDOM, Faithfulness, Mean, interval
-from amplify.attribution.gate import POOL
-from amplify.attribution.opening import subject
+from amplify.attribution.auto import POOL
+from amplify.attribution.explanations import explain_many
+from amplify.attribution.faithfulness import METRICS, RANDOM, Faithfulness, Mean, faithfulness, interval
+from amplify.attribution.inputs import subject
 from amplify.attribution.words import word_spans
 from amplify.models.scripted import ScriptedModel
 from amplify.proxies import Proxy, train_proxy, versions

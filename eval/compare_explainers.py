@@ -29,13 +29,11 @@ from measuring import open_exact
 from tqdm import tqdm
 
 import amplify
-from amplify.attribution.explaining import explain_many
-from amplify.attribution.faithfulness import faithfulness
-from amplify.attribution.faithfulness_metrics import KEPT
-from amplify.attribution.faithfulness_table import OCCLUSION, RANDOM, Faithfulness, Mean, pooled
-from amplify.attribution.gate import POOL, merits
-from amplify.attribution.opening import Given
-from amplify.attribution.registry import METHODS
+from amplify.attribution.auto import POOL, merits
+from amplify.attribution.explainers import METHODS
+from amplify.attribution.explanations import explain_many
+from amplify.attribution.faithfulness import KEPT, OCCLUSION, RANDOM, Faithfulness, Mean, faithfulness, pooled
+from amplify.attribution.inputs import Given
 from amplify.attribution.words import Spans, word_spans
 from amplify.errors import AmplifyError, InputError
 from amplify.methods import make

@@ -90,15 +90,21 @@ def games() -> Found:
 
 def word_games() -> Found:
     """The same games, scored as words are."""
-    from amplify.attribution.perturbation import PERTURBATIONS, estimate
+    from amplify.shapley import estimate
 
+    names = {
+        "occlusion": "leave_one_out",
+        "shapley_sampling": "permutation",
+        "lime": "lime",
+        "kernel_shap": "kernel_shap",
+    }
     for name, (n, value) in _games().items():
         if name == "random":  # two answers
             continue
-        for method in PERTURBATIONS:
+        for method, estimator in names.items():
             for budget in (26, 64, 600):
                 try:
-                    found = estimate(value, n, method, budget=budget, seed=3)
+                    found = estimate(value, n, estimator=estimator, budget=budget, seed=3)
                 except AmplifyError as error:
                     yield f"{name} {method} {budget}", type(error).__name__
                     continue
@@ -207,9 +213,8 @@ def words(tiny: Tiny) -> Found:
 
 def faithful(tiny: Tiny) -> Found:
     """The faithfulness of two explainers, and the rationale's test."""
-    from amplify.attribution.deletion import deletion
-    from amplify.attribution.faithfulness_metrics import METRICS
-    from amplify.attribution.gate import judge
+    from amplify.attribution.deletion import deletion, judge
+    from amplify.attribution.faithfulness import METRICS
 
     texts = [
         TEXT,

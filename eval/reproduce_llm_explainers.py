@@ -28,9 +28,9 @@ from measuring import open_exact
 from tqdm import tqdm
 
 import amplify
-from amplify.attribution.explaining import explain_many
+from amplify.attribution.explainers import explain_words
+from amplify.attribution.explanations import explain_many
 from amplify.attribution.faithfulness import faithfulness
-from amplify.attribution.gate import explain_words
 from amplify.attribution.prompted import NEIGHBOURS, STRATEGIES, Case, cases_of, explain_prompted
 from amplify.attribution.words import content_words, word_spans
 from amplify.errors import AmplifyError, InputError

@@ -63,7 +63,7 @@ def records(folder: Path) -> list[dict[str, object]]:
         ("models", rf"parrot:… +Says back the last words .*{re.escape(HERE)}"),
         ("metrics", rf"letters +Share of the letters .*{re.escape(HERE)}"),
         ("task_formats", rf"cards +Flash cards.*{re.escape(HERE)}"),
-        ("estimators", rf"leave_one_out +The value of everything .*{re.escape(HERE)}"),
+        ("estimators", rf"drop_one +The value of everything .*{re.escape(HERE)}"),
         ("retrievers", rf"shared_words +Counts the words .*{re.escape(HERE)}"),
         ("selections", rf"longest +The longest texts\.  {re.escape(HERE)}"),
         ("steering_modes", rf"gentle +One more than the bonus.*{re.escape(HERE)}"),
@@ -135,9 +135,9 @@ def test_an_explainer_and_an_estimator(amplify: Command, tmp_path: Path) -> None
         (tmp_path / name).write_text(text)
     amplify(
         "attribute", "-q", "Where does Ada live?", "-d", "a.md", "b.md", "c.md", "-m", "scripted:say= Bern",
-        "--estimator", "leave_one_out", "--budget", "4", "--granularity", "documents", "--json", "why.json",
+        "--estimator", "drop_one", "--budget", "4", "--granularity", "documents", "--json", "why.json",
     )  # fmt: skip
-    assert "leave_one_out" in (tmp_path / "why.json").read_text()
+    assert "drop_one" in (tmp_path / "why.json").read_text()
 
 
 def test_a_retriever(amplify: Command, tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_a_draft_that_is_in_work_is_left_alone(tmp_path: Path, folder: bool) -> 
 @pytest.mark.parametrize("name", ["a" * 300, "~no-such-user/a", "a\0b"], ids=["long", "user", "null"])
 def test_a_name_that_no_file_can_have_is_one_error(name: str) -> None:
     from amplify import hub, templates
-    from amplify.attribution.opening import opened
+    from amplify.attribution.inputs import opened
     from amplify.methods import make
     from amplify.methods.contents import contents
     from amplify.proxies import load_proxy

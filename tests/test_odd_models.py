@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import amplify.cli
 from amplify import Prompt, Sampling, load_model
-from amplify.attribution.explaining import explain
+from amplify.attribution.explanations import explain
 from amplify.cli import cli
 from amplify.errors import CapabilityError, DataError, InputError, PromptFormatError
 from amplify.retrieval import Embedder

@@ -14,7 +14,7 @@ import pytest
 
 import amplify
 from amplify import Sampling, Steering, load_model, parse_emphasis
-from amplify.attribution.explaining import explain
+from amplify.attribution.explanations import explain
 from amplify.errors import InputError
 from amplify.head_search.margins import Item, Margins
 from amplify.proxies import Proxy

@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amplify.attribution.explaining import explain, explain_many
-    from amplify.attribution.registry import METHODS
+    from amplify.attribution.explainers import METHODS
+    from amplify.attribution.explanations import explain, explain_many
 
 __all__ = ["METHODS", "explain", "explain_many"]
 
-_WHERE = {"METHODS": "registry", "explain": "explaining", "explain_many": "explaining"}
+_WHERE = {"METHODS": "explainers", "explain": "explanations", "explain_many": "explanations"}
 
 
 def __getattr__(name: str) -> Any:

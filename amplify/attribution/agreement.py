@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from amplify.attribution.faithfulness_table import Mean, interval
+from amplify.attribution.faithfulness import Mean, interval
 from amplify.attribution.words import Spans, word_spans
 from amplify.errors import DataError, InputError
 from amplify.streams import stream

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from amplify.attribution.perturbation import Floats
-from amplify.attribution.subjects import Part
+from amplify.attribution.inputs import Part
 from amplify.attribution.words import aggregate
+from amplify.shapley.game import Floats
 
 Layers = npt.NDArray[np.float64]  # (layers, tokens, tokens), each row sums to 1
 _SCALE = 10**7  # flows are computed in whole numbers

@@ -1,20 +1,34 @@
-"""One explained input as a game over its different words: what the model says with some of them deleted."""
+"""The words of an explanation put to the test: what the model says with some of them deleted, wherever they stand.
+
+`deletion` makes the game behind an attribution. `judge` asks of one rationale whether the model needs its
+words more than as many random words of the same input: gradients explain one model well and another not at all, and on
+texts often no better than chance ("Which Explanation Should I Choose?", Han et al. 2022; "Post Hoc Explanations",
+Krishna et al. 2023), so no rationale is taken on trust.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import numpy.typing as npt
 
-from amplify.attribution.perturbation import Coalitions, Floats
-from amplify.attribution.words import without_words
+from amplify.attribution.inputs import prompt_subject
+from amplify.attribution.masking import without_spans
+from amplify.attribution.words import without_words, word_spans
 from amplify.errors import InputError
 from amplify.models.base import LanguageModel, need_scoring
 from amplify.proxies import Proxy
+from amplify.shapley.game import CachedValue, Coalitions, Floats
 from amplify.text import input_text
 from amplify.types import Attribution, Example, Prompt
+
+SETS = 40
+SHARE = 0.9
+"""A rationale passes when it beats this share of random ones: of random rationales one in ten gets through."""
 
 Gone = list[list[tuple[int, int]]]
 """Of each coalition, the characters [start, end) that are deleted."""
@@ -80,30 +94,14 @@ def deletion(attribution: Attribution, model: Proxy | LanguageModel, given: Exam
     for word, span in zip(attribution.words, attribution.spans, strict=True):
         groups.setdefault(word.casefold(), []).append(span)
     score = _of_proxy(model, attribution, given) if isinstance(model, Proxy) else _of_model(model, attribution, given)
-    return Deletion(tuple(groups), _remembered(score, list(groups.values()), attribution.text))
-
-
-def _remembered(
-    score: Callable[[Gone], Floats], groups: Sequence[Sequence[tuple[int, int]]], text: str
-) -> Callable[[Coalitions], Floats]:
-    seen: dict[bytes, Floats] = {}
+    cut = list(groups.values())
 
     def log_probs(coalitions: Coalitions) -> Floats:
-        keys = [row.tobytes() for row in coalitions]
-        new = {key: row for key, row in zip(keys, coalitions, strict=True) if key not in seen}
-        if new:
-            gone = [
-                [s for group, stays in zip(groups, row, strict=True) if not stays for s in group]
-                for row in new.values()
-            ]
-            found = score(gone)
-            if not np.isfinite(found).all():
-                bad = gone[int(np.flatnonzero(~np.isfinite(found).all(1))[0])]
-                raise InputError(f"the log-probability is not finite without the characters {bad} of {text[:60]!r}")
-            seen.update(zip(new, found, strict=True))
-        return np.array([seen[key] for key in keys])
+        return score(
+            [[s for group, stays in zip(cut, row, strict=True) if not stays for s in group] for row in coalitions]
+        )
 
-    return log_probs
+    return Deletion(tuple(groups), CachedValue(log_probs, len(groups)))
 
 
 def _wanted(attribution: Attribution) -> list[str]:
@@ -136,9 +134,6 @@ def _of_proxy(proxy: Proxy, attribution: Attribution, given: Example | Prompt | 
 def _of_model(
     model: LanguageModel, attribution: Attribution, given: Example | Prompt | None
 ) -> Callable[[Gone], Floats]:
-    from amplify.attribution.games import without_spans
-    from amplify.attribution.subjects import prompt_subject
-
     if isinstance(given, Example):
         raise InputError("a language model reads a text or a Prompt: render the example first, or use a proxy")
     scorer = need_scoring(model, "faithfulness")
@@ -153,3 +148,65 @@ def _of_model(
         return np.array(totals).reshape(len(gone), len(ends))
 
     return score
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the model needs the words of a rationale.
+
+    Attributes:
+        passed: they beat random words, or, where the input has no other words, deleting them costs the target.
+        drop: what the target's log-odds (its log-probability, without a foil) lose without the words.
+        random: the same for as many random words, on average; 0 where there are no others.
+        beaten: the share of random word sets that lose less, ties half.
+    """
+
+    passed: bool
+    drop: float
+    random: float
+    beaten: float
+
+
+def judge(words: Iterable[str], game: Deletion, *, sets: int = SETS, share: float = SHARE, seed: int = 0) -> Verdict:
+    """Does a rationale beat random words on its own example?
+
+    Args:
+        words: what it cites: words or phrases of the input.
+        game: the input and its model (`amplify.attribution.deletion`); random words are drawn from its words.
+        sets: random word sets, all there are where they are no more.
+        share: of them that must be beaten.
+        seed: of the draw.
+
+    Returns:
+        The verdict; words that the game does not have (stop words of a phrase) are passed over, and a rationale that
+        cites none of its words fails.
+    """
+    cited = {word[a:b].casefold() for word in words for a, b in word_spans(word)}
+    chosen = [i for i, word in enumerate(game.words) if word in cited]
+    if not chosen:
+        return Verdict(False, 0.0, 0.0, 0.0)
+    n, size = len(game.words), len(chosen)
+    others = _others(chosen, n, sets, np.random.default_rng(seed))
+    masks = np.ones((2 + len(others), n), dtype=bool)
+    for mask, gone in zip(masks[1:], [chosen, *others], strict=True):
+        mask[list(gone)] = False
+    values = game.margin(masks)
+    drop, chance = float(values[0] - values[1]), values[0] - values[2:]
+    if size == n or not len(chance):
+        return Verdict(drop > 0, drop, 0.0, 1.0 if drop > 0 else 0.0)
+    close = np.abs(drop - chance) <= 1e-9
+    beaten = float(np.mean(np.where(close, 0.5, drop > chance)))
+    return Verdict(beaten >= share and drop > 0, drop, float(chance.mean()), beaten)
+
+
+def _others(chosen: Sequence[int], n: int, sets: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """Different sets of as many words, not the chosen one."""
+    own, size = tuple(sorted(chosen)), len(chosen)
+    if comb(n, size) - 1 <= sets:
+        return [some for some in combinations(range(n), size) if some != own]
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < sets:
+        drawn = tuple(sorted(rng.choice(n, size, replace=False).tolist()))
+        if drawn != own:
+            found[drawn] = None
+    return list(found)

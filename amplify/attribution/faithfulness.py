@@ -2,31 +2,309 @@
 
 Every metric is a question about the model with some words deleted, never about the explanation's looks. Beside each
 explainer stand two references over the same words of the same inputs: random scores, and direct occlusion (each word
-left out by itself). What a metric is worth was measured on planted words: see
-`faithfulness_metrics.KEPT` and docs/faithfulness.md.
+left out by itself). What a metric is worth was measured on planted words: see `KEPT` and docs/faithfulness.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from amplify.attribution.deletion import Deletion, deletion
-from amplify.attribution.faithfulness_metrics import DEFAULT, METRICS, View
-from amplify.attribution.faithfulness_table import OCCLUSION, RANDOM, Faithfulness, rows_of
-from amplify.attribution.opening import Model, opened
-from amplify.attribution.perturbation import Coalitions, Floats
+from amplify.attribution.deletion import Deletion, deletion, margin
+from amplify.attribution.inputs import Model, opened
 from amplify.attribution.words import without_words
 from amplify.errors import InputError, UnknownNameError, extras
+from amplify.models.base import LanguageModel
 from amplify.proxies import Proxy
+from amplify.render import escape, visible
+from amplify.shapley.game import Coalitions, Floats, leave_one_out
 from amplify.streams import stream
 from amplify.types import Attribution, Example, Prompt
 
-if TYPE_CHECKING:
-    from amplify.models.base import LanguageModel
+STEPS = 10
+"""Points of a deletion curve: a tenth of the words each, or one word where there are fewer."""
+
+
+class View(NamedTuple):
+    """One attribution as metrics see it.
+
+    Attributes:
+        order: the different words, most important first.
+        scores: of the words, in the order of the game.
+        k: words on top.
+        held_out: random coalitions that no explainer has seen, shape (masks, words).
+    """
+
+    order: npt.NDArray[np.int_]
+    scores: Floats
+    k: int
+    held_out: Coalitions
+
+
+class Metric(NamedTuple):
+    """A metric: what it deletes, and what it makes of the answers.
+
+    Attributes:
+        better: "higher" or "lower".
+        masks: the coalitions to evaluate.
+        read: from (view, log-probabilities of the whole input (columns,), those of the masks (masks, columns)).
+        source: where it is defined.
+    """
+
+    better: Literal["higher", "lower"]
+    masks: Callable[[View], Coalitions]
+    read: Callable[[View, Floats, Floats], float]
+    source: str
+
+
+def _cut(view: View, sizes: Sequence[int], *, keep: bool = False, least: bool = False) -> Coalitions:
+    """One coalition a size: the first words of the order deleted, or they alone kept."""
+    order = view.order[::-1] if least else view.order
+    masks = np.full((len(sizes), len(order)), not keep)
+    for row, size in zip(masks, sizes, strict=True):
+        row[order[:size]] = keep
+    return masks
+
+
+def _curve(view: View) -> list[int]:
+    n = len(view.order)
+    steps = min(STEPS, n)
+    return [round(n * step / steps) for step in range(1, steps + 1)]
+
+
+def _bins(view: View) -> list[int]:
+    return [max(1, round(len(view.order) * share)) for share in (0.01, 0.05, 0.1, 0.2, 0.5)]
+
+
+def _drop(view: View, whole: Floats, rest: Floats) -> float:
+    """Mean fall of the target's probability."""
+    return float(np.mean(np.exp(whole[0]) - np.exp(rest[:, 0])))
+
+
+def _left(view: View, whole: Floats, rest: Floats) -> float:
+    """Mean of the target's probability over a curve."""
+    return float(np.mean(np.exp(rest[:, 0])))
+
+
+def _logprob_drop(view: View, whole: Floats, rest: Floats) -> float:
+    return float(whole[0] - rest[0, 0])
+
+
+def _lds(view: View, whole: Floats, rest: Floats) -> float:
+    from scipy.stats import spearmanr
+
+    sums, outputs = _levels(view.held_out @ view.scores), _levels(margin(rest))
+    if np.ptp(sums) == 0 or np.ptp(outputs) == 0:
+        return 0.0  # a constant orders nothing
+    return float(spearmanr(sums, outputs).statistic)
+
+
+def _levels(values: Floats) -> Floats:
+    """Values in units of their range, so that round-off makes no ranks of ties."""
+    spread = np.ptp(values)
+    return np.round((values - values.min()) / spread, 6) if spread > 1e-12 else np.zeros_like(values)
+
+
+METRICS: dict[str, Metric] = {
+    "comprehensiveness": Metric(
+        "higher", lambda v: _cut(v, [v.k]), _drop, "p(x) - p(x without its top k words); DeYoung et al. 2020"
+    ),
+    "sufficiency": Metric(
+        "lower", lambda v: _cut(v, [v.k], keep=True), _drop, "p(x) - p(its top k words alone); DeYoung et al. 2020"
+    ),
+    "aopc": Metric(
+        "higher",
+        lambda v: _cut(v, _bins(v)),
+        _drop,
+        "comprehensiveness averaged over the top 1, 5, 10, 20 and 50 %; DeYoung et al. 2020",
+    ),
+    "morf": Metric(
+        "lower",
+        lambda v: _cut(v, _curve(v)),
+        _left,
+        "mean p while words go, most relevant first; Samek et al. 2017",
+    ),
+    "lerf": Metric(
+        "higher",
+        lambda v: _cut(v, _curve(v), least=True),
+        _left,
+        "mean p while words go, least relevant first; Samek et al. 2017",
+    ),
+    "logprob_drop": Metric(
+        "higher",
+        lambda v: _cut(v, [v.k]),
+        _logprob_drop,
+        "log p(x) - log p(x without its top k words); Cohen-Wang et al. 2024",
+    ),
+    "lds": Metric(
+        "higher",
+        lambda v: v.held_out,
+        _lds,
+        "Spearman correlation of summed scores and outputs over held-out masks; Park et al. 2023",
+    ),
+}
+
+KEPT = ("comprehensiveness", "sufficiency", "aopc", "morf", "lerf", "logprob_drop", "lds")
+"""Metrics that passed the causal check on planted words (eval/results/faithfulness_check.json)."""
+
+DEFAULT = ("comprehensiveness", "sufficiency", "logprob_drop", "lds")
+"""Of them, those that cost least and say most different things: what goes without words, with them alone, by how much
+in log-probability, and whether scores add up."""
+
+RANDOM, OCCLUSION = "random scores", "direct occlusion"
+
+
+class Mean(NamedTuple):
+    """A mean over items with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One explainer on one metric.
+
+    Attributes:
+        method, metric: their names.
+        better: which direction is good.
+        value: of the explainer.
+        random, occlusion: of the references on the same items.
+        gain: over random, paired by item, counted so that above 0 is better.
+        items: inputs averaged over.
+    """
+
+    method: str
+    metric: str
+    better: str
+    value: Mean
+    random: Mean
+    occlusion: Mean
+    gain: Mean
+    items: int
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether it is better than random scores with intervals that do not touch."""
+        return self.value.low > self.random.high if self.better == "higher" else self.value.high < self.random.low
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """Explainers by metrics. `print` shows the table; a notebook too.
+
+    Attributes:
+        rows: one per explainer and metric.
+        values: (explainer or reference, metric) -> one value per item, random averaged over its draws.
+        settings: k, masks, draws, seed and the model.
+        evaluations: of the model.
+    """
+
+    rows: tuple[Row, ...]
+    values: Mapping[tuple[str, str], Floats]
+    settings: Mapping[str, object]
+    evaluations: int
+
+    @property
+    def methods(self) -> list[str]:
+        """The explainers, in the order given."""
+        return list(dict.fromkeys(row.method for row in self.rows))
+
+    def row(self, method: str, metric: str) -> Row:
+        """The row of an explainer and a metric."""
+        return next(row for row in self.rows if (row.method, row.metric) == (method, metric))
+
+    def gains(self, method: str, metric: str) -> Floats:
+        """What an explainer has over random scores on each item, counted so that above 0 is better."""
+        sign = 1.0 if METRICS[metric].better == "higher" else -1.0
+        gain: Floats = sign * (self.values[method, metric] - self.values[RANDOM, metric])
+        return gain
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, per-item values left out."""
+        rows = [
+            {
+                "method": row.method,
+                "metric": row.metric,
+                "better": row.better,
+                **{name: list(getattr(row, name)) for name in ("value", "random", "occlusion", "gain")},
+                "beats_random": row.beats_random,
+                "items": row.items,
+            }
+            for row in self.rows
+        ]
+        return {"settings": dict(self.settings), "evaluations": self.evaluations, "rows": rows}
+
+    def __str__(self) -> str:
+        cells = [("explainer", "metric", "better", "value", "random", "occlusion", "")]
+        for row in self.rows:
+            own, random, occlusion = (
+                f"{v.mean:.3f} [{v.low:.3f}, {v.high:.3f}]" for v in (row.value, row.random, row.occlusion)
+            )
+            verdict = "beats random" if row.beats_random else ""
+            cells.append((visible(row.method), row.metric, row.better, own, random, occlusion, verdict))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+        items = self.rows[0].items if self.rows else 0
+        return "\n".join([*lines, f"{items} items, {self.evaluations:,} evaluations, 95 % intervals over items"])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def pooled(tables: Sequence[Faithfulness]) -> Faithfulness:
+    """One table over the items of several, which hold the same explainers and metrics of other inputs.
+
+    Raises:
+        InputError: no table, or one with other explainers or metrics.
+    """
+    if len({frozenset(table.values) for table in tables}) != 1:
+        raise InputError("tables to pool are one or more, of the same explainers and metrics")
+    first = tables[0]
+    values = {key: np.concatenate([table.values[key] for table in tables]) for key in first.values}
+    names = list(dict.fromkeys(name for name, _ in values if name not in (RANDOM, OCCLUSION)))
+    metrics = list(dict.fromkeys(metric for _, metric in values))
+    return Faithfulness(rows_of(names, metrics, values), values, first.settings, sum(t.evaluations for t in tables))
+
+
+def rows_of(names: Sequence[str], metrics: Sequence[str], values: Mapping[tuple[str, str], Floats]) -> tuple[Row, ...]:
+    """The rows of a table, from one value per item of each explainer or reference and metric."""
+    rows = []
+    for name in names:
+        for metric in metrics:
+            sign = 1.0 if METRICS[metric].better == "higher" else -1.0
+            own, chance = values[name, metric], values[RANDOM, metric]
+            rows.append(
+                Row(
+                    name,
+                    metric,
+                    METRICS[metric].better,
+                    interval(own),
+                    interval(chance),
+                    interval(values[OCCLUSION, metric]),
+                    interval(sign * (own - chance)),
+                    len(own),
+                )
+            )
+    return tuple(rows)
+
+
+def interval(values: Floats, resamples: int = 2000) -> Mean:
+    """The mean with its 95 % percentile bootstrap interval over items; the same values give the same interval.
+
+    One item says nothing of others: its interval is infinite.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2:
+        return Mean(float(x.mean()), -np.inf, np.inf)
+    means = x[np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Mean(float(x.mean()), float(low), float(high))
 
 
 @extras()
@@ -97,7 +375,7 @@ def _measured(
         top = min(k, max(1, n // 2))
         held_out = held_out_of.random((masks, n)) < 0.5
         views = [(name, _view(game, group[i], top, held_out)) for name, group in groups.items()]
-        views.append((OCCLUSION, _by_scores(_occluded(game), top, held_out)))
+        views.append((OCCLUSION, _by_scores(leave_one_out(game.margin, n), top, held_out)))
         views += [(RANDOM, _by_scores(drawn_by.normal(size=n), top, held_out)) for _ in range(draws)]
         asked = np.concatenate([METRICS[m].masks(view) for _, view in views for m in metrics])
         whole = game.log_probs(np.concatenate([np.ones((1, n), dtype=bool), asked]))[0]  # an item's masks in one batch
@@ -179,9 +457,3 @@ def _view(game: Deletion, attribution: Attribution, k: int, held_out: Coalitions
 
 def _by_scores(scores: Floats, k: int, held_out: Coalitions) -> View:
     return View(np.argsort(-scores, kind="stable"), scores, k, held_out)
-
-
-def _occluded(game: Deletion) -> Floats:
-    n = len(game.words)
-    values = game.margin(np.concatenate([np.ones((1, n), dtype=bool), ~np.eye(n, dtype=bool)]))
-    return values[0] - values[1:]

@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from amplify import templates
-from amplify.attribution.perturbation import Coalitions, Value
+from amplify.attribution.inputs import PromptSubject, ProxySubject, subject
 from amplify.attribution.words import Spans, content_words, stop_words, without_words, word_spans
 from amplify.errors import InputError, UnknownNameError
 from amplify.models.base import LanguageModel
+from amplify.shapley.game import Coalitions, Value
 from amplify.templates import Template
 from amplify.types import Attribution, Example, Message, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from amplify.attribution.subjects import PromptSubject, ProxySubject
     from amplify.proxies import Proxy
 
 STRATEGIES = ("perturbation", "prediction", "instruction", "explanation", "self")
@@ -182,14 +182,12 @@ def cases_of(
         model: what is explained; the explainer may be another model, or the same.
         foils: what each target is contrasted with.
         segments: the words that may be named, as characters of each text; default: all but stop words.
-        masking: how neighbours leave words out (see `amplify.attribution.games`).
+        masking: how neighbours leave words out (see `amplify.attribution.masking`).
 
     Raises:
         InputError: a text without words, or a target that is no label of the proxy.
         CapabilityError: a model without log-probabilities (at the first evaluation).
     """
-    from amplify.attribution.opening import subject
-
     nothing = [None] * len(texts)
     found = []
     for text, target, foil, words in zip(texts, targets, foils or nothing, segments or nothing, strict=True):

@@ -54,7 +54,7 @@ def explain(
     out: Path | None,
 ) -> None:
     """Show which words of TEXT (or of each row of --input) made a model answer so."""
-    from amplify.attribution.comparison import compare
+    from amplify.attribution.explanations import compare
 
     if (text is None) == (source is None):
         raise InputError("give either a TEXT or an --input file")

@@ -176,7 +176,7 @@ class TestWordsProgram(PromptProgram):
 
     def leads(self, examples: Sequence[Example]) -> list[str]:
         """Each input's rationale up to its label; the form's own opening where there is no word to cite."""
-        from amplify.attribution.gate import explain_words, plain
+        from amplify.attribution.explainers import explain_words, plain
         from amplify.attribution.words import mask_without
 
         proxy = loaded_proxy(self.proxy, self.identity)

@@ -27,7 +27,7 @@ from amplify.rationales.wording import kind_of, opening, variables
 from amplify.types import Attribution, Demonstration, Example, Rationale
 
 if TYPE_CHECKING:
-    from amplify.attribution.gate import Verdict
+    from amplify.attribution.deletion import Verdict
     from amplify.proxies import Proxy
     from amplify.tasks import Task
 
@@ -75,8 +75,8 @@ class ExplainedMethod(PromptMethod):
             confidence of the proxy, "most_faithful" explanation, "random", …
         balanced: as many shots of each label as possible, each label's best by `selection` first. Without it (as in the
             paper) a model that errs on one label mostly gets shots of that label mostly. For tasks with fixed labels.
-        explainer: any of `amplify.attribution.registry.METHODS`, e.g. gradient times input; "auto" takes the one that
-            is most faithful to the proxy on held-out examples (`amplify.attribution.gate.choose`).
+        explainer: any of `amplify.attribution.explainers.METHODS`, e.g. gradient times input; "auto" takes the one that
+            is most faithful to the proxy on held-out examples (`amplify.attribution.auto.choose`).
         budget: evaluations of the proxy per example that perturbation explainers may make.
         gate: a rationale must cite words that the proxy needs more than random words of the same example, else its
             shot gives way to the next candidate whose rationale does, or is shown without one.
@@ -106,7 +106,7 @@ class ExplainedMethod(PromptMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        from amplify.attribution.registry import AUTO, METHODS
+        from amplify.attribution.explainers import AUTO, METHODS
 
         if self.explainer != "auto":
             METHODS.find(self.explainer, AUTO)
@@ -197,7 +197,7 @@ def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Pr
 
 
 def _fit(method: ExplainedMethod, task: Task, model: LanguageModel, seed: int) -> Explained:
-    from amplify.attribution.gate import choose
+    from amplify.attribution.auto import choose
     from amplify.selection import Selection, require_labels, select
 
     pool, notes = citable_pool(method.name, method.pool, task, seed)
@@ -287,7 +287,7 @@ def _reasons(
     seed: int,
 ) -> list[Explanation]:
     """Each shot with its foil, and why its gold label is right."""
-    from amplify.attribution.gate import explain_words, foil_of, plain
+    from amplify.attribution.explainers import explain_words, foil_of, plain
     from amplify.attribution.words import key_word_mask
 
     examples = [shot.example for shot in shots]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from amplify.types import Attribution, Demonstration, Rationale
 
 if TYPE_CHECKING:
-    from amplify.attribution.gate import Verdict
+    from amplify.attribution.deletion import Verdict
     from amplify.methods.prompt import PromptMethod
     from amplify.models.base import LanguageModel
     from amplify.proxies import Proxy
@@ -47,7 +47,7 @@ def gate_shots(
     *,
     balanced: bool = False,
 ) -> Gated[T]:
-    """Replace the shots whose rationales do not beat random words on their own example (`amplify.attribution.gate`).
+    """Replace the shots whose rationales do not beat random words on their own example (`deletion.judge`).
 
     Args:
         shots: with what is said of them.
@@ -93,8 +93,7 @@ def judge_for_proxy(
         attribution: why its label is right.
         seed: of the random words.
     """
-    from amplify.attribution.deletion import deletion
-    from amplify.attribution.gate import Verdict, judge
+    from amplify.attribution.deletion import Verdict, deletion, judge
 
     if said is None:
         return Verdict(False, 0.0, 0.0, 0.0)
@@ -117,7 +116,7 @@ def judge_own(
     Raises:
         CapabilityError: the model gives no log-probabilities.
     """
-    from amplify.attribution.gate import Verdict, judge
+    from amplify.attribution.deletion import Verdict, judge
     from amplify.methods.self_attribution import shot_game
 
     if said is None:

@@ -52,7 +52,7 @@ class ProxyHint(PromptMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        from amplify.attribution.registry import METHODS
+        from amplify.attribution.explainers import METHODS
 
         METHODS.find(self.explainer)
 
@@ -185,7 +185,7 @@ class HintProgram(PromptProgram):
 
     def _cited(self, examples: Sequence[Example], labels: Sequence[str]) -> list[list[str]]:
         """Each input's words that speak most for the label."""
-        from amplify.attribution.gate import explain_words, plain
+        from amplify.attribution.explainers import explain_words, plain
         from amplify.attribution.words import mask_without
 
         if not self.words:

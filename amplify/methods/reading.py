@@ -110,6 +110,7 @@ def leave_one_out(read: Reading, answer: str, model: LanguageModel) -> Reading:
     """Score each document by what the answer's log-probability loses without it."""
     import numpy as np
 
+    from amplify.shapley import leave_one_out as leave_one_out_of
     from amplify.sources.context import in_place
     from amplify.sources.games import LogProbGame
 
@@ -118,8 +119,7 @@ def leave_one_out(read: Reading, answer: str, model: LanguageModel) -> Reading:
     if read.context.layout == "text" and not answer[0].isspace():
         answer = f" {answer}"
     game = LogProbGame(read.context, model, answer)
-    values = game(in_place(np.vstack([np.ones((1, n), bool), ~np.eye(n, dtype=bool)])))
-    losses = values[0] - values[1:]
+    losses = leave_one_out_of(lambda kept: game(in_place(kept)), n)
     parts = [losses[:, c] for c in (range(1, losses.shape[1]) if losses.shape[1] > 1 else [0])]
     cited = tuple(tuple(read.numbers[i] for i in np.argsort(-p, kind="stable") if p[i] > 0) for p in parts)
     scores = losses[:, 0].tolist()

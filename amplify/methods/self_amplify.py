@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from amplify import templates
+from amplify.attribution.explainers import METHODS
 from amplify.attribution.prompted import Case, explain_prompted
-from amplify.attribution.registry import METHODS
 from amplify.errors import InputError
 from amplify.methods.explained import RATIONALE_TOKENS
 from amplify.methods.gating import Said, gate_shots, judge_own
@@ -112,8 +112,8 @@ class SelfWords(SelfAmplify):
         k: how many (the paper has 4 to 5).
         template: of the rationale: "key_words", "paper", "words_only", "span", …, or your own file.
         gate: a rationale must cite words that the model needs more than random words of the same input
-            (`amplify.attribution.gate.judge`), else its shot gives way to the next candidate whose rationale does, or
-            is shown without one. Variants then have different shots.
+            (`amplify.attribution.deletion.judge`), else its shot gives way to the next candidate whose rationale does,
+            or is shown without one. Variants then have different shots.
     """
 
     k: int = 5

@@ -90,8 +90,8 @@ def explain_shots(
         CapabilityError: the model gives no log-probabilities (or no gradients, for a gradient method).
         InputError: a budget too small for the explainer.
     """
-    from amplify.attribution.explaining import explain_many
-    from amplify.attribution.registry import METHODS
+    from amplify.attribution.explainers import METHODS
+    from amplify.attribution.explanations import explain_many
 
     asked = [_asked(method, task, shot, contrastive) for shot in shots]
     # what looks at embeddings evaluates target and foil apart

@@ -19,17 +19,13 @@ GRAM = 4096
 LEAST: dict[str, Callable[[int], int]] = {
     "exact": lambda n: 2**n,
     "permutation": lambda n: n + 1,
-    "shapley_sampling": lambda n: n + 1,
-    "occlusion": lambda n: n + 1,
+    "leave_one_out": lambda n: n + 1,
     # a coalition and its complement give one equation, and n - 1 are needed beside the two ends
     "kernel_shap": lambda n: 2 * n,
     "leverage_shap": lambda n: 2 * n,
     "regression_msr": lambda n: min(2 * n, 12),
     "lime": lambda n: 3,
-    "c_lime": lambda n: n + 2,
 }
-
-
 PAIRED = ("kernel_shap", "leverage_shap", "regression_msr")
 
 
@@ -56,34 +52,37 @@ def most(estimator: str, n: int) -> int:
     return CELLS // n
 
 
-def check_budget(estimator: str, n: int, budget: int, players: str = "sources", index: str = "shapley") -> None:
+def check_budget(
+    estimator: str, n: int, budget: int, index: str = "shapley", *, players: str = "sources", name: str = ""
+) -> None:
     """Refuse a budget that determines nothing, or that no memory holds, before anything is asked or made.
 
     Args:
         estimator: its name.
         n: players.
         budget: evaluations.
-        players: what they are called.
         index: "shapley" or "banzhaf".
+        players: what the players are called.
+        name: what the estimator is called, where it is another name.
 
     Raises:
         InputError: says how many are needed, or how many fit.
     """
-    needed, room = least(estimator, n, index), most(estimator, n)
+    needed, room, name = least(estimator, n, index), most(estimator, n), name or estimator
+    budget = min(budget, 2 ** min(n, 62))
     if needed > room:
         raise InputError(
-            f"{n:,} {players} are too many for {estimator}: it needs {needed:,} evaluations, and the tables of "
+            f"{n:,} {players} are too many for {name}: it needs {needed:,} evaluations, and the tables of "
             f"{room:,} fit in memory; score fewer {players}, e.g. in groups"
         )
     if budget < needed:
         raise InputError(
-            f"a budget of {budget} evaluations is too small for {estimator}: scores of {n} {players} need {needed} or "
-            "more"
+            f"a budget of {budget} evaluations is too small for {name}: scores of {n} {players} need {needed} or more"
         )
     if budget > room:
         other = " (leverage_shap takes more)" if room < CELLS // n else ""
         raise InputError(
-            f"a budget of {budget:,} evaluations of {n:,} {players} does not fit in memory with {estimator}: at most "
+            f"a budget of {budget:,} evaluations of {n:,} {players} does not fit in memory with {name}: at most "
             f"{room:,} do{other}"
         )
 

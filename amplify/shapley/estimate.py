@@ -21,24 +21,38 @@ CONTROL_CALLS = 16  # how many values of the control may be asked for each of th
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Scores of the sources of a game.
+class Scores:
+    """Scores with intervals.
 
     Attributes:
         scores: [n], or [n, answers] where the values have an answer axis.
         low, high: 95 % interval of each score, same shape; equal to `scores` where they are exact, infinite where the
             sample says nothing about the error.
-        calls: distinct coalitions asked, the empty and the full one included.
-        estimator: what was used, never "auto"; "exact" if and only if all 2^n coalitions were known, whichever was
-            named ("lasso", which estimates something else, stays).
-        index: "shapley" or "banzhaf".
-        meta: what else a reader must know (seed, budget, surrogate chosen, rounds).
+        calls: evaluations made; of a game its distinct coalitions, the empty and the full one included.
     """
 
     scores: Floats
     low: Floats
     high: Floats
     calls: int
+
+    @classmethod
+    def exact(cls, scores: Floats, calls: int) -> Scores:
+        """Scores without an interval."""
+        return cls(scores, scores, scores, calls)
+
+
+@dataclass(frozen=True)
+class Estimate(Scores):
+    """Scores of the sources of a game.
+
+    Attributes:
+        estimator: what was used, never "auto"; "exact" if and only if all 2^n coalitions were known, whichever was
+            named ("lasso", "lime" and "leave_one_out", which say something else, stay).
+        index: "shapley" or "banzhaf".
+        meta: what else a reader must know (seed, budget, surrogate chosen, rounds).
+    """
+
     estimator: str
     index: Index
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +130,7 @@ def estimate(
     if estimator == "auto":
         name = "exact" if affordable else "gaussian_process"
     if name != "exact":
-        check_budget(name, n, budget, index=index)
+        check_budget(name, n, budget, index)
     run = ESTIMATORS[name].run
     if name == "exact" and cost is not None and not affordable:
         raise InputError(f"exact values cost {whole:,.0f}, more than the limit {cost.limit:,.0f}")
@@ -132,7 +146,7 @@ def estimate(
         raw = run(game, index, stage, seed)
         if ESTIMATORS[name].efficient and game.calls == 2**n:
             name, raw = "exact", replace(ESTIMATORS["exact"](game, index, stage, seed), meta=raw.meta)
-        elif game.calls < 2**n:
+        elif game.calls < 2**n and ESTIMATORS[name].sampled:
             raw = replace(raw, half=_unseen(raw.half, game.values))
         if width is not None and np.all(2 * raw.half <= width):
             break

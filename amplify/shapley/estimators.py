@@ -15,9 +15,9 @@ from amplify.registry import Table, register
 from amplify.shapley import gp
 from amplify.shapley.budget import CELLS, PrefixCost
 from amplify.shapley.exact import MAX_SOURCES, Index, Owen, all_coalitions, exact_scores
-from amplify.shapley.game import CachedValue, Coalitions, Floats
+from amplify.shapley.game import CachedValue, Coalitions, Floats, leave_one_out
 from amplify.shapley.intervals import BORROWED, half_width, mean_deviation, wild_bootstrap
-from amplify.shapley.regression import lasso_scores, pair_scores
+from amplify.shapley.regression import lasso_scores, pair_scores, ridge_freedom, ridge_scores
 from amplify.shapley.sampling import (
     ends,
     leverage,
@@ -31,6 +31,7 @@ from amplify.shapley.sampling import (
 )
 from amplify.shapley.surrogates import SURROGATES, corrected
 
+LIME_WIDTH, LIME_RIDGE = 0.25, 1.0
 POOL = 2048  # coalitions that the Gaussian process's design looks at, at least
 
 
@@ -79,7 +80,7 @@ def _regression(game: CachedValue, index: Index, budget: int, seed: int, *, shar
     first, values, weight, outer = _sample_pairs(game, chosen, budget, seed, index)
 
     def estimate(v: Floats) -> Floats:
-        return pair_scores(first, v, weight, outer, index)
+        return pair_scores(first, v, weight, np.repeat(outer, v.shape[2] // outer.shape[1], axis=1), index)
 
     scores = estimate(values)
     both = np.stack([first, ~first], axis=1) - 0.5
@@ -105,6 +106,64 @@ def _lasso(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
     resampled = [rng.integers(len(sample), size=len(sample)) for _ in range(100)]
     deviation = np.std([lasso_scores(sample[k], values[k]) for k in resampled], axis=0)
     return Raw(scores, half_width(deviation, len(sample) - 1), {"note": "surrogate coefficients, not efficient"})
+
+
+def _leave_one_out(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+    scores = leave_one_out(game, game.n)
+    return Raw(scores, np.zeros_like(scores))
+
+
+def near(n: int, draws: int, seed: int) -> tuple[Coalitions, Floats]:
+    """LIME's neighbourhood for text: all sources and random halves, or every coalition where there are no more.
+
+    The distance of a coalition is one minus its cosine with the full one, 1 - sqrt(sources kept / n).
+
+    Returns:
+        The coalitions, bool[at most draws, n], and their weights.
+    """
+    each = 1.0
+    if n <= MAX_SOURCES and 2**n <= draws:
+        masks, each = all_coalitions(n), draws / 2**n
+    else:
+        masks = np.random.default_rng(seed).random((draws - 1, n)) < 0.5
+        masks = np.concatenate([np.ones((1, n), bool), masks])
+    return masks, each * np.exp(-((1 - np.sqrt(masks.mean(axis=1))) ** 2) / LIME_WIDTH**2)
+
+
+def _lime(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+    whole = budget == 2**game.n
+    masks, weights = near(game.n, game.budget or budget if whole else budget, seed)
+    scores, half = ridge_fit(masks.astype(np.float64), game(masks), weights, LIME_RIDGE, seed)
+    note = {"note": "slopes of a local linear fit, not efficient"}
+    return Raw(scores, np.zeros_like(half) if whole else half, note)
+
+
+def ridge_fit(design: Floats, values: Floats, weights: Floats, ridge: float, seed: int) -> tuple[Floats, Floats]:
+    """Slopes of a weighted ridge regression, and half the widths of their 95 % intervals.
+
+    By the wild bootstrap (Wu 1986), residuals inflated for the degrees of freedom that the fit really used.
+
+    Args:
+        design: what was drawn, [draws, n].
+        values: [draws, answers].
+        weights: of the draws, [draws], not negative.
+        ridge: penalty on the squared slopes.
+        seed: of the bootstrap.
+
+    Returns:
+        [n, answers] both.
+    """
+
+    def slopes(v: Floats) -> Floats:
+        return ridge_scores(design, v[:, 0], weights, ridge)
+
+    scores = slopes(values[:, None])
+    centred = values - np.average(values, axis=0, weights=weights)
+    residuals = centred - (design - np.average(design, axis=0, weights=weights)) @ scores
+    freedom = len(design) - ridge_freedom(design, weights, ridge) - 1
+    rng = np.random.default_rng([seed, 1])
+    deviation = wild_bootstrap(slopes, values[:, None], residuals[:, None], np.ones(len(design)), freedom, rng)
+    return scores, half_width(deviation, freedom)
 
 
 def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
@@ -292,11 +351,13 @@ class Estimator:
         run: (game, index, budget, seed) -> scores, with half widths.
         efficient: whether it estimates the index itself, so that Shapley values sum to what all sources do together;
             else its scores are taken as they are.
+        sampled: whether its scores are estimates; else they are exact from any sample, and have no interval.
     """
 
     description: str
     run: Callable[[CachedValue, Index, int, int], Raw]
     efficient: bool = True
+    sampled: bool = True
 
     def __call__(self, game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
         """Scores and half widths, [n, answers] both."""
@@ -331,11 +392,15 @@ ESTIMATORS: Table[Estimator] = Table("estimator", _adopt)
 """Every estimator by name."""
 
 _kernel, _leverage = partial(_regression, shares=shapley_kernel), partial(_regression, shares=leverage)
-register("estimator", "exact", Estimator("all coalitions", _exact))
+register("estimator", "exact", Estimator("all coalitions", _exact, sampled=False))
 register("estimator", "permutation", Estimator("what a source adds in random orders and their reverses", _permutation))
 register("estimator", "kernel_shap", Estimator("regression on pairs drawn by the Shapley kernel", _kernel))
 register("estimator", "leverage_shap", Estimator("regression on pairs drawn by leverage", _leverage))
-register("estimator", "lasso", Estimator("coefficients of a sparse linear surrogate", _lasso, False))
+register("estimator", "lasso", Estimator("coefficients of a sparse linear surrogate", _lasso, efficient=False))
+register("estimator", "lime", Estimator("ridge fit to random coalitions near the full one", _lime, efficient=False))
+register(
+    "estimator", "leave_one_out", Estimator("what is lost where one is missing", _leave_one_out, False, sampled=False)
+)
 register(
     "estimator", "regression_msr", Estimator("a surrogate, corrected by what it misses in the sample", _regression_msr)
 )

@@ -30,6 +30,24 @@ def distinct(coalitions: Coalitions) -> tuple[Coalitions, npt.NDArray[np.int64],
     return coalitions[begins], begins, np.array([place[key] for key in keys], dtype=np.int64)
 
 
+def leave_one_out(value: Value, n: int) -> Floats:
+    """What is lost where one source alone is missing: v(all) - v(all but i) (erasure; Li et al. 2016).
+
+    Args:
+        value: asked for all sources and for all but each one, together.
+        n: number of sources.
+
+    Returns:
+        [n], or [n, answers] where the values have an answer axis.
+
+    Example:
+        >>> leave_one_out(lambda kept: kept @ [1.0, 2.0, 4.0], 3)
+        array([1., 2., 4.])
+    """
+    values = np.asarray(value(np.concatenate([np.ones((1, n), bool), ~np.eye(n, dtype=bool)])), dtype=np.float64)
+    return values[0] - values[1:]
+
+
 class CachedValue:
     """A value function that is asked at most once for each coalition, and never for more than `budget` of them.
 

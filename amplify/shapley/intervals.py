@@ -50,7 +50,7 @@ def wild_bootstrap(
     resampling of few pairs would. Residuals are inflated for the degrees of freedom that the fit has used.
 
     Args:
-        estimate: values [pairs, 2, answers] -> scores [n, answers].
+        estimate: values [pairs, 2, columns] -> scores [n, columns], affine in the values, column by column.
         values: what was measured, [pairs, 2, answers].
         residuals: values less the fitted ones, same shape.
         unsampled: share of the population that each pair leaves unseen, [pairs].
@@ -65,4 +65,6 @@ def wild_bootstrap(
         return np.full_like(estimate(values), np.inf)
     noise = residuals * (np.sqrt(len(values) / freedom) * np.sqrt(unsampled))[:, None, None]
     signs = rng.choice([-1.0, 1.0], (rounds, len(values), 1, 1))
-    return np.std([estimate(values + noise * sign) for sign in signs], axis=0)
+    drawn = np.moveaxis(signs * noise, 0, -1)  # [pairs, 2, answers, rounds], as columns of one fit
+    scores = estimate(drawn.reshape(*values.shape[:2], -1))
+    return scores.reshape(len(scores), -1, rounds).std(axis=-1)

@@ -1,4 +1,4 @@
-"""Linear regression estimators: paired KernelSHAP and LeverageSHAP, and the LASSO surrogate of ContextCite."""
+"""Linear regressions: paired KernelSHAP and LeverageSHAP, the LASSO surrogate of ContextCite, LIME's ridge."""
 
 from __future__ import annotations
 
@@ -73,6 +73,37 @@ def pair_scores(first: Coalitions, values: Floats, weight: Floats, ends: Floats,
     return least_squares(
         np.concatenate([outer, both]), np.concatenate([ends, stacked]), np.concatenate([[1.0, 1.0], twice])
     )
+
+
+def _centred(design: Floats, values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Both less their weighted means, times the roots of the weights: a free intercept, not penalised."""
+    root = np.sqrt(weights)[:, None]
+    return root * (design - np.average(design, axis=0, weights=weights)), root * (
+        values - np.average(values, axis=0, weights=weights)
+    )
+
+
+def ridge_scores(design: Floats, values: Floats, weights: Floats, ridge: float) -> Floats:
+    """Slopes of a weighted ridge regression with a free intercept. [n, columns].
+
+    Args:
+        design: [m, n].
+        values: [m, columns].
+        weights: [m], not negative.
+        ridge: penalty on the squared slopes; at 0 what the design leaves open gets the solution of least norm.
+    """
+    x, y = _centred(design, values, weights)
+    n = x.shape[1]
+    rows = np.concatenate([x, np.sqrt(ridge) * np.eye(n)])
+    return np.linalg.lstsq(rows, np.concatenate([y, np.zeros((n, y.shape[1]))]), rcond=None)[0]
+
+
+def ridge_freedom(design: Floats, weights: Floats, ridge: float) -> float:
+    """Trace of the hat matrix of `ridge_scores`: slopes that the fit really used, fewer under a ridge."""
+    x, _ = _centred(design, design, weights)
+    values = np.linalg.svd(x, compute_uv=False) ** 2
+    values = values[values > 1e-12 * max(values.max(initial=0.0), 1e-300)]
+    return float((values / (values + ridge)).sum())
 
 
 def lasso_scores(coalitions: Coalitions, values: Floats, alpha: float = 0.01) -> Floats:

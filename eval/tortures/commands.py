@@ -37,7 +37,7 @@ MODULES = (
     "amplify.methods",
     "amplify.metrics",
     "amplify.attribution",
-    "amplify.attribution.comparison",
+    "amplify.attribution.explanations",
     "amplify.sources.attribute",
     "amplify.proxies",
     "amplify.proxies.training",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from amplify.attribution.entrance import embeddings_module, inputs_of, score
+from amplify.attribution.inputs import embeddings_module, inputs_of, score_from
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
 from amplify.types import Example
@@ -59,8 +59,8 @@ def test_the_inputs_are_the_first_hidden_states(encoder, kind):
     width = inputs.shape[-1]
     if whole.hidden_states[0].shape[-1] == width:  # ALBERT and ELECTRA widen what their embeddings module gives
         torch.testing.assert_close(inputs, whole.hidden_states[0], rtol=0, atol=0)
-    torch.testing.assert_close(score(proxy, rows, inputs, words, mask, types), whole.logits, rtol=0, atol=1e-6)
-    moved = score(proxy, rows, inputs + torch.randn_like(inputs), words, mask, types)
+    torch.testing.assert_close(score_from(proxy, rows, inputs, words, mask, types), whole.logits, rtol=0, atol=1e-6)
+    moved = score_from(proxy, rows, inputs + torch.randn_like(inputs), words, mask, types)
     assert not torch.allclose(moved, whole.logits, atol=1e-4)
     assert not embeddings_module(model)._forward_hooks  # nothing is left behind
 

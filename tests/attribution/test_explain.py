@@ -9,7 +9,7 @@ import pytest
 
 import amplify
 from amplify.attribution import METHODS
-from amplify.attribution.comparison import compare
+from amplify.attribution.explanations import compare
 from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
 from amplify.models import load_model
 from amplify.models.scripted import ScriptedModel
@@ -112,7 +112,7 @@ def test_emojis_are_scored(causal):
 def test_removals_equal_one_plain_forward_each(causal, masking):
     import torch
 
-    from amplify.attribution.games import prompt_value
+    from amplify.attribution.masking import prompt_value
     from amplify.attribution.words import word_spans
 
     spans = word_spans(TEXT)
@@ -239,7 +239,7 @@ def test_scores_that_are_not_finite_say_where(encoder, monkeypatch):
 
     scores = Proxy.scores
     monkeypatch.setattr(Proxy, "scores", lambda *args: scores(*args) * float("inf"))
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="not a finite number"):
         amplify.explain(TEXT, "negative", model=encoder, method="occlusion")
 
 

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 import amplify
-from amplify.attribution.faithfulness import comprehensiveness, faithfulness
-from amplify.attribution.faithfulness_metrics import DEFAULT, METRICS
-from amplify.attribution.faithfulness_table import interval, pooled
+from amplify.attribution.faithfulness import DEFAULT, METRICS, comprehensiveness, faithfulness, interval, pooled
 from amplify.attribution.words import word_spans
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amplify.attribution import gate
-from amplify.attribution.deletion import Deletion, deletion
-from amplify.attribution.explaining import explain, explain_many
-from amplify.attribution.gate import Verdict, choose, choose_on, explain_words, judge
+from amplify.attribution import auto
+from amplify.attribution.auto import choose, choose_on
+from amplify.attribution.deletion import SETS, Deletion, Verdict, deletion, judge
+from amplify.attribution.explainers import explain_words
+from amplify.attribution.explanations import explain, explain_many
 from amplify.attribution.words import key_word_mask, word_spans
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel
@@ -81,7 +82,7 @@ def test_the_same_seed_gives_the_same_verdict_and_a_set_is_asked_once():
 
     counted = Deletion(tuple(weights), value)
     assert judge(["w1", "w2"], counted, seed=5) == judge(["w1", "w2"], counted, seed=5)
-    assert asked == [2 + gate.SETS] * 2
+    assert asked == [2 + SETS] * 2
 
 
 def test_a_prompt_of_a_language_model_is_judged_alike():
@@ -140,7 +141,7 @@ def test_auto_takes_the_explainer_that_finds_the_words(sentiment: Task, proxy: P
         raise AssertionError("the choice was measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(gate, "faithfulness", never)
+        patch.setattr(auto, "faithfulness", never)
         assert choose(proxy, sentiment, pool=("grad_norm", "occlusion"), items=10, k=1) == choice
         with pytest.raises(AssertionError):
             choose(proxy, sentiment, pool=("grad_norm", "occlusion"), items=10, k=2)
@@ -168,16 +169,12 @@ def test_every_kind_of_explainer_keeps_to_the_mask(sentiment: Task, proxy: Proxy
 
 
 def test_auto_is_a_method_of_explain(sentiment: Task, proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
-    import amplify.tasks
-
     with pytest.raises(InputError, match="needs 'sentiment'"):
         explain("great box", "positive", model=proxy, method="auto")  # no task of this name can be loaded
-    monkeypatch.setattr(amplify.tasks, "load_task", lambda name: {"sentiment": sentiment}[name])
+    monkeypatch.setattr(auto, "load_task", lambda name: {"sentiment": sentiment}[name])
     found = explain("great box and lid", "positive", model=proxy, method="auto")
     assert found.method == choose(proxy, sentiment, contrastive=False).method
-    monkeypatch.setattr(
-        amplify.tasks, "load_task", lambda name: replace(sentiment, validation=sentiment.validation[:5])
-    )
+    monkeypatch.setattr(auto, "load_task", lambda name: replace(sentiment, validation=sentiment.validation[:5]))
     with pytest.raises(InputError, match="not what the proxy was trained on"):
         explain("great box", "positive", model=proxy, method="auto")
 

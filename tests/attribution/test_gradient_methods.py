@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from amplify.attribution import explain
-from amplify.attribution.embedded import NOISE, SAMPLES, embedded, reduce
-from amplify.attribution.opening import subject
+from amplify.attribution import explain, gradients
+from amplify.attribution.gradients import NOISE, SAMPLES, gradient_scores, reduce
+from amplify.attribution.inputs import subject
 from amplify.errors import InputError
 from amplify.models import load_model
 from amplify.proxies import train_proxy
@@ -63,7 +63,7 @@ def by_captum(parts, method):
 @pytest.mark.parametrize("method", ["vanilla_gradients", "grad_norm", "grad_x_input", "integrated_gradients"])
 def test_the_frame_equals_captum(encoder, causal, method):
     for case in subjects(encoder, causal):
-        found, _ = embedded(case.parts(), method, budget=2 * SAMPLES)
+        found, _ = gradient_scores(case.parts(), method, budget=2 * SAMPLES)
         # float32 sums in another order and other batch sizes
         np.testing.assert_allclose(found.scores, by_captum(case.parts(), method), rtol=1e-3, atol=1e-4)
 
@@ -93,7 +93,7 @@ def test_labels_that_differ_in_their_last_token_share_a_sequence(causal):
 def test_integrated_gradients_are_complete(encoder, causal):
     for case in subjects(encoder, causal):
         parts = case.parts()
-        found, meta = embedded(parts, "integrated_gradients", budget=2 * SAMPLES)
+        found, meta = gradient_scores(parts, "integrated_gradients", budget=2 * SAMPLES)
         whole = sum(float(p.score(p.inputs)) - float(p.score(p.baseline)) for p in parts)
         assert meta["completeness_gap"] == pytest.approx(whole - found.scores.sum(), abs=1e-4)
         if case.model_name == encoder.name:  # smooth enough for 50 points; the random language model's path is not
@@ -121,7 +121,7 @@ def test_encoders_are_entered_behind_their_embeddings_module_as_captums_layer_me
         found = LayerIntegratedGradients(contrast, model.bert.embeddings).attribute(
             ids, baselines=torch.where(word, tokenizer.pad_token_id, ids), n_steps=SAMPLES, method="gausslegendre"
         )
-    got, _ = embedded([part], method, budget=SAMPLES)
+    got, _ = gradient_scores([part], method, budget=SAMPLES)
     want = reduce([part], [found[0].detach().numpy()], "sum")
     np.testing.assert_allclose(got.scores, want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
     if method == "grad_x_input":  # before the norm, which is blind to the length of what it reads, it would be 0
@@ -135,7 +135,7 @@ def test_encoders_are_entered_behind_their_embeddings_module_as_captums_layer_me
 def test_smooth_grad_is_the_mean_gradient_under_noise(encoder):
     case = subject(encoder, TEXT, "negative", None)
     [part] = case.parts()
-    found, _ = embedded([part], "smooth_grad", budget=20, seed=3)
+    found, _ = gradient_scores([part], "smooth_grad", budget=20, seed=3)
     noise = torch.randn((20, *part.inputs.shape[1:]), generator=torch.Generator().manual_seed(3))
     x = part.inputs
     points = (x + NOISE * (x.max() - x.min()) * noise).requires_grad_()
@@ -147,21 +147,18 @@ def test_smooth_grad_is_the_mean_gradient_under_noise(encoder):
 
 
 def test_continuous_lime_tends_to_gradient_x_input(encoder, causal, monkeypatch):
-    from amplify.attribution import embedded as module
-    from amplify.attribution.perturbation import scaled
-
-    monkeypatch.setattr(module, "scaled", lambda *args: scaled(*args, deviation=1e-2))
+    monkeypatch.setattr(gradients, "STRETCH", 1e-2)
     for case in subjects(encoder, causal):
         parts = case.parts()
-        near, _ = embedded(parts, "c_lime", budget=200, seed=0)
-        limit, _ = embedded(parts, "grad_x_input", budget=10)
+        near, _ = gradient_scores(parts, "c_lime", budget=200, seed=0)
+        limit, _ = gradient_scores(parts, "grad_x_input", budget=10)
         # what the curvature within one per cent of the input adds
         np.testing.assert_allclose(near.scores, limit.scores, atol=0.1 * np.abs(limit.scores).max())
 
 
 def test_deep_lift_equals_captum_and_is_exact_where_its_rules_reach(encoder):
     case = subject(encoder, TEXT, "negative", "positive")
-    found, meta = embedded(case.parts(), "deep_lift", budget=10)
+    found, meta = gradient_scores(case.parts(), "deep_lift", budget=10)
     assert np.isfinite(found.scores).all()
     assert np.isfinite(meta["completeness_gap"])
 
@@ -179,7 +176,7 @@ def test_deep_lift_equals_captum_and_is_exact_where_its_rules_reach(encoder):
     [part] = case.parts()
     net = Net()
     simple = replace(part, score=net, model=net)
-    found, meta = embedded([simple], "deep_lift", budget=10)
+    found, meta = gradient_scores([simple], "deep_lift", budget=10)
     assert abs(meta["completeness_gap"]) < 1e-4
     assert np.abs(found.scores).max() > 1e-3
 
@@ -187,7 +184,7 @@ def test_deep_lift_equals_captum_and_is_exact_where_its_rules_reach(encoder):
 def test_the_shared_pass_and_the_single_one_agree(encoder):
     for method in ("grad_norm", "grad_x_input"):
         shared = explain(TEXT, "negative", foil="positive", model=encoder, method=method)
-        alone, _ = embedded(subject(encoder, TEXT, "negative", "positive").parts(), method, budget=1)
+        alone, _ = gradient_scores(subject(encoder, TEXT, "negative", "positive").parts(), method, budget=1)
         np.testing.assert_allclose(shared.scores, alone.scores, rtol=1e-4, atol=1e-6)
 
 
@@ -197,11 +194,11 @@ def test_gradients_that_are_not_finite_are_one_error(encoder):
     [part] = subject(encoder, TEXT, "negative", None).parts()
     broken = replace(part, score=lambda x: x.sum((1, 2)) * float("nan"))
     with pytest.raises(InputError, match="token 0 is not finite"):
-        embedded([broken], "grad_x_input", budget=1)
+        gradient_scores([broken], "grad_x_input", budget=1)
 
 
 def test_too_small_budgets(encoder):
     parts = subject(encoder, TEXT, "negative", None).parts()
     for method in ("smooth_grad", "integrated_gradients", "c_lime"):
         with pytest.raises(InputError, match="too small"):
-            embedded(parts, method, budget=1)
+            gradient_scores(parts, method, budget=1)

@@ -9,7 +9,7 @@ import pytest
 
 import amplify
 from amplify.attribution import METHODS
-from amplify.attribution.registry import Case, Explainer
+from amplify.attribution.explainers import Case, Explainer
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.methods import make
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel

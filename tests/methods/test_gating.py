@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 from method_fakes import BAD, GOOD, by_word
 
-from amplify.attribution import gate
-from amplify.attribution.deletion import deletion
-from amplify.attribution.gate import Verdict, judge
+from amplify.attribution.deletion import Verdict, deletion, judge
 from amplify.errors import UnknownNameError
 from amplify.methods import make
 from amplify.methods.gating import judge_own
@@ -55,7 +53,7 @@ def shut(monkeypatch: pytest.MonkeyPatch, failing: set[str]) -> None:
         passed = not failing & set(game.words)  # type: ignore[attr-defined]
         return Verdict(passed, float(passed), 0.0, float(passed))
 
-    monkeypatch.setattr(gate, "judge", verdict)
+    monkeypatch.setattr("amplify.attribution.deletion.judge", verdict)
 
 
 def test_a_failing_shot_gives_way_to_the_next_candidate(

@@ -11,11 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from amplify.attribution.explaining import explain_many
-from amplify.attribution.faithfulness import faithfulness
-from amplify.attribution.faithfulness_metrics import DEFAULT, KEPT, METRICS
-from amplify.attribution.faithfulness_table import RANDOM, interval
-from amplify.attribution.opening import subject
+from amplify.attribution.explanations import explain_many
+from amplify.attribution.faithfulness import DEFAULT, KEPT, METRICS, RANDOM, faithfulness, interval
+from amplify.attribution.inputs import subject
 from amplify.attribution.words import word_spans
 from amplify.models.scripted import ScriptedModel
 from amplify.proxies import train_proxy

@@ -5,8 +5,8 @@ import numpy as np
 import amplify
 
 
-@amplify.register("estimator", "leave_one_out")
-def leave_one_out(game, index, budget, seed):
+@amplify.register("estimator", "drop_one")
+def drop_one(game, index, budget, seed):
     """The value of everything less that without each source."""
     all_and_without = np.concatenate([np.ones((1, game.n), dtype=bool), ~np.eye(game.n, dtype=bool)])
     values = game(all_and_without)  # (coalitions, answers)

@@ -1,52 +1,36 @@
-"""The gate before a rationale: which explainer this model is faithfully explained by, and whether these words matter.
+"""`method="auto"`: which explainer a model is most faithfully explained by, measured before one is taken.
 
-`choose` measures a pool of explainers on held-out items and takes the best (`method="auto"`); `choose_on` does so on
-inputs in hand. `judge` asks of one rationale whether the model needs its words more than as many random words of the
-same input. That gradients explain one model well and another not at all, and on texts often no better than chance, is
-why neither is taken on trust ("Which Explanation Should I Choose?", Han et al. 2022; "Post Hoc Explanations", Krishna
-et al. 2023).
+`choose` measures a pool of explainers on held-out items of a proxy's task, `choose_on` on inputs in hand.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amplify import codec, files, resources
-from amplify.attribution.deletion import Deletion
-from amplify.attribution.faithfulness import faithfulness
-from amplify.attribution.faithfulness_metrics import DEFAULT
-from amplify.attribution.faithfulness_table import Faithfulness
-from amplify.attribution.opening import able, subject
-from amplify.attribution.registry import METHODS
-from amplify.attribution.running import run
-from amplify.attribution.words import Mask, Spans, word_spans
-from amplify.errors import CapabilityError, DataError, InputError
+from amplify.attribution.explainers import METHODS, able, allowed, explain_words, foil_of, plain, run
+from amplify.attribution.faithfulness import DEFAULT, Faithfulness, faithfulness
+from amplify.attribution.inputs import subject
+from amplify.attribution.words import Spans, key_word_mask
+from amplify.errors import AmplifyError, CapabilityError, DataError, InputError
+from amplify.models.base import LanguageModel
 from amplify.proxies import Proxy
-from amplify.shapley.budget import least
+from amplify.tasks import Task, load_task
 from amplify.text import input_text
 from amplify.types import Attribution, Example, Prompt
-
-if TYPE_CHECKING:
-    from amplify.models.base import LanguageModel
-    from amplify.tasks import Task
 
 POOL = ("occlusion", "kernel_shap", "integrated_gradients", "grad_x_input")
 """What `auto` chooses from."""
 
 ITEMS = 24
+
 FEW = 5
-SETS = 40
-SHARE = 0.9
-"""A rationale passes when it beats this share of random ones: of random rationales one in ten gets through."""
 
 FORMAT = 3
 
@@ -85,125 +69,6 @@ class Choice:
         return f"explainer by the gate on {self.items} example{'s' * (self.items != 1)}: {self.method} ({merits}){weak}"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the model needs the words of a rationale.
-
-    Attributes:
-        passed: they beat random words, or, where the input has no other words, deleting them costs the target.
-        drop: what the target's log-odds (its log-probability, without a foil) lose without the words.
-        random: the same for as many random words, on average; 0 where there are no others.
-        beaten: the share of random word sets that lose less, ties half.
-    """
-
-    passed: bool
-    drop: float
-    random: float
-    beaten: float
-
-
-def judge(words: Iterable[str], game: Deletion, *, sets: int = SETS, share: float = SHARE, seed: int = 0) -> Verdict:
-    """Does a rationale beat random words on its own example?
-
-    Args:
-        words: what it cites: words or phrases of the input.
-        game: the input and its model (`amplify.attribution.deletion`); random words are drawn from its words.
-        sets: random word sets, all there are where they are no more.
-        share: of them that must be beaten.
-        seed: of the draw.
-
-    Returns:
-        The verdict; words that the game does not have (stop words of a phrase) are passed over, and a rationale that
-        cites none of its words fails.
-    """
-    cited = {word[a:b].casefold() for word in words for a, b in word_spans(word)}
-    chosen = [i for i, word in enumerate(game.words) if word in cited]
-    if not chosen:
-        return Verdict(False, 0.0, 0.0, 0.0)
-    n, size = len(game.words), len(chosen)
-    others = _others(chosen, n, sets, np.random.default_rng(seed))
-    masks = np.ones((2 + len(others), n), dtype=bool)
-    for mask, gone in zip(masks[1:], [chosen, *others], strict=True):
-        mask[list(gone)] = False
-    values = game.margin(masks)
-    drop, chance = float(values[0] - values[1]), values[0] - values[2:]
-    if size == n or not len(chance):
-        return Verdict(drop > 0, drop, 0.0, 1.0 if drop > 0 else 0.0)
-    close = np.abs(drop - chance) <= 1e-9
-    beaten = float(np.mean(np.where(close, 0.5, drop > chance)))
-    return Verdict(beaten >= share and drop > 0, drop, float(chance.mean()), beaten)
-
-
-def _others(chosen: Sequence[int], n: int, sets: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Different sets of as many words, not the chosen one."""
-    own, size = tuple(sorted(chosen)), len(chosen)
-    if comb(n, size) - 1 <= sets:
-        return [some for some in combinations(range(n), size) if some != own]
-    found: dict[tuple[int, ...], None] = {}
-    while len(found) < sets:
-        drawn = tuple(sorted(rng.choice(n, size, replace=False).tolist()))
-        if drawn != own:
-            found[drawn] = None
-    return list(found)
-
-
-def explain_words(
-    proxy: Proxy,
-    examples: Sequence[Example],
-    targets: Sequence[str | None],
-    foils: Sequence[str | None] | None,
-    method: str,
-    *,
-    mask: Mask | None = None,
-    budget: int = 128,
-    seed: int = 0,
-) -> list[Attribution]:
-    """Attributions of a proxy's labels by any explainer, over the words that a mask allows.
-
-    Args:
-        proxy: what is explained.
-        examples, targets, foils: see `amplify.attribution.gradients.explain`.
-        method: of `amplify.attribution.registry.METHODS` or `amplify.attribution.gradients.METHODS`.
-        mask: which words of an example are scored; None for all. The others stay in the text.
-        budget: evaluations per example of perturbation methods; as many as the method needs where those are more.
-        seed: of sampled methods.
-
-    Raises:
-        UnknownNameError, InputError: see there; also an example without a word that may be scored.
-    """
-    from amplify.attribution import gradients
-
-    if method in gradients.METHODS:
-        return gradients.explain(proxy, examples, targets, foils, (method,), mask=mask)[method]
-    segments = [_allowed(example, mask) for example in examples]
-    for example, spans in zip(examples, segments, strict=True):
-        if not spans:
-            raise InputError(f"no word of example {example.id!r} may be scored: {input_text(example)[:60]!r}")
-    subjects = [
-        subject(proxy, *case, truncate=True)
-        for case in zip(examples, targets, foils or [None] * len(examples), segments, strict=True)
-    ]
-    enough = max([budget, *(least(method, len(spans)) for spans in segments)])
-    return run(proxy, subjects, [method], budget=enough, seed=seed)[method]
-
-
-def foil_of(
-    labels: Sequence[str], gold: str, probabilities: npt.NDArray[np.float64], given: str | None = None
-) -> str | None:
-    """What a gold label is contrasted with: the label wrongly given, else the likeliest wrong one, if there is any.
-
-    Args:
-        labels: all that may be given.
-        gold: the right one.
-        probabilities: over the labels.
-        given: what a model answered; the right answer, or none of the labels, is no foil.
-    """
-    if given in labels and given != gold:
-        return given
-    others = [(p, label) for p, label in zip(probabilities, labels, strict=True) if label != gold]
-    return max(others)[1] if others else None
-
-
 def choose(
     proxy: Proxy,
     task: Task,
@@ -225,7 +90,7 @@ def choose(
         proxy: the model explained.
         task: whose validation split is looked at; its test split never is.
         pool: names of explainers.
-        metrics: of `amplify.attribution.faithfulness_metrics.METRICS`.
+        metrics: of `amplify.attribution.faithfulness.METRICS`.
         contrastive: explain against another label.
         k: words on top.
         items: examples, drawn with the seed.
@@ -235,8 +100,6 @@ def choose(
     Raises:
         InputError: no pool, or no labelled validation example with words to score.
     """
-    from amplify.attribution.words import key_word_mask
-
     proxy.require_head("the choice of an explainer")
     if not pool:
         raise InputError("the pool of explainers is empty: name some")
@@ -249,7 +112,7 @@ def choose(
     recipe = {
         "format": FORMAT,
         "proxy": proxy.identity,
-        "examples": [[input_text(e), e.label, _allowed(e, mask)] for e in examples],
+        "examples": [[input_text(e), e.label, allowed(e, mask)] for e in examples],
         "options": [list(pool), list(metrics), contrastive, k, budget, seed],
     }
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
@@ -294,7 +157,7 @@ def choose_on(
 
     Args:
         model: the model explained; of the pool only what works with it is measured.
-        given, targets, foils, segments: see `amplify.attribution.explaining.explain_many`.
+        given, targets, foils, segments: see `amplify.attribution.explanations.explain_many`.
         pool, metrics, k, budget, seed: see `choose`.
         items: inputs measured, the first ones.
 
@@ -311,7 +174,7 @@ def choose_on(
     nothing: list[None] = [None] * len(given)
     cases = list(zip(given, targets, foils or nothing, segments or nothing, strict=True))[:count]
     subjects = [subject(model, *case) for case in cases]
-    enough = max([budget, *(least(name, len(one.spans)) for name in names for one in subjects)])
+    enough = max([budget, *(METHODS[name].least(len(one.spans)) for name in names for one in subjects)])
     found = run(model, subjects, names, budget=enough, seed=seed)
     prompts = [Prompt(text=one) if isinstance(one, str) else one for one in given[:count]]
     return _best(found, model, metrics, prompts, k, seed)
@@ -333,23 +196,13 @@ def _best(
     return Choice(best, worth, beats, table.to_dict(), len(examples))
 
 
-def plain(method: str, contrastive: bool) -> str:
-    """A gradient explainer's name without the contrast, where there is none; other names as they are."""
-    from amplify.attribution import gradients
-
-    return f"{method}_plain" if not contrastive and f"{method}_plain" in gradients.METHODS else method
-
-
 def chosen_for(proxy: Proxy, *, contrastive: bool = False) -> Choice:
     """What `method="auto"` stands for with a proxy: `choose` on the task that it was made for.
 
     Raises:
         InputError: its task cannot be loaded as it was (choose on a task in hand, then name the method).
     """
-    from amplify.errors import AmplifyError
-    from amplify.tasks import load_task
-
-    how = "name a method, or choose one on examples of yours: amplify.attribution.gate.choose(proxy, task).method"
+    how = "name a method, or choose one on examples of yours: amplify.attribution.auto.choose(proxy, task).method"
     name = str(proxy.card["task"])
     try:
         task = load_task(name)
@@ -372,8 +225,3 @@ def merits(table: Faithfulness) -> dict[str, float]:
         for name, values in gains.items():
             parts[name].append(float(values.mean()) / spread)
     return {name: float(np.mean(values)) for name, values in parts.items()}
-
-
-def _allowed(example: Example, mask: Mask | None) -> Spans:
-    spans = word_spans(input_text(example))
-    return spans if mask is None else tuple(s for s, may in zip(spans, mask(example), strict=True) if may)

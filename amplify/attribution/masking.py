@@ -1,6 +1,6 @@
 """The words of one input as a game: which of them stay -> the model's score of a target (less that of a foil).
 
-A word that does not stay is removed in one of four ways:
+A word that does not stay is masked in one of four ways:
 
 | masking     | what the model reads                                                                             |
 |-------------|--------------------------------------------------------------------------------------------------|
@@ -8,27 +8,24 @@ A word that does not stay is removed in one of four ways:
 | `pad`       | the padding token in place of each of its tokens                                                 |
 | `mask`      | the mask token in place of each of its tokens (encoders trained with one)                        |
 | `attention` | its tokens are hidden from all others, which keep their positions (causal proxies close the gap) |
-
-Every coalition of a game that was evaluated once is not evaluated again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from amplify.attribution.first_token import first_token_alone
-from amplify.attribution.perturbation import Coalitions, Floats, Value, evaluated
 from amplify.attribution.words import Spans, without_words
 from amplify.errors import InputError, UnknownNameError
 from amplify.locks import lock_of
 from amplify.models.base import LocalModel, ScoringModel, need_local
 from amplify.models.pretrained import batches
 from amplify.proxies import Proxy, Row
+from amplify.shapley.game import Coalitions, Floats, Value
 from amplify.types import Example, Message, Prompt, Span
 
 if TYPE_CHECKING:
@@ -37,8 +34,11 @@ if TYPE_CHECKING:
     from amplify.models.tree.tree import TokenTree
 
 REMOVALS = ("delete", "pad", "mask", "attention")
+
 CPU_TOKENS, GPU_TOKENS = 512, 16_384  # padded tokens of a pass; on a CPU what its caches hold (measured with MiniLM)
+
 NOTHING = "\n"  # stands for a prompt without a word: a model that puts no token in front needs one to go on from
+
 T = TypeVar("T")
 
 
@@ -83,16 +83,16 @@ def proxy_value(
                 for row in kept
             ]
 
-    def evaluate(kept: Coalitions) -> Sequence[float]:
+    def evaluate(kept: Coalitions) -> Floats:
         rows = rows_of(kept)
         flat = [(i, row, hidden) for i, some in enumerate(rows) for row, hidden in some]
         scores = np.full((len(kept), len(labels)), -np.inf)
         for i, row, values in zip(*_columns(flat), _row_scores(proxy, flat), strict=True):
             scores[i, list(row.answers)] = values[: len(row.answers)]
         against = 0.0 if foil is None else scores[:, labels.index(foil)]
-        return np.asarray(scores[:, labels.index(target)] - against).tolist()
+        return np.asarray(scores[:, labels.index(target)] - against)
 
-    return remembered(evaluate)
+    return evaluate
 
 
 def prompt_value(
@@ -157,30 +157,11 @@ def prompt_value(
                     starts.append(len(items) - (len(ids) - start))
             return score_positioned(white, sequences, starts)
 
-    def evaluate(kept: Coalitions) -> Sequence[float]:
+    def evaluate(kept: Coalitions) -> Floats:
         totals = np.array(score(kept)).reshape(len(kept), len(ends))
-        return np.asarray(totals[:, 0] - (totals[:, 1] if foil is not None else 0.0)).tolist()
+        return np.asarray(totals[:, 0] - (totals[:, 1] if foil is not None else 0.0))
 
-    return remembered(evaluate)
-
-
-def remembered(evaluate: Callable[[Coalitions], Sequence[float]]) -> Value:
-    """A value function that evaluates each coalition once, all new ones of a call together.
-
-    Raises:
-        InputError: a value that is not finite, which is not kept.
-    """
-    seen: dict[bytes, float] = {}
-
-    def value(coalitions: Coalitions) -> Floats:
-        keys = [row.tobytes() for row in coalitions]
-        new = {key: row for key, row in zip(keys, coalitions, strict=True) if key not in seen}
-        if new:
-            found = evaluated(evaluate, np.array(list(new.values())))
-            seen.update(zip(new, found.tolist(), strict=True))
-        return np.array([seen[key] for key in keys], dtype=np.float64)
-
-    return value
+    return evaluate
 
 
 def batch_tokens(proxy: Proxy) -> int:
@@ -340,7 +321,7 @@ def _row_scores(proxy: Proxy, flat: Sequence[tuple[int, Row, tuple[int, ...]]]) 
     found: list[Floats] = [np.zeros(0)] * len(flat)
     for batch in batches([len(row.ids) for _, row, _ in flat], batch_tokens(proxy)):
         rows = [flat[j][1] for j in batch]
-        with lock_of(proxy.module), torch.inference_mode(), first_token_alone(proxy.module):
+        with lock_of(proxy.module), torch.inference_mode():
             embeddings, mask, types = proxy.embed(rows)
             for i, j in enumerate(batch):
                 if hidden := flat[j][2]:

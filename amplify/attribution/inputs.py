@@ -1,29 +1,43 @@
-"""What is explained: one input of one model and a target, seen as a game of words and as differentiable sequences."""
+"""What is explained: one input of one model and a target, as a game of words and as differentiable sequences.
+
+Gradients enter an encoder at the output of its embeddings module, which transformers calls `hidden_states[0]`: the sum
+of word, position and type embedding of each token, *normalised*. The word embeddings before it would not do: a layer
+norm is blind to the length of what it normalises, so the gradient at that sum, times the sum, is 0 whatever the token.
+Models without such a module (Llama, GPT-2) are entered at their word embeddings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from amplify.attribution import entrance
-from amplify.attribution.games import located, owner_words, prompt_value, proxy_value
-from amplify.attribution.perturbation import Value
+from amplify.attribution.masking import located, owner_words, prompt_value, proxy_value
 from amplify.attribution.words import Spans, content_words, joined_word, word_spans
 from amplify.errors import CapabilityError, ContextLengthError, InputError
 from amplify.locks import lock_of
+from amplify.models import MODELS, load_model
 from amplify.models.base import LanguageModel, LocalModel, check_window, need_local, need_scoring
-from amplify.proxies import Proxy, Row
+from amplify.proxies import CARD, Proxy, Row, load_proxy
+from amplify.shapley.game import Value
 from amplify.text import input_text
 from amplify.types import Example, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
-_Located = tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], int, Spans]  # of `games.located`
+Model = str | Path | Proxy | LanguageModel
+Given = str | Example | Prompt
+
+_Located = tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], int, Spans]  # of `masking.located`
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class Part:
 
     Attributes:
         inputs: what the model's layers read, (1, tokens, width): word embeddings, or of an encoder the output of its
-            embeddings module (`entrance`).
+            embeddings module.
         baseline: the same with the padding token in place of each token of a word.
         offsets: characters of each token; those of `spans` and these count in the same text.
         spans: characters of each word.
@@ -114,7 +128,7 @@ class ProxySubject:
         return self.proxy.name
 
     def value(self, masking: str) -> Value:
-        """See `games.proxy_value`."""
+        """See `masking.proxy_value`."""
         return proxy_value(self.proxy, self.example, self.spans, self.target, self.foil, masking=masking)
 
     def parts(self) -> list[Part]:
@@ -130,15 +144,15 @@ class ProxySubject:
 
     def _part(self, row: Row, columns: dict[int, float]) -> Part:
         words, mask, types = self.proxy.embed([row])
-        whole = entrance.embeddings_module(self.proxy.module) is None  # else it normalises what it adds to these
+        whole = embeddings_module(self.proxy.module) is None  # else it normalises what it adds to these
         at = owner_words(row.offsets, self.spans) >= 0
         blank = padded(self.proxy.module, self.proxy.tokenizer, words, at, zeros=not whole)
-        inputs, baseline = (entrance.inputs_of(self.proxy, [row], x, mask, types) for x in (words, blank))
+        inputs, baseline = (inputs_of(self.proxy, [row], x, mask, types) for x in (words, blank))
 
         def score(points: Tensor) -> Tensor:
             n = len(points)
             same = (x.expand(n, *x.shape[1:]) for x in (words, mask, types))
-            scores = entrance.score(self.proxy, [row] * n, points, *same)
+            scores = score_from(self.proxy, [row] * n, points, *same)
             total: Tensor = sum(sign * scores[:, column] for column, sign in columns.items())
             return total
 
@@ -181,7 +195,7 @@ class PromptSubject:
         return self.model.id
 
     def value(self, masking: str) -> Value:
-        """See `games.prompt_value`."""
+        """See `masking.prompt_value`."""
         scorer = need_scoring(self.model, "attribution by perturbation")
         return prompt_value(
             scorer, self.prompt, self.spans, self.target, self.foil, message=self.message, masking=masking
@@ -197,8 +211,6 @@ class PromptSubject:
         return [self._part(model, group) for group in groups.values()]
 
     def _part(self, model: LocalModel, ends: Sequence[tuple[_Located, float]]) -> Part:
-        import inspect
-
         import torch
 
         from amplify.models.pretrained import check_tokens
@@ -303,7 +315,7 @@ def proxy_subject(
     """
     example = given if isinstance(given, Example) else Example(id="input", text=given)
     text = input_text(example)
-    spans = _players(text, segments)
+    spans = _segments(text, segments)
     proxy.require_head("an explanation")
     rows = proxy.rows(example)
     meta: dict[str, Any] = {}
@@ -315,6 +327,8 @@ def proxy_subject(
             )
         read = max(b for row in rows for _, b in row.offsets)
         spans = tuple(s for s in spans if s[1] <= read)
+        if not spans:
+            raise InputError(f"{proxy.name} reads no word of {text.strip()[:60]!r} that may be scored")
         meta["unread_characters"] = unread
     labels = proxy.labels_of(example)
     if target is None:
@@ -341,7 +355,7 @@ def prompt_subject(
             raise InputError("the chat has no message of the user, whose words would be scored")
         message = asked[-1]
     text = str(prompt.text if message is None else prompt.messages[message].content)
-    spans = _players(text, segments)
+    spans = _segments(text, segments)
     if not target:
         raise InputError('a language model needs a target: the continuation to explain, e.g. target=" Paris"')
     _differ(target, foil)
@@ -356,7 +370,7 @@ def prompt_subject(
     return PromptSubject(model, prompt, message, text, spans, target, foil, meta)
 
 
-def _players(text: str, segments: Spans | None) -> Spans:
+def _segments(text: str, segments: Spans | None) -> Spans:
     if not text.strip():
         raise InputError("the text is empty: there is nothing to explain")
     if segments is None:
@@ -370,10 +384,92 @@ def _players(text: str, segments: Spans | None) -> Spans:
         raise InputError("segments is empty: give the characters [start, end) of what is to be scored")
     for (a, b), (after, _) in zip(spans, (*spans[1:], (len(text), 0)), strict=True):
         if not 0 <= a < b <= after:
-            raise InputError(f"players are characters [start, end) of the text that do not overlap; [{a}, {b}) is not")
+            raise InputError(f"segments are characters [start, end) of the text that do not overlap; [{a}, {b}) is not")
     return spans
 
 
 def _differ(target: str, foil: str | None) -> None:
     if target == foil:
         raise InputError(f"target and foil are both {target!r}: nothing to contrast")
+
+
+@contextmanager
+def opened(model: Model) -> Iterator[Proxy | LanguageModel]:
+    """A proxy or model, loaded if it is only named (and closed again)."""
+    if isinstance(model, Proxy):
+        yield model
+    elif isinstance(model, (str, Path)):
+        name = str(model)
+        if os.path.isfile(Path(model) / CARD) or name.partition(":")[0] not in MODELS:
+            if not os.path.isdir(model):
+                raise InputError(
+                    f"{name!r} is neither a proxy folder nor a model: give a folder that `amplify proxy` wrote, or "
+                    "KIND:MODEL, e.g. transformers:smollm2-135m"
+                )
+            with load_proxy(model) as proxy:
+                yield proxy
+        else:
+            with load_model(name) as loaded:
+                yield loaded
+    else:
+        yield model
+
+
+def subject(
+    model: Proxy | LanguageModel,
+    given: Given,
+    target: str | None,
+    foil: str | None,
+    segments: Spans | None = None,
+    *,
+    truncate: bool = False,
+) -> ProxySubject | PromptSubject:
+    """One input of an open model, checked."""
+    if isinstance(model, Proxy):
+        if isinstance(given, Prompt):
+            raise InputError("a proxy explains a text or an Example; a Prompt needs a language model (model=…)")
+        return proxy_subject(model, given, target, foil, segments=segments, truncate=truncate)
+    if isinstance(given, Example):
+        raise InputError("a language model explains a text or a Prompt; render the example first, or use a proxy")
+    return prompt_subject(model, given, target, foil, segments=segments)
+
+
+def embeddings_module(model: PreTrainedModel) -> Module | None:
+    """The module that makes a model's first hidden states, where it is more than a table of word embeddings."""
+    module: Module | None = getattr(model.base_model, "embeddings", None)
+    return None if module is model.get_input_embeddings() else module
+
+
+def inputs_of(proxy: Proxy, rows: Sequence[Row], words: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+    """What the layers of a proxy read of some word embeddings, (rows, tokens, width), without gradients.
+
+    Args:
+        proxy, rows, mask, types: as in `Proxy.scores`.
+        words: (rows, tokens, width of the word embeddings).
+    """
+    import torch
+
+    module = embeddings_module(proxy.module)
+    if module is None:
+        return words.detach()
+    found: list[Tensor] = []
+    with lock_of(proxy.module), torch.no_grad():
+        hook = module.register_forward_hook(lambda _module, _args, output: found.append(output))
+        try:
+            proxy.scores(rows, words, mask, types)
+        finally:
+            hook.remove()
+    return found[0]
+
+
+def score_from(proxy: Proxy, rows: Sequence[Row], inputs: Tensor, words: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+    """`Proxy.scores` of rows whose layers read `inputs`, (rows, tokens, width), as `inputs_of` gives them."""
+    module = embeddings_module(proxy.module)
+    if module is None:
+        return proxy.scores(rows, inputs, mask, types)
+    with lock_of(proxy.module):
+        hook = module.register_forward_hook(lambda *_: inputs)
+        try:
+            return proxy.scores(rows, words, mask, types)
+        finally:
+            hook.remove()
