@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from math import log
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +13,7 @@ import numpy.typing as npt
 from amplify.attribution import gradients
 from amplify.attribution.attention import attention_scores
 from amplify.attribution.inputs import Part, ProxySubject, Subject, subject
-from amplify.attribution.words import Mask, Spans, word_spans, words_in
+from amplify.attribution.words import Mask, Spans, document_frequency, tfidf_scores, word_spans
 from amplify.errors import CapabilityError, InputError
 from amplify.models.base import LanguageModel, LocalModel, ScoringModel
 from amplify.progress import tracked
@@ -150,12 +148,8 @@ def random_scores(text: str, words: int, seed: int) -> Floats:
     return np.random.default_rng([seed, *text.encode("utf-8", "surrogatepass")]).normal(size=words)
 
 
-def tfidf_scores(words: Sequence[str], corpus: Sequence[str]) -> Floats:
-    """Term frequency among the words times smoothed inverse document frequency in a corpus (as scikit-learn has it)."""
-    documents = Counter(word for text in corpus for word in words_in([text]))
-    terms = Counter(word.casefold() for word in words)
-    weight = {term: n * (log((1 + len(corpus)) / (1 + documents[term])) + 1) for term, n in terms.items()}
-    return np.array([weight[word.casefold()] for word in words], dtype=np.float64)
+def _tfidf(case: Case) -> Floats:
+    return tfidf_scores(case.words, document_frequency(case.corpus), len(case.corpus))
 
 
 def _by_attention(name: str, case: Case) -> Scores:
@@ -241,7 +235,7 @@ _built_in(
     "baseline", "random", "random scores", lambda c: random_scores(c.text, len(c.words), c.seed), contrastive=False
 )
 _built_in(
-    "baseline", "tfidf", "frequent here and rare in the corpus; no model", lambda c: tfidf_scores(c.words, c.corpus),
+    "baseline", "tfidf", "frequent here and rare in the corpus; no model", _tfidf,
     signed=False, contrastive=False,
 )  # fmt: skip
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from math import log
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,6 +133,26 @@ def _is_stop_word(word: str) -> bool:
 def words_in(texts: Iterable[str]) -> frozenset[str]:
     """The different words of some texts, case-folded."""
     return frozenset(text[a:b].casefold() for text in texts for a, b in word_spans(text))
+
+
+def document_frequency(corpus: Iterable[str]) -> Counter[str]:
+    """In how many texts each word stands, case-folded."""
+    return Counter(word for text in corpus for word in words_in([text]))
+
+
+def tfidf_scores(words: Sequence[str], frequency: Mapping[str, int], documents: int) -> npt.NDArray[np.float64]:
+    """Term frequency among the words times smoothed inverse document frequency: log((1 + N) / (1 + df)) + 1.
+
+    As scikit-learn has it.
+
+    Args:
+        words: of one text.
+        frequency: of the corpus (`document_frequency`).
+        documents: how many texts it has, N.
+    """
+    terms = Counter(word.casefold() for word in words)
+    weight = {t: n * (log((1 + documents) / (1 + frequency.get(t, 0))) + 1) for t, n in terms.items()}
+    return np.array([weight[word.casefold()] for word in words], dtype=np.float64)
 
 
 def content_words(text: str, *, exclude: Collection[str] = ()) -> tuple[bool, ...]:

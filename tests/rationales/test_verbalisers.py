@@ -13,8 +13,8 @@ from amplify.attribution.words import word_spans
 from amplify.errors import InputError
 from amplify.models.scripted import ScriptedGenerator
 from amplify.rationales import rationalize
-from amplify.rationales.narration import check_narration, narrate
 from amplify.rationales.salience import SEARCHES, convolution, maximal_stretches, phrases, shares, span, total_order
+from amplify.rationales.wording import check_narration, narrate
 from amplify.types import Attribution
 
 
