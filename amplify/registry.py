@@ -136,6 +136,15 @@ def register(kind: str, name: str, value: Any = None) -> Callable[[Registered], 
     Raises:
         UnknownNameError: no such kind.
         InputError: no name, a name that something else has, or a thing that is none of its kind.
+
+    Example:
+        >>> @amplify.register("explainer", "length")
+        ... def length(case):
+        ...     "How long a word is."
+        ...     return [len(word) for word in case.words]
+        >>> amplify.explain("a longer word", " yes", model=amplify.load_model("scripted:echo"), method="length").scores
+        (1.0, 6.0, 4.0)
+        >>> amplify.attribution.METHODS.remove("length")
     """
     if kind not in HOMES:
         raise UnknownNameError("kind of extension", kind, HOMES)

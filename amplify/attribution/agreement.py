@@ -45,7 +45,7 @@ class Highlighted:
 
 
 def load_esnli(path: str | Path) -> list[Highlighted]:
-    """Read a CSV in the layout of e-SNLI (Camburu et al. 2018): sentences with starred words, one or more annotators.
+    r"""Read a CSV in the layout of e-SNLI (Camburu et al. 2018): sentences with starred words, one or more annotators.
 
     The columns are `pairID`, `gold_label`, `Sentence1`, `Sentence2`, and for annotator n `Sentence1_marked_n` and
     `Sentence2_marked_n`, where marked words stand between stars. Rows without a mark or without a gold label ("-") are
@@ -53,6 +53,14 @@ def load_esnli(path: str | Path) -> list[Highlighted]:
 
     Raises:
         DataError: no such file, a column missing, or a marked sentence whose words are not those of the sentence.
+
+    Example:
+        >>> head = "pairID,gold_label,Sentence1,Sentence2,Sentence1_marked_1,Sentence2_marked_1"
+        >>> row = "7,contradiction,A dog runs,A dog sleeps,A dog *runs*,A dog *sleeps*"
+        >>> _ = Path("esnli.csv").write_text(f"{head}\n{row}\n")
+        >>> [item] = load_esnli("esnli.csv")
+        >>> [item.example.text[a:b] for a, b in item.spans[0]]
+        ['runs', 'sleeps']
     """
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
@@ -143,6 +151,12 @@ def agreement(
 
     Raises:
         InputError: other texts, scores that are not finite, or nothing to compare.
+
+    Example:
+        >>> people = Highlighted(Example("7", "A dog runs"), (((6, 10),),))
+        >>> found = Attribution("A dog runs", ("dog", "runs"), ((2, 5), (6, 10)), (0.1, 0.7), "entailment")
+        >>> agreement([found], [people]).f1.mean
+        1.0
     """
     if not attributions or len(attributions) != len(highlights):
         raise InputError(f"{len(attributions)} attributions and {len(highlights)} highlights: one each is needed")

@@ -41,7 +41,13 @@ def raw(layers: Layers, read: Sequence[int]) -> Floats:
 
 
 def rollout(layers: Layers, read: Sequence[int]) -> Floats:
-    """The product of all layers, residual streams included."""
+    """The product of all layers, residual streams included.
+
+    Example:
+        >>> layers = np.array([[[1.0, 0.0], [0.5, 0.5]]])
+        >>> rollout(layers, read=[1])
+        array([0.25, 0.75])
+    """
     whole = np.eye(layers.shape[1])
     for layer in with_residual(layers):
         whole = layer @ whole
@@ -49,7 +55,13 @@ def rollout(layers: Layers, read: Sequence[int]) -> Floats:
 
 
 def flow(layers: Layers, read: Sequence[int]) -> Floats:
-    """The maximum flow from each token to the positions read, each by itself, as a share of what may arrive (1)."""
+    """The maximum flow from each token to the positions read, each by itself, as a share of what may arrive (1).
+
+    Example:
+        >>> layers = np.array([[[1.0, 0.0], [0.5, 0.5]]])
+        >>> flow(layers, read=[1])
+        array([0.25, 0.75])
+    """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_flow
 

@@ -164,6 +164,14 @@ def choose_on(
     Raises:
         InputError: nothing to explain, or see `explain_many`.
         CapabilityError: a model with which nothing of the pool works.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
+        >>> texts = ["Name the capital of France", "Which capital?"]
+        >>> choice = choose_on(model, texts, [" Paris"] * 2, pool=["occlusion", "lime"])
+        >>> choice.method, choice.items
+        ('occlusion', 2)
     """
     if not given:
         raise InputError("there is no input to choose an explainer on")

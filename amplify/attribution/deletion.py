@@ -87,6 +87,14 @@ def deletion(attribution: Attribution, model: Proxy | LanguageModel, given: Exam
     Raises:
         InputError: no word is scored, the text is another one, or target or foil are none of the labels.
         CapabilityError: a model that gives no log-probabilities.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
+        >>> found = amplify.explain("Name the capital", " Paris", model=model, method="occlusion")
+        >>> game = deletion(found, model)
+        >>> game.words, game.margin(game.without([2])).tolist()
+        (('name', 'the', 'capital'), [-3.0])
     """
     if not attribution.words:
         raise InputError(f"the attribution of {attribution.text[:60]!r} scores no word: there is nothing to delete")
@@ -180,6 +188,13 @@ def judge(words: Iterable[str], game: Deletion, *, sets: int = SETS, share: floa
     Returns:
         The verdict; words that the game does not have (stop words of a phrase) are passed over, and a rationale that
         cites none of its words fails.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
+        >>> found = amplify.explain("Name the capital of France", " Paris", model=model, method="occlusion")
+        >>> judge(["capital"], deletion(found, model))
+        Verdict(passed=True, drop=2.0, random=0.0, beaten=1.0)
     """
     cited = {word[a:b].casefold() for word in words for a, b in word_spans(word)}
     chosen = [i for i, word in enumerate(game.words) if word in cited]

@@ -144,7 +144,12 @@ AUTO = "Or 'auto', which takes the most faithful of a pool."
 
 
 def random_scores(text: str, words: int, seed: int) -> Floats:
-    """Standard normal scores that depend on the seed and the text alone."""
+    """Standard normal scores that depend on the seed and the text alone.
+
+    Example:
+        >>> random_scores("a text", 3, seed=0).shape
+        (3,)
+    """
     return np.random.default_rng([seed, *text.encode("utf-8", "surrogatepass")]).normal(size=words)
 
 
@@ -415,6 +420,10 @@ def foil_of(
         gold: the right one.
         probabilities: over the labels.
         given: what a model answered; the right answer, or none of the labels, is no foil.
+
+    Example:
+        >>> foil_of(["a", "b", "c"], gold="a", probabilities=np.array([0.6, 0.1, 0.3]))
+        'c'
     """
     if given in labels and given != gold:
         return given

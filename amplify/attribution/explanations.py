@@ -68,6 +68,13 @@ def explain(
             to the target; a budget too small for the method; a score that is not finite.
         ContextLengthError: the text is longer than the model's window.
         CapabilityError: the model cannot be looked into (the message names the methods that work).
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
+        >>> found = amplify.explain("Name the capital of France", " Paris", model=model, method="occlusion")
+        >>> dict(zip(found.words, found.scores))
+        {'Name': 0.0, 'the': 0.0, 'capital': 2.0, 'of': 0.0, 'France': 0.0}
     """
     [found] = explain_many(
         [text],
@@ -108,6 +115,14 @@ def explain_many(
 
     Returns:
         Method -> one attribution per input; under the name of the one chosen for "auto".
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
+        >>> texts = ["Name the capital of France", "the capital is where?"]
+        >>> found = amplify.explain_many(texts, [" Paris", " Paris"], model=model, methods=["occlusion", "kernel_shap"])
+        >>> [a.top(1) for a in found["kernel_shap"]]
+        [['capital'], ['capital']]
     """
     for name in methods:
         if name != "auto":
@@ -277,6 +292,13 @@ def compare(
     Raises:
         UnknownNameError: no such method.
         InputError: an input that cannot be explained at all, or no method that can explain any.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
+        >>> found = compare(["Name the capital"], [" Paris"], model=model, methods=["occlusion", "lime", "grad_norm"])
+        >>> found.agreement()["occlusion", "lime"] > 0.8, found.found["grad_norm"][0][:38]
+        (True, 'grad_norm looks inside the model, whic')
     """
     names = list(dict.fromkeys(methods or METHODS))
     for name in names:

@@ -262,6 +262,15 @@ def pooled(tables: Sequence[Faithfulness]) -> Faithfulness:
 
     Raises:
         InputError: no table, or one with other explainers or metrics.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
+        >>> texts = ["Name the capital of France", "Which capital has the tower?"]
+        >>> each = [amplify.explain(text, " Paris", model=model, method="occlusion") for text in texts]
+        >>> table = pooled([amplify.faithfulness([one], model, ["logprob_drop"], k=1) for one in each])
+        >>> table.rows[0].items
+        2
     """
     if len({frozenset(table.values) for table in tables}) != 1:
         raise InputError("tables to pool are one or more, of the same explainers and metrics")
@@ -298,6 +307,10 @@ def interval(values: Floats, resamples: int = 2000) -> Mean:
     """The mean with its 95 % percentile bootstrap interval over items; the same values give the same interval.
 
     One item says nothing of others: its interval is infinite.
+
+    Example:
+        >>> interval([1.0, 1.0, 1.0, 1.0])
+        Mean(mean=1.0, low=1.0, high=1.0)
     """
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
@@ -337,6 +350,15 @@ def faithfulness(
     Raises:
         UnknownNameError: no such metric.
         InputError: nothing explained, explainers over different inputs or words, or scores that are not finite.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
+        >>> texts = ["Name the capital of France", "Which capital has the tower?"]
+        >>> found = amplify.explain_many(texts, [" Paris"] * 2, model=model, methods=["kernel_shap"])
+        >>> table = amplify.faithfulness(found, model, ["logprob_drop"], k=1)
+        >>> table.row("kernel_shap", "logprob_drop").value.mean
+        2.0
     """
     for metric in metrics:
         if metric not in METRICS:

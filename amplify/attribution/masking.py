@@ -192,7 +192,12 @@ def filler_token(tokenizer: PreTrainedTokenizerBase, masking: str, model: str) -
 
 
 def owner_words(offsets: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """For each token the word that it belongs to, -1 for none; a token over two words is the one's it has more of."""
+    """For each token the word that it belongs to, -1 for none; a token over two words is the one's it has more of.
+
+    Example:
+        >>> owner_words([(0, 3), (3, 5), (5, 6)], ((0, 5), (6, 9)))
+        array([ 0,  0, -1])
+    """
     owner = np.full(len(offsets), -1)
     starts = [a for a, _ in spans]
     for token, (a, b) in enumerate(offsets):
@@ -206,7 +211,12 @@ def owner_words(offsets: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray[
 
 
 def without_spans(prompt: Prompt, message: int | None, gone: Collection[tuple[int, int]]) -> Prompt:
-    """The prompt with some words of its text (or of one message) deleted, and a blank with each."""
+    """The prompt with some words of its text (or of one message) deleted, and a blank with each.
+
+    Example:
+        >>> without_spans(Prompt(text="One two three"), None, [(4, 7)]).text
+        'One three'
+    """
     content = prompt.text if message is None else prompt.messages[message].content
     kept, at = "", 0
     for a, b in sorted(gone):

@@ -135,6 +135,13 @@ def explain_prompted(
     Raises:
         UnknownNameError: no such strategy.
         InputError: no words to name, a case without `value` or no solved examples where the strategy needs them.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> writer = ScriptedModel(reply=lambda text: 'terrible", "battery"')
+        >>> found = explain_prompted([Case("Great phone, terrible battery", "negative")], writer, "self", k=2)
+        >>> found.attributions[0].top(2), found.calls
+        (['terrible', 'battery'], 1)
     """
     if strategy not in STRATEGIES:
         raise UnknownNameError("prompting strategy", strategy, STRATEGIES)
@@ -252,6 +259,11 @@ def read_words(reply: str, text: str, spans: Spans, k: int, *, head: bool = Fals
         spans: the words that may be named, as characters of it.
         k: words read at most, each once.
         head: a reply without "Words:" cannot be read.
+
+    Example:
+        >>> text = "Great phone, terrible battery"
+        >>> read_words('Words: "battery", "screen"', text, word_spans(text), 3)
+        (('battery',), 1)
     """
     found = _HEAD.search(reply)
     if head and not found:
@@ -278,7 +290,12 @@ def read_words(reply: str, text: str, spans: Spans, k: int, *, head: bool = Fals
 
 
 def neighbourhood(words: int, n: int, seed: int) -> Coalitions:
-    """n different coalitions near the whole input, shape (at most n, words): up to half of the words are left out."""
+    """n different coalitions near the whole input, shape (at most n, words): up to half of the words are left out.
+
+    Example:
+        >>> neighbourhood(4, 3, seed=0).shape
+        (3, 4)
+    """
     rng = np.random.default_rng(seed)
     most = max(1, words // 2)
     found: dict[bytes, Coalitions] = {}

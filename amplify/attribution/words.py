@@ -64,6 +64,11 @@ def word_spans(text: str) -> Spans:
 
     An emoji is a word. Scripts without blanks between words are cut into small pieces: single ideographs, runs of
     Katakana, else at most four characters.
+
+    Example:
+        >>> text = "It isn't 3.5 €"
+        >>> [text[a:b] for a, b in word_spans(text)]
+        ['It', "isn't", '3.5']
     """
     return tuple(match.span() for match in _WORD.finditer(text))
 
@@ -72,6 +77,10 @@ def joined_word(before: str, after: str) -> str:
     """The word that the end of one text makes with the beginning of another ("is" + "Paris"); "" where they make none.
 
     In scripts without blanks between words nothing is joined so.
+
+    Example:
+        >>> joined_word("The answer is", "Paris"), joined_word("The answer is", " Paris")
+        ('isParis', '')
     """
     end = regex.search(rf"(?r){_SPACED}+\Z", before, flags=regex.V1)
     begin = regex.match(rf"{_SPACED}+", after, flags=regex.V1)
@@ -94,6 +103,10 @@ def aggregate(
 
     Returns:
         One score per word, shape (words,) or (words, columns).
+
+    Example:
+        >>> aggregate(np.array([1.0, 2.0, 4.0]), [(0, 2), (2, 5), (5, 9)], ((0, 5), (6, 9)))
+        array([3., 4.])
     """
     if len(scores) != len(offsets):
         raise InputError(f"{len(scores)} token scores for {len(offsets)} tokens")
@@ -131,7 +144,12 @@ def _is_stop_word(word: str) -> bool:
 
 
 def words_in(texts: Iterable[str]) -> frozenset[str]:
-    """The different words of some texts, case-folded."""
+    """The different words of some texts, case-folded.
+
+    Example:
+        >>> sorted(words_in(["Good phone", "good"]))
+        ['good', 'phone']
+    """
     return frozenset(text[a:b].casefold() for text in texts for a, b in word_spans(text))
 
 
@@ -149,6 +167,11 @@ def tfidf_scores(words: Sequence[str], frequency: Mapping[str, int], documents: 
         words: of one text.
         frequency: of the corpus (`document_frequency`).
         documents: how many texts it has, N.
+
+    Example:
+        >>> corpus = ["good phone", "good food"]
+        >>> tfidf_scores(["good", "phone"], document_frequency(corpus), len(corpus)).round(2)
+        array([1.  , 1.41])
     """
     terms = Counter(word.casefold() for word in words)
     weight = {t: n * (log((1 + documents) / (1 + frequency.get(t, 0))) + 1) for t, n in terms.items()}
@@ -164,6 +187,10 @@ def content_words(text: str, *, exclude: Collection[str] = ()) -> tuple[bool, ..
 
     Returns:
         One truth value per word of `word_spans(text)`.
+
+    Example:
+        >>> content_words("This is not good")
+        (False, False, True, True)
     """
     words = (text[a:b].casefold() for a, b in word_spans(text))
     return tuple(word not in exclude and not _is_stop_word(word) for word in words)
@@ -217,7 +244,12 @@ def mask_without(fixed: frozenset[str]) -> Mask:
 
 
 def without_words(example: Example, spans: Collection[tuple[int, int]]) -> Example:
-    """The example with some words of its `input_text` deleted, from the question and the options alike."""
+    """The example with some words of its `input_text` deleted, from the question and the options alike.
+
+    Example:
+        >>> without_words(Example("1", "Great phone, terrible battery"), [(13, 21)]).text
+        'Great phone, battery'
+    """
 
     def cut(text: str, start: int) -> str:
         kept, at = [], 0

@@ -82,6 +82,12 @@ def evaluate(
         ContextLengthError: a prompt does not fit the model's window; raised before anything is answered.
         RunError: the folder is in use, belongs to another configuration, or cannot be written.
         ModelError: the model failed; finished batches are kept.
+
+    Example:
+        >>> task = amplify.load_task("coin_flip", limit=5)
+        >>> report = amplify.evaluate(task, amplify.load_model("scripted:say=yes"), ["zero_shot"], out="runs/coins")
+        >>> [row.method for row in report.rows]
+        ['zero_shot']
     """
     made = make_methods(methods, mode, options or {})
     config = configuration(task, model, made, seeds, limit, batch_size, baseline, calibrate, option_form)

@@ -50,6 +50,11 @@ def load_model(name: str, **options: Any) -> LanguageModel:
         UnknownNameError: no such kind of model, model or option.
         InputError: a malformed spec, or an option's value of another type.
         MissingExtraError: the package behind it is not installed.
+
+    Example:
+        >>> model = amplify.load_model("scripted:say=Paris")
+        >>> model.generate([amplify.Prompt(text="The capital of France:")], amplify.Sampling(max_tokens=4))[0].text
+        'Paris'
     """
     kind, colon, rest = name.partition(":")
     if not colon or not rest:

@@ -62,6 +62,12 @@ def convolution(attribution: Attribution, k: int, *, width: int = WIDTH) -> list
 
     Raises:
         InputError: no word speaks for the target.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> [(p.text, round(p.coverage, 2)) for p in convolution(found, k=2)]
+        [('lovely music', 1.0)]
     """
     weight = _weights(attribution)
     windows = [
@@ -79,6 +85,12 @@ def span(attribution: Attribution, k: int) -> list[Phrase]:
 
     Raises:
         InputError: no word speaks for the target.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> [(p.text, round(p.coverage, 2)) for p in span(found, k=2)]
+        [('lovely', 0.67)]
     """
     weight = _weights(attribution)
     excess = weight - 1 / len(weight)
@@ -97,6 +109,12 @@ def total_order(attribution: Attribution, k: int) -> list[Phrase]:
 
     Raises:
         InputError: no word speaks for the target.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> [(p.text, round(p.coverage, 2)) for p in total_order(found, k=2)]
+        [('lovely', 0.67)]
     """
     weight = _weights(attribution)
     ranked = _kept(attribution, weight, [(i, i + 1) for i in range(len(weight))], len(weight))
@@ -111,6 +129,12 @@ def phrases(attribution: Attribution, k: int) -> list[Phrase]:
 
     Raises:
         InputError: no words.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> [(p.text, round(p.coverage, 2)) for p in phrases(found, k=2)]
+        [('lovely music', 1.0)]
     """
     if not attribution.words:
         raise InputError(f"there is no word to cite in {attribution.text[:80]!r}: a rationale needs at least one")
@@ -139,6 +163,10 @@ def maximal_stretches(scores: Sequence[float]) -> list[tuple[int, int]]:
     """All maximal scoring subsequences [start, end) in order (Ruzzo & Tompa 1999).
 
     The best contiguous stretch, then the best ones to its left and to its right, and so on; sums above 0 only.
+
+    Example:
+        >>> maximal_stretches([1.0, -3.0, 2.0, -1.0, 3.0])
+        [(0, 1), (2, 5)]
     """
     found: list[tuple[int, int, float, float]] = []  # start, end, sum before the start, sum up to the end
     total = 0.0

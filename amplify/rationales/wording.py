@@ -64,6 +64,12 @@ def rationalize(
 
     Raises:
         InputError: k below 1, no word to cite (or none that speaks for the target), or no model to narrate.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> amplify.rationalize(found, k=2).text
+        'The key words: "lovely", "music" point to positive.'
     """
     if template == "narrated":
         if model is None:
@@ -91,6 +97,12 @@ def cite(
 
     Raises:
         InputError: k below 1, no word to cite, or none that speaks for the target.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> cite(found, "phrases", k=2).words
+        ('lovely music',)
     """
     if k < 1:
         raise InputError(f"a rationale cites at least one word, got k={k}")
@@ -135,6 +147,12 @@ def verbalise(
 
     Raises:
         InputError: no words.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> verbalise(("music",), found, "words_only").words
+        ('music',)
     """
     if not words:
         raise InputError(f"there is no word to cite in {attribution.text[:80]!r}: a rationale needs at least one")
@@ -216,6 +234,15 @@ def narrate(
 
     Raises:
         InputError: an attribution without a word that speaks for its target.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> writer = ScriptedModel(reply=lambda text: 'It is positive, for it says "lovely".')
+        >>> said = narrate([found], writer, k=1)
+        >>> said.rationales[0].text, said.fallbacks
+        ('It is positive, for it says "lovely".', {})
     """
     shown = list(labels) if labels is not None else [a.target for a in attributions]
     if len(shown) != len(attributions):
@@ -253,6 +280,13 @@ def check_narration(text: str, attribution: Attribution, told: Rationale, label:
         attribution: what it is about.
         told: the rationale that it was to put into words: the words allowed and their shares.
         label: how the target is written.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> told = cite(found, k=1)
+        >>> check_narration('It is positive, for it says "noisy".', found, told, "positive")
+        "it cites 'noisy', which is not in the input"
     """
     if not re.search(rf"(?<!\w){re.escape(label.casefold())}(?!\w)", text.casefold()):
         return f"it does not name {label!r}"
@@ -315,6 +349,12 @@ def random_words(attribution: Attribution, n: int, seed: int) -> Words:
     """n different words of the same example, drawn among those that could have been cited.
 
     Each example draws by itself: the result depends on the seed and its text alone.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> len(random_words(found, 2, seed=0))
+        2
     """
     different = list({word.lower(): word for word in reversed(attribution.words)}.values())[::-1]
     return tuple(random.Random(f"{seed}\0{attribution.text}").sample(different, min(n, len(different))))
@@ -330,6 +370,12 @@ def tfidf_words(attributions: Sequence[Attribution], n: Sequence[int], corpus: S
         attributions: one an example.
         n: how many words of each.
         corpus: the texts that document frequencies are counted in, e.g. the training inputs.
+
+    Example:
+        >>> words, spans = ("lovely", "music", "loud"), ((0, 6), (7, 12), (18, 22))
+        >>> found = Attribution("lovely music, too loud", words, spans, (2.0, 1.0, -1.0), "positive")
+        >>> tfidf_words([found], [1], corpus=["loud music", "loud"])
+        [('lovely',)]
     """
     frequency = document_frequency(corpus)
     result = []
@@ -347,6 +393,10 @@ def others(words: Sequence[T], seed: int) -> list[T]:
 
     Raises:
         InputError: fewer than two items.
+
+    Example:
+        >>> others(["mine", "yours"], seed=0)
+        ['yours', 'mine']
     """
     if len(words) < 2:
         raise InputError("another item's rationale needs at least two items")

@@ -67,6 +67,11 @@ def check_budget(
 
     Raises:
         InputError: says how many are needed, or how many fit.
+
+    Example:
+        >>> check_budget("kernel_shap", 12, 20)
+        Traceback (most recent call last):
+        amplify.errors.InputError: a budget of 20 evaluations is too small for kernel_shap: scores of 12 sources need ...
     """
     needed, room, name = least(estimator, n, index), most(estimator, n), name or estimator
     budget = min(budget, 2 ** min(n, 62))
@@ -99,6 +104,11 @@ class PrefixCost:
 
     Raises:
         InputError: a cost below 0, an evaluation that costs nothing, or a limit below the two ends' cost.
+
+    Example:
+        >>> cost = PrefixCost([10, 20], each=1, limit=100)
+        >>> cost.of(np.array([[True, True], [True, False]]))  # the first source is paid once
+        32.0
     """
 
     sources: Sequence[float]

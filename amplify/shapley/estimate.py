@@ -116,6 +116,13 @@ def estimate(
         InputError: n < 1, budget < 2, exact values that do not fit the budget, a value that is not a finite number, a
             control or a cost for an estimator that takes none, a number that is not whole, a negative seed or width.
         UnknownNameError: no such estimator or index.
+
+    Example:
+        >>> def value(coalitions):  # two of three have to agree
+        ...     return (coalitions.sum(axis=1) >= 2).astype(float)
+        >>> found = estimate(value, 3)
+        >>> found.scores.round(3), found.estimator, found.calls
+        (array([0.333, 0.333, 0.333]), 'exact', 8)
     """
     _check(n, index, estimator, budget, seed, width)
     n, budget = int(n), int(budget)  # 2^n of NumPy's integers overflows

@@ -48,7 +48,15 @@ def as_owen(index: Index | Owen, n: int) -> Owen:
 
 
 def all_coalitions(n: int) -> Coalitions:
-    """Every coalition of n sources, bool[2^n, n]; row k holds source i where bit i of k is set."""
+    """Every coalition of n sources, bool[2^n, n]; row k holds source i where bit i of k is set.
+
+    Example:
+        >>> all_coalitions(2).astype(int)
+        array([[0, 0],
+               [1, 0],
+               [0, 1],
+               [1, 1]])
+    """
     return (np.arange(2**n)[:, None] >> np.arange(n) & 1).astype(bool)
 
 
@@ -79,6 +87,10 @@ def exact_scores(values: Floats, index: Index = "shapley") -> Floats:
 
     Returns:
         [n] or [n, answers].
+
+    Example:
+        >>> exact_scores(np.array([0.0, 1.0, 2.0, 5.0]))  # of the coalitions {}, {0}, {1} and {0, 1}
+        array([2., 3.])
     """
     n = int(np.log2(len(values)))
     table = np.asarray(values, dtype=np.float64).reshape(len(values), -1)

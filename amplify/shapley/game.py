@@ -60,6 +60,14 @@ class CachedValue:
         calls: distinct coalitions asked so far.
         answers: number of value columns (1 where the values have no answer axis); None before the first call.
         flat: True where the values have no answer axis; None before the first call.
+
+    Example:
+        >>> game = CachedValue(lambda coalitions: coalitions.sum(axis=1), 3)
+        >>> game([[True, False, True], [True, False, True]])
+        array([[2.],
+               [2.]])
+        >>> game.calls
+        1
     """
 
     def __init__(self, value: Value, n: int, budget: int | None = None) -> None:

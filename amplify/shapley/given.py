@@ -35,6 +35,13 @@ def given_scores(coalitions: Coalitions, values: Floats, index: Index | Owen) ->
     Returns:
         Scores and half widths of their 95 % intervals, [scored, columns] both; Shapley values sum to v(N) - v(empty). A
         width is 0 only where all 2^n are known.
+
+    Example:
+        >>> from amplify.shapley import all_coalitions
+        >>> coalitions = all_coalitions(2)
+        >>> scores, half = given_scores(coalitions, coalitions @ np.array([[1.0], [2.0]]), "shapley")
+        >>> scores.ravel(), half.ravel()
+        (array([1., 2.]), array([0., 0.]))
     """
     seen, table = merged(coalitions, values)
     n = seen.shape[1]

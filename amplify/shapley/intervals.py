@@ -14,7 +14,12 @@ BORROWED = 4.0
 
 
 def half_width(deviation: Floats, freedom: float) -> Floats:
-    """Half the width of the 95 % interval; infinite without degrees of freedom, but 0 where there is no deviation."""
+    """Half the width of the 95 % interval; infinite without degrees of freedom, but 0 where there is no deviation.
+
+    Example:
+        >>> half_width(np.array([1.0]), freedom=1000).round(2)
+        array([1.96])
+    """
     if freedom < 1:
         return np.where(deviation > 0, np.inf, 0.0)
     return deviation * float(student.ppf((1 + LEVEL) / 2, freedom))

@@ -91,6 +91,11 @@ def ridge_scores(design: Floats, values: Floats, weights: Floats, ridge: float) 
         values: [m, columns].
         weights: [m], not negative.
         ridge: penalty on the squared slopes; at 0 what the design leaves open gets the solution of least norm.
+
+    Example:
+        >>> design = np.array([[0.0], [1.0], [2.0]])
+        >>> ridge_scores(design, 3 * design + 1, np.ones(3), ridge=0.0)
+        array([[3.]])
     """
     x, y = _centred(design, values, weights)
     n = x.shape[1]

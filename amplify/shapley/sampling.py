@@ -175,7 +175,13 @@ def stands_for(first: Coalitions, shares: Floats) -> Floats:
 
 
 def with_complements(first: Coalitions) -> Coalitions:
-    """Each coalition followed by its complement, bool[2 pairs, n]."""
+    """Each coalition followed by its complement, bool[2 pairs, n].
+
+    Example:
+        >>> with_complements(np.array([[True, False, False]])).astype(int)
+        array([[1, 0, 0],
+               [0, 1, 1]])
+    """
     return np.stack([first, ~first], axis=1).reshape(-1, first.shape[1])
 
 

@@ -50,6 +50,11 @@ def exact_credit(said: Sequence[str], n: int, candidates: Sequence[str], by_size
 
     Returns:
         [n, candidates].
+
+    Example:
+        >>> exact_credit(["no", "yes", "no", "yes"], 2, ["yes"], shubik_weights(2))  # the first source says so
+        array([[1.],
+               [0.]])
     """
     held = all_coalitions(n)
     rows = np.arange(2**n)

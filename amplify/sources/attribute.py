@@ -125,6 +125,14 @@ def attribute_sources(
         ContextLengthError: the documents do not fit the window; says by how much and which.
         CapabilityError: the model cannot do what the value or engine needs.
         ModelError: the model or server failed; values so far are in `cache`.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "Paris" in text else -4.0)
+        >>> documents = ["Rome is in Italy.", "Paris is the capital of France.", "Cats sleep."]
+        >>> found = amplify.attribute_sources("What is the capital?", documents, model, answer="Paris", granularity="documents")
+        >>> found.documents.scores
+        array([0., 3., 0.])
     """
     if isinstance(model, str):
         raise InputError(f"model is an open model: amplify.load_model({model!r})")

@@ -32,6 +32,11 @@ def parse_emphasis(
 
     Raises:
         InputError: unbalanced marks, nothing between two marks, or a weight that is no number above 0.
+
+    Example:
+        >>> prompt = amplify.parse_emphasis("Answer in **one word**.")
+        >>> prompt.messages[0].content, prompt.emphasis
+        ('Answer in one word.', (Span(start=10, end=18, weight=None, message=0),))
     """
     if not mark or mark.isspace() or "\\" in mark:
         raise InputError(f"a mark is one or more visible characters other than a backslash, got {mark!r}")

@@ -59,6 +59,11 @@ def load_task(
         UnknownNameError: no such task.
         DataError: the data cannot be had or read; the message says where to get it.
         InputError: a missing column, an empty file, a label outside the set, duplicate ids, overlapping splits.
+
+    Example:
+        >>> task = amplify.load_task("coin_flip")
+        >>> task.name, task.labels
+        ('coin_flip', ('yes', 'no'))
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is a number of test examples, 1 or more, not {limit}")
