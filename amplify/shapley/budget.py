@@ -71,7 +71,7 @@ def check_budget(
     Example:
         >>> check_budget("kernel_shap", 12, 20)
         Traceback (most recent call last):
-        amplify.errors.InputError: a budget of 20 evaluations is too small for kernel_shap: scores of 12 sources need ...
+        amplify.errors.InputError: a budget of 20 evaluations is too small for kernel_shap: scores ...
     """
     needed, room, name = least(estimator, n, index), most(estimator, n), name or estimator
     budget = min(budget, 2 ** min(n, 62))

@@ -130,7 +130,8 @@ def attribute_sources(
         >>> from amplify.models.scripted import ScriptedModel
         >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "Paris" in text else -4.0)
         >>> documents = ["Rome is in Italy.", "Paris is the capital of France.", "Cats sleep."]
-        >>> found = amplify.attribute_sources("What is the capital?", documents, model, answer="Paris", granularity="documents")
+        >>> options = {"answer": "Paris", "granularity": "documents"}
+        >>> found = amplify.attribute_sources("What is the capital?", documents, model, **options)
         >>> found.documents.scores
         array([0., 3., 0.])
     """
