@@ -5,12 +5,38 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from amplify.types import Example, Message, Prompt, Sampling, Span
+from amplify.errors import (
+    AmplifyError,
+    CapabilityError,
+    ContextLengthError,
+    DataError,
+    InputError,
+    MissingExtraError,
+    ModelError,
+    PromptFormatError,
+    RunError,
+    UnknownNameError,
+    WriteError,
+)
+from amplify.types import (
+    Answer,
+    Attribution,
+    Completion,
+    Demonstration,
+    Example,
+    Message,
+    Prompt,
+    Rationale,
+    Sampling,
+    Span,
+    TokenLogProbs,
+)
 
 if TYPE_CHECKING:
     from amplify.attribution import explain, explain_many
-    from amplify.attribution.faithfulness import faithfulness
+    from amplify.attribution.faithfulness import Faithfulness, faithfulness
     from amplify.evaluation import evaluate
+    from amplify.evaluation.report import Report
     from amplify.methods.base import Program
     from amplify.models import load_model
     from amplify.models.transformers import TransformersModel
@@ -18,50 +44,78 @@ if TYPE_CHECKING:
     from amplify.rationales import rationalize
     from amplify.registry import register
     from amplify.sources.attribute import attribute_sources
+    from amplify.sources.result import SourceAttribution
     from amplify.steering import Steering, parse_emphasis
     from amplify.steering.attention import steered
-    from amplify.tasks import load_task
-    from amplify.tuning import Budget, tune
+    from amplify.tasks import Task, load_task
+    from amplify.tuning import Budget, Tuned, tune
 
 __version__ = "0.1.0"
 
 # name -> module, imported on first use so that `import amplify` loads no framework
 _LAZY = {
+    "Budget": "amplify.tuning",
+    "Faithfulness": "amplify.attribution.faithfulness",
     "Program": "amplify.methods.base",
     "Proxy": "amplify.proxies",
+    "Report": "amplify.evaluation.report",
+    "SourceAttribution": "amplify.sources.result",
     "Steering": "amplify.steering",
+    "Task": "amplify.tasks",
     "TransformersModel": "amplify.models.transformers",
+    "Tuned": "amplify.tuning",
     "attribute_sources": "amplify.sources.attribute",
     "evaluate": "amplify.evaluation",
     "explain": "amplify.attribution",
     "explain_many": "amplify.attribution",
     "faithfulness": "amplify.attribution.faithfulness",
-    "load_task": "amplify.tasks",
     "load_model": "amplify.models",
+    "load_task": "amplify.tasks",
     "parse_emphasis": "amplify.steering",
     "rationalize": "amplify.rationales",
     "register": "amplify.registry",
     "steered": "amplify.steering.attention",
     "train_proxy": "amplify.proxies",
     "tune": "amplify.tuning",
-    "Budget": "amplify.tuning",
 }
 _MODULES = (
     "attribution", "evaluation", "hub", "methods", "metrics", "models", "proxies", "rag", "rationales", "shapley",
-    "sources", "steering", "tasks",
+    "sources", "steering", "tasks", "tuning",
 )  # fmt: skip
 
 __all__ = [
+    "AmplifyError",
+    "Answer",
+    "Attribution",
     "Budget",
+    "CapabilityError",
+    "Completion",
+    "ContextLengthError",
+    "DataError",
+    "Demonstration",
     "Example",
+    "Faithfulness",
+    "InputError",
     "Message",
+    "MissingExtraError",
+    "ModelError",
     "Program",
     "Prompt",
+    "PromptFormatError",
     "Proxy",
+    "Rationale",
+    "Report",
+    "RunError",
     "Sampling",
+    "SourceAttribution",
     "Span",
     "Steering",
+    "Task",
+    "TokenLogProbs",
     "TransformersModel",
+    "Tuned",
+    "UnknownNameError",
+    "WriteError",
     "attribute_sources",
     "evaluate",
     "explain",

@@ -13,8 +13,13 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 GROUPS = (
-    ("The four verbs", ("tune", "attribute_sources", "steered", "evaluate")),
-    ("Models", ("load_model", "TransformersModel")),
+    ("The four verbs", ("tune", "Budget", "attribute_sources", "steered", "parse_emphasis", "Steering", "evaluate")),
+    (
+        "Models",
+        ("load_model", "TransformersModel", "Prompt", "Message", "Span", "Sampling", "Completion", "TokenLogProbs"),
+    ),
+    ("What they give back", ("Tuned", "Report", "SourceAttribution", "Attribution", "Faithfulness", "Rationale")),
+    ("Tasks and programs", ("load_task", "Task", "Example", "Program", "Answer")),
     ("Words and rationales", ("explain", "explain_many", "faithfulness", "rationalize", "train_proxy", "Proxy")),
 )
 """Public names that stand together; whatever else is public follows by kind."""
