@@ -143,20 +143,23 @@ def _for_labels(task: Task, mode: Mode) -> list[str]:
     if mode == "generate":
         found = ["proxy_alone", "cascade[inner=zero_shot]", "cascade", "few_shot[shots=4]"]
         return [*found, *(["few_shot[selection=balanced]"] if task.labels else []), "proxy_hint", "amplify"]
-    found = ["zero_shot+batch", "zero_shot+contextual", "few_shot+batch", "few_shot+contextual", "few_shot_knn+batch",
-             "few_shot_knn+affine"]  # fmt: skip
-    proxied = ["proxy_alone", "proxy_pool[inner=zero_shot]", "proxy_pool"]
-    more = ["few_shot_knn[shots=4]+batch", "few_shot[shots=4]+batch"]
+    # the cheap ones first: where the budget ends the first round, what is left was dear
+    lettered = all(e.options for e in (*task.validation[:5], *task.train[:5])) and not task.labels
+    forms = ["zero_shot+permuted", "zero_shot+texts_pmi", "zero_shot+texts"] if lettered else []
+    small = ["proxy_alone", "proxy_pool[inner=zero_shot]", "proxy_pool[inner=few_shot]"]
+    near = ["few_shot_knn+batch", *(["proxy_pool"] if task.labels else []), "few_shot_knn+affine"]
+    more = ["zero_shot+contextual", "few_shot+contextual", "few_shot_knn[shots=4]+batch", "few_shot[shots=4]+batch"]
     if task.labels:
-        found += [*proxied, *more, "few_shot[selection=balanced]+batch"]
-    else:  # a classifier of choices that are new in each item is slow to train, and seldom knows more than chance
-        lettered = all(e.options for e in (*task.validation[:5], *task.train[:5]))
-        found += [
-            *(["zero_shot+permuted", "zero_shot+texts_pmi", "zero_shot+texts"] if lettered else []),
-            *more,
-            *proxied,
-        ]
-    return [*found, "proxy_hint+batch", "few_shot_knn[shots=16]+batch", "amplify+batch"]
+        more += ["few_shot[selection=balanced]+batch"]
+    found = ["zero_shot+batch", "few_shot+batch", *forms, *(small if task.labels else []), *near, *more]
+    # a classifier of choices that are new in each item is slow to train, and seldom knows more than chance
+    return [
+        *found,
+        *([] if task.labels else small),
+        "proxy_hint+batch",
+        "few_shot_knn[shots=16]+batch",
+        "amplify+batch",
+    ]
 
 
 def _with_documents() -> list[str]:
