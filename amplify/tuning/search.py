@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -319,6 +320,15 @@ def compared(chosen: Sequence[float], plain: Sequence[float]) -> Confirmation:
     )
 
 
+@contextmanager
+def _or_out() -> Iterator[None]:
+    """What a task or a model cannot have takes the candidate out of the race, and does not end the search."""
+    try:
+        yield
+    except (InputError, CapabilityError) as error:
+        raise racing.CannotRunError(str(error)) from error
+
+
 class _Search:
     """One search under way."""
 
@@ -351,6 +361,9 @@ class _Search:
             race = racing.run(runners, self._race, len(self.folds.race), first, may_begin=self._may_begin)
             finalists = race.finalists
             begun = [r for r in runners if len(r.scores) >= first]
+            if all(r.out.startswith("cannot") for r in runners if r.plain):
+                reason = next(r.out for r in runners if r.plain).removeprefix("cannot be used: ")
+                raise InputError(f"no plain candidate can be used, so there is nothing to be better than: {reason}")
             if not any(r.plain for r in finalists) or (len(begun) < 2 and race.ended.startswith("the budget")):
                 raise InputError(self._too_small(first))
             everything = list(range(race.n))
@@ -399,14 +412,12 @@ class _Search:
     def _race(self, index: int, places: Sequence[int]) -> list[float]:
         self.bar.set_description(self.listed[index].label)
         if index not in self.programs:
-            try:
-                with self.model.stage(f"fit {index}"):
-                    program = self.listed[index].fit(self.folds.task, self.model, self.seed)
-            except (InputError, CapabilityError) as error:
-                raise racing.CannotRunError(str(error)) from error
+            with _or_out(), self.model.stage(f"fit {index}"):
+                program = self.listed[index].fit(self.folds.task, self.model, self.seed)
             # what is used is what the file will give back
             self.programs[index] = Program.of(codec.parse(json.dumps(program.tagged())))
-        return self._answered(index, "race", [self.folds.race[i] for i in places], places[0])
+        with _or_out():
+            return self._answered(index, "race", [self.folds.race[i] for i in places], places[0])
 
     def _answered(self, index: int, fold: str, items: Sequence[Example], start: int) -> list[float]:
         """Scores of a candidate's answers, batch by batch."""

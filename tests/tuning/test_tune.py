@@ -293,6 +293,21 @@ def test_what_cannot_be_fitted_is_said_and_left_out(colours: Task, biased: Made)
     assert tuned.better
 
 
+def test_a_model_that_cannot_score_is_said_and_written_answers_race(colours: Task) -> None:
+    """A server whose labels cannot be scored: one clear error in score mode, and a race in generate mode."""
+    from amplify.errors import CapabilityError
+
+    def refuses(text: str, continuation: str) -> float:
+        raise CapabilityError("this server gives no log-probabilities")
+
+    model = ScriptedModel("mute", reply=lambda text: "red.", logprob=refuses)
+    with pytest.raises(InputError, match=r"no plain candidate can be used.*gives no log-probabilities"):
+        amplify.tune(colours, model, "calls=1000", candidates=LISTED, show_progress=False)
+    written = ["zero_shot", "few_shot[shots=2]"]
+    tuned = amplify.tune(colours, model, "calls=1000", candidates=written, mode="generate", show_progress=False)
+    assert tuned.label == "zero_shot"
+
+
 def test_bad_input_is_one_clear_error(colours: Task, biased: Made) -> None:
     with pytest.raises(InputError, match=r"too small for one race.*at least [\d,]+ tokens"):
         amplify.tune(colours, biased(), "calls=10", candidates=LISTED, show_progress=False)
