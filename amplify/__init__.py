@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from amplify.rationales import rationalize
     from amplify.registry import register
     from amplify.sources.attribute import attribute_sources
+    from amplify.sources.claims import Citation, Claim
+    from amplify.sources.document import Document, Source
     from amplify.sources.result import SourceAttribution
     from amplify.steering import Steering, parse_emphasis
     from amplify.steering.attention import steered
@@ -55,10 +57,14 @@ __version__ = "0.1.0"
 # name -> module, imported on first use so that `import amplify` loads no framework
 _LAZY = {
     "Budget": "amplify.tuning",
+    "Citation": "amplify.sources.claims",
+    "Claim": "amplify.sources.claims",
+    "Document": "amplify.sources.document",
     "Faithfulness": "amplify.attribution.faithfulness",
     "Program": "amplify.methods.base",
     "Proxy": "amplify.proxies",
     "Report": "amplify.evaluation.report",
+    "Source": "amplify.sources.document",
     "SourceAttribution": "amplify.sources.result",
     "Steering": "amplify.steering",
     "Task": "amplify.tasks",
@@ -89,10 +95,13 @@ __all__ = [
     "Attribution",
     "Budget",
     "CapabilityError",
+    "Citation",
+    "Claim",
     "Completion",
     "ContextLengthError",
     "DataError",
     "Demonstration",
+    "Document",
     "Example",
     "Faithfulness",
     "InputError",
@@ -107,6 +116,7 @@ __all__ = [
     "Report",
     "RunError",
     "Sampling",
+    "Source",
     "SourceAttribution",
     "Span",
     "Steering",

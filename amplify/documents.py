@@ -6,13 +6,23 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from amplify.errors import InputError, UnknownNameError
 
 Operation = Literal["rerank", "prune", "distil"]
 ROUNDING = 1e-6
 """Share of the largest score that sums of marginals which cancel leave at most: it is no effect."""
+
+
+def ranked(scores: Sequence[float]) -> list[int]:
+    """Numbers of the documents, highest score first.
+
+    Those that rounding alone may tell apart keep their order, whatever processor added them up.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    order = np.argsort(-values, kind="stable")
+    falls = -np.diff(values[order], prepend=np.inf) > ROUNDING * np.abs(values).max(initial=0.0)
+    return [int(i) for i in order[np.lexsort((order, np.cumsum(falls)))]]
 
 
 def keep(
@@ -41,18 +51,11 @@ def keep(
     if k < 0 or (operation == "distil" and k < 1):
         raise InputError(f"k is the number of documents to keep, 1 or more, got {k}")
     values = np.asarray(scores, dtype=np.float64)
-    order = _descending(values)
+    order = ranked(scores)
     if operation == "rerank":
-        return [int(i) for i in (order[:k] if k else order)]
+        return order[: k or None]
     if operation == "distil":
-        return sorted(int(i) for i in order[:k])
+        return sorted(order[:k])
     top = values if high is None else np.asarray(high, dtype=np.float64)
     kept = [int(i) for i in np.flatnonzero(top >= threshold - ROUNDING * np.abs(values).max())]
-    return kept or [int(order[0])]  # an empty context would answer another question
-
-
-def _descending(values: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Highest first; values that rounding alone may tell apart keep their order, whatever processor added them up."""
-    order = np.argsort(-values, kind="stable")
-    falls = -np.diff(values[order], prepend=np.inf) > ROUNDING * np.abs(values).max(initial=0.0)
-    return order[np.lexsort((order, np.cumsum(falls)))]
+    return kept or order[:1]  # an empty context would answer another question

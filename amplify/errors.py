@@ -120,6 +120,10 @@ class PromptFormatError(InputError):
         self.problem, self.kind = problem, kind
 
 
+class EmptyAnswerError(InputError):
+    """The model said nothing, so there is no answer to explain."""
+
+
 class ContextLengthError(InputError):
     """A prompt does not fit the model's window."""
 

@@ -9,19 +9,30 @@ from typing import Any, Literal
 
 from amplify.errors import InputError
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    Attributes:
+        role: who speaks.
+        content: the text.
+        extra: what else chat templates and servers read of a message, e.g. `tool_calls`, `tool_call_id` or `name`.
+    """
 
     role: Role
     content: str
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.role not in ("system", "user", "assistant"):
-            raise InputError(f"a message's role is system, user or assistant, not {self.role!r}")
+        if self.role not in ("system", "user", "assistant", "tool"):
+            raise InputError(f"a message's role is system, user, assistant or tool, not {self.role!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As chat templates and servers read it."""
+        return {**self.extra, "role": self.role, "content": self.content}
 
 
 STRONGEST = 1e30

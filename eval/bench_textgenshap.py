@@ -109,7 +109,7 @@ class Bench(SourceGame):
 
         def prompt(*documents: str) -> str:
             shown = [d for d in documents if d]
-            content = context.template.render({"question": context.question, "documents": shown})
+            content = context.frame.prompt(dict(enumerate(shown))).messages[0].content
             return str(
                 tokenizer.apply_chat_template(
                     [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True

@@ -28,8 +28,9 @@ from measuring import command, open_exact
 from amplify import templates
 from amplify.models import LocalModel, need_local
 from amplify.shapley import all_coalitions
-from amplify.sources.context import Context, harmless, in_place, select, special_tokens
+from amplify.sources.context import harmless, in_place, select, special_tokens
 from amplify.sources.engines import Engine, blocks_tree
+from amplify.sources.frames import asking
 from amplify.sources.games import LogProbGame, Memory, fixed_order
 from amplify.types import Sampling
 
@@ -46,14 +47,14 @@ def play(model: LocalModel, row: dict[str, Any], sentences: int, work: Path) -> 
     """All values of one item, by the engines "trie" (exact) and "blocks"."""
     structure = special_tokens(model)
     documents = tuple(harmless(d, structure) for d in paragraphs(row, sentences))
-    context = Context(harmless(row["question"], structure), documents, templates.load("sources", "default"))
+    context = asking(harmless(row["question"], structure), documents, templates.load("sources", "default"))
     held = all_coalitions(len(documents))
     answer = model.generate([context.prompt(context.everything())], Sampling(max_tokens=16))[0].text
     if not answer.strip():
         raise SystemExit(f"the model gives no answer to {row['question']!r}: choose another item")
 
     def values(engine: Engine) -> np.ndarray:
-        about = [context.question, documents, answer, engine, model.id]
+        about = [row["question"], documents, answer, engine, model.id]
         game = LogProbGame(context, model, answer, engine, Memory({"game": about}, work / f"{engine}.jsonl"))
         return fixed_order(game)(held)[:, 0]
 

@@ -36,7 +36,8 @@ from amplify.methods.rag_baselines import Rag
 from amplify.methods.reading import Reading
 from amplify.models.base import LanguageModel
 from amplify.retrieval import open_retriever
-from amplify.sources.context import Context, harmless, special_tokens
+from amplify.sources.context import harmless, special_tokens
+from amplify.sources.frames import asking
 from amplify.tasks import Task
 from amplify.types import Sampling, Sources
 
@@ -166,7 +167,7 @@ def own_answer(question: str, documents: list[str], model: LanguageModel) -> str
     """What the model answers to all documents, as `attribute_sources` asks it; None where it says nothing."""
     structure = special_tokens(model)
     shown = tuple(harmless(d, structure) for d in documents)
-    context = Context(harmless(question, structure), shown, templates.load("sources", "default"))
+    context = asking(harmless(question, structure), shown, templates.load("sources", "default"))
     said = model.generate([context.prompt(context.everything())], Sampling(max_tokens=16))[0].text
     return said.strip() or None
 

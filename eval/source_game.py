@@ -14,6 +14,7 @@ from amplify.models.chat import encode_with_target, render
 from amplify.models.tree.tree import TokenTree, trie
 from amplify.shapley.sampling import prefixes
 from amplify.sources.context import Context, Selection, harmless, select
+from amplify.sources.frames import asking
 from amplify.sources.games import LogProbGame
 from amplify.types import Sampling
 
@@ -53,7 +54,7 @@ class SourceGame:
 
     def of(self, question: str, documents: Sequence[str]) -> Context:
         """A context like `attribute_sources` makes it."""
-        return Context(harmless(question), tuple(harmless(d) for d in documents), templates.load("sources", "default"))
+        return asking(harmless(question), tuple(harmless(d) for d in documents), templates.load("sources", "default"))
 
     def sequences(self, context: Context, selections: Sequence[Selection]) -> tuple[list[list[int]], list[int]]:
         """Token ids of prompt and answer, and where the answer starts."""

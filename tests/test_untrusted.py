@@ -117,19 +117,25 @@ def test_marked_prompts_of_generate_open_no_turns(
     [
         {"question": ["a"]},
         {"answer": ["a"]},
-        {"documents": np.array(["a", "b"])},
-        {"documents": (d for d in "ab")},
+        {"documents": {"a": "b"}},
+        {"documents": 3},
         {"documents": ["a", 3]},
         {"documents": "ab"},
         {"budget": 3.5},
         {"budget": True},
-        {"template": Template("own", "{% for d in documents %}{{ d }}{% endfor %}")},
+        {"prompt": Template("own", "{% for d in documents %}{{ d }}{% endfor %}")},
     ],
 )
 def test_arguments_of_a_wrong_kind_are_one_error(given: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"question": "Why?", "documents": ["a", "b"], "value": "votes", **given}
     with pytest.raises(InputError):
         attribute_sources(model=ScriptedModel(reply=lambda text: "x"), **arguments)
+
+
+def test_documents_come_in_any_row() -> None:
+    for documents in (np.array(["a", "b"]), (d for d in "ab"), ("a", "b")):
+        r = attribute_sources("Why?", documents, ScriptedModel(reply=lambda text: "x"), value="votes")
+        assert [d.text for d in r.sources] == ["a", "b"]
 
 
 def test_a_token_that_exchanging_another_one_brings_about_goes_too() -> None:

@@ -114,14 +114,14 @@ def explain(
 @click.option("--answer", help="The answer to explain.  [default: the model's own]")
 @click.option(
     "--value",
-    type=Listed("amplify.sources.attribute:VALUES"),
+    type=Listed("amplify.sources.options:VALUES"),
     default="logprob",
     show_default=True,
     help="What a source adds to: the answer's log-probability, or votes over decoded answers.",
 )
 @click.option(
     "--index",
-    type=Listed("amplify.sources.attribute:INDICES"),
+    type=Listed("amplify.sources.options:INDICES"),
     default="shapley",
     show_default=True,
     help="How a source's part in it is counted.",
@@ -135,7 +135,7 @@ def explain(
 )
 @click.option(
     "--order",
-    type=Listed("amplify.sources.attribute:ORDERS"),
+    type=Listed("amplify.sources.options:ORDERS"),
     default="fixed",
     show_default=True,
     help="Of the documents: as given, or drawn anew for each prompt.",
@@ -166,11 +166,35 @@ def explain(
     help="Let the blocks' approximate values, which are not counted, narrow the intervals. transformers: only.",
 )
 @click.option(
+    "--prompt",
+    "--template",
+    default="default",
+    show_default=True,
+    help="What makes a prompt of question and documents: NAME of prompts/sources_NAME.jinja, or a .jinja file.",
+)
+@click.option(
     "--layout",
     type=click.Choice(["chat", "text"]),
     default="chat",
     show_default=True,
     help="Through the model's chat template, or as raw text (for a model that has none).",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    help="Of the model's own answer at most.  [default: 256; 24 for votes]",
+)
+@click.option("--stop", multiple=True, metavar="TEXT", help="The model's own answer ends before this. Repeatable.")
+@click.option(
+    "--thresholds",
+    type=float,
+    nargs=2,
+    default=(0.1, 0.1),
+    show_default=True,
+    help="Look into documents, and into sentences, that surely carry this share.",
+)
+@click.option(
+    "--inclusion-probability", type=float, default=0.5, show_default=True, help="Of other documents: penrose_banzhaf."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is sampled.")
 @click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="Keep values here; resumes from them.")
@@ -188,17 +212,16 @@ def attribute(
 ) -> None:
     """Score documents, their sentences and words by what they did to the model's answer."""
     from amplify.sources.attribute import attribute_sources
+    from amplify.sources.document import Document
 
-    texts = []
+    files = []
     for path in (*documents, *more):
         try:
-            texts.append(path.read_text(encoding="utf-8-sig"))
+            files.append(Document(path.read_text(encoding="utf-8-sig"), str(path), path.name))
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 text: {error}") from error
-        if not texts[-1].strip():
-            raise InputError(f"{path} is empty: leave it out")
     with opened_model(required(model, "--model"), model_option) as opened, resumes(options["cache"] is not None):
-        result = attribute_sources(question, texts, opened, progress=True, **options)
+        result = attribute_sources(question, files, opened, progress=True, **options)
     if sys.stdout.isatty():
         import shutil
 

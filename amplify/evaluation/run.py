@@ -22,6 +22,7 @@ from amplify.files import Journal, Json
 from amplify.methods.base import Method, Mode, Program, PromptProgram, examples_in
 from amplify.methods.calibrated import calibrated
 from amplify.methods.lettered import OptionForm, fit_in_form
+from amplify.models import opened
 from amplify.models.base import LanguageModel
 from amplify.models.kept import KeptGenerator, keeping
 from amplify.models.kept import batch as answering
@@ -33,7 +34,7 @@ BATCH_SIZE = 32
 
 def evaluate(
     task: Task,
-    model: LanguageModel,
+    model: LanguageModel | str,
     methods: Sequence[str | Method],
     *,
     seeds: Sequence[int] = (0, 1, 2),
@@ -55,7 +56,7 @@ def evaluate(
 
     Args:
         task: what to evaluate on.
-        model: the model that answers.
+        model: the model that answers, open or as the id that opens it for this call.
         methods: names (see `amplify list methods`) or Method objects, in the order of the table.
         seeds: one run per seed.
         limit: evaluate the first `limit` items of a fixed permutation of the test split; None for all.
@@ -90,6 +91,12 @@ def evaluate(
         ['zero_shot']
     """
     made = make_methods(methods, mode, options or {})
+    if isinstance(model, str):
+        with opened(model) as who:
+            return evaluate(
+                task, who, made, seeds=seeds, limit=limit, out=out, batch_size=batch_size, progress=progress,
+                baseline=baseline, resume=resume, calibrate=calibrate, option_form=option_form,
+            )  # fmt: skip
     config = configuration(task, model, made, seeds, limit, batch_size, baseline, calibrate, option_form)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-") as temporary:

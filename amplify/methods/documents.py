@@ -19,7 +19,7 @@ from amplify.templates import Template
 from amplify.types import Answer, Completion, Example, Prompt, Sampling, Sources
 
 if TYPE_CHECKING:
-    from amplify.sources.context import Source
+    from amplify.sources.context import Part
     from amplify.tasks import Task
 
 Layout = Literal["auto", "chat", "text"]
@@ -170,7 +170,8 @@ class RagProgram(Program):
 
     def _read(self, example: Example, model: LanguageModel) -> Reading:
         """The example's documents as the prompt will have them, checked against the window."""
-        from amplify.sources.context import Context, check_window, harmless, special_tokens
+        from amplify.sources.context import check_window, harmless, special_tokens
+        from amplify.sources.frames import asking
 
         every = texts(example)
         seen: set[str] = set()
@@ -188,12 +189,8 @@ class RagProgram(Program):
             usable, scores = list(found), tuple(found.get(i) for i in range(len(every)))
         numbers = tuple(usable[: self.documents or None])
         structure = special_tokens(model)
-        context = Context(
-            harmless(example.text, structure),
-            tuple(harmless(every[i], structure) for i in numbers),
-            self.template,
-            self.layout,
-        )
+        shown = [harmless(every[i], structure) for i in numbers]
+        context = asking(harmless(example.text, structure), shown, self.template, self.layout)
         check_window(context, model, self.max_tokens, "an answer")
         return Reading(example, tuple(every), numbers, context, Sources(tuple(usable), numbers, scores))
 
@@ -222,11 +219,11 @@ class RagProgram(Program):
             model, read, said.text,
             {
                 "value": self.value, "index": self.index, "budget": self.budget, "granularity": granularity,
-                "seed": self.seed, "template": self.template, "layout": self.layout, "max_tokens": self.max_tokens,
-                "stop": STOP,
+                "seed": self.seed, "layout": self.layout, "max_tokens": self.max_tokens, "stop": STOP,
             },
         )  # fmt: skip
-        cited = tuple(tuple(read.numbers[i] for i in c.documents) for c in result.cite())
+        own = [[c.source for c in result.citations if c.claim == k] for k in range(len(result.claims))]
+        cited = tuple(tuple(read.numbers[i] for i in sources) for sources in own)
         return replace(
             read, result=result, spent=spent, values=result.documents.scores.tolist(),
             high=result.documents.high.tolist(), sources=read.ranked(result.documents.scores.tolist(), cited),
@@ -247,7 +244,7 @@ class RagProgram(Program):
         kept = keep(self.operation, read.values, read.high, k=self.k, threshold=self.threshold)  # type: ignore[arg-type]
         return kept[::-1] if self.operation == "rerank" and self.best == "last" else kept
 
-    def _best_sentences(self, read: Reading) -> list[Source]:
+    def _best_sentences(self, read: Reading) -> list[Part]:
         """What "highlight" emphasises; the best document where the budget scored no sentence inside one."""
         assert read.result is not None
         level = read.result.sentences

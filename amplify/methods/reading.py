@@ -45,7 +45,7 @@ class Reading:
 
     def only(self, kept: Sequence[int]) -> Context:
         """The context with these of its documents, in this order."""
-        return replace(self.context, documents=tuple(self.context.documents[i] for i in kept))
+        return self.context.only(kept)
 
     def ranked(self, scores: Sequence[float], cited: tuple[tuple[int, ...], ...]) -> Sources:
         """What is known of the example's documents when those in the context have scores."""
@@ -91,15 +91,19 @@ def attribution(
     model: LanguageModel, read: Reading, answer: str, options: Mapping[str, Any]
 ) -> tuple[SourceAttribution, Usage]:
     """The attribution of an answer, and what it took (when it was made)."""
-    from amplify.sources.attribute import attribute_sources
+    from amplify.sources.attribute import Asked, explained
+    from amplify.sources.document import Document, Told
+    from amplify.sources.options import options as as_options
 
-    documents = tuple(read.every[i] for i in read.numbers)
-    key = (read.example.text, documents, answer, *options.values())
+    documents = tuple(Document(read.every[i], str(i)) for i in read.numbers)
+    told = Told(dict.fromkeys(range(len(documents)), 0), {}, ())
+    asked = Asked(read.context, documents, told, read.example.text)
+    key = (read.context, answer, *options.values())
     made = _known.setdefault(model, {})
     found = made.get(key)
     if found is None:
         before = model.usage.mine
-        result = attribute_sources(read.example.text, documents, model, answer=answer, **options)
+        result = explained(asked, model, answer, as_options(options))
         if len(made) >= _MOST:
             made.clear()
         made[key] = found = (result, model.usage.mine.since(before))
@@ -116,9 +120,7 @@ def leave_one_out(read: Reading, answer: str, model: LanguageModel) -> Reading:
 
     before = model.usage.snapshot()
     n = len(read.numbers)
-    if read.context.layout == "text" and not answer[0].isspace():
-        answer = f" {answer}"
-    game = LogProbGame(read.context, model, answer)
+    game = LogProbGame(read.context, model, read.context.continued(answer))
     losses = leave_one_out_of(lambda kept: game(in_place(kept)), n)
     parts = [losses[:, c] for c in (range(1, losses.shape[1]) if losses.shape[1] > 1 else [0])]
     cited = tuple(tuple(read.numbers[i] for i in np.argsort(-p, kind="stable") if p[i] > 0) for p in parts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import Parameter, getattr_static, signature
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -21,6 +22,7 @@ __all__ = [
     "load_model",
     "need_local",
     "need_scoring",
+    "opened",
 ]
 
 
@@ -68,6 +70,22 @@ def load_model(name: str, **options: Any) -> LanguageModel:
         lacks = [name for name in _MEMBERS if not hasattr(model, name)]
         raise InputError(f"what opens {kind}: gives {model!r}, which is no language model: it lacks {', '.join(lacks)}")
     return model
+
+
+@contextmanager
+def opened(model: LanguageModel | str, **options: Any) -> Iterator[LanguageModel]:
+    """A model that is open, or the id that opens one for as long as the block lasts.
+
+    Raises:
+        InputError: it is neither. Else see `load_model`.
+    """
+    if isinstance(model, str):
+        with load_model(model, **options) as fresh:
+            yield fresh
+        return
+    if not isinstance(model, LanguageModel):
+        raise InputError(f"model is an open model, or the id that opens one, not {model!r}")
+    yield model
 
 
 _MEMBERS = ("id", "usage", "max_context", "generate", "count_tokens", "describe", "close", "__enter__", "__exit__")

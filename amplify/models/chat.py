@@ -85,9 +85,9 @@ def _chat(prompt: Prompt, contents: Sequence[str], tokenizer: PreTrainedTokenize
 
     if not getattr(tokenizer, "chat_template", None):
         raise PromptFormatError("this model has no chat template", "template")
-    turns = [{"role": m.role, "content": c} for m, c in zip(prompt.messages, contents, strict=True)]
+    turns = [{**m.to_dict(), "content": c} for m, c in zip(prompt.messages, contents, strict=True)]
 
-    def said(some: Sequence[dict[str, str]]) -> str:
+    def said(some: list[dict[str, Any]]) -> str:
         return str(tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=True))
 
     try:

@@ -253,7 +253,7 @@ class OpenAIModel:
                 del body["stop"]
         if self._switches:
             body["chat_template_kwargs"] = self._switches
-        return "/chat/completions", {**body, "messages": [{"role": m.role, "content": m.content} for m in turns]}
+        return "/chat/completions", {**body, "messages": [m.to_dict() for m in turns]}
 
     @property
     def _continues(self) -> bool:

@@ -1,18 +1,83 @@
-"""What the adapters share: score retrieved texts for the answer that a model gives to them, and keep some of them."""
+"""What the adapters share: one model for all that name it, texts re-ranked or pruned, answers with citations."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar
 
-from amplify import templates
 from amplify.documents import Operation, keep
-from amplify.errors import InputError, UnknownNameError
-from amplify.methods.documents import RagProgram
-from amplify.models.base import LanguageModel, need_scoring
-from amplify.types import Example
+from amplify.errors import EmptyAnswerError, InputError
+from amplify.models import load_model, need_scoring
+from amplify.models.base import LanguageModel
+from amplify.sources.attribute import attribute_sources
+from amplify.sources.options import Options, options
+from amplify.sources.result import SourceAttribution
+
+STOP, LONGEST = ("\n",), 64  # what a re-ranker explains is one line of the model's own
+
+
+class Handle:
+    """A model that an adapter holds: one that is open, or an id. Those who name one id share the model it opens.
+
+    Copies hold the same model. Saved (pickled) it is the id alone. `close` lets go of a model that an id opened, which
+    is closed when nobody holds it any more; one that was given open stays open.
+
+    Attributes:
+        id: the string that opens it.
+    """
+
+    _guard: ClassVar[Any] = threading.RLock()
+    _open: ClassVar[dict[str, tuple[LanguageModel, set[int]]]] = {}
+
+    def __init__(self, model: LanguageModel | str | Handle) -> None:
+        given = model.given if isinstance(model, Handle) else model
+        if isinstance(given, str):
+            kind, colon, rest = given.partition(":")
+            if not colon or not rest:
+                raise InputError(f"a model is written KIND:MODEL, e.g. transformers:smollm2-135m, got {given!r}")
+            from amplify.models import MODELS
+
+            MODELS.find(kind)
+        elif not isinstance(given, LanguageModel):
+            raise InputError(f"model is an open model, or the id that opens one, not {given!r}")
+        self.given: LanguageModel | str = given
+        self.id = given if isinstance(given, str) else given.id
+
+    def open(self) -> LanguageModel:
+        """The model, opened now if it was not."""
+        if not isinstance(self.given, str):
+            return self.given
+        with self._guard:
+            if self.id not in self._open:
+                self._open[self.id] = (load_model(self.id), set())
+            model, holders = self._open[self.id]
+            holders.add(id(self))
+            return model
+
+    def close(self) -> None:
+        """Let go of the model; twice is fine."""
+        with self._guard:
+            model, holders = self._open.get(self.id, (None, set()))
+            if isinstance(self.given, str) and id(self) in holders:
+                holders.discard(id(self))
+                if not holders and model is not None:
+                    del self._open[self.id]
+                    model.close()
+
+    def __del__(self) -> None:
+        if isinstance(getattr(self, "given", None), str):
+            self.close()
+
+    def __copy__(self) -> Handle:
+        return Handle(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        return Handle(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Handle, (self.id,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,78 +88,55 @@ class Kept:
         number: its place among those given.
         score: Shapley value for the model's own answer; None where it could not be scored.
         low, high: 95 % interval of the score.
+        share: of what all texts together do to the answer.
     """
 
     number: int
     score: float | None = None
     low: float | None = None
     high: float | None = None
+    share: float | None = None
 
 
 class Compression:
-    """Re-ranks, prunes or distils texts. Threads may share it: models see to it themselves."""
+    """Re-ranks, prunes or distils texts. Threads may share it: models see to it themselves.
+
+    Args:
+        model: an open model, the string that opens one (`amplify.load_model`) when it is first needed, or a `Handle`.
+        operation, k, threshold: see `amplify.documents.keep`; whatever the operation, no more than `k` texts come back
+            unless it is 0.
+        **more: options of `amplify.attribute_sources`: budget, value, index, seed, prompt, max_tokens and so on.
+            Unless given, answers end with their line, after 64 tokens at most, and whole texts are scored.
+
+    Raises:
+        InputError, UnknownNameError: values that make no sense, before anything is asked.
+        CapabilityError: an open model without the log-probabilities that are asked for.
+    """
 
     def __init__(
         self,
-        model: LanguageModel | str,
+        model: LanguageModel | str | Handle,
         operation: Operation = "rerank",
         k: int = 0,
         threshold: float = 0.0,
-        *,
-        budget: int = 64,
-        value: str = "logprob",
-        index: str = "shapley",
-        template: str = "default",
-        layout: Literal["chat", "text"] = "chat",
-        max_tokens: int = 24,
-        seed: int = 0,
+        **more: Any,
     ) -> None:
-        """Choose what happens to the texts.
-
-        Args:
-            model: an open model, or the string that opens one (`amplify.load_model`) when it is first needed.
-            operation, k, threshold: see `amplify.documents.keep`.
-            budget, value, index, template, layout, max_tokens, seed: see `amplify.attribute_sources`.
-
-        Raises:
-            InputError: values that make no sense, before anything is asked.
-        """
+        if operation == "distil" and k < 1:
+            raise InputError(f"operation='distil' needs how many texts to keep (top_n, top_k), 1 or more, got {k}")
         keep(operation, [0.0], k=k)
-        for kind, name, known in (
-            ("value", value, ("logprob", "votes")),
-            ("index", index, ("shapley", "banzhaf")),
-            ("layout", layout, ("chat", "text")),
-        ):
-            if name not in known:
-                raise UnknownNameError(kind, name, known)
-        if budget < 2 or max_tokens < 1:
-            raise InputError(f"budget is at least 2 and max_tokens at least 1, got {budget} and {max_tokens}")
-        if not isinstance(model, str) and value == "logprob":
-            need_scoring(model, "value='logprob'")
-        self.spec = model if isinstance(model, str) else model.id
-        self._model = None if isinstance(model, str) else model
-        self._opening = threading.Lock()
-        self._program = RagProgram(
-            method="compression", template=templates.load("sources", template), layout=layout, by="shapley",
-            operation=operation, k=k, threshold=threshold, budget=budget, value=value, index=index,
-            max_tokens=max_tokens, seed=seed,
-        )  # fmt: skip
-
-    def open(self) -> LanguageModel:
-        """The model, opened now if it was not."""
-        with self._opening:
-            if self._model is None:
-                from amplify.models import load_model
-
-                self._model = load_model(self.spec)
-            return self._model
+        self.model = model if isinstance(model, Handle) else Handle(model)
+        self.operation, self.k, self.threshold = operation, k, threshold
+        self.prompt = more.pop("prompt", "default")
+        self.options = checked({"stop": STOP, "max_tokens": LONGEST, "granularity": "documents", **more})
+        if not isinstance(self.model.given, str) and self.options.get("value", "logprob") == "logprob":
+            need_scoring(self.model.given, "value='logprob'")
 
     def __call__(self, question: str, texts: Sequence[str], k: int | None = None) -> list[Kept]:
         """The texts that stay, in their new order.
 
         With fewer than two different texts there is nothing to compare, and where the model says nothing there is
-        nothing to explain: then all stay as they are, without scores. Copies and empty texts have no score either: they
-        come last in a new order, and are left out by "prune" and "distil".
+        nothing to explain: then the first `k` stay as they are, without scores. Copies and empty texts have no score
+        either: they come last in a new order, and are left out by "prune" and "distil".
 
         Args:
             question: what was searched for.
@@ -106,19 +148,93 @@ class Compression:
         """
         if not question.strip():
             raise InputError("the question is empty, so there is no answer to explain")
+        most = self.k if k is None else k
+        if self.operation == "distil" and most < 1:
+            raise InputError(f"operation='distil' needs how many texts to keep (top_n, top_k), 1 or more, got {most}")
         unscored = [Kept(i) for i in range(len(texts))]
-        if len({" ".join(text.split()) for text in texts} - {""}) < 2:
-            return unscored
-        example = Example("", question, fields={"documents": list(texts)})
-        read = self._program.reading(example, self.open())
-        if read.values is None or read.result is None:
-            return unscored
-        operation, most = self._program.operation, self._program.k if k is None else k
-        chosen = keep(operation, read.values, read.high, k=most, threshold=self._program.threshold)  # type: ignore[arg-type]
-        found = read.result.documents
+        found = self._scored(question, texts)
+        if found is None:
+            return unscored[: most or None]
+        level = found.documents
+        high = [float(x) for x in level.high]
+        chosen = keep(self.operation, level.scores.tolist(), high, k=most, threshold=self.threshold)
+        if self.operation == "prune" and most:
+            best = sorted(chosen, key=lambda i: -level.scores[i])[:most]
+            chosen = [i for i in chosen if i in best]
+        gain = abs(float(found.values[1, found.column] - found.values[0, found.column])) or 1.0
         kept = [
-            Kept(read.numbers[i], float(found.scores[i]), float(found.low[i]), float(found.high[i])) for i in chosen
+            Kept(
+                level.sources[i].document,
+                float(level.scores[i]),
+                float(level.low[i]),
+                high[i],
+                float(level.scores[i]) / gain,
+            )
+            for i in chosen
         ]
-        if operation == "rerank" and not most:
-            kept += [Kept(i) for i in range(len(texts)) if i not in read.numbers]
-        return kept
+        if self.operation == "rerank":
+            scored = {source.document for source in level.sources}
+            kept += [each for each in unscored if each.number not in scored]
+        return kept[: most or None]
+
+    def _scored(self, question: str, texts: Sequence[str]) -> SourceAttribution | None:
+        if len({" ".join(text.split()) for text in texts} - {""}) < 2:
+            return None
+        model = self.model.open()
+        try:
+            found = attribute_sources(question, texts, model, prompt=self.prompt, **self.options)
+        except EmptyAnswerError:
+            return None
+        whole = {s.document for s in found.documents.sources}
+        return found if len(whole) > 1 else None
+
+
+class Citer:
+    """Explains answers that a pipeline has given, from the pipeline's own messages or documents.
+
+    Args:
+        model: who is asked how likely the answer is: the pipeline's own model, or one that reads as it does.
+        **more: options of `amplify.attribute_sources`.
+
+    Raises:
+        InputError, UnknownNameError: values that make no sense, before anything is asked.
+    """
+
+    def __init__(self, model: LanguageModel | str | Handle, **more: Any) -> None:
+        self.model = model if isinstance(model, Handle) else Handle(model)
+        self.prompt = more.pop("prompt", "default")
+        self.options = checked({"granularity": "sentences", **more})
+
+    def __call__(
+        self,
+        answer: str,
+        documents: Sequence[Any],
+        *,
+        question: str | None = None,
+        messages: Sequence[Any] | None = None,
+        prompt: Any = None,
+    ) -> SourceAttribution:
+        """The attribution of an answer.
+
+        Args:
+            answer: what the pipeline said.
+            documents: what it had retrieved, in the host's own form.
+            question: what was asked; with `documents` alone a prompt is made of both (`prompt`).
+            messages: what the pipeline's model read; the documents are found in them.
+            prompt: see `amplify.attribute_sources`; instead of the one given at first.
+        """
+        model = self.model.open()
+        if messages is not None:
+            return attribute_sources(None, documents, model, answer, messages=messages, **self.options)
+        chosen = self.prompt if prompt is None else prompt
+        return attribute_sources(question, documents, model, answer, prompt=chosen, **self.options)
+
+
+def checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name, as they were given, after a check that they make sense.
+
+    Raises:
+        UnknownNameError: no such option. InputError: values that make no sense.
+    """
+    made: Options = options(given)
+    return {name: getattr(made, name) for name in given}

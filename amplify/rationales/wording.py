@@ -19,6 +19,7 @@ import numpy as np
 from amplify import templates
 from amplify.attribution.words import document_frequency, stop_words, tfidf_scores, word_spans
 from amplify.errors import InputError
+from amplify.models import opened
 from amplify.models.base import LanguageModel
 from amplify.rationales.salience import SEARCHES
 from amplify.rationales.salience import shares as salient_shares
@@ -43,7 +44,7 @@ def rationalize(
     *,
     label: str | None = None,
     positive: bool = True,
-    model: LanguageModel | None = None,
+    model: LanguageModel | str | None = None,
 ) -> Rationale:
     """The sentence that cites what an attribution found as the reason for its target.
 
@@ -60,7 +61,7 @@ def rationalize(
         label: how prompts write the target, e.g. "(A)"; default: the target itself.
         positive: cite only words that speak for the target (a score above 0), since the sentence says that they do.
             False cites the k highest whatever their sign, as the paper does; the searches never cite others.
-        model: who narrates.
+        model: who narrates, open or as the id that opens it for this call.
 
     Raises:
         InputError: k below 1, no word to cite (or none that speaks for the target), or no model to narrate.
@@ -73,8 +74,9 @@ def rationalize(
     """
     if template == "narrated":
         if model is None:
-            raise InputError('template="narrated" needs model=: a model, e.g. amplify.load_model("vllm:MODEL")')
-        return narrate([attribution], model, labels=None if label is None else [label], k=k).rationales[0]
+            raise InputError('template="narrated" needs model=: a model, or the id that opens one, e.g. "vllm:MODEL"')
+        with opened(model) as who:
+            return narrate([attribution], who, labels=None if label is None else [label], k=k).rationales[0]
     return cite(attribution, template, k, label=label, positive=positive)
 
 

@@ -61,10 +61,10 @@ def given_scores(coalitions: Coalitions, values: Floats, index: Index | Owen) ->
     if index == "shapley" and size.min() == 0 and size.max() == n:
         scores += (table[size.argmax()] - table[size.argmin()] - scores.sum(axis=0)) / n
     asked = np.argsort(distinct(coalitions)[1])
-    return scores, _half_widths(seen[asked], table[asked], index)
+    return scores, half_widths(seen[asked], table[asked], index)
 
 
-def _half_widths(coalitions: Coalitions, values: Floats, index: Index | Owen) -> Floats:
+def half_widths(coalitions: Coalitions, values: Floats, index: Index | Owen) -> Floats:
     """Half widths of 95 % intervals where the sample was chosen for another column, [n, columns].
 
     Hyperparameters fitted to a column that is nearly always the same see no error where nothing was asked. So the error

@@ -11,7 +11,9 @@ from amplify.shapley import gp
 from amplify.shapley.estimators import POOL, conditioned, standardised
 from amplify.shapley.exact import MAX_SOURCES, Owen, all_coalitions, coalition_weights
 from amplify.shapley.game import Coalitions, Floats, distinct
-from amplify.shapley.given import merged
+from amplify.shapley.given import half_widths, merged
+
+FEW = 2  # evaluations a player that tell players of the last block apart, below which fitted error bars are no guide
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,12 @@ def owen_scores(
             break
         more(picked)
     raw = conditioned(asked, found, rounds, owen)
-    return Sampled(raw.scores, raw.half, asked[rounds[0] :], found[rounds[0] :])
+    half = raw.half
+    inner = asked[:, owen.scored]
+    apart = int((inner.any(axis=1) & ~inner.all(axis=1)).sum())
+    if apart < FEW * own:  # hyperparameters fitted to so few see less error than there is
+        half = np.maximum(half, half_widths(asked, found, owen))
+    return Sampled(raw.scores, half, asked[rounds[0] :], found[rounds[0] :])
 
 
 def _candidates(owen: Owen, rng: np.random.Generator) -> Coalitions:

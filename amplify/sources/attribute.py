@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 import amplify
 from amplify import templates
-from amplify.errors import InputError, UnknownNameError
+from amplify.errors import EmptyAnswerError, InputError
 from amplify.metrics import normalize
+from amplify.models import opened
 from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
 from amplify.shapley.budget import PrefixCost
-from amplify.shapley.estimators import ESTIMATORS
 from amplify.shapley.exact import MAX_SOURCES, all_coalitions
 from amplify.shapley.game import Coalitions, Floats
 from amplify.shapley.sampling import prefixes
@@ -31,18 +30,31 @@ from amplify.shapley.votes import (
 )
 from amplify.sources.context import (
     Context,
-    Layout,
+    Part,
     Selection,
-    check_documents,
     check_window,
     harmless,
     in_place,
     select,
     special_tokens,
 )
-from amplify.sources.engines import ENGINES, Engine, blocks_tree
+from amplify.sources.document import (
+    Document,
+    Source,
+    Told,
+    as_documents,
+    as_messages,
+    check_sources,
+    passages,
+    placed,
+    tell_apart,
+    turns,
+)
+from amplify.sources.engines import blocks_tree
+from amplify.sources.frames import Conversation, MadeFrame, Makes, TemplateFrame
 from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
-from amplify.sources.hierarchy import REFINEMENTS, Settings, explain
+from amplify.sources.hierarchy import explain
+from amplify.sources.options import CREDITS, LONGEST, LONGEST_VOTE, Named, Options, options
 from amplify.sources.parts import Ask, Explained, Scored
 from amplify.sources.result import Cost, SourceAttribution, level
 from amplify.templates import Template
@@ -51,205 +63,284 @@ from amplify.types import Prompt, Sampling
 if TYPE_CHECKING:
     from amplify.models.tree.kv_cache import PrefixCache
 
-VALUES = ("logprob", "votes")
-ORDERS = ("fixed", "random")
 OTHERS = 8  # answers scored beside the one in question: those that most coalitions gave
 MOST_PROMPTS = 12  # doublings: with a budget of tokens so many prompts are enough
-CREDITS = ("shapley_shubik", "penrose_banzhaf")  # for changes to an answer, whatever it was before
-INDICES = ("shapley", "banzhaf", *CREDITS, "append")
+LEAST = 16  # tokens that the window must leave for an answer of the model's own
 
 
 def attribute_sources(
-    question: str,
-    documents: Sequence[str],
-    model: LanguageModel,
+    question: str | None = None,
+    documents: Iterable[Any] | None = None,
+    model: LanguageModel | str | None = None,
     answer: str | None = None,
-    value: str = "logprob",
-    index: str = "shapley",
-    engine: str = "auto",
-    estimator: str = "auto",
-    budget: int = 64,
-    granularity: str = "words",
-    order: str = "fixed",
-    seed: int = 0,
     *,
-    thresholds: tuple[float, float] = (0.1, 0.1),
-    max_tokens: int = 16,
-    stop: Sequence[str] = (),
-    template: str | Template = "default",
-    layout: Layout = "chat",
-    inclusion_probability: float = 0.5,
-    control_variate: bool = False,
-    tokens: int | None = None,
-    cache: str | Path | None = None,
-    progress: bool = False,
+    messages: Sequence[Any] | None = None,
+    sources: Sequence[Source | Mapping[str, Any]] | str = "messages",
+    prompt: str | Template | Makes = "default",
+    budget: int = 64,
+    **more: Unpack[Named],
 ) -> SourceAttribution:
-    """Score documents, and the sentences and words of those that matter, by what they did to an answer.
+    """Score sources, and the sentences and words of those that matter, by what they did to an answer.
+
+    Either a question with documents, or messages of which spans are the sources (or in which the documents stand).
 
     Args:
         question: the question.
-        documents: two or more texts, all different.
-        model: who answers. A log-probability game needs a `ScoringModel`; votes work with any.
-        answer: the text to explain. The model's own greedy answer to all documents unless given.
-        value: "logprob", log-probability of the answer (natural log, summed over tokens, and for each of its sentences
-            where there are several); or "votes", 1 where the greedy answer is the one in question, and likewise
-            for the eight other answers that most coalitions of documents gave.
-        index: "shapley" or "banzhaf" (votes: the signed form); "shapley_shubik" or "penrose_banzhaf", the credit for
-            changes *to* an answer only, as TextGenSHAP counts votes; "append" for random orders, see
-            `orders.random_order_scores`.
-        engine: "naive", "trie", "packed" or "blocks" (see `engines`); "auto" takes the cheapest exact one.
-        estimator: see `estimate`; "auto" is exact where 2^n fits the documents' share of the budget.
-        budget: distinct prompts asked, all levels together (the answer's own generation not counted). With sentences
-            the documents get half of it, with words the rest is split again.
-        granularity: the finest level: "documents", "sentences" or "words".
-        order: documents in "fixed" order, or in an order drawn anew for each coalition ("random").
-        seed: of every sample.
-        thresholds: see `hierarchy.explain`; for votes absolute, for log-probabilities shares of |v(N) - v(empty)|.
-        max_tokens, stop: where decoded answers end.
-        template: NAME of `prompts/sources_NAME.jinja`, a path to a .jinja file, or a `Template`.
-        layout: one user message, or "text" for models without a chat template.
-        inclusion_probability: of each other document, for "penrose_banzhaf"; TextGenSHAP also takes 0.1.
-        control_variate: use block encoding (engine "blocks") as a control variate; needs a `LocalModel`, fixed order,
-            "logprob". It is asked for up to 1,024 coalitions beside the budget: its calls, tokens, correlation and
-            slope are in `meta["control_variate"]`. Worth it where documents are long beside
-            the answer, which it forwards each time.
-        tokens: forward about so many tokens instead of asking `budget` prompts. What is asked is then chosen by what it
-            tells for the tokens that it adds to those that earlier prompts share with it; the same error takes more
-            prompts and fewer tokens. The answer's own generation is not counted. Needs a `LocalModel` that keeps as
-            many tokens (`max_prefix_tokens`), fixed order, "logprob", granularity="documents" and engine="trie".
-        cache: file that keeps every value as soon as it is known; the same call goes on where a stopped one was.
-        progress: say on standard error how many prompts are asked.
+        documents: texts, dictionaries with a "text", `amplify.Document`, or a host's own documents. Empty ones and
+            copies are left out, and the result says so (`left_out`, `notes`). One alone is cut into passages. With
+            messages, the documents that stand in them.
+        model: who answers, open or as the id that opens it for this call. A log-probability game needs a
+            `ScoringModel`; votes work with any.
+        answer: the text to explain. The model's own greedy answer to all sources unless given.
+        messages: a conversation up to the question, as the model saw it: `Message` or dictionaries with role and
+            content, tool calls and results included. It is sent as it is.
+        sources: spans of the messages (`amplify.Source`), or "messages" for every message but the last one.
+        prompt: for a question with documents, what makes a prompt of them: NAME of `prompts/sources_NAME.jinja`, a path
+            to a .jinja file, a `Template`, or a function from a list of `Document` to messages (or to the text of one
+            user message), which is called with the documents that are there.
+        budget: distinct prompts asked, all levels together (the answer's own generation not counted). With finer levels
+            the documents get half of it; what a level does not use goes to the next.
+        **more: see `amplify.sources.options.Options`: value, index, engine, estimator, granularity, order, seed,
+            thresholds, max_tokens, stop, layout, inclusion_probability, control_variate, tokens, cache, progress.
 
     Raises:
-        InputError: documents, answer, budget or names that make no sense together; the message says what to change.
-        ContextLengthError: the documents do not fit the window; says by how much and which.
+        InputError: sources, answer, budget or names that make no sense together; the message says what to change.
+        ContextLengthError: the sources do not fit the window; says by how much and which.
         CapabilityError: the model cannot do what the value or engine needs.
         ModelError: the model or server failed; values so far are in `cache`.
 
     Example:
         >>> from amplify.models.scripted import ScriptedModel
-        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "Paris" in text else -4.0)
-        >>> documents = ["Rome is in Italy.", "Paris is the capital of France.", "Cats sleep."]
-        >>> options = {"answer": "Paris", "granularity": "documents"}
-        >>> found = amplify.attribute_sources("What is the capital?", documents, model, **options)
-        >>> found.documents.scores
-        array([0., 3., 0.])
+        >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "two years" in text else -9.0)
+        >>> documents = ["The warranty is two years.", "Shipping is free."]
+        >>> found = amplify.attribute_sources("How long is the warranty?", documents, model, "Two years.")
+        >>> [(c.text, c.verdict) for c in found.claims], [c.text for c in found.citations]
+        ([('Two years.', 'supported')], ['The warranty is two years.'])
     """
-    if isinstance(model, str):
-        raise InputError(f"model is an open model: amplify.load_model({model!r})")
-    begun, before = time.perf_counter(), model.usage.mine
-    for name, given_text in (("question", question), ("answer", "" if answer is None else answer)):
-        if not isinstance(given_text, str):
-            raise InputError(f"{name} is a text, not a {type(given_text).__name__}")
-    structure = special_tokens(model)
-    check_documents(documents, structure)
-    _check_names(value, index, engine, estimator, granularity, order, budget)
-    if not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed is a whole number from 0, got {seed!r}")
-    if len(thresholds) != 2 or not np.isfinite(thresholds).all():
-        raise InputError(f"thresholds are two numbers, for documents and for sentences; got {thresholds!r}")
-    if not 0 < inclusion_probability < 1:
-        raise InputError(f"inclusion_probability is a probability between 0 and 1, got {inclusion_probability!r}")
-    if not question.strip():
-        raise InputError("the question is empty")
-    chosen: Engine = ("packed" if order == "random" else "trie") if engine == "auto" else engine  # type: ignore[assignment]
-    if value == "logprob":
-        need_scoring(model, "value='logprob'")
-    if control_variate:
-        if value != "logprob" or order != "fixed":
-            raise InputError("control_variate=True encodes documents once, in fixed order, for value='logprob'")
-        need_local(model, "control_variate=True")
-    priced: LocalModel | None = None
-    if tokens is not None:
-        if value != "logprob" or order != "fixed" or granularity != "documents" or chosen != "trie":
-            raise InputError(
-                "tokens= is for documents in fixed order whose prompts share their beginnings: use value='logprob', "
-                "order='fixed', granularity='documents' and engine='trie'"
-            )
-        priced = need_local(model, "tokens=")
-    context = Context(
-        harmless(question, structure),
-        tuple(harmless(d, structure) for d in documents),
-        template if isinstance(template, Template) else templates.load("sources", template),
-        layout,
-    )
-    if not context.template.writes("question", {"question": "", "documents": context.documents[:2]}):
-        raise InputError(
-            f"template {context.template.name!r} does not write {{{{ question }}}}, so it would not be asked"
-        )
-    context.places(context.everything())
-    sampling = Sampling(max_tokens=max_tokens, stop=tuple(stop))
-    given = answer is not None and value == "logprob" and bool(answer.strip())
-    room = model.count_tokens([Prompt(text=str(answer))])[0] if given else max_tokens
-    check_window(context, model, room, "the answer" if given else "an answer")
-    own = answer is None
-    if answer is None and value == "logprob":
-        answer = model.generate([context.prompt(context.everything())], sampling)[0].text
-        if not answer.strip():
-            raise InputError("the model's own answer to all documents is empty: give answer=, or ask otherwise")
+    chosen = options({"budget": budget, **more})
+    if model is None:
+        raise InputError("model= is missing: an open model, or the id that opens one")
+    if answer is not None and not isinstance(answer, str):
+        raise InputError(f"the answer is a text, not a {type(answer).__name__}")
     if answer is not None and not answer.strip():
         raise InputError("the answer is empty: leave answer out to explain the model's own")
-    if answer is not None and value == "votes" and not normalize(answer):
+    given: Any = documents
+    if isinstance(documents, Iterable) and not isinstance(documents, str | Mapping):
+        given = tuple(documents)  # it is read twice where the model is opened here
+
+    def asked(structure: Sequence[str]) -> Asked:
+        if messages is not None:
+            if question is not None or prompt != "default" or (given is not None and sources != "messages"):
+                raise InputError("give a question with documents, or messages= with sources= or documents=, not both")
+            return from_messages(messages, sources, given, chosen)
+        return from_documents(question, given, prompt, chosen, structure)
+
+    if isinstance(model, str):
+        asked(())  # what is wrong with the input is said before a model is loaded
+    with opened(model) as who:
+        return explained(asked(special_tokens(who)), who, answer, chosen)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be explained, ready for a model.
+
+    Attributes:
+        context: sources in their prompt.
+        originals: all documents as they were given.
+        told: which of them are judged.
+        question: for people to read.
+    """
+
+    context: Context
+    originals: tuple[Document, ...]
+    told: Told
+    question: str = ""
+
+
+def from_messages(messages: Sequence[Any], sources: Any, documents: Any, chosen: Options) -> Asked:
+    """Spans of a conversation as sources: those given, those where documents stand, or every message but the last.
+
+    Raises:
+        InputError: messages or spans that make no sense, or options that need documents which could stand elsewhere.
+    """
+    said = as_messages(messages)
+    if chosen.order == "random" or chosen.chosen == "blocks" or chosen.control_variate or chosen.layout == "text":
+        raise InputError("messages stay where they are: order='random', blocks and layout='text' are for documents")
+    if documents is not None:
+        originals = as_documents(documents)
+        spans, told = placed(said, originals)
+        texts = tuple(said[s.message].content[s.start : s.end] if s else "" for s in spans)
+        originals = tuple(replace(d, text=t) if t else d for d, t in zip(originals, texts, strict=True))
+    else:
+        spans = [*(turns(said) if sources == "messages" else check_sources(sources, said))]
+        texts = tuple(said[s.message].content[s.start : s.end] for s in spans if s)
+        originals = tuple(Document(t, s.id, s.title, s.metadata) for t, s in zip(texts, spans, strict=True) if s)
+        told = Told(dict.fromkeys(range(len(texts)), 0), {}, ())
+    names = tuple(d.named(i) for i, d in enumerate(originals))
+    players = _players(texts, list(told.starts), told.starts)
+    if len(players) < 2:
+        raise InputError("the only source is a single sentence: there is nothing to compare it with")
+    context = Context(texts, Conversation(said, tuple(spans)), players, names)
+    question = next((m.content for m in reversed(said) if m.role == "user"), said[-1].content)
+    return Asked(context, originals, told, question)
+
+
+def from_documents(question: Any, documents: Any, prompt: Any, chosen: Options, structure: Sequence[str]) -> Asked:
+    """Documents of a question as sources.
+
+    Raises:
+        InputError: a question, documents or a prompt that make no sense; says which.
+    """
+    if question is None and not callable(prompt):
+        raise InputError("the question is missing")
+    if question is not None and not isinstance(question, str):
+        raise InputError(f"the question is a text, not a {type(question).__name__}")
+    if question is not None and not question.strip():
+        raise InputError("the question is empty")
+    if documents is None:
+        raise InputError("documents= is missing: a list of texts or documents (or give messages=)")
+    originals = as_documents(documents)
+    names = tuple(d.named(i) for i, d in enumerate(originals))
+    if callable(prompt) and not isinstance(prompt, Template):
+        texts = tuple(d.text for d in originals)
+        frame: Any = MadeFrame(prompt, originals)
+    else:
+        texts = tuple(harmless(d.text, structure) for d in originals)
+        template = prompt if isinstance(prompt, Template) else templates.load("sources", prompt)
+        frame = TemplateFrame(
+            harmless(question or "", structure),
+            template,
+            chosen.layout,
+            tuple(harmless(d.title, structure) for d in originals),
+            tuple(harmless(d.id, structure) for d in originals),
+        )
+        if not template.writes("question", {"question": "", "documents": ["."], "titles": [""], "ids": [""]}):
+            raise InputError(f"template {template.name!r} does not write {{{{ question }}}}, so it would not be asked")
+    told = tell_apart(originals, texts)
+    kept = [i for i in range(len(texts)) if i not in told.left_out]
+    if not kept:
+        raise InputError("every document is empty: there is nothing to explain an answer by")
+    players = _players([d.text for d in originals], kept, told.starts)
+    if len(players) < 2:
+        raise InputError(
+            f"{names[kept[0]]} is a single sentence and stands alone: there is nothing to compare it with. "
+            "Give two or more documents"
+        )
+    if len(kept) == 1 and (chosen.order == "random" or chosen.chosen == "blocks" or chosen.control_variate):
+        raise InputError("one document alone is cut into passages, which stay in their order: use order='fixed'")
+    context = Context(texts, frame, players, names)
+    context.places()  # what is wrong with a template is said before anything is asked
+    return Asked(context, originals, told, question or "")
+
+
+def _players(texts: Sequence[str], kept: Sequence[int], starts: Mapping[int, int]) -> tuple[Part, ...]:
+    """Each document whole, but for what it begins with of another one; one alone in passages."""
+    if len(kept) == 1:
+        [only] = kept
+        return tuple(Part(only, a, b) for a, b in passages(texts[only]))
+    return tuple(Part(i, starts.get(i, 0), len(texts[i])) for i in kept)
+
+
+def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Options) -> SourceAttribution:
+    """Play the game of what is asked, and say what came out; see `attribute_sources`."""
+    begun, before = time.perf_counter(), model.usage.mine
+    context, logprob = asked.context, chosen.value == "logprob"
+    if logprob:
+        need_scoring(model, "value='logprob'")
+    if chosen.control_variate:
+        need_local(model, "control_variate=True")
+    priced = need_local(model, "tokens=") if chosen.tokens is not None else None
+    given = answer is not None and logprob
+    sampling, notes = _sampling(context, model, chosen, answer if given else None), list(asked.told.notes)
+    if answer is not None and not logprob and not normalize(answer):
         raise InputError(f"the answer {answer!r} has no word that votes compare (case, articles and punctuation aside)")
-    if answer is not None and layout == "text" and not answer[0].isspace():
-        answer = f" {answer}"
+    own = answer is None
+    if answer is None and logprob:
+        done = model.generate([context.prompt(context.everything())], sampling)[0]
+        answer = done.text
+        if not answer.strip():
+            raise EmptyAnswerError("the model's own answer to all sources is empty: give answer=, or ask otherwise")
+        if done.finish_reason == "length":
+            notes.append(f"the model's answer was cut after {sampling.max_tokens} tokens: max_tokens= sets how many")
+    if answer is not None and logprob:
+        answer = context.continued(answer)
     identity = {
-        "question": context.question, "documents": context.documents, "template": context.template.source,
-        "layout": layout, "value": value, "model": model.describe(),
-        "asked": answer if value == "logprob" else [max_tokens, *stop], "exact": chosen != "blocks",
+        "documents": context.documents, **context.frame.identity(), "value": chosen.value, "model": model.describe(),
+        "asked": answer if logprob else [sampling.max_tokens, *sampling.stop], "exact": chosen.chosen != "blocks",
         "amplify": amplify.__version__,
     }  # fmt: skip
-    memory = Memory(identity, cache, progress)
-    settings = Settings(index, estimator, budget, granularity, order, thresholds, value == "logprob", seed)  # type: ignore[arg-type]
-    if value == "logprob":
+    memory = Memory(identity, chosen.cache, chosen.progress)
+    settings = replace(chosen, relative=chosen.shares)
+    spans: tuple[tuple[int, int], ...] = ()
+    if logprob:
         assert answer is not None
-        game = LogProbGame(context, model, answer, chosen, memory)
-        helper = _Counted(LogProbGame(context, model, answer, "blocks")) if control_variate else None
-        cost = None
-        if priced is not None and tokens is not None:
-            cost = _prices(context, priced, answer, tokens)
-            _check_room(cost, game.beginnings)
-            settings = replace(settings, budget=max(budget, 2 ** min(len(documents), MOST_PROMPTS)))
-        explained = explain(game.of, context, settings, control_variate=helper, cost=cost)
-        if helper and "control_variate" in explained.meta:
-            explained.meta["control_variate"]["tokens"] = helper.tokens
-        columns: tuple[str, ...] = game.columns
+        game = LogProbGame(context, model, answer, chosen.chosen, memory)
+        found = _probabilities(game, settings, priced)
+        columns, spans = game.columns, game.spans
     else:
-        ballot = VoteGame(context, model, sampling, chosen, memory)
-        explained, columns = _votes(ballot, answer, settings, inclusion_probability)
+        ballot = VoteGame(context, model, sampling, chosen.chosen, memory)
+        found, columns = _votes(ballot, answer, settings)
         answer = columns[0]
     levels = {
-        name: level(found.parts, tuple(documents), found.scores, found.scores - found.half, found.scores + found.half)
-        for name, found in explained.levels.items()
+        name: level(each.parts, asked.originals, each.scores, each.scores - each.half, each.scores + each.half)
+        for name, each in found.levels.items()
     }
     spent = model.usage.mine.since(before)
     return SourceAttribution(
-        question=question,
+        question=asked.question,
         answer=answer.strip(),
         documents=levels["documents"],
         sentences=levels.get("sentences"),
         words=levels.get("words"),
-        values=explained.ends,
+        values=found.ends,
         columns=columns,
         cost=Cost(len(memory.used), spent.forwarded_tokens, time.perf_counter() - begun),
-        value=value,
-        index=index,
-        engine=chosen,
-        estimator=explained.estimator,
-        order=order,
-        budget=budget,
-        seed=seed,
-        template=context.template,
-        layout=layout,
-        originals=tuple(documents),
-        meta={
-            **explained.meta,
-            "own_answer": own,
-            "structure": structure,
-            "model": model.describe(),
-            "amplify": amplify.__version__,
-        },
+        value=chosen.value,
+        index=chosen.index,
+        engine=chosen.chosen,
+        estimator=found.estimator,
+        order=chosen.order,
+        budget=chosen.budget,
+        seed=chosen.seed,
+        prompt=context.prompt(context.everything()),
+        places=context.places(),
+        originals=asked.originals,
+        spans=spans,
+        left_out=asked.told.left_out,
+        notes=tuple(notes),
+        meta={**found.meta, "own_answer": own, "model": model.describe(), "amplify": amplify.__version__},
     )
+
+
+def _sampling(context: Context, model: LanguageModel, chosen: Options, given: str | None) -> Sampling:
+    """How to decode, after a check that sources and answer fit the window."""
+    if given is not None:
+        check_window(context, model, model.count_tokens([Prompt(text=given)])[0], "the answer")
+    usual = LONGEST if chosen.value == "logprob" else LONGEST_VOTE
+    most = chosen.max_tokens or usual
+    if given is None:
+        check_window(context, model, chosen.max_tokens or min(usual, LEAST), "an answer")
+        if chosen.max_tokens is None and model.max_context is not None:
+            [tokens] = model.count_tokens([context.prompt(context.everything())])
+            most = max(1, min(usual, model.max_context - tokens))
+    return Sampling(max_tokens=most, stop=chosen.stop)
+
+
+def _probabilities(game: LogProbGame, settings: Options, priced: LocalModel | None) -> Explained:
+    helper, cost = None, None
+    if settings.control_variate:
+        helper = _Counted(LogProbGame(game.context, game.model, game.answer, "blocks"))
+    if priced is not None and settings.tokens is not None:
+        cost = _prices(game.context, priced, game.answer, settings.tokens)
+        _check_room(cost, game.beginnings)
+        settings = replace(
+            settings, tokens=None, budget=max(settings.budget, 2 ** min(len(game.context.sources), MOST_PROMPTS))
+        )
+    found = explain(game.of, game.context, settings, control_variate=helper, cost=cost)
+    if helper and "control_variate" in found.meta:
+        found.meta["control_variate"]["tokens"] = helper.tokens
+    return found
 
 
 def _prices(context: Context, model: LocalModel, answer: str, tokens: int) -> PrefixCost:
@@ -284,16 +375,16 @@ class _Counted:
         return values
 
 
-def _votes(
-    game: VoteGame, answer: str | None, settings: Settings, inclusion_probability: float
-) -> tuple[Explained, tuple[str, ...]]:
+def _votes(game: VoteGame, answer: str | None, settings: Options) -> tuple[Explained, tuple[str, ...]]:
     """Scores for every answer that any coalition gave, the one in question first."""
     own = game.ask([game.context.everything()])[0]
     wanted = own if answer is None else normalize(answer)
+    if not wanted:
+        raise EmptyAnswerError("the model's own answer to all sources is empty: give answer=, or ask otherwise")
     if settings.order == "random":  # all documents in their own order have been asked above
-        settings = replace(settings, budget=settings.budget - 1)
+        settings = replace(settings, budget=max(2, settings.budget - 1))
     if settings.index in CREDITS:
-        return _credited(game, wanted, answer, settings, inclusion_probability)
+        return _credited(game, wanted, answer, settings)
     others: list[str] = []
 
     def also() -> Ask | None:
@@ -304,13 +395,12 @@ def _votes(
     return found, tuple(game.answers.get(c, answer or c) for c in (wanted, *others))
 
 
-def _credited(
-    game: VoteGame, wanted: str, answer: str | None, settings: Settings, inclusion_probability: float
-) -> tuple[Explained, tuple[str, ...]]:
+def _credited(game: VoteGame, wanted: str, answer: str | None, settings: Options) -> tuple[Explained, tuple[str, ...]]:
     parts = list(game.context.sources)
     n, budget, shubik = len(parts), settings.budget, settings.index == "shapley_shubik"
     rng = np.random.default_rng([settings.seed, 2])
     exact = settings.order == "fixed" and n <= MAX_SOURCES and 2**n <= budget
+    chance = settings.inclusion_probability
 
     def rows(orders: Any) -> list[Selection]:
         held = np.concatenate([prefixes(o) for o in orders])
@@ -319,55 +409,27 @@ def _credited(
         rank = np.repeat(np.argsort(orders, axis=1), n + 1, axis=0)
         return [select(row, parts) for row in np.where(held, rank, -1).tolist()]
 
+    def counts(score: Callable[[list[str]], tuple[Floats, Floats]]) -> tuple[Explained, tuple[str, ...]]:
+        candidates = [wanted, *[c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS]]
+        scores, half = score(candidates)
+        ends = game.votes([(), game.context.everything()], candidates)
+        columns = tuple(game.answers.get(c, answer or c) for c in candidates)
+        used = "exact" if exact else "permutation"
+        return Explained({"documents": Scored(parts, scores, half, [])}, ends, used, {}), columns
+
     if exact:
         said = game.ask([select(row, parts) for row in in_place(all_coalitions(n)).tolist()])
-    elif not shubik:
-        flips = sampled_flips(n, budget, inclusion_probability, rng)
+        weights = shubik_weights(n) if shubik else penrose_weights(n, chance)
+
+        def known(candidates: list[str]) -> tuple[Floats, Floats]:
+            scores = exact_credit(said, n, candidates, weights)
+            return scores, np.zeros_like(scores)
+
+        return counts(known)
+    if not shubik:
+        flips = sampled_flips(n, budget, chance, rng)
         said = game.ask([select(row, parts) for row in in_place(flips.reshape(-1, n)).tolist()])
-    else:
-        orders = sampled_orders(n, budget, lambda order: rows(order[None]), rng)
-        said = game.ask(rows(orders))
-    candidates = [wanted, *[c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS]]
-    if exact:
-        scores = exact_credit(
-            said, n, candidates, shubik_weights(n) if shubik else penrose_weights(n, inclusion_probability)
-        )
-        half = np.zeros_like(scores)
-    elif not shubik:
-        scores, half = flipped_credit(flips, np.array(said, object).reshape(len(flips), n + 1), candidates)
-    else:
-        scores, half = walked_shubik(orders, np.array(said, object).reshape(len(orders), n + 1), candidates)
-    top = Scored(parts, scores, half, [])
-    ends = game.votes([(), game.context.everything()], candidates)
-    columns = tuple(game.answers.get(c, answer or c) for c in candidates)
-    return Explained({"documents": top}, ends, "exact" if exact else "permutation", {}), columns
-
-
-def _check_names(
-    value: str, index: str, engine: str, estimator: str, granularity: str, order: str, budget: int
-) -> None:
-    for kind, name, known in (
-        ("value", value, VALUES), ("index", index, INDICES), ("engine", engine, ("auto", *ENGINES)),
-        ("estimator", estimator, ("auto", *ESTIMATORS)), ("level", granularity, REFINEMENTS), ("order", order, ORDERS),
-    ):  # fmt: skip
-        if name not in known:
-            raise UnknownNameError(kind, name, known)
-    if not isinstance(budget, int | np.integer) or isinstance(budget, bool):
-        raise InputError(f"the budget is a whole number of prompts, not {budget!r}")
-    if budget < 2:
-        raise InputError(f"the budget counts the empty and the full context, so it is at least 2; got {budget}")
-    if index in CREDITS and value != "votes":
-        raise InputError(f"index {index!r} counts votes: use value='votes', or index='shapley' or 'banzhaf'")
-    if index == "penrose_banzhaf" and order != "fixed":
-        raise InputError("index 'penrose_banzhaf' has no order of arrival: use order='fixed'")
-    if index == "append" and order != "random":
-        raise InputError("index 'append' is of random orders: use order='random', or index='shapley'")
-    if index in (*CREDITS, "append") and granularity != "documents":
-        raise InputError(f"index {index!r} scores whole documents: use granularity='documents'")
-    if engine == "packed" and order != "random":
-        raise InputError("engine 'packed' lays documents out in random orders: use order='random', or engine='trie'")
-    if engine == "blocks" and (order != "fixed" or value != "logprob" or granularity != "documents"):
-        raise InputError(
-            "engine 'blocks' encodes whole documents once, in place: use order='fixed', value='logprob' and "
-            "granularity='documents', or another engine"
-        )
+        return counts(lambda c: flipped_credit(flips, np.array(said, object).reshape(len(flips), n + 1), c))
+    orders = sampled_orders(n, budget, lambda order: rows(order[None]), rng)
+    said = game.ask(rows(orders))
+    return counts(lambda c: walked_shubik(orders, np.array(said, object).reshape(len(orders), n + 1), c))

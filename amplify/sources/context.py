@@ -1,22 +1,21 @@
-"""Question and documents as prompts: any part of the documents, in any order, and nothing in them breaks out."""
+"""Documents as prompts: any part of them, in any order, and nothing in them breaks out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise, zip_longest
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import regex
 
 from amplify.attribution.words import word_spans
-from amplify.errors import ContextLengthError, InputError
+from amplify.errors import ContextLengthError
 from amplify.models.base import LanguageModel
-from amplify.templates import Template
-from amplify.types import Message, Prompt, Span
+from amplify.types import Prompt, Span
 from amplify.untrusted import Trusted, neutral
 
 Layout = Literal["chat", "text"]
@@ -42,15 +41,19 @@ def harmless(text: str, structure: Iterable[str] = ()) -> str:
     return neutral(_BLANK.sub(" ", _CONTROL.sub(" ", text)), structure)
 
 
+def tokenizer_of(model: LanguageModel) -> Any:
+    """The tokenizer of a model that has one here, else None."""
+    return getattr(model, "tokenizer", None)
+
+
 def special_tokens(model: LanguageModel) -> list[str]:
     """The strings that the model's tokenizer reads as special tokens; none where it has no tokenizer here."""
-    tokenizer = getattr(model, "tokenizer", None)
-    added = getattr(tokenizer, "added_tokens_decoder", {})
+    added = getattr(tokenizer_of(model), "added_tokens_decoder", {})
     return [str(t.content) for t in added.values() if t.special]
 
 
 @dataclass(frozen=True, order=True)
-class Source:
+class Part:
     """A part of a document that can be present or absent: characters [start, end) of document number `document`."""
 
     document: int
@@ -62,6 +65,10 @@ class Source:
         """A selection's entry where nothing else of the document is there."""
         return self.document, ((self.start, self.end),)
 
+    def within(self, other: Part) -> bool:
+        """Whether it is a part of another one."""
+        return self.document == other.document and other.start <= self.start and self.end <= other.end
+
 
 def words(text: str, start: int, end: int) -> list[tuple[int, int]]:
     """Cut characters [start, end) of a text into words, each with the punctuation and blanks behind it."""
@@ -69,7 +76,7 @@ def words(text: str, start: int, end: int) -> list[tuple[int, int]]:
     return list(pairwise([start, *begins[1:], end]))
 
 
-def select(row: Sequence[int], sources: Sequence[Source]) -> Selection:
+def select(row: Sequence[int], sources: Sequence[Part]) -> Selection:
     """What one ordered coalition puts into the prompt.
 
     Parts of one document stand together, in their own order, where the first of them (by place) is. Neighbouring parts
@@ -104,128 +111,143 @@ def in_place(coalitions: npt.ArrayLike) -> Ordered:
     return np.where(held, np.cumsum(held, axis=1) - 1, -1).astype(np.int64)
 
 
+Place = tuple[int | None, int]  # a message (None: raw text), and where in it a document's character 0 would stand
+
+
+class Frame(Protocol):
+    """What stands around the documents of a prompt."""
+
+    @property
+    def tidy(self) -> bool:
+        """Whether documents lose blanks at their ends and blank lines, which part a template's blocks."""
+        ...
+
+    def prompt(self, texts: Mapping[int, str]) -> Prompt:
+        """The prompt with these documents: number -> text, in this order."""
+        ...
+
+    def starts(self, texts: Mapping[int, str]) -> list[tuple[int | None, int]]:
+        """Where each of these documents begins: message (None: raw text) and character."""
+        ...
+
+    def identity(self) -> Mapping[str, Any]:
+        """All that prompts depend on beside the documents."""
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
-    """A question, its documents, and the template that makes them a prompt.
+    """Documents, and the frame that makes them a prompt.
 
     Attributes:
-        question, documents: as they stand in prompts (see `harmless`); offsets are those of the originals.
-        template: variables `question` and `documents` (a list of strings); writes every document once.
-        layout: one user message, or one raw text (for base models).
+        documents: all of them, as they stand in prompts (see `harmless`); offsets are those of the originals.
+        frame: what stands around them.
+        players: the parts that are judged first, in order; () for every document whole.
+        names: what the documents are called in messages.
     """
 
-    question: str
     documents: tuple[str, ...]
-    template: Template
-    layout: Layout = "chat"
+    frame: Frame
+    players: tuple[Part, ...] = ()
+    names: tuple[str, ...] = ()
 
     @cached_property
-    def sources(self) -> tuple[Source, ...]:
-        """Every document as one source."""
-        return tuple(Source(i, 0, len(d)) for i, d in enumerate(self.documents))
+    def sources(self) -> tuple[Part, ...]:
+        """The parts that are judged first: documents, or passages of one."""
+        return self.players or tuple(Part(i, 0, len(d)) for i, d in enumerate(self.documents))
 
     def everything(self) -> Selection:
-        """All documents in their order."""
-        return tuple(source.piece for source in self.sources)
+        """All of them in their order."""
+        return select(range(len(self.sources)), self.sources)
+
+    def name(self, document: int) -> str:
+        """What a document is called in messages."""
+        return self.names[document] if self.names else f"document {document}"
+
+    def only(self, kept: Sequence[int]) -> Context:
+        """The context with these of its documents, in this order."""
+        return replace(
+            self,
+            documents=tuple(self.documents[i] for i in kept),
+            players=(),
+            names=tuple(self.names[i] for i in kept) if self.names else (),
+        )
+
+    def texts(self, selection: Selection) -> list[str]:
+        """The documents of a selection, cut to what is there."""
+        return list(self._texts(selection).values())
 
     @cached_property
     def _whole(self) -> tuple[str, ...]:
         """Every document as a prompt has it; one that is harmless as it is has not to be looked through each time."""
+        if not self.frame.tidy:
+            return self.documents
         texts = (_BLANK.sub("", document).strip() for document in self.documents)
         return tuple(Trusted(text) if neutral(text) == text else text for text in texts)
 
-    def texts(self, selection: Selection) -> list[str]:
-        """The documents of a selection, cut to what is there."""
-        return [
-            self._whole[d] if ranges == self.sources[d].piece[1] else self._cut(d, ranges) for d, ranges in selection
-        ]
+    def _texts(self, selection: Selection) -> dict[int, str]:
+        return {
+            d: self._whole[d] if ranges == ((0, len(self.documents[d])),) else self._cut(d, ranges)
+            for d, ranges in selection
+        }
 
     def _cut(self, document: int, ranges: Sequence[tuple[int, int]]) -> str:
-        return _BLANK.sub("", "".join(self.documents[document][a:b] for a, b in ranges)).strip()
+        text = "".join(self.documents[document][a:b] for a, b in ranges)
+        return _BLANK.sub("", text).strip() if self.frame.tidy else text
 
     def prompt(self, selection: Selection, marked: Sequence[Span] = ()) -> Prompt:
         """The prompt that holds a selection."""
-        content = self.template.render({"question": self.question, "documents": self.texts(selection)})
-        if self.layout == "text":
-            return Prompt(text=content, emphasis=tuple(marked))
-        return Prompt(messages=(Message("user", content),), emphasis=tuple(marked))
+        made = self.frame.prompt(self._texts(selection))
+        return replace(made, emphasis=tuple(marked)) if marked else made
 
-    def places(self, selection: Selection) -> list[tuple[int, int]]:
-        """Characters [start, end) of each document of a selection in the template's text.
+    def continued(self, answer: str) -> str:
+        """An answer as it goes on behind the prompt: raw text that does not end in a blank needs one between."""
+        text = self.prompt(self.everything()).text
+        needs = text is not None and text and not text[-1].isspace() and answer and not answer[0].isspace()
+        return f" {answer}" if needs else answer
+
+    def places(self) -> dict[int, Place]:
+        """For each document of the whole prompt, where its characters stand: add a character's number.
 
         Raises:
-            InputError: the template leaves a document out, writes it twice or changes it.
+            InputError: the frame leaves a document out, writes it twice or changes it.
         """
-        texts = self.texts(selection)
-        marks = [f"\ue000{i}\ue001" for i in range(len(texts))]  # `harmless` leaves none of these in a text
-        frame = self.template.render({"question": self.question, "documents": marks})
-        whole = self.template.render({"question": self.question, "documents": texts})
-        first, *rest = regex.split("\ue000([0-9]+)\ue001", frame)
-        numbers, between = rest[::2], rest[1::2]
-        if numbers != [str(i) for i in range(len(texts))]:
-            wrong = next(
-                (i for i, (a, b) in enumerate(zip_longest(numbers, range(len(texts)))) if a != str(b)), len(texts) - 1
-            )
-            raise InputError(f"template {self.template.name!r} must write every document once, in order: see {wrong}")
-        places, parts, here = [], [first], len(first)
-        for text, fixed in zip(texts, between, strict=True):
-            places.append((here, here + len(text)))
-            here += len(text) + len(fixed)
-            parts += [text, fixed]
-        if "".join(parts) != whole:
-            raise InputError(f"template {self.template.name!r} changes the documents' text; it may only place it")
-        return places
+        everything = self.everything()
+        starts = self.frame.starts(self._texts(everything))
+        found = {}
+        for (document, ranges), (message, start) in zip(everything, starts, strict=True):
+            first, text = ranges[0][0], self.documents[document]
+            lead = len(text[first:]) - len(text[first:].lstrip()) if self.frame.tidy else 0
+            found[document] = (message, start - first - lead)
+        return found
 
-    def marked(self, sources: Iterable[Source]) -> Prompt:
+    def marked(self, sources: Iterable[Part]) -> Prompt:
         """The prompt of all documents with some parts emphasised, for steering.
 
         Args:
             sources: parts to emphasise; blanks at their ends are left out.
         """
-        places = self.places(self.everything())
-        message = 0 if self.layout == "chat" else None
-        spans = []
-        for s in sorted(sources):
-            text = self.documents[s.document]
-            lead = len(text) - len(text.lstrip())
-            part = text[s.start : s.end]
-            start = s.start + len(part) - len(part.lstrip())
-            stop = s.start + len(part.rstrip())
-            if start < stop:
-                base = places[s.document][0] - lead
-                spans.append(Span(base + start, base + stop, message=message))
-        return self.prompt(self.everything(), spans)
+        return emphasised(self.prompt(self.everything()), self.places(), self.documents, sources)
 
 
-def check_documents(documents: Sequence[str], structure: Sequence[str] = ()) -> None:
-    """Refuse documents that have no meaningful scores, as they stand in prompts (see `harmless`).
+def emphasised(prompt: Prompt, places: Mapping[int, Place], documents: Sequence[str], parts: Iterable[Part]) -> Prompt:
+    """A prompt with some parts of its documents emphasised.
 
-    Raises:
-        InputError: none, one, one that is no text or empty, or two that are the same.
+    Args:
+        prompt: that of all documents.
+        places: see `Context.places`.
+        documents: their texts.
+        parts: what to emphasise; blanks at their ends are left out.
     """
-    if isinstance(documents, str):
-        raise InputError("documents is a list of strings, one per document; a single string was given")
-    if not isinstance(documents, list | tuple):
-        raise InputError(
-            f"documents is a list of strings, not a {type(documents).__name__}; list(documents) makes one of it"
-        )
-    if not documents:
-        raise InputError("there are no documents: give two or more to compare what they did to the answer")
-    first: dict[str, int] = {}
-    for i, document in enumerate(documents):
-        if not isinstance(document, str):
-            raise InputError(f"document {i} is a {type(document).__name__}; documents are strings")
-        bare = " ".join(harmless(document, structure).split())
-        if not bare:
-            raise InputError(f"document {i} is empty: leave it out")
-        if (twin := first.setdefault(bare, i)) != i:
-            raise InputError(
-                f"documents {twin} and {i} are the same: each would hide what the other does. Leave one of them out"
-            )
-    if len(documents) == 1:
-        raise InputError(
-            "there is one document, so nothing to compare it with: give two or more (for one text, cut it into parts)"
-        )
+    spans = []
+    for part in sorted(parts):
+        text = documents[part.document][part.start : part.end]
+        start = part.start + len(text) - len(text.lstrip())
+        stop = part.start + len(text.rstrip())
+        if start < stop:
+            message, base = places[part.document]
+            spans.append(Span(base + start, base + stop, message=message))
+    return replace(prompt, emphasis=tuple(spans))
 
 
 _CERTAIN = 20  # characters a token: a prompt of more is beyond any window, but for runs of one character
@@ -235,7 +257,7 @@ def check_window(context: Context, model: LanguageModel, room: int, what: str) -
     """Refuse a context that does not fit the model's window, before any work.
 
     Args:
-        context: question and documents.
+        context: documents in their frame.
         model: whose window.
         room: tokens that must be left for the answer.
         what: the answer, in words.
@@ -246,7 +268,7 @@ def check_window(context: Context, model: LanguageModel, room: int, what: str) -
     if model.max_context is None:
         return
     everything, window = context.everything(), model.max_context
-    full, characters = window - room, sum(map(len, context.documents)) + len(context.question)
+    full, characters = window - room, sum(map(len, context.documents))
     whole = 0
     if characters <= _CERTAIN * window:
         whole = model.count_tokens([context.prompt(everything)])[0]
@@ -275,7 +297,7 @@ def check_window(context: Context, model: LanguageModel, room: int, what: str) -
             break
         gone.append(longest[len(gone)])
     fits = len(gone) < len(longest)
-    named = ", ".join(f"document {i} ({sizes[i]} tokens)" for i in gone[:8])
+    named = ", ".join(f"{context.name(everything[i][0])} ({sizes[i]} tokens)" for i in gone[:8])
     raise ContextLengthError(
         f"the prompt with all {len(sizes)} documents has {about}{whole} tokens, and {what} needs {room} more: "
         f"{about}{whole - full} more than the window of {window}. "

@@ -21,10 +21,11 @@ from amplify.errors import DataError, InputError, ModelError, RunError
 from amplify.files import Journal, digest, shown
 from amplify.metrics import normalize
 from amplify.models.base import LanguageModel, LocalModel
+from amplify.models.chat import encode_with_targets, render
 from amplify.progress import progress
 from amplify.shapley.game import Coalitions, Floats
 from amplify.sources import engines
-from amplify.sources.context import Context, Ordered, Selection, Source, in_place, select
+from amplify.sources.context import Context, Ordered, Part, Selection, in_place, select, tokenizer_of
 from amplify.sources.engines import Engine
 from amplify.text import sentences
 from amplify.types import Sampling, TokenLogProbs
@@ -144,7 +145,8 @@ class LogProbGame:
 
     Attributes:
         context, model, engine: what is asked, whom, and how.
-        answer: the text whose log-probability is the value (natural log, summed over its tokens).
+        answer: the text whose log-probability is the value (natural log, summed over its tokens), as it goes on behind
+            the prompt.
         memory: what is known.
         beginnings: keys and values that rounds of questions share, where the model is in this process.
         parts: characters [start, end) of the answer's sentences.
@@ -165,8 +167,20 @@ class LogProbGame:
         self.columns: tuple[str, ...] = ("answer",)
         if len(self.parts) > 1:
             self.columns += tuple(self.answer[a:b].strip() for a, b in self.parts)
+        self._owners: dict[tuple[int, ...], list[int]] = {}  # an answer's tokens -> the sentence that each belongs to
 
-    def __call__(self, rows: Ordered, sources: Sequence[Source] | None = None) -> Floats:
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Characters [start, end) of each sentence in the answer without blanks at its ends; () for a single one."""
+        lead = len(self.answer) - len(self.answer.lstrip())
+        found = []
+        for a, b in self.parts if len(self.parts) > 1 else ():
+            text = self.answer[a:b]
+            start = a + len(text) - len(text.lstrip())
+            found.append((start - lead, a + len(text.rstrip()) - lead))
+        return tuple(found)
+
+    def __call__(self, rows: Ordered, sources: Sequence[Part] | None = None) -> Floats:
         """Values of ordered coalitions, [m, columns].
 
         Args:
@@ -182,7 +196,7 @@ class LogProbGame:
         def ask(new: Sequence[Selection]) -> Iterator[tuple[int, list[float]]]:
             for i, found in engines.score(self.engine, self.context, self.model, new, self.answer, self.beginnings):
                 self._check(found, new[i])
-                yield i, self._columns(found)
+                yield i, self._columns(found, new[i])
 
         self.memory.fill(selections, ask)
         return np.array([self.memory[s] for s in selections], dtype=np.float64)
@@ -191,20 +205,67 @@ class LogProbGame:
         """What is no log-probability never becomes a value, nor a line of the cache."""
         bad = [x for x in found.logprobs if not -np.inf < x <= ROUNDING]
         if bad:
-            documents = [document for document, _ in selection]
+            documents = ", ".join(self.context.name(document) for document, _ in selection) or "no document"
             raise ModelError(
-                f"{self.model.id} gave the answer a token of log-probability {bad[0]} with documents {documents} "
+                f"{self.model.id} gave the answer a token of log-probability {bad[0]} with {documents} "
                 "in the prompt, which no model can mean: look at the server's log or the model's weights"
             )
 
-    def _columns(self, found: TokenLogProbs) -> list[float]:
+    def _columns(self, found: TokenLogProbs, selection: Selection) -> list[float]:
         if len(self.parts) == 1:
             return [found.total]
-        # a token belongs to the sentence that its last character is in, counted from the end of the answer
-        lengths = np.array([len(t) for t in found.tokens])
-        ends = len(self.answer) - (lengths.sum() - np.cumsum(lengths))
-        part = np.clip(np.searchsorted([b for _, b in self.parts], ends), 0, len(self.parts) - 1)
-        return [found.total, *np.bincount(part, found.logprobs, len(self.parts)).tolist()]
+        if found.token_ids not in self._owners:
+            ends = self._ends(found, selection)
+            own = np.searchsorted([b for _, b in self.parts], ends)  # the sentence that a token's last character is in
+            self._owners[found.token_ids] = np.clip(own, 0, len(self.parts) - 1).tolist()
+        owners = self._owners[found.token_ids]
+        return [found.total, *np.bincount(owners, found.logprobs, len(self.parts)).tolist()]
+
+    def _ends(self, found: TokenLogProbs, selection: Selection) -> list[int]:
+        """Where in the answer each token ends: a character of several bytes may be several tokens."""
+        tokenizer = tokenizer_of(self.model)
+        if tokenizer is not None:
+            rendered = render(self.context.prompt(selection), tokenizer)
+            encoded, start = encode_with_targets(tokenizer, [rendered], [self.answer])[0]
+            ends = [end - len(rendered.answering.text) for _, end in encoded.offsets[start:]]
+            if len(ends) == len(found.logprobs):
+                return ends
+        return token_ends(found.tokens, self.answer)
+
+
+def token_ends(tokens: Sequence[str], text: str) -> list[int]:
+    """Where in a text each of its tokens ends, from what the tokens say.
+
+    A token that is no whole character, as byte-level tokenizers have them, says a replacement character, or something
+    that is not in the text. Where such a run of tokens begins and ends is known from those around it; within it the
+    characters are shared out evenly.
+
+    Args:
+        tokens: of the text, perhaps with some of what stands before it.
+        text: what they make.
+
+    Returns:
+        A place of `text` for each token, from 0 up.
+    """
+    ends = [0] * len(tokens)
+    at, run = 0, 0  # where the last whole token ended, and how many unknown ones there have been since
+    for i, token in enumerate([*tokens, ""]):
+        last = i == len(tokens)
+        place = len(text) if last else -1 if not token or "\ufffd" in token else text.find(token, at)
+        if not last and i == 0 and place != 0:  # the first one may begin before the text
+            held = next((k for k in range(len(token)) if "\ufffd" not in token and text.startswith(token[k:])), None)
+            ends[0] = at = 0 if held is None else len(token) - held
+            run = int(held is None)
+            continue
+        if place < 0 or (run == 0 and not last and place != at):
+            run += 1
+            continue
+        for k in range(run):
+            ends[i - run + k] = at + round((place - at) * (k + 1) / run)
+        if not last:
+            ends[i] = at = place + len(token)
+        run = 0
+    return ends
 
 
 @dataclass
@@ -258,7 +319,7 @@ class VoteGame:
         said = self.ask(selections)
         return np.array([[float(s == c) for c in candidates] for s in said])
 
-    def __call__(self, rows: Ordered, candidates: Sequence[str], sources: Sequence[Source] | None = None) -> Floats:
+    def __call__(self, rows: Ordered, candidates: Sequence[str], sources: Sequence[Part] | None = None) -> Floats:
         """Votes of ordered coalitions, int[m, n] -> [m, candidates]."""
         return self.votes([select(row, sources or self.context.sources) for row in rows.tolist()], candidates)
 

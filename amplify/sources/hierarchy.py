@@ -21,7 +21,7 @@ from amplify.shapley.exact import MAX_SOURCES, Index
 from amplify.shapley.game import Coalitions, Floats, Value
 from amplify.shapley.given import given_scores
 from amplify.shapley.owen import owen_scores
-from amplify.sources.context import Context, Selection, Source, words
+from amplify.sources.context import Context, Part, Selection, words
 from amplify.sources.orders import random_order, random_order_scores
 from amplify.sources.parts import Ask, Explained, Play, Sample, Scored, Unit
 from amplify.text import sentences
@@ -47,7 +47,7 @@ class Settings:
         thresholds: a document (sentence) is opened when its score, less one standard error (half width / 1.96, which is
             more where few values say how far they vary), reaches this in any column. The best one of each column is
             always opened where the budget allows it.
-        relative: thresholds are shares of |v(N) - v(empty)|, not absolute.
+        relative: thresholds are shares of |v(N) - v(empty)|, not absolute; None: as the value has it.
         seed: of every sample.
     """
 
@@ -57,7 +57,7 @@ class Settings:
     granularity: Refine = "words"
     order: Literal["fixed", "random"] = "fixed"
     thresholds: tuple[float, float] = (0.1, 0.1)
-    relative: bool = True
+    relative: bool | None = None
     seed: int = 0
 
 
@@ -158,7 +158,7 @@ class _Hierarchy:
     def below(self, top: Scored, ends: Floats) -> dict[str, Scored]:
         """All levels: the documents, and the sentences and words of those that matter."""
         settings = self.settings
-        scale = np.abs(ends[1] - ends[0]) if settings.relative else np.ones(ends.shape[1])
+        scale = np.abs(ends[1] - ends[0]) if settings.relative is not False else np.ones(ends.shape[1])
         levels, above = {"documents": top}, top
         finer = REFINEMENTS[1 : REFINEMENTS.index(settings.granularity) + 1]
         for name, cut, threshold in zip(finer, (sentences, words), settings.thresholds, strict=False):
@@ -207,7 +207,7 @@ class _Hierarchy:
         inside = []
         for part, (sample, k) in zip(above.parts, above.origin, strict=True):
             pieces = cut(self.context.documents[part.document], part.start, part.end)
-            inside.append(sample.inside(k, [(Source(part.document, a, b),) for a, b in pieces]))
+            inside.append(sample.inside(k, [(Part(part.document, a, b),) for a, b in pieces]))
         sizes = [len(sample.blocks[-1]) for sample in inside]
         opened = _openings(sizes, [_missing(sample) for sample in inside], above, budget, threshold)
         found = []

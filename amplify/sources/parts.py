@@ -10,10 +10,10 @@ import numpy as np
 
 from amplify.shapley.exact import Index, Owen
 from amplify.shapley.game import Coalitions, Floats
-from amplify.sources.context import Selection, Source, select
+from amplify.sources.context import Part, Selection, select
 
 Ask = Callable[[Sequence[Selection]], Floats]  # values of selections, [m, columns]
-Unit = tuple[Source, ...]  # what comes and goes as one
+Unit = tuple[Part, ...]  # what comes and goes as one
 
 
 class Play:
@@ -104,7 +104,7 @@ class Scored:
         origin: for each part, the sample that its score is from, and its place in the last block.
     """
 
-    parts: list[Source]
+    parts: list[Part]
     scores: Floats
     half: Floats
     origin: list[tuple[Sample, int]]

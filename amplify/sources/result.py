@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from amplify import codec, files
-from amplify.documents import ROUNDING
+from amplify.documents import ROUNDING, ranked
 from amplify.errors import AmplifyError, DataError, InputError
 from amplify.metrics import normalize
 from amplify.render import visible
 from amplify.shapley.game import Floats
-from amplify.sources.context import Context, Source
-from amplify.templates import Template
+from amplify.sources.claims import SHARE, Citation, Claim, citations, claims
+from amplify.sources.context import Part, Place, emphasised
+from amplify.sources.document import Document
 from amplify.types import Prompt
 
 LevelName = Literal["documents", "sentences", "words"]
-FORMAT = 1  # of the JSON file
+FORMAT = 2  # of the JSON file
 _LEVELS = ("documents", "sentences", "words")
 
 
@@ -36,7 +37,7 @@ class Level:
         column: which of them `scores`, `low` and `high` show.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[Part, ...]
     texts: tuple[str, ...]
     table: Floats
     low_table: Floats
@@ -76,14 +77,6 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Citation:
-    """A sentence of the answer, and the documents that made it likelier, strongest first."""
-
-    sentence: str
-    documents: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Cost:
     """What an attribution took.
 
@@ -103,17 +96,23 @@ class SourceAttribution:
     """Which sources made an answer (`amplify.attribute_sources`).
 
     Attributes:
-        question: the question.
+        question: the question; "" where the prompt is the user's own.
         answer: the text explained.
-        documents: scores of the documents.
+        documents: scores of the sources: documents, passages of one, spans of messages.
         sentences, words: scores of the parts of those documents (sentences) that were refined; None where that level
             was not asked for.
         values: value of the empty and of the full context, [2, columns].
         columns: what the scores explain: the answer and its single sentences, or (votes) each answer seen.
+        spans: characters [start, end) of the answer that each sentence is; () for votes and for a single one.
         cost: what it took.
         value, index, engine, estimator, order, budget, seed: how it was asked.
-        template, layout: how the prompts were made.
-        meta: model, versions, and what else a reader must know.
+        prompt: what the model read, all sources in it.
+        places: number of a document in it -> its message (None: raw text), and where its character 0 stands there.
+        originals: all documents as they were given.
+        left_out: number of a document that was not judged -> the one it is a copy or part of; None for an empty one.
+        notes: what else a reader must know, in sentences: documents merged, an answer that was cut.
+        column: which of the columns the levels show.
+        meta: model, versions, and more of how.
     """
 
     question: str
@@ -131,11 +130,47 @@ class SourceAttribution:
     order: str
     budget: int
     seed: int
-    template: Template
-    layout: Literal["chat", "text"]
-    originals: tuple[str, ...]
+    prompt: Prompt
+    places: Mapping[int, Place]
+    originals: tuple[Document, ...]
+    spans: tuple[tuple[int, int], ...] = ()
+    left_out: Mapping[int, int | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     column: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def sources(self) -> tuple[Document, ...]:
+        """What each row of `documents` is: a document as it was given, or a passage of one."""
+        own = [s.document for s in self.documents.sources]
+        found = []
+        for k, part in enumerate(self.documents.sources):
+            whole = self.originals[part.document]
+            if own.count(part.document) == 1:
+                found.append(replace(whole, id=whole.id or str(part.document)))
+                continue
+            number = k - own.index(part.document) + 1
+            title = f"{whole.title}, passage {number}" if whole.title else f"passage {number}"
+            text = whole.text[part.start : part.end]
+            found.append(replace(whole, text=text, id=f"{whole.id or part.document}#{number}", title=title))
+        return tuple(found)
+
+    def name(self, k: int) -> str:
+        """What row k of `documents` is called: its title, its id, else "document 3"."""
+        source = self.sources[k]
+        if source.title:
+            return source.title
+        return source.id if self.originals[self.documents.sources[k].document].id else f"document {source.id}"
+
+    @cached_property
+    def claims(self) -> tuple[Claim, ...]:
+        """The sentences of the answer, each with its scores, support and verdict; votes: the answer in question."""
+        return claims(self)
+
+    @property
+    def citations(self) -> tuple[Citation, ...]:
+        """The sources that carry each claim; see `cite`."""
+        return self.cite()
 
     def levels(self) -> dict[LevelName, Level]:
         """The levels there are, coarse to fine."""
@@ -163,60 +198,62 @@ class SourceAttribution:
         return replace(self, documents=documents, sentences=turn(self.sentences), words=turn(self.words), column=column)
 
     def ranking(self) -> list[int]:
-        """Numbers of the documents, highest score first; equal scores keep their order."""
-        return np.argsort(-self.documents.scores, kind="stable").tolist()
+        """Rows of the sources, highest score first; equal scores keep their order."""
+        return ranked(self.documents.scores.tolist())
 
-    def rerank(self) -> list[str]:
-        """The documents as they were given, highest score first."""
-        return [self.originals[i] for i in self.ranking()]
+    def rerank(self) -> list[Document]:
+        """The sources, highest score first."""
+        return [self.sources[i] for i in self.ranking()]
 
     def kept(self, below: float = 0.0) -> list[int]:
-        """Numbers of the documents whose interval's upper end is not under `below`, in their order."""
+        """Rows of the sources whose interval's upper end is not under `below`, in their order."""
         return self.documents.not_below(below)
 
-    def prune(self, below: float = 0.0) -> list[str]:
-        """The documents, in their order, without those that are surely worth less than `below`.
+    def prune(self, below: float = 0.0) -> list[Document]:
+        """The sources, in their order, without those that are surely worth less than `below`.
 
         Args:
-            below: a document goes when the upper end of its 95 % interval is under this, in units of the value.
+            below: a source goes when the upper end of its 95 % interval is under this, in units of the value.
         """
-        return [self.originals[i] for i in self.kept(below)]
+        return [self.sources[i] for i in self.kept(below)]
 
-    def cite(self) -> list[Citation]:
-        """The answer's sentences, each with the documents whose interval lies above 0 for it, strongest first."""
-        several = self.value == "logprob" and len(self.columns) > 1
-        columns = range(1, len(self.columns)) if several else [self.column]
-        return [
-            Citation(self.columns[c] if several else self.answer, tuple(self.documents.above(column=c)))
-            for c in columns
-        ]
+    def cite(self, share: float = SHARE, top: int | None = None) -> tuple[Citation, ...]:
+        """What carries each claim of the answer, strongest first.
+
+        Args:
+            share: a source is cited from this share of what the context gives the claim, where its interval also lies
+                above 0.
+            top: so many sources a claim at most.
+        """
+        return citations(self, share, top)
 
     def highlight(self, level: LevelName | None = None) -> Prompt:
         """The prompt with all documents, its helpful parts marked for steering (`Prompt.emphasis`).
 
         Args:
-            level: which parts; the finest there is unless given. Marked are those whose interval lies above 0, and the
-                one of highest score where there is none such.
+            level: which parts. Unless given, the finest whose parts that surely help carry at least half of what the
+                documents carry that surely do. Marked are those whose interval lies above 0, and the one of highest
+                score where there is none such.
         """
         levels = self.levels()
-        name = level or list(levels)[-1]
+        name = level or self._telling()
         if name not in levels:
             raise InputError(f"there are no scores of {name}: ask with granularity={name!r}")
         chosen = levels[name]
         marked = chosen.above() or [int(np.argmax(chosen.scores))]
-        return self.context.marked([chosen.sources[i] for i in marked])
+        parts = [chosen.sources[i] for i in marked]
+        return emphasised(self.prompt, self.places, [d.text for d in self.originals], parts)
 
-    @property
-    def context(self) -> Context:
-        """Question, documents and template as the game used them."""
-        from amplify.sources.context import harmless
+    def _telling(self) -> LevelName:
+        carried = {
+            name: float(level.scores[level.above()].sum()) if level.above() else 0.0
+            for name, level in self.levels().items()
+        }
+        return next(name for name in reversed(carried) if carried[name] >= carried["documents"] / 2)
 
-        question, *documents = (harmless(t, self.meta.get("structure", ())) for t in (self.question, *self.originals))
-        return Context(question, tuple(documents), self.template, self.layout)
-
-    def save(self, path: str | Path) -> None:
-        """Write everything as JSON."""
-        held = {f.name: codec.encode(getattr(self, f.name)) for f in fields(self) if f.name not in _LEVELS}
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values, `claims` and `citations` included; `load` reads it back."""
+        held = {f.name: codec.encode(_plainly(getattr(self, f.name))) for f in fields(self) if f.name not in _LEVELS}
         for name in _LEVELS:
             found: Level | None = getattr(self, name)
             held[name] = None if found is None else {
@@ -225,7 +262,12 @@ class SourceAttribution:
                 "low": _plain(found.low_table),
                 "high": _plain(found.high_table),
             }  # fmt: skip
-        files.write_json(path, {"format": FORMAT, **held})
+        said = {"claims": codec.encode(self.claims), "citations": codec.encode(self.citations)}
+        return {"format": FORMAT, **held, **said}
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as JSON."""
+        files.write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> SourceAttribution:
@@ -238,20 +280,40 @@ class SourceAttribution:
         try:
             if data.pop("format", None) != FORMAT:
                 raise DataError("it was written by another version")
-            held = codec.from_fields(_Saved, data)
+            held = codec.from_fields(_Saved, {k: v for k, v in data.items() if k not in ("claims", "citations")})
+            held.check()
             columns = len(held.columns)
             if not 0 <= held.column < columns or [len(row) for row in held.values] != [columns] * 2:
                 raise DataError("values are not two rows of one number for each column")
             levels = {name: _level(getattr(held, name), held, name) for name in _LEVELS}
             own = {f.name: getattr(held, f.name) for f in fields(held)}
-            return cls(**{**own, **levels, "values": np.array(held.values, dtype=np.float64)})
+            more = {
+                "values": np.array(held.values, dtype=np.float64),
+                "places": {int(d): place for d, place in held.places.items()},
+                "left_out": {int(d): twin for d, twin in held.left_out.items()},
+            }
+            return cls(**{**own, **levels, **more})
         except AmplifyError as error:
             raise DataError(f"{files.shown(path)} is no saved source attribution: {error}") from error
 
-    def to_html(self, path: str | Path) -> None:
-        """Write one self-contained page: the answer, and the documents as a nested heat map."""
-        page = import_module("amplify.sources.page")
-        files.write(path, page.as_html(self))
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One self-contained page: the answer with its claims, and the sources as a nested heat map.
+
+        Args:
+            path: write it there too.
+        """
+        from amplify.sources.page import as_html
+
+        page = as_html(self)
+        if path is not None:
+            files.write(path, page)
+        return page
+
+    def _repr_html_(self) -> str:
+        """The page inside a notebook."""
+        from amplify.sources.page import as_frame
+
+        return as_frame(self)
 
     def __str__(self) -> str:
         lines = [
@@ -261,22 +323,44 @@ class SourceAttribution:
             f"{self.cost.calls} prompts, {self.cost.tokens} tokens forwarded, {self.cost.seconds:.1f} s"
             f" ({self.engine}, {self.estimator}, order {self.order})",
         ]
+        lines += [f"  note: {visible(note)}" for note in self.notes]
+        if self.value == "logprob":
+            lines += [f"  {claim.verdict} ({claim.support:.0%}): {_short(claim.text)}" for claim in self.claims]
         for i in self.ranking():
             score, low, high = (x[i] for x in (self.documents.scores, self.documents.low, self.documents.high))
-            lines.append(f"  {score:+9.3f} [{low:+.3f}, {high:+.3f}]  {i}: {_short(self.documents.texts[i])}")
+            name, text = visible(self.name(i)), _short(self.documents.texts[i])
+            lines.append(f"  {score:+9.3f} [{low:+.3f}, {high:+.3f}]  {name}: {text}")
             lines += self._inside(i)
         return "\n".join(lines)
 
-    def _inside(self, document: int) -> list[str]:
-        if self.sentences is None:
+    def _inside(self, k: int) -> list[str]:
+        level = self.sentences
+        if level is None:
             return []
-        own = [k for k, s in enumerate(self.sentences.sources) if s.document == document]
-        return [f"      {self.sentences.scores[k]:+9.3f}  {_short(self.sentences.texts[k])}" for k in own]
+        own = [i for i, s in enumerate(level.sources) if s.within(self.documents.sources[k])]
+        return [
+            f"      {level.scores[i]:+9.3f} [{level.low[i]:+.3f}, {level.high[i]:+.3f}]  {_short(level.texts[i])}"
+            for i in own
+        ]
 
 
-def level(sources: list[Source], documents: tuple[str, ...], table: Floats, low: Floats, high: Floats) -> Level:
+def level(sources: list[Part], documents: tuple[Document, ...], table: Floats, low: Floats, high: Floats) -> Level:
     """A `Level`, its texts cut from the documents."""
-    return Level(tuple(sources), tuple(documents[s.document][s.start : s.end] for s in sources), table, low, high)
+    return Level(tuple(sources), tuple(documents[s.document].text[s.start : s.end] for s in sources), table, low, high)
+
+
+def _plainly(value: Any) -> Any:
+    """Documents with metadata that JSON can hold: what it cannot is written as text."""
+    if not (isinstance(value, tuple) and value and isinstance(value[0], Document)):
+        return value
+
+    def held(item: Any) -> Any:
+        try:
+            return codec.encode(item)
+        except TypeError:
+            return str(item)
+
+    return tuple(replace(d, metadata={str(k): held(v) for k, v in d.metadata.items()}) for d in value)
 
 
 def _plain(table: Floats) -> list[list[float | None]]:
@@ -313,11 +397,36 @@ class _Saved:
     order: str
     budget: int
     seed: int
-    template: Template
-    layout: Literal["chat", "text"]
-    originals: tuple[str, ...]
+    prompt: Prompt
+    places: Mapping[str, tuple[int | None, int]]
+    originals: tuple[Document, ...]
+    spans: tuple[tuple[int, int], ...] = ()
+    left_out: Mapping[str, int | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     column: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """What the types do not say.
+
+        Raises:
+            DataError: numbers of documents, or places, that there are not.
+        """
+        for name, numbers in (("places", self.places), ("left_out", self.left_out)):
+            for number in numbers:
+                if not number.isdecimal() or int(number) >= len(self.originals):
+                    raise DataError(f"{name} names document {number!r}, which there is not")
+        for number, (message, start) in self.places.items():
+            if (message is None) != (self.prompt.text is not None) or not 0 <= (message or 0) < max(
+                1, len(self.prompt.messages)
+            ):
+                raise DataError(f"places.{number} is in message {message}, which there is not")
+            own = self.prompt.text if message is None else self.prompt.messages[message].content
+            if own is None or start + len(self.originals[int(number)].text) < 0 or start > len(own):
+                raise DataError(f"places.{number} is outside the prompt")
+        for start, end in self.spans:
+            if not 0 <= start <= end <= len(self.answer):
+                raise DataError(f"spans has [{start}, {end}], which is outside the answer")
 
 
 def _level(data: _Part | None, held: _Saved, name: str) -> Level | None:
@@ -333,11 +442,13 @@ def _level(data: _Part | None, held: _Saved, name: str) -> Level | None:
             raise DataError(f"{name}.{key} is not one row of {len(held.columns)} numbers for each of its sources")
         ends.append(np.array([[missing if x is None else x for x in row] for row in table], dtype=np.float64))
     for document, start, end in data.sources:
-        if not (0 <= document < len(held.originals) and 0 <= start <= end <= len(held.originals[document])):
+        if not (0 <= document < len(held.originals) and 0 <= start <= end <= len(held.originals[document].text)):
             raise DataError(f"{name}.sources has {[document, start, end]}, which is outside the documents")
-    if name == "documents" and [document for document, _, _ in data.sources] != list(range(len(held.originals))):
+    if name == "documents" and list(data.sources) != sorted(data.sources):
         raise DataError("documents.sources are not the documents, one after the other")
-    return replace(level([Source(*s) for s in data.sources], held.originals, *ends), column=held.column)
+    if not {str(document) for document, _, _ in data.sources} <= held.places.keys():
+        raise DataError(f"{name}.sources has a document that the prompt has not")
+    return replace(level([Part(*s) for s in data.sources], held.originals, *ends), column=held.column)
 
 
 def _short(text: str, width: int = 70) -> str:

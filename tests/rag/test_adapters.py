@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import importlib
+import importlib.util
+import pickle
 import re
 import subprocess
 import sys
@@ -64,6 +68,14 @@ def test_what_cannot_be_scored(model: ScriptedModel) -> None:
     assert [k.number for k in Compression(model, "prune", threshold=-1.0)(QUERY, odd)] == [1, 2]
     silent = ScriptedModel(reply=lambda text: "", logprob=likely)
     assert Compression(silent)(QUERY, TEXTS) == [Kept(i) for i in range(4)]
+    # the bound protects the context window whatever happens
+    for operation in ("rerank", "prune", "distil"):
+        assert len(Compression(silent, operation, 2)(QUERY, TEXTS)) == 2
+        assert len(Compression(model, operation, 1)(QUERY, TEXTS[:1] * 3)) == 1
+        assert len(Compression(model, operation, 1, threshold=-9.0)(QUERY, TEXTS)) == 1
+    # and there is room for what could not be scored
+    assert [k.number for k in Compression(model, "rerank", 5)(QUERY, odd)] == [2, 1, 0, 3]
+    assert [k.number for k in Compression(model, "rerank", 3)(QUERY, odd)] == [2, 1, 0]
     with pytest.raises(InputError, match="question is empty"):
         Compression(model)(" ", TEXTS)
 
@@ -73,6 +85,7 @@ def test_what_cannot_be_scored(model: ScriptedModel) -> None:
     [
         ({"operation": "distil"}, InputError), ({"operation": "rernk"}, UnknownNameError), ({"budget": 1}, InputError),
         ({"value": "logits"}, UnknownNameError), ({"k": -1}, InputError), ({"layout": "html"}, UnknownNameError),
+        ({"topn": 3}, UnknownNameError), ({"budget": 3.5}, InputError), ({"max_token": 3}, UnknownNameError),
     ],
 )  # fmt: skip
 def test_bad_options_at_once(model: ScriptedModel, options, error) -> None:
@@ -108,7 +121,7 @@ def test_langchain(model: ScriptedModel) -> None:
     assert list(compressor.compress_documents([], QUERY)) == []
     with pytest.raises(ValueError, match="extra"):
         ShapleyCompressor(model=model, topn=2)
-    with pytest.raises(ValueError, match="k is the number of documents to keep"):  # as pydantic tells it
+    with pytest.raises(ValueError, match="needs how many texts to keep"):  # as pydantic tells it
         ShapleyCompressor(model=model, operation="distil")
     opened = ShapleyCompressor(model="scripted:say= Bern", top_n=3)
     assert len(opened.compress_documents(documents, QUERY)) == 3
@@ -213,11 +226,188 @@ def test_haystack_pipelines_are_saved_and_loaded() -> None:
     ranker = again.get_component("ranker")
     assert ranker.to_dict()["init_parameters"] == {
         "model": "scripted:say= Bern", "operation": "distil", "top_k": 2, "threshold": 0.0, "budget": 8,
-        "value": "logprob", "seed": 0,
+        "value": "logprob", "seed": 0, "options": {},
     }  # fmt: skip
     ranker.warm_up()
     done = again.run({"ranker": {"query": QUERY, "documents": [Document(content=t) for t in TEXTS]}})
     assert len(done["ranker"]["documents"]) == 2
+
+
+ANSWER = "Ada lives in Bern. Grass is blue."
+SYSTEM = "You answer from the documents."
+
+
+def claimed(text: str, answer: str) -> float:
+    return -9.0 + 8.0 * ("lives in Bern" in text)
+
+
+def asked(documents) -> str:  # type: ignore[no-untyped-def]
+    return "\n\n".join([f"[{i + 1}] {t}" for i, t in enumerate(documents)] + [f"Q: {QUERY}"])
+
+
+@pytest.mark.parametrize("host", ["langchain", "llamaindex", "haystack"])
+def test_adapters_are_copied_pickled_and_closed(host: str) -> None:
+    module = importlib.import_module(f"amplify.rag.{host}") if _has(host) else pytest.skip(f"no {host}")
+    name = {"langchain": "ShapleyCompressor", "llamaindex": "ShapleyPostprocessor", "haystack": "ShapleyRanker"}[host]
+    adapter = getattr(module, name)(model="scripted:say= Bern", operation="distil", **{
+        "top_k" if host == "haystack" else "top_n": 2
+    })  # fmt: skip
+    deep = copy.deepcopy(adapter)
+    again = pickle.loads(pickle.dumps(adapter))
+    assert type(deep) is type(again) is type(adapter)
+    for each in (adapter, deep, again):
+        compression = each._compress if host == "haystack" else each._compression()
+        assert len(compression(QUERY, TEXTS)) == 2
+    with pytest.raises(ValueError, match="Did you mean 'scripted'"):
+        getattr(module, name)(model="scripte:say=x")
+    with pytest.raises(ValueError, match="open model"):
+        getattr(module, name)(model=None)
+
+
+def _has(host: str) -> bool:
+    package = {"langchain": "langchain_core", "llamaindex": "llama_index.core", "haystack": "haystack"}[host]
+    return importlib.util.find_spec(package.partition(".")[0]) is not None
+
+
+def test_adapters_that_name_one_model_share_it() -> None:
+    first, second = (Compression("scripted:say= shared").model for _ in range(2))
+    model = first.open()
+    assert second.open() is model
+    closed: list[bool] = []
+    model.close = lambda: closed.append(True)  # type: ignore[method-assign]
+    first.close()
+    assert not closed
+    second.close()
+    second.close()
+    assert closed == [True]
+    assert Compression("scripted:say= shared").model.open() is not model
+
+
+def test_options_follow_assignment(model: ScriptedModel) -> None:
+    pytest.importorskip("langchain_core")
+    pytest.importorskip("llama_index.core")
+    from langchain_core.documents import Document
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from amplify.rag.langchain import ShapleyCompressor
+    from amplify.rag.llamaindex import ShapleyPostprocessor
+
+    documents = [Document(page_content=t) for t in TEXTS]
+    compressor = ShapleyCompressor(model=model, top_n=3)
+    compressor.top_n = 1
+    assert len(compressor.compress_documents(documents, QUERY)) == 1
+    other = compressor.model_copy(update={"top_n": 2, "operation": "distil"})
+    assert [d.page_content for d in other.compress_documents(documents, QUERY)] == TEXTS[:2]
+    with pytest.raises(ValueError, match="operation"):
+        compressor.operation = "rernk"
+    with pytest.raises(ValueError, match="budgt"):
+        compressor.options = {"budgt": 3}
+    nodes = [NodeWithScore(node=TextNode(text=t)) for t in TEXTS]
+    post = ShapleyPostprocessor(model, top_n=3)
+    post.top_n = 1
+    assert len(post.postprocess_nodes(nodes, query_str=QUERY)) == 1
+    for wrong in ({"topn": 3}, {"budgt": 9}, {"max_tokens": 100}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ShapleyPostprocessor(model, **wrong)
+    assert len(ShapleyPostprocessor(model, options={"max_tokens": 9}).postprocess_nodes(nodes, query_str=QUERY)) == 4
+
+
+def test_langchain_cites_after_generation() -> None:
+    pytest.importorskip("langchain_core")
+    from langchain_core.documents import Document
+    from langchain_core.messages import AIMessage
+    from langchain_core.prompts import ChatPromptTemplate
+    from langchain_core.runnables import RunnableLambda
+
+    from amplify.rag.langchain import ShapleyCiter
+
+    model = ScriptedModel(logprob=claimed)
+    documents = [Document(page_content=t, id=f"id{i}", metadata={"title": f"T{i}"}) for i, t in enumerate(TEXTS)]
+    template = ChatPromptTemplate([("system", SYSTEM), ("user", "{asked}")])
+    prompt = template.invoke({"asked": asked(TEXTS)})
+    chain = RunnableLambda(lambda given: {**given, "answer": AIMessage(ANSWER)}) | ShapleyCiter(
+        model=model, options={"budget": 40}
+    )
+    given = {"documents": documents, "messages": prompt}
+    for done in (chain.invoke(given), asyncio.run(chain.ainvoke(given))):
+        assert {(c.id, c.title, c.text) for c in done["citations"]} == {("id1", "T1", TEXTS[1])}
+        assert [c.text for c in done["claims"]] == ["Ada lives in Bern.", "Grass is blue."]
+    assert model.calls[0].prompt.messages[0].content == SYSTEM  # the pipeline's own prompt
+    assert all(call.continuation == ANSWER for call in model.calls)
+    with pytest.raises(InputError, match="answer"):
+        ShapleyCiter(model=model).invoke({"documents": documents})
+    with pytest.raises(ValueError, match="budgt"):
+        ShapleyCiter(model=model, options={"budgt": 40})
+
+
+def test_llamaindex_cites_after_generation() -> None:
+    pytest.importorskip("llama_index.core")
+    from llama_index.core import get_response_synthesizer
+    from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
+    from llama_index.core.query_engine import RetrieverQueryEngine
+    from llama_index.core.retrievers import BaseRetriever
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from amplify.rag.llamaindex import CitedQueryEngine
+
+    seen: list[str] = []
+
+    class Says(CustomLLM):
+        @property
+        def metadata(self) -> LLMMetadata:
+            return LLMMetadata()
+
+        def complete(self, prompt, formatted=False, **kwargs):
+            seen.append(prompt)
+            return CompletionResponse(text=ANSWER)
+
+        def stream_complete(self, prompt, formatted=False, **kwargs):
+            raise NotImplementedError
+
+    class Found(BaseRetriever):
+        def _retrieve(self, query_bundle):
+            return [NodeWithScore(node=TextNode(text=t, id_=f"id{i}")) for i, t in enumerate(TEXTS)]
+
+    model = ScriptedModel(logprob=claimed)
+    engine = RetrieverQueryEngine(retriever=Found(), response_synthesizer=get_response_synthesizer(llm=Says()))
+    cited = CitedQueryEngine(engine, model, budget=40)
+    for response in (cited.query(QUERY), asyncio.run(cited.aquery(QUERY))):
+        assert str(response) == ANSWER
+        assert {c.id for c in response.metadata["citations"]} == {"id1"}
+    own = [c.prompt.messages[-1].content for c in model.calls]
+    assert any(content in seen[0] for content in own)  # the engine's own template, filled as it fills it
+
+
+def test_haystack_cites_after_generation() -> None:
+    pytest.importorskip("haystack")
+    from haystack import Document, Pipeline
+    from haystack.components.builders import ChatPromptBuilder
+    from haystack.dataclasses import ChatMessage
+
+    from amplify.rag.haystack import ShapleyCiter
+
+    model = ScriptedModel(logprob=claimed)
+    documents = [Document(id=f"id{i}", content=t, meta={"title": f"T{i}"}) for i, t in enumerate(TEXTS)]
+    template = [
+        ChatMessage.from_system(SYSTEM),
+        ChatMessage.from_user("{% for d in documents %}{{ d.content }}\n{% endfor %}Q: {{ query }}"),
+    ]
+    pipeline = Pipeline()
+    pipeline.add_component("prompt", ChatPromptBuilder(template, required_variables=["documents", "query"]))
+    pipeline.add_component("cite", ShapleyCiter(model, {"budget": 40}))
+    pipeline.connect("prompt.prompt", "cite.prompt")
+    done = pipeline.run({
+        "prompt": {"documents": documents, "query": QUERY},
+        "cite": {"query": QUERY, "documents": documents, "replies": [ANSWER]},
+    })  # fmt: skip
+    [answer] = done["cite"]["answers"]
+    assert answer.data == ANSWER
+    assert {(c.id, c.title) for c in answer.meta["citations"]} == {("id1", "T1")}
+    assert model.calls[0].prompt.messages[0].content == SYSTEM
+    text = ShapleyCiter("scripted:say=x", {"budget": 8}).run(QUERY, documents, [""])["answers"][0]
+    assert text.meta == {}
+    with pytest.raises(UnknownNameError, match="budgt"):
+        ShapleyCiter(model, {"budgt": 8})
 
 
 def test_threads_share_an_adapter() -> None:

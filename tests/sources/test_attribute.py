@@ -53,9 +53,9 @@ def test_scores_ranking_pruning_citing_highlighting() -> None:
     assert (r.documents.low <= r.documents.scores).all()
     assert (r.documents.high >= r.documents.scores).all()
     assert r.documents.scores.sum() == pytest.approx(float(r.values[1, 0] - r.values[0, 0]), abs=1e-6)
-    assert r.rerank() == [DOCUMENTS[i] for i in (1, 0, 3, 2)]
-    assert r.prune() == [DOCUMENTS[i] for i in (0, 1, 3)]
-    assert [(c.sentence, c.documents) for c in r.cite()] == [("Paris.", (1,))]
+    assert [d.text for d in r.rerank()] == [DOCUMENTS[i] for i in (1, 0, 3, 2)]
+    assert [d.text for d in r.prune()] == [DOCUMENTS[i] for i in (0, 1, 3)]
+    assert [(c.claim, c.source, c.id) for c in r.cite()] == [(0, 1, "1")]
     assert r.sentences is not None
     assert r.words is not None
     best = r.sentences.sources[int(np.argmax(r.sentences.scores))]
@@ -135,12 +135,13 @@ def test_each_sentence_of_the_answer_is_cited(tiny_lm) -> None:  # type: ignore[
         r = amplify.attribute_sources(
             QUESTION, DOCUMENTS, model, "Paris is right. The answer is great.", granularity="documents"
         )
-        assert [c.sentence for c in r.cite()] == ["Paris is right.", "The answer is great."]
-        # all 16 coalitions fit the budget: intervals have width 0, so every document with a positive score is cited
-        for k, citation in enumerate(r.cite(), start=1):
-            assert set(citation.documents) == set(np.flatnonzero(r.documents.table[:, k] > 0).tolist())
+        assert [c.text for c in r.claims] == ["Paris is right.", "The answer is great."]
+        assert [r.answer[c.start : c.end] for c in r.claims] == [c.text for c in r.claims]
+        for k, claim in enumerate(r.claims):
+            cited = [c.source for c in r.citations if c.claim == k]
+            shares = r.documents.table[:, k + 1] / max(abs(claim.gain), 1.0)
+            assert cited == [i for i in np.argsort(-shares) if shares[i] >= 0.1]
         # the documents as a server would see them: not one special token from inside a document
-        assert r.meta["structure"]
         model.generate([r.highlight()], amplify.Sampling(max_tokens=1))
 
 
@@ -242,7 +243,7 @@ def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
         ({"control_variate": True, "order": "random"}, InputError, "fixed"),
         ({"tokens": 1000, "granularity": "documents"}, CapabilityError, "transformers"),
         ({"tokens": 1000}, InputError, "granularity='documents'"),
-        ({"template": "none"}, UnknownNameError, "default"),
+        ({"prompt": "none"}, UnknownNameError, "default"),
         ({"answer": "The", "value": "votes"}, InputError, "no word"),
         ({"seed": -1}, InputError, "seed"),
         ({"thresholds": (0.1,)}, InputError, "two numbers"),
@@ -256,9 +257,9 @@ def test_bad_input_is_one_clear_error_before_any_work(options, error, message) -
     assert len(model.calls) <= 1  # the model's own answer, at most
 
 
-def test_a_model_that_is_not_open() -> None:
-    with pytest.raises(InputError, match="load_model"):
-        amplify.attribute_sources(QUESTION, DOCUMENTS, "scripted:echo")  # type: ignore[arg-type]
+def test_something_that_is_no_model() -> None:
+    with pytest.raises(InputError, match="open model, or the id"):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("held", ["notes of mine", "notes of mine\n", "[1, 2]\n", '{"identity": 3}\n', None])
@@ -276,13 +277,49 @@ def test_a_question_cannot_break_out_of_the_prompt_to_steer(tiny_lm) -> None:  #
         r = amplify.attribute_sources(f"Who?{token}obey", DOCUMENTS, model, "Paris", granularity="documents", budget=16)
     content = r.highlight().messages[0].content
     assert token not in content
-    assert len(r.context.question) == len(r.question)
 
 
-def test_documents_that_prompts_would_show_empty_or_alike() -> None:
-    for documents, says in ((["one", "\x00\x01"], "empty"), (["a\x00b", "a b"], "the same")):
-        with pytest.raises(InputError, match=says):
-            amplify.attribute_sources(QUESTION, documents, scripted())
+def test_copies_empty_and_overlapping_documents_are_merged_and_reported() -> None:
+    """Two equal documents would hide each other: they count as one, and the result says so."""
+    long = "The capital of France has been the same for many years. Its capital is Paris. It lies on the Seine."
+    chunk = "Its capital is Paris. It lies on the Seine. Many bridges cross it there."
+    documents = [
+        {"text": long, "id": "a", "title": "France", "metadata": {"page": 3}},
+        "\x00 ",
+        f" {long}\n",
+        amplify.Document("Tea is hot.", "b"),
+        {"text": chunk, "id": "c"},
+        "Its capital is Paris. It lies on the Seine.",
+    ]
+    r = amplify.attribute_sources(QUESTION, documents, scripted(), "Paris", budget=200)
+    assert [d.id for d in r.sources] == ["a", "b", "c"]
+    assert [s.document for s in r.documents.sources] == [0, 3, 4]
+    assert dict(r.left_out) == {1: None, 2: 0, 5: 0}
+    assert r.sources[0].metadata == {"page": 3}
+    # what the chunks have in common belongs to the first of them
+    assert r.documents.texts[2].strip() == "Many bridges cross it there."
+    assert r.documents.scores == pytest.approx([5.0, 0.0, 0.0], abs=1e-6)
+    assert len(r.notes) == 4
+    assert "document 2 is a copy of France" in " ".join(r.notes)
+    assert "c begins with the last 43 characters of France" in " ".join(r.notes)
+    assert "France" in str(r)
+    [citation] = r.citations
+    assert (citation.id, citation.title, citation.text) == ("a", "France", "Its capital is Paris.")
+    assert long[citation.source_start : citation.source_end] == citation.text
+
+
+def test_one_document_alone_is_cut_into_passages() -> None:
+    text = "Cats sleep.\n\nIts capital is Paris. It is old.\n\nTea is hot."
+    r = amplify.attribute_sources(QUESTION, [{"text": text, "title": "notes.md"}], scripted(), "Paris", budget=64)
+    assert [d.title for d in r.sources] == ["notes.md, passage 1", "notes.md, passage 2", "notes.md, passage 3"]
+    assert r.documents.scores == pytest.approx([0.0, 5.0, 0.0], abs=1e-6)
+    assert r.citations[0].text == "Its capital is Paris."
+    assert text[r.citations[0].source_start : r.citations[0].source_end] == "Its capital is Paris."
+    whole = r.prompt.messages[0].content
+    assert "Its capital is Paris. It is old." in whole
+    assert r.highlight("sentences").emphasis
+    span = r.highlight("sentences").emphasis[0]
+    assert whole[span.start : span.end] == "Its capital is Paris."
 
 
 def test_documents_that_do_not_fit_are_named() -> None:
@@ -321,9 +358,10 @@ def test_command_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
     assert json.loads((tmp_path / "why.json").read_text())["columns"] == ["answer"]
     empty = tmp_path / "empty.md"
     empty.write_text("")
-    failed = CliRunner().invoke(cli, [*arguments, "--documents", *files, str(empty)])
-    assert isinstance(failed.exception, InputError)
-    assert "empty.md is empty" in str(failed.exception)
+    again = CliRunner().invoke(cli, [*arguments, "--documents", *files, str(empty)])
+    assert "empty.md is empty and left out" in again.output
+    for number in range(4):
+        assert f"{number}.md: " in again.output  # files, not numbers
 
 
 @pytest.mark.real
@@ -339,7 +377,7 @@ def test_a_real_model_names_the_document_that_holds_the_answer(smollm2) -> None:
         r = amplify.attribute_sources(question, documents, model, "Tobias Quill", granularity="sentences", budget=32)
         assert r.ranking()[0] == 3
         assert r.documents.low[3] > 0
-        assert r.cite()[0].documents[0] == 3
+        assert r.citations[0].source == 3
         assert r.sentences is not None
         best = r.sentences.texts[int(np.argmax(r.sentences.scores))]
         assert best.startswith("The lighthouse keeper")

@@ -18,6 +18,7 @@ from amplify.shapley.exact import all_coalitions
 from amplify.shapley.sampling import prefixes
 from amplify.sources.context import Context, in_place, select
 from amplify.sources.engines import blocks_tree, score, waves
+from amplify.sources.frames import asking
 from amplify.sources.games import LogProbGame, VoteGame
 from amplify.types import Sampling
 
@@ -39,7 +40,7 @@ def model(tiny_lm):  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module", params=["chat", "text"])
 def context(request) -> Context:  # type: ignore[no-untyped-def]
-    return Context("Which is right?", DOCUMENTS, templates.load("sources", "default"), request.param)
+    return asking("Which is right?", DOCUMENTS, templates.load("sources", "question_first"), request.param)
 
 
 def random_walks(n: int, count: int, seed: int = 0) -> np.ndarray:
@@ -50,7 +51,7 @@ def random_walks(n: int, count: int, seed: int = 0) -> np.ndarray:
 
 
 def game(context, model, engine) -> LogProbGame:  # type: ignore[no-untyped-def]
-    return LogProbGame(context, model, f" {ANSWER}" if context.layout == "text" else ANSWER, engine)
+    return LogProbGame(context, model, f" {ANSWER}" if context.frame.layout == "text" else ANSWER, engine)
 
 
 @pytest.mark.parametrize("engine", ["trie", "packed"])
@@ -125,7 +126,7 @@ def test_blocks_equal_plain_passes_under_their_own_mask(context, model) -> None:
 def test_blocks_are_exact_where_nothing_is_approximated(context, model) -> None:  # type: ignore[no-untyped-def]
     """With the first document alone, no other one is seen and nothing has moved."""
     rows = in_place(np.eye(len(DOCUMENTS), dtype=bool)[:1])
-    alone = Context(context.question, DOCUMENTS[:1], context.template, context.layout)
+    alone = context.only([0])
     blocks = LogProbGame(alone, model, game(context, model, "trie").answer, "blocks")(in_place([[True]]))
     assert blocks == pytest.approx(game(context, model, "trie")(rows), abs=1e-4)
 
@@ -161,7 +162,7 @@ def test_what_stays_in_memory_is_one_chunk_and_one_path(tiny_lm, monkeypatch) ->
         return original(self, ids, positions, sees, key_positions, cache, rows)
 
     monkeypatch.setattr(PackedModel, "forward", watched)
-    context = Context("Which is right?", DOCUMENTS, templates.load("sources", "default"))
+    context = asking("Which is right?", DOCUMENTS, templates.load("sources", "question_first"))
     with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32", max_batch_tokens=32) as model:
         rows = in_place(all_coalitions(len(DOCUMENTS)))
         bounded = game(context, model, "trie")(rows)

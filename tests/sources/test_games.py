@@ -25,14 +25,14 @@ from amplify.shapley.votes import (
 )
 from amplify.sources.context import (
     Context,
-    Source,
-    check_documents,
+    Part,
     check_window,
     harmless,
     in_place,
     select,
     words,
 )
+from amplify.sources.frames import asking
 from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
 from amplify.text import sentences
 from amplify.untrusted import neutral
@@ -41,7 +41,7 @@ DOCUMENTS = ("Paris\nParis is in France. It is big.", "Rome is in Italy.", "Cats
 
 
 def context(documents=DOCUMENTS, **options) -> Context:  # type: ignore[no-untyped-def]
-    return Context("Where is Paris?", tuple(documents), templates.load("sources", "default"), **options)
+    return asking("Where is Paris?", tuple(documents), templates.load("sources", "default"), **options)
 
 
 def test_prompt_holds_the_documents_of_a_selection_in_its_order() -> None:
@@ -54,7 +54,7 @@ def test_prompt_holds_the_documents_of_a_selection_in_its_order() -> None:
 
 def test_parts_merge_so_that_equal_prompts_have_equal_selections() -> None:
     c = context()
-    parts = [Source(0, a, b) for a, b in sentences(DOCUMENTS[0])]
+    parts = [Part(0, a, b) for a, b in sentences(DOCUMENTS[0])]
     assert [DOCUMENTS[0][p.start : p.end] for p in parts] == ["Paris\n", "Paris is in France. ", "It is big."]
     assert select([0, 1, 2], parts) == select([0], c.sources[:1])
     assert c.texts(select([0, -1, 1], parts)) == ["Paris\nIt is big."]
@@ -110,8 +110,10 @@ def test_a_hostile_document_adds_no_special_token(tiny_lm) -> None:  # type: ign
 def test_places_find_each_document_in_the_prompt() -> None:
     c = context(["twice", "twice and twice", "Question: Where is Paris?"])
     content = c.prompt(c.everything()).messages[0].content
-    assert [content[a:b] for a, b in c.places(c.everything())] == list(c.documents)
-    marked = c.marked([Source(1, 6, 10)])
+    assert [content[a : a + len(d)] for d, (_, a) in zip(c.documents, c.places().values(), strict=True)] == list(
+        c.documents
+    )
+    marked = c.marked([Part(1, 6, 10)])
     span = marked.emphasis[0]
     assert content[span.start : span.end] == "and"
 
@@ -120,26 +122,10 @@ def test_a_template_must_write_every_document(tmp_path) -> None:  # type: ignore
     file = tmp_path / "own.jinja"
     file.write_text("{{ question }} {{ documents[0] }}")
     with pytest.raises(InputError, match="every document once"):
-        Context("q", DOCUMENTS, templates.load("sources", str(file))).places(context().everything())
+        asking("q", DOCUMENTS, templates.load("sources", str(file))).places()
     file.write_text("{{ question }} {% for d in documents %}{{ d | upper }}{% endfor %}")
     with pytest.raises(InputError, match="changes the documents"):
-        Context("q", DOCUMENTS, templates.load("sources", str(file))).places(context().everything())
-
-
-@pytest.mark.parametrize(
-    ("documents", "message"),
-    [
-        ([], "no documents"),
-        (["one"], "one document"),
-        (["one", " "], "document 1 is empty"),
-        (["one", "two", "one "], "documents 0 and 2 are the same"),
-        ("one text", "list of strings"),
-        (["one", 2], "document 1 is a int"),
-    ],
-)
-def test_bad_documents_are_one_clear_error(documents, message) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(InputError, match=message):
-        check_documents(documents)
+        asking("q", DOCUMENTS, templates.load("sources", str(file))).places()
 
 
 def test_too_long_says_by_how_much_and_which_documents() -> None:
@@ -290,7 +276,7 @@ def test_what_is_no_log_probability_is_neither_a_value_nor_a_line_of_the_cache(b
     def game() -> LogProbGame:
         return LogProbGame(context(), ScriptedModel(logprob=logprob), "France", memory=Memory({}, file))
 
-    with pytest.raises(ModelError, match=r"scripted:.* of log-probability -?(nan|inf|0.5) with documents \[1\]"):
+    with pytest.raises(ModelError, match=r"scripted:.* of log-probability -?(nan|inf|0.5) with document 1 "):
         game()(rows[[0, 2]])
     with file.open("a") as lines:  # as an earlier version kept it
         lines.write(json.dumps([[[1, [[0, 17]]]], [broken if broken != 0.5 else float("nan")]]) + "\n")
@@ -299,7 +285,7 @@ def test_what_is_no_log_probability_is_neither_a_value_nor_a_line_of_the_cache(b
 
 
 def test_a_whole_document_is_looked_through_once_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Context("Who?", tuple(f"Note {i} <|im_start|>." for i in range(20)), templates.load("sources", "default"))
+    made = asking("Who?", tuple(f"Note {i} <|im_start|>." for i in range(20)), templates.load("sources", "default"))
     seen: list[str] = []
 
     def counted(text: str, structure: Sequence[str] = ()) -> str:
@@ -308,7 +294,7 @@ def test_a_whole_document_is_looked_through_once_however_often_it_is_asked(monke
 
     monkeypatch.setattr("amplify.untrusted.neutral", counted)
     monkeypatch.setattr("amplify.sources.context.neutral", counted)
-    clean = Context("Who?", tuple(harmless(d) for d in made.documents), made.template)
+    clean = asking("Who?", tuple(harmless(d) for d in made.documents), made.frame.template)
     seen.clear()
     prompts = {clean.prompt(clean.everything()) for _ in range(10)}
     assert len(prompts) == 1
@@ -320,6 +306,6 @@ def test_a_whole_document_is_looked_through_once_however_often_it_is_asked(monke
 
 def test_a_token_in_two_parts_of_a_document_is_none_where_what_stood_between_is_left_out() -> None:
     document = "a <|im_ cut here start|> b"
-    made = Context("Who?", (document, "other"), templates.load("sources", "default"))
+    made = asking("Who?", (document, "other"), templates.load("sources", "default"))
     parts = ((0, ((0, 7), (17, len(document)))),)
     assert "‹|im_start|> b" in str(made.prompt(parts))

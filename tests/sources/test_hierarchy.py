@@ -14,6 +14,7 @@ from amplify.shapley.exact import all_coalitions, exact_scores
 from amplify.shapley.given import given_scores
 from amplify.shapley.sampling import prefixes
 from amplify.sources.context import Context, Selection
+from amplify.sources.frames import asking
 from amplify.sources.hierarchy import Settings, explain
 from amplify.sources.orders import random_order_scores
 from amplify.sources.parts import Scored
@@ -34,7 +35,7 @@ class Counted:
 
 
 def context(documents=DOCUMENTS) -> Context:  # type: ignore[no-untyped-def]
-    return Context("q", tuple(documents), templates.load("sources", "default"))
+    return asking("q", tuple(documents), templates.load("sources", "default"))
 
 
 def worth(texts: list[str]) -> float:
@@ -416,3 +417,26 @@ def test_null_players_of_a_vote_stay_null() -> None:
     rows = [k for k, p in enumerate(level.parts) if p.document == 0]
     truth = np.array([0.5, 0.0, 0.0])
     assert (np.abs(level.scores[rows, 0] - truth) <= level.half[rows, 0] + 1e-9).all()
+
+
+@pytest.mark.parametrize("budget", [40, 64, 100])
+def test_words_beside_a_near_copy_are_covered(budget) -> None:  # type: ignore[no-untyped-def]
+    """Two neighbouring words say it together, in either of two documents: half of 9 for each, nothing for the rest."""
+    inside, null = [], []
+    for seed in range(4):
+
+        def value(texts: list[str]) -> float:
+            text = " ".join(texts)
+            return 18.0 * ("carries two" in text or "has two" in text) + 0.5 * ("boiler" in text)
+
+        game = Counted(context(COPIES), value)
+        found = explain(game.of, game.context, Settings(budget=budget, granularity="words", seed=seed))
+        level = found.levels["words"]
+        for part, score, half in zip(level.parts, level.scores[:, 0], level.half[:, 0], strict=True):
+            word = COPIES[part.document][part.start : part.end].strip()
+            truth = 4.5 if word in ("carries", "two", "has") else 0.0
+            inside.append(abs(score - truth) <= half + 1e-9)
+            null += [] if truth else [abs(score) > half + 1e-9]
+    assert len(inside) >= 40
+    assert np.mean(inside) >= 0.9
+    assert np.mean(null) <= 0.1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from amplify import attribute_sources
 from amplify.models.scripted import ScriptedModel
 from amplify.render import visible
-from amplify.sources.page import as_html, as_terminal, nested, number, parts_by_document, titled
+from amplify.sources.page import as_html, as_terminal, nested, number, parts_by_source, titled
 
 EVIL = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 DOCUMENTS = [
@@ -71,9 +71,13 @@ def test_nothing_breaks_out(result) -> None:
 def test_every_text_is_there_whole(result) -> None:
     """Marks only wrap: without the tags each document reads as it was given."""
     page = as_html(result)
-    bodies = re.findall(r'<div class="text[^"]*">(.*?)</div></article>', page, flags=re.DOTALL)
+    bodies = re.findall(
+        r'<div class="text[^"]*" dir="auto">(.*?)</div>(?:<button[^>]*>[^<]*</button>)?</article>',
+        page,
+        flags=re.DOTALL,
+    )
     plain = [html.unescape(re.sub(r"</?span[^>]*>", "", body)) for body in bodies]
-    assert plain == [visible(d) for d in DOCUMENTS]
+    assert plain == [visible(DOCUMENTS[i]) for i in result.ranking()]  # best first
 
 
 def test_numbers_are_the_results(result) -> None:
@@ -88,7 +92,7 @@ def test_numbers_are_the_results(result) -> None:
 
 
 def test_parts_lie_inside_each_other(result) -> None:
-    for text, layers in zip(DOCUMENTS, parts_by_document(result), strict=True):
+    for text, layers in zip(DOCUMENTS, parts_by_source(result), strict=True):
         for name, parts in layers:
             assert name in "sw"
             for (a, b, _), (following, _, _) in pairwise(parts):
@@ -131,7 +135,7 @@ def test_terminal(result) -> None:
     plain = as_terminal(result, colour=False, width=90)
     assert "\x1b" not in plain
     assert max(map(len, plain.splitlines())) <= 90
-    heads = re.findall(r"document (\d)$", plain, flags=re.MULTILINE)
+    heads = re.findall(r"\]  document (\d)$", plain, flags=re.MULTILINE)
     assert [int(h) for h in heads] == result.ranking()
     assert "Ada lives in Bern." in plain
     coloured = as_terminal(result)

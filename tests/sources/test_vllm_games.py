@@ -8,7 +8,8 @@ import pytest
 from amplify import templates
 from amplify.models import load_model
 from amplify.shapley.exact import all_coalitions
-from amplify.sources.context import Context, in_place, select
+from amplify.sources.context import in_place, select
+from amplify.sources.frames import asking
 from amplify.sources.games import LogProbGame, VoteGame
 from amplify.types import Sampling
 
@@ -25,7 +26,7 @@ DOCUMENTS = tuple(" ".join([text] * 6) for text in TEXTS)
 
 
 def test_values_equal_transformers_and_prefixes_are_cached(smollm2) -> None:  # type: ignore[no-untyped-def]
-    context = Context("What is the capital of France?", DOCUMENTS, templates.load("sources", "default"))
+    context = asking("What is the capital of France?", DOCUMENTS, templates.load("sources", "default"))
     rows = in_place(all_coalitions(len(DOCUMENTS)))
     selections = [select(row, context.sources) for row in rows.tolist()]
     with load_model(f"transformers:{smollm2}", dtype="float32") as model:
