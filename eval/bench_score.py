@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from amplify.models import chat
-from amplify.models.transformers import TransformersModel
+from amplify.models.transformers import LoadOptions, TransformersModel
 from amplify.tasks import load_task
 from amplify.types import Example, Prompt
 
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     asked, labels = prompts(args.task, args.data, args.shots, args.items)
-    with TransformersModel.load(args.model, dtype="float32") as model:
+    with TransformersModel.load(args.model, LoadOptions(dtype="float32")) as model:
         pairs = [(p, f" {label}") for p in asked for label in labels]
         result = {
             "what": (__doc__ or "").split("\n")[0],

@@ -57,6 +57,15 @@ def environment(python: str, folder: Path, *packages: str | Path) -> Path:
     return inside
 
 
+def interpreter(name: str) -> str | None:
+    """The interpreter of a name that runs: on the PATH, or among those of pyenv."""
+    kept = sorted((Path.home() / ".pyenv" / "versions").glob(f"*/bin/{Path(name).name}"), reverse=True)
+    for one in (shutil.which(name), *map(str, kept)):
+        if one and not subprocess.run([one, "--version"], capture_output=True, check=False).returncode:
+            return one
+    return None
+
+
 def used(python: Path, work: Path) -> dict[str, object]:
     """Use an installed amplify in every way of `USES`; what `doctor` says at the end."""
     work.mkdir()
@@ -113,7 +122,7 @@ def licences() -> list[tuple[str, str, str, str]]:
 def main() -> None:
     """Build, check, install, use; one line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pythons", nargs="*", default=PYTHONS, help="interpreters to install on")
+    parser.add_argument("--pythons", nargs="*", default=PYTHONS, help="interpreters to install on: names or paths")
     parser.add_argument("--licences", action="store_true", help="print the licences of dependencies, and stop")
     given = parser.parse_args()
     if given.licences:
@@ -136,17 +145,17 @@ def main() -> None:
         [wheel], [source] = ([p for p in built if p.suffix == kind] for kind in (".whl", ".gz"))
         tried = 0
         for name in given.pythons:
-            if (
-                shutil.which(name) is None
-                or subprocess.run([name, "--version"], capture_output=True, check=False).returncode
-            ):
-                print(f"{name:10} is not here")
+            if (found := interpreter(name)) is None:
+                print(f"{Path(name).name:10} is not here")
                 continue
             for what in (wheel, source) if not tried else (wheel,):
                 begun = time.monotonic()
-                python = environment(name, work / f"{name}-{what.suffix[1:]}", what)
-                about = used(python, work / f"use-{name}-{what.suffix[1:]}")
-                print(f"{name:10} {what.name}: Python {about['python']}, {time.monotonic() - begun:.0f} s", flush=True)
+                python = environment(found, work / f"{tried}{what.suffix}", what)
+                about = used(python, work / f"use{tried}{what.suffix}")
+                print(
+                    f"{Path(name).name:10} {what.name}: Python {about['python']}, {time.monotonic() - begun:.0f} s",
+                    flush=True,
+                )
             tried += 1
         if not tried:
             raise SystemExit("no Python to install on")

@@ -62,7 +62,7 @@ def load_model(name: str, **options: Any) -> LanguageModel:
     if not colon or not rest:
         raise InputError(f"a model is written KIND:MODEL, e.g. transformers:smollm2-135m, got {name!r}")
     opens = MODELS.find(kind)
-    _check(opens, options)
+    _check(options, opens)
     model: Any = opens(rest, **options)
     if isinstance(model, SimpleModel):
         model.id = name
@@ -97,10 +97,10 @@ _MEMBERS = ("id", "usage", "max_context", "generate", "count_tokens", "describe"
 @register("model", "transformers")
 def _transformers(name: str, **options: Any) -> LanguageModel:
     """A model of this process, by alias, hub id or folder."""
-    from amplify.models.transformers import TransformersModel
+    from amplify.models.transformers import LoadOptions, TransformersModel
 
-    _check(TransformersModel.load, options)
-    return TransformersModel.load(name, **options)
+    _check(options, LoadOptions)
+    return TransformersModel.load(name, LoadOptions(**options))
 
 
 @register("model", "vllm")
@@ -114,9 +114,9 @@ def _vllm(name: str, **options: Any) -> LanguageModel:
 @register("model", "openai")
 def _openai(name: str, **options: Any) -> LanguageModel:
     """A model behind an OpenAI-compatible server: openai:MODEL@URL."""
-    from amplify.models.openai import OpenAIModel, connect
+    from amplify.models.openai import Connection, OpenAIModel, connect
 
-    _check(OpenAIModel, options)
+    _check(options, OpenAIModel, Connection, without="connection")
     return connect(name, **options)
 
 
@@ -125,23 +125,24 @@ def _scripted(name: str, **options: Any) -> LanguageModel:
     """Answers by a rule, for trying things out."""
     from amplify.models.scripted import ScriptedModel
 
-    _check(ScriptedModel, options)
+    _check(options, ScriptedModel)
     return ScriptedModel(name, **options)
 
 
-def _check(opens: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def _check(options: Mapping[str, Any], *opens: Callable[..., Any], without: str = "") -> None:
     """Options are keywords of what opens the model, of its types; one that takes any checks them itself."""
-    parameters = signature(opens).parameters.values()
-    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
-        return
-    known = {p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
-    constructor = getattr_static(opens, "__init__") if isinstance(opens, type) else opens
-    hints = get_type_hints(constructor)
+    hints: dict[str, Any] = {}
+    for one in opens:
+        parameters = signature(one).parameters.values()
+        if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+            return
+        typed = get_type_hints(getattr_static(one, "__init__") if isinstance(one, type) else one)
+        named = [p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY and p.name != without]
+        hints |= {name: typed.get(name, object) for name in named}
     for name, value in options.items():
-        if name not in known:
-            raise UnknownNameError("model option", name, known)
-        wanted = hints.get(name, object)
-        kinds = set(get_args(wanted)) or {wanted}
+        if name not in hints:
+            raise UnknownNameError("model option", name, hints)
+        kinds = set(get_args(hints[name])) or {hints[name]}
         given = float if type(value) is int and float in kinds else type(value)
         if kinds <= {bool, int, float, str, NoneType} and given not in kinds:
             said = " or ".join(sorted(kind.__name__ for kind in kinds - {NoneType}))

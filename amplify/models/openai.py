@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -44,16 +44,42 @@ REFUSALS = (400, 422)  # statuses by which servers refuse a field
 CONTINUING = ("vllm", "sglang")  # servers that continue an answer begun for the model, by what they say they are
 
 
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """How a server is asked.
+
+    Attributes:
+        concurrency: requests in flight at once.
+        retries: further tries of a request that failed in a way that may pass (429, 5xx, time-out, no connection, an
+            answer that is not what the API promises), after waits that double from half a second up.
+        timeout: seconds within which each try must be answered in full, to the last byte. A server that never answers
+            is given up after (retries + 1) * timeout and the waits between.
+
+    Raises:
+        InputError: a number that cannot be.
+    """
+
+    concurrency: int = 16
+    retries: int = 5
+    timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.retries < 0 or not 0 < self.timeout < math.inf:
+            raise InputError(f"need concurrency >= 1, retries >= 0, timeout > 0: {self}")
+
+
 def connect(model_at_url: str, **options: Any) -> OpenAIModel:
     """Open a server as what it can do: an `OpenAIScorer` where it returns prompt log-probabilities, else a generator.
 
     Args:
         model_at_url: "MODEL@URL".
-        **options: see `OpenAIModel`. Only with `tokenizer=` is the server asked what it can do.
+        **options: see `OpenAIModel` and `Connection`. Only with `tokenizer=` is the server asked what it can do.
 
     Raises:
         ModelError: the server was to be asked and did not answer.
     """
+    how = {field.name: options.pop(field.name) for field in fields(Connection) if field.name in options}
+    options["connection"] = Connection(**how)
     if options.get("tokenizer") is None:
         return OpenAIModel(model_at_url, **options)
     scorer = OpenAIScorer(model_at_url, **options)
@@ -76,9 +102,7 @@ class OpenAIModel:
         model_at_url: str,
         *,
         tokenizer: str | None = None,
-        concurrency: int = 16,
-        retries: int = 5,
-        timeout: float = 120.0,
+        connection: Connection | None = None,
         max_context: int | None = None,
         continue_final_message: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -90,11 +114,7 @@ class OpenAIModel:
             model_at_url: "MODEL@URL", e.g. "smollm2@http://127.0.0.1:8000/v1".
             tokenizer: folder, alias or hub id of the model's tokenizer (no weights are needed or fetched); its
                 templates are then rendered here.
-            concurrency: requests in flight at once.
-            retries: further tries of a request that failed in a way that may pass (429, 5xx, time-out, no connection,
-                an answer that is not what the API promises), after waits that double from half a second up.
-            timeout: seconds within which each try must be answered in full, to the last byte. A server that never
-                answers is given up after (retries + 1) * timeout and the waits between.
+            connection: how the server is asked; None: as `Connection()`.
             max_context: the model's window in tokens, where known.
             continue_final_message: whether the server can continue an answer that is begun for it (a prompt's `prefix`
                 on a chat), as vLLM does. None: yes, where the server says that it is vLLM or SGLang. Where it cannot,
@@ -111,17 +131,15 @@ class OpenAIModel:
                 f"a server is written openai:MODEL@URL, e.g. openai:smollm2@http://127.0.0.1:8000/v1, without user, "
                 f"password or query; the key goes into {KEY_VARIABLE}"
             )
-        if concurrency < 1 or retries < 0 or not 0 < timeout < math.inf:
-            raise InputError(f"need concurrency >= 1, retries >= 0, timeout > 0: {concurrency}, {retries}, {timeout}")
+        self.connection = connection or Connection()
         self.model, self.url = found[1], found[2].rstrip("/")
         self.id = f"openai:{self.model}@{self.url}"
         self.usage = Usage()
         self.max_context = max_context
-        self._concurrency, self._retries = concurrency, retries
         self._continue, self._switches = continue_final_message, dict(chat_template_kwargs or {})
         self._extra = dict(extra_body or {})
         self._dialect = Dialect()
-        self._server = Server(self.url, timeout)
+        self._server = Server(self.url, self.connection.timeout)
         self._steers = self._settled = False  # until the server has shown it
         self._tokenizer_name = tokenizer
         self._tokenizer: Any = _load_tokenizer(tokenizer, self._switches) if tokenizer else None
@@ -157,8 +175,8 @@ class OpenAIModel:
             return run_all(
                 answers,
                 who=self.id,
-                concurrency=self._concurrency,
-                retries=self._retries,
+                concurrency=self.connection.concurrency,
+                retries=self.connection.retries,
                 answered=lambda i, done: self._count(done.prompt_tokens, done.completion_tokens),
             )
         except ModelError as error:
@@ -347,7 +365,7 @@ class OpenAIModel:
         return next((e for e in entries if e.get("id") == self.model), {})
 
     def _once(self, call: Callable[[], Awaitable[T]]) -> T:
-        return run_all([call], who=self.id, concurrency=1, retries=self._retries)[0]
+        return run_all([call], who=self.id, concurrency=1, retries=self.connection.retries)[0]
 
     def _encode(self, prompts: Sequence[Prompt]) -> tuple[list[Rendered], list[Encoded]]:
         from amplify.models.chat import render, tokenise
@@ -454,8 +472,8 @@ class OpenAIScorer(OpenAIModel):
         return run_all(
             [partial(self._score, e.ids, start, asked[i]) for i, (e, start) in enumerate(encoded)],
             who=self.id,
-            concurrency=self._concurrency,
-            retries=self._retries,
+            concurrency=self.connection.concurrency,
+            retries=self.connection.retries,
             answered=lambda i, done: self._count(encoded[i][1], len(done.token_ids)),
         )
 

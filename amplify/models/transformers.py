@@ -7,7 +7,7 @@ import platform
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +32,58 @@ from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREFIX_BYTES = 2 * 2**30  # of keys and values that a game keeps between its calls, unless said otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a model of this process is opened by its name.
+
+    Attributes:
+        dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 where the processor or GPU computes it natively,
+            else float32 (`describe()` says which). For figures to the last digit ask for float32.
+        device: "cpu", "cuda", "cuda:1" …; None takes a GPU where there is one.
+        device_map, max_memory, offload_folder: how transformers spreads it over devices, e.g. device_map="auto";
+            instead of `device`.
+        revision: branch, tag or commit of a hub id.
+        attn_implementation: "sdpa" or "eager"; None: sdpa where the architecture has it.
+        quantization_config: of transformers, e.g. a BitsAndBytesConfig.
+        trust_remote_code: run the Python files that the model brings.
+        chat_template_kwargs: switches of the model's chat template, e.g. {"enable_thinking": False}.
+        max_batch_tokens, max_cache_tokens, max_prefix_tokens: as of `TransformersModel`.
+
+    Raises:
+        InputError: an option's value is wrong.
+    """
+
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | Mapping[str, Any] | None = None
+    revision: str | None = None
+    attn_implementation: str | None = None
+    quantization_config: Any = None
+    max_memory: Mapping[Any, Any] | None = None
+    offload_folder: str | None = None
+    trust_remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    max_batch_tokens: int | None = None
+    max_cache_tokens: int | None = None
+    max_prefix_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", *DTYPES):
+            raise InputError(f"dtype is auto, {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.attn_implementation not in (None, "sdpa", "eager"):
+            raise InputError(
+                f"attn_implementation is sdpa or eager (both take a tree's mask), not {self.attn_implementation!r}"
+            )
+        if self.device is not None and self.device_map is not None:
+            raise InputError("device says where all of a model goes, device_map where each part does: give one of both")
+        _check_room(*self.room)
+
+    @property
+    def room(self) -> tuple[int | None, int | None, int | None]:
+        """Tokens of a batch, of the cache, and of prefixes that are kept."""
+        return self.max_batch_tokens, self.max_cache_tokens, self.max_prefix_tokens
 
 
 class TransformersModel:
@@ -78,74 +130,40 @@ class TransformersModel:
         self._hold(loaded, f"module:{called}", max_batch_tokens, max_cache_tokens, max_prefix_tokens)
 
     @classmethod
-    def load(
-        cls,
-        model: str | Path,
-        *,
-        dtype: str = "auto",
-        device: str | None = None,
-        device_map: str | Mapping[str, Any] | None = None,
-        revision: str | None = None,
-        attn_implementation: str | None = None,
-        quantization_config: Any = None,
-        max_memory: Mapping[Any, Any] | None = None,
-        offload_folder: str | None = None,
-        trust_remote_code: bool = False,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        max_batch_tokens: int | None = None,
-        max_cache_tokens: int | None = None,
-        max_prefix_tokens: int | None = None,
-    ) -> Self:
+    def load(cls, model: str | Path, options: LoadOptions | None = None) -> Self:
         """Open a model by its name. Opened twice with the same options, it is in memory once.
 
         Args:
             model: alias, hub id or folder (`amplify.hub.resolve`), also of a PEFT adapter, whose base model is
                 opened with it.
-            dtype: "float32", "bfloat16", "float16"; "auto" is bfloat16 where the processor or GPU computes it natively,
-                else float32 (`describe()` says which). For figures to the last digit ask for float32.
-            device: "cpu", "cuda", "cuda:1" …; None takes a GPU where there is one.
-            device_map, max_memory, offload_folder: how transformers spreads it over devices, e.g. device_map="auto";
-                instead of `device`.
-            revision: branch, tag or commit of a hub id.
-            attn_implementation: "sdpa" or "eager"; None: sdpa where the architecture has it.
-            quantization_config: of transformers, e.g. a BitsAndBytesConfig.
-            trust_remote_code: run the Python files that the model brings.
-            chat_template_kwargs: switches of the model's chat template, e.g. {"enable_thinking": False}.
-            max_batch_tokens, max_cache_tokens, max_prefix_tokens: as for the class.
+            options: None: as `LoadOptions()`. `amplify.load_model("transformers:…", dtype=…)` takes them by keyword.
 
         Raises:
             UnknownNameError, DataError: no such model, or it cannot be had or read.
-            InputError: an option's value is wrong.
+            InputError: no such device.
             ModelError: there is no memory for it.
         """
-        if dtype not in ("auto", *DTYPES):
-            raise InputError(f"dtype is auto, {', '.join(DTYPES)}, not {dtype!r}")
-        if attn_implementation not in (None, "sdpa", "eager"):
-            raise InputError(
-                f"attn_implementation is sdpa or eager (both take a tree's mask), not {attn_implementation!r}"
-            )
-        if device is not None and device_map is not None:
-            raise InputError("device says where all of a model goes, device_map where each part does: give one of both")
-        _check_room(max_batch_tokens, max_cache_tokens, max_prefix_tokens)
-        place = pretrained.device_of(device)
-        folder = hub.resolve(model if revision is None else f"{model}@{revision}", adapters=True)
-        options = {
-            "dtype": DTYPES[pretrained.auto_dtype(place) if dtype == "auto" else dtype],
-            "device_map": device_map,
-            "attn_implementation": attn_implementation,
-            "quantization_config": quantization_config,
-            "max_memory": max_memory,
-            "offload_folder": offload_folder,
-            "trust_remote_code": trust_remote_code,
+        how = options or LoadOptions()
+        place = pretrained.device_of(how.device)
+        folder = hub.resolve(model if how.revision is None else f"{model}@{how.revision}", adapters=True)
+        given = {
+            "dtype": DTYPES[pretrained.auto_dtype(place) if how.dtype == "auto" else how.dtype],
+            "device_map": how.device_map,
+            "attn_implementation": how.attn_implementation,
+            "quantization_config": how.quantization_config,
+            "max_memory": how.max_memory,
+            "offload_folder": how.offload_folder,
+            "trust_remote_code": how.trust_remote_code,
         }
+        switches = how.chat_template_kwargs or {}
 
         def load() -> Loaded:
-            module, tokenizer = pretrained.language_model(folder, str(model), place, **options)
-            return Loaded(module, chat.switch_template(tokenizer, chat_template_kwargs or {}), folder)
+            module, tokenizer = pretrained.language_model(folder, str(model), place, **given)
+            return Loaded(module, chat.switch_template(tokenizer, switches), folder)
 
-        key = (folder, pretrained.stamp(folder), place, repr(sorted(options.items())), repr(chat_template_kwargs))
+        key = (folder, pretrained.stamp(folder), place, repr(sorted(given.items())), repr(how.chat_template_kwargs))
         opened = cls.__new__(cls)
-        opened._hold(shared(key, load), f"transformers:{model}", max_batch_tokens, max_cache_tokens, max_prefix_tokens)
+        opened._hold(shared(key, load), f"transformers:{model}", *how.room)
         return opened
 
     def _hold(self, loaded: Loaded, spec: str, batch: int | None, cache: int | None, prefix: int | None) -> None:
