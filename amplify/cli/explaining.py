@@ -100,16 +100,22 @@ def explain(
 
 
 @click.command()
-@click.option("--question", "-q", required=True, help="The question that the documents are to answer.")
+@click.option("--question", "-q", help="The question that the documents are to answer.")
 @click.option(
     "--documents",
     "-d",
-    required=True,
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Text files, one document each. Repeatable; further files may follow: --documents notes/*.md.",
 )
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Instead: a log of conversations, JSON lines with question and documents, or messages, and perhaps an answer.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="With --input: folder of results.")
 @takes_model
 @click.option("--answer", help="The answer to explain.  [default: the model's own]")
 @click.option(
@@ -201,9 +207,9 @@ def explain(
 @click.option("--json", "json_", type=NewFile(), help="Write the result as JSON.")
 @click.option("--html", type=NewFile(), help="Write the result as a page.")
 def attribute(
-    question: str,
     documents: tuple[Path, ...],
     more: tuple[Path, ...],
+    source: Path | None,
     model: str | None,
     model_option: tuple[str, ...],
     json_: Path | None,
@@ -214,6 +220,16 @@ def attribute(
     from amplify.sources.attribute import attribute_sources
     from amplify.sources.document import Document
 
+    question, out = options.pop("question"), options.pop("out")
+    if source is not None:
+        if question or documents or json_ or html or options["answer"] or options["cache"]:
+            raise InputError("--input has its own questions, documents and answers, and --out keeps all results")
+        options = {name: value for name, value in options.items() if name not in ("answer", "cache")}
+        _explain_log(source, out, required(model, "--model"), model_option, options)
+        return
+    required(question, "--question")
+    if not documents:
+        raise InputError("--documents is missing (or give --input, a log of conversations)")
     files = []
     for path in (*documents, *more):
         try:
@@ -234,3 +250,19 @@ def attribute(
         result.save(json_)
     if html:
         result.to_html(html)
+
+
+def _explain_log(
+    source: Path, out: Path | None, model: str, model_option: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    from amplify.sources.log import INDEX, explain_log
+    from amplify.sources.options import options as checked
+
+    checked({name: value for name, value in options.items() if name != "prompt"})
+    folder = out or Path("runs") / "why"
+    with opened_model(model, model_option) as opened, resumes():
+        found = explain_log(source, folder, opened, options)
+    skipped = [each for each in found if each.result is None]
+    for each in skipped:
+        say(f"line {each.line} was skipped: {each.problem}", err=True)
+    say(f"{len(found) - len(skipped)} explained, {len(skipped)} skipped: {folder / INDEX}")

@@ -278,23 +278,32 @@ class SourceAttribution:
         """
         data = files.read_json(path, "a saved source attribution")
         try:
-            if data.pop("format", None) != FORMAT:
-                raise DataError("it was written by another version")
-            held = codec.from_fields(_Saved, {k: v for k, v in data.items() if k not in ("claims", "citations")})
-            held.check()
-            columns = len(held.columns)
-            if not 0 <= held.column < columns or [len(row) for row in held.values] != [columns] * 2:
-                raise DataError("values are not two rows of one number for each column")
-            levels = {name: _level(getattr(held, name), held, name) for name in _LEVELS}
-            own = {f.name: getattr(held, f.name) for f in fields(held)}
-            more = {
-                "values": np.array(held.values, dtype=np.float64),
-                "places": {int(d): place for d, place in held.places.items()},
-                "left_out": {int(d): twin for d, twin in held.left_out.items()},
-            }
-            return cls(**{**own, **levels, **more})
+            return cls.from_dict(data)
         except AmplifyError as error:
             raise DataError(f"{files.shown(path)} is no saved source attribution: {error}") from error
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SourceAttribution:
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: it is none of these, or was changed; says where.
+        """
+        if data.get("format") != FORMAT:
+            raise DataError("it was written by another version")
+        held = codec.from_fields(_Saved, {k: v for k, v in data.items() if k not in ("format", "claims", "citations")})
+        held.check()
+        columns = len(held.columns)
+        if not 0 <= held.column < columns or [len(row) for row in held.values] != [columns] * 2:
+            raise DataError("values are not two rows of one number for each column")
+        levels = {name: _level(getattr(held, name), held, name) for name in _LEVELS}
+        own = {f.name: getattr(held, f.name) for f in fields(held)}
+        more = {
+            "values": np.array(held.values, dtype=np.float64),
+            "places": {int(d): place for d, place in held.places.items()},
+            "left_out": {int(d): twin for d, twin in held.left_out.items()},
+        }
+        return cls(**{**own, **levels, **more})
 
     def to_html(self, path: str | Path | None = None) -> str:
         """One self-contained page: the answer with its claims, and the sources as a nested heat map.
