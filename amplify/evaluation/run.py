@@ -15,7 +15,7 @@ from amplify import progress as bars
 from amplify.calibration import Way
 from amplify.errors import ContextLengthError, InputError, ModelError, RunError, WriteError
 from amplify.evaluation import folder as store
-from amplify.evaluation.configuration import chosen_items, configuration, make_methods, scorer
+from amplify.evaluation.configuration import Scoring, chosen_items, configuration, make_methods, scorer
 from amplify.evaluation.folder import Cell
 from amplify.evaluation.report import Report, load_report
 from amplify.files import Journal, Json
@@ -90,14 +90,14 @@ def evaluate(
         >>> [row.method for row in report.rows]
         ['zero_shot']
     """
-    made = make_methods(methods, mode, options or {})
+    made, scoring = make_methods(methods, mode, options or {}), Scoring(calibrate, option_form)
     if isinstance(model, str):
         with opened(model) as who:
             return evaluate(
                 task, who, made, seeds=seeds, limit=limit, out=out, batch_size=batch_size, progress=progress,
                 baseline=baseline, resume=resume, calibrate=calibrate, option_form=option_form,
             )  # fmt: skip
-    config = configuration(task, model, made, seeds, limit, batch_size, baseline, calibrate, option_form)
+    config = configuration(task, model, made, seeds, limit, batch_size, baseline, scoring)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-") as temporary:
             return _run(Path(temporary), config, task, model, made, progress, kept=False)
