@@ -22,6 +22,7 @@ from amplify.evaluation.folder import locked, plain
 from amplify.evaluation.run import refuse_leaks
 from amplify.methods.base import Method, Mode, Program
 from amplify.methods.contents import contents, template_hashes
+from amplify.models import opened
 from amplify.models.base import LanguageModel, ScoringModel
 from amplify.streams import stream
 from amplify.tuning import race as racing
@@ -213,7 +214,7 @@ def _as_dict(value: Any, asdict: Callable[[Any], Any]) -> Any:
 
 def tune(
     task: Task,
-    model: LanguageModel,
+    model: LanguageModel | str,
     budget: Budget | str,
     *,
     seed: int = 0,
@@ -232,7 +233,7 @@ def tune(
 
     Args:
         task: with labelled items in its training or validation split.
-        model: the model that answers.
+        model: the model that answers, open or by its id.
         budget: the most that may be spent, e.g. `amplify.Budget(minutes=20)` or "tokens=2M".
         seed: of the folds, shots and proxies.
         out: folder for program.json, report.html, report.md, result.json and what the model said; the same call on the
@@ -249,10 +250,21 @@ def tune(
         ModelError: the model failed; what it said is kept.
 
     Example:
-        >>> tuned = amplify.tune(task, model, amplify.Budget(minutes=20))  # doctest: +SKIP
-        >>> tuned.program.save("tickets.json")  # doctest: +SKIP
+        >>> import amplify
+        >>> task = amplify.load_task("support_tickets")
+        >>> listed = ["zero_shot", "few_shot[shots=2]", "few_shot[shots=2]+batch"]
+        >>> tuned = amplify.tune(task, "scripted:first_option", "calls=5000", candidates=listed, show_progress=False)
+        >>> tuned.label, tuned.better
+        ('few_shot[shots=2]', False)
     """
     import tempfile
+
+    if isinstance(model, str):
+        with opened(model) as who:
+            return tune(
+                task, who, budget, seed=seed, out=out, candidates=candidates, mode=mode, show_progress=show_progress,
+                clock=clock,
+            )  # fmt: skip
 
     limit = Budget.parse(budget) if isinstance(budget, str) else budget
     folds = folds_of(task, seed)
