@@ -91,7 +91,8 @@ def attribution(
     model: LanguageModel, read: Reading, answer: str, options: Mapping[str, Any]
 ) -> tuple[SourceAttribution, Usage]:
     """The attribution of an answer, and what it took (when it was made)."""
-    from amplify.sources.attribute import Asked, explained
+    from amplify.sources.asked import Asked
+    from amplify.sources.attribute import explained
     from amplify.sources.document import Document, Told
     from amplify.sources.options import options as as_options
 

@@ -3,59 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
-
 import amplify
-from amplify import templates
 from amplify.errors import EmptyAnswerError, InputError
 from amplify.metrics import normalize
 from amplify.models import opened
 from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
 from amplify.shapley.budget import PrefixCost
-from amplify.shapley.exact import MAX_SOURCES, all_coalitions
 from amplify.shapley.game import Coalitions, Floats
-from amplify.shapley.sampling import prefixes
-from amplify.shapley.votes import (
-    exact_credit,
-    flipped_credit,
-    penrose_weights,
-    sampled_flips,
-    sampled_orders,
-    shubik_weights,
-    walked_shubik,
-)
+from amplify.sources.asked import Asked, from_documents, from_messages
+from amplify.sources.ballots import votes
 from amplify.sources.context import (
     Context,
-    Part,
-    Selection,
     check_window,
-    harmless,
-    in_place,
-    select,
     special_tokens,
 )
 from amplify.sources.document import (
-    Document,
     Source,
-    Told,
-    as_documents,
-    as_messages,
-    check_sources,
-    passages,
-    placed,
-    tell_apart,
-    turns,
 )
 from amplify.sources.engines import blocks_tree
-from amplify.sources.frames import Conversation, MadeFrame, Makes, TemplateFrame
+from amplify.sources.frames import Makes
 from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
 from amplify.sources.hierarchy import explain
-from amplify.sources.options import CREDITS, LONGEST, LONGEST_VOTE, Named, Options, options
-from amplify.sources.parts import Ask, Explained, Scored
+from amplify.sources.options import LONGEST, LONGEST_VOTE, Named, Options, options
+from amplify.sources.parts import Explained
 from amplify.sources.result import Cost, SourceAttribution, level
 from amplify.templates import Template
 from amplify.types import Prompt, Sampling
@@ -63,7 +37,6 @@ from amplify.types import Prompt, Sampling
 if TYPE_CHECKING:
     from amplify.models.tree.kv_cache import PrefixCache
 
-OTHERS = 8  # answers scored beside the one in question: those that most coalitions gave
 MOST_PROMPTS = 12  # doublings: with a budget of tokens so many prompts are enough
 LEAST = 16  # tokens that the window must leave for an answer of the model's own
 
@@ -141,107 +114,6 @@ def attribute_sources(
         return explained(asked(special_tokens(who)), who, answer, chosen)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is to be explained, ready for a model.
-
-    Attributes:
-        context: sources in their prompt.
-        originals: all documents as they were given.
-        told: which of them are judged.
-        question: for people to read.
-    """
-
-    context: Context
-    originals: tuple[Document, ...]
-    told: Told
-    question: str = ""
-
-
-def from_messages(messages: Sequence[Any], sources: Any, documents: Any, chosen: Options) -> Asked:
-    """Spans of a conversation as sources: those given, those where documents stand, or every message but the last.
-
-    Raises:
-        InputError: messages or spans that make no sense, or options that need documents which could stand elsewhere.
-    """
-    said = as_messages(messages)
-    if chosen.order == "random" or chosen.chosen == "blocks" or chosen.control_variate or chosen.layout == "text":
-        raise InputError("messages stay where they are: order='random', blocks and layout='text' are for documents")
-    if documents is not None:
-        originals = as_documents(documents)
-        spans, told = placed(said, originals)
-        texts = tuple(said[s.message].content[s.start : s.end] if s else "" for s in spans)
-        originals = tuple(replace(d, text=t) if t else d for d, t in zip(originals, texts, strict=True))
-    else:
-        spans = [*(turns(said) if sources == "messages" else check_sources(sources, said))]
-        texts = tuple(said[s.message].content[s.start : s.end] for s in spans if s)
-        originals = tuple(Document(t, s.id, s.title, s.metadata) for t, s in zip(texts, spans, strict=True) if s)
-        told = Told(dict.fromkeys(range(len(texts)), 0), {}, ())
-    names = tuple(d.named(i) for i, d in enumerate(originals))
-    players = _players(texts, list(told.starts), told.starts)
-    if len(players) < 2:
-        raise InputError("the only source is a single sentence: there is nothing to compare it with")
-    context = Context(texts, Conversation(said, tuple(spans)), players, names)
-    question = next((m.content for m in reversed(said) if m.role == "user"), said[-1].content)
-    return Asked(context, originals, told, question)
-
-
-def from_documents(question: Any, documents: Any, prompt: Any, chosen: Options, structure: Sequence[str]) -> Asked:
-    """Documents of a question as sources.
-
-    Raises:
-        InputError: a question, documents or a prompt that make no sense; says which.
-    """
-    if question is None and not callable(prompt):
-        raise InputError("the question is missing")
-    if question is not None and not isinstance(question, str):
-        raise InputError(f"the question is a text, not a {type(question).__name__}")
-    if question is not None and not question.strip():
-        raise InputError("the question is empty")
-    if documents is None:
-        raise InputError("documents= is missing: a list of texts or documents (or give messages=)")
-    originals = as_documents(documents)
-    names = tuple(d.named(i) for i, d in enumerate(originals))
-    if callable(prompt) and not isinstance(prompt, Template):
-        texts = tuple(d.text for d in originals)
-        frame: Any = MadeFrame(prompt, originals)
-    else:
-        texts = tuple(harmless(d.text, structure) for d in originals)
-        template = prompt if isinstance(prompt, Template) else templates.load("sources", prompt)
-        frame = TemplateFrame(
-            harmless(question or "", structure),
-            template,
-            chosen.layout,
-            tuple(harmless(d.title, structure) for d in originals),
-            tuple(harmless(d.id, structure) for d in originals),
-        )
-        if not template.writes("question", {"question": "", "documents": ["."], "titles": [""], "ids": [""]}):
-            raise InputError(f"template {template.name!r} does not write {{{{ question }}}}, so it would not be asked")
-    told = tell_apart(originals, texts)
-    kept = [i for i in range(len(texts)) if i not in told.left_out]
-    if not kept:
-        raise InputError("every document is empty: there is nothing to explain an answer by")
-    players = _players([d.text for d in originals], kept, told.starts)
-    if len(players) < 2:
-        raise InputError(
-            f"{names[kept[0]]} is a single sentence and stands alone: there is nothing to compare it with. "
-            "Give two or more documents"
-        )
-    if len(kept) == 1 and (chosen.order == "random" or chosen.chosen == "blocks" or chosen.control_variate):
-        raise InputError("one document alone is cut into passages, which stay in their order: use order='fixed'")
-    context = Context(texts, frame, players, names)
-    context.places()  # what is wrong with a template is said before anything is asked
-    return Asked(context, originals, told, question or "")
-
-
-def _players(texts: Sequence[str], kept: Sequence[int], starts: Mapping[int, int]) -> tuple[Part, ...]:
-    """Each document whole, but for what it begins with of another one; one alone in passages."""
-    if len(kept) == 1:
-        [only] = kept
-        return tuple(Part(only, a, b) for a, b in passages(texts[only]))
-    return tuple(Part(i, starts.get(i, 0), len(texts[i])) for i in kept)
-
-
 def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Options) -> SourceAttribution:
     """Play the game of what is asked, and say what came out; see `attribute_sources`."""
     begun, before = time.perf_counter(), model.usage.mine
@@ -280,7 +152,7 @@ def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Op
         columns, spans = game.columns, game.spans
     else:
         ballot = VoteGame(context, model, sampling, chosen.chosen, memory)
-        found, columns = _votes(ballot, answer, settings)
+        found, columns = votes(ballot, answer, settings)
         answer = columns[0]
     levels = {
         name: level(each.parts, asked.originals, each.scores, each.scores - each.half, each.scores + each.half)
@@ -373,63 +245,3 @@ class _Counted:
         values = self.value(held)
         self.tokens += self.model.usage.mine.since(before).forwarded_tokens
         return values
-
-
-def _votes(game: VoteGame, answer: str | None, settings: Options) -> tuple[Explained, tuple[str, ...]]:
-    """Scores for every answer that any coalition gave, the one in question first."""
-    own = game.ask([game.context.everything()])[0]
-    wanted = own if answer is None else normalize(answer)
-    if not wanted:
-        raise EmptyAnswerError("the model's own answer to all sources is empty: give answer=, or ask otherwise")
-    if settings.order == "random":  # all documents in their own order have been asked above
-        settings = replace(settings, budget=max(2, settings.budget - 1))
-    if settings.index in CREDITS:
-        return _credited(game, wanted, answer, settings)
-    others: list[str] = []
-
-    def also() -> Ask | None:
-        others.extend([c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS])
-        return (lambda s: game.votes(s, others)) if others else None
-
-    found = explain(lambda s: game.votes(s, [wanted]), game.context, settings, also=also)
-    return found, tuple(game.answers.get(c, answer or c) for c in (wanted, *others))
-
-
-def _credited(game: VoteGame, wanted: str, answer: str | None, settings: Options) -> tuple[Explained, tuple[str, ...]]:
-    parts = list(game.context.sources)
-    n, budget, shubik = len(parts), settings.budget, settings.index == "shapley_shubik"
-    rng = np.random.default_rng([settings.seed, 2])
-    exact = settings.order == "fixed" and n <= MAX_SOURCES and 2**n <= budget
-    chance = settings.inclusion_probability
-
-    def rows(orders: Any) -> list[Selection]:
-        held = np.concatenate([prefixes(o) for o in orders])
-        if settings.order == "fixed":
-            return [select(row, parts) for row in in_place(held).tolist()]
-        rank = np.repeat(np.argsort(orders, axis=1), n + 1, axis=0)
-        return [select(row, parts) for row in np.where(held, rank, -1).tolist()]
-
-    def counts(score: Callable[[list[str]], tuple[Floats, Floats]]) -> tuple[Explained, tuple[str, ...]]:
-        candidates = [wanted, *[c for c in game.frequent(OTHERS + 1) if c != wanted][:OTHERS]]
-        scores, half = score(candidates)
-        ends = game.votes([(), game.context.everything()], candidates)
-        columns = tuple(game.answers.get(c, answer or c) for c in candidates)
-        used = "exact" if exact else "permutation"
-        return Explained({"documents": Scored(parts, scores, half, [])}, ends, used, {}), columns
-
-    if exact:
-        said = game.ask([select(row, parts) for row in in_place(all_coalitions(n)).tolist()])
-        weights = shubik_weights(n) if shubik else penrose_weights(n, chance)
-
-        def known(candidates: list[str]) -> tuple[Floats, Floats]:
-            scores = exact_credit(said, n, candidates, weights)
-            return scores, np.zeros_like(scores)
-
-        return counts(known)
-    if not shubik:
-        flips = sampled_flips(n, budget, chance, rng)
-        said = game.ask([select(row, parts) for row in in_place(flips.reshape(-1, n)).tolist()])
-        return counts(lambda c: flipped_credit(flips, np.array(said, object).reshape(len(flips), n + 1), c))
-    orders = sampled_orders(n, budget, lambda order: rows(order[None]), rng)
-    said = game.ask(rows(orders))
-    return counts(lambda c: walked_shubik(orders, np.array(said, object).reshape(len(orders), n + 1), c))

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplify import attribute_sources
-from amplify.models.scripted import ScriptedModel
+from amplify import Document, attribute_sources
+from amplify.models.scripted import ScriptedModel, words
 from amplify.render import visible
 from amplify.sources.page import as_html, as_terminal, nested, number, parts_by_source, titled
+from amplify.types import TokenLogProbs
 
 EVIL = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 DOCUMENTS = [
@@ -175,11 +176,12 @@ def test_hover_order_and_hostile_text_in_a_real_browser(browser, result, tmp_pat
 
     blue = page.locator("#doc1 .w", has_text="lives").evaluate("node => getComputedStyle(node).backgroundColor")
     assert blue.startswith("rgba(59, 130, 246")
+    order = "nodes => nodes.map(node => Number(node.dataset.k))"
+    assert page.locator(".doc").evaluate_all(order) == result.ranking()  # best first
     page.click("#order")
-    order = page.locator(".doc").evaluate_all("nodes => nodes.map(node => Number(node.dataset.k))")
-    assert order == result.ranking()
+    assert page.locator(".doc").evaluate_all(order) == [0, 1, 2, 3]
     page.click("#order")
-    assert page.locator(".doc").first.get_attribute("data-k") == "0"
+    assert page.locator(".doc").evaluate_all(order) == result.ranking()
     assert page.errors == []
     assert [url for url in page.requests if not url.startswith("data:")] == [(tmp_path / "why.html").as_uri()]
 
@@ -189,7 +191,7 @@ def test_switching_between_candidate_answers(browser, votes, tmp_path: Path) -> 
     votes.to_html(tmp_path / "votes.html")
     page = opened(browser, tmp_path / "votes.html", color_scheme="dark", viewport={"width": 420, "height": 800})
     assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
-    buttons = page.locator("[data-column]")
+    buttons = page.locator("#columns [data-column]")
     assert buttons.count() == len(votes.columns) == 3
     for column, name in enumerate(votes.columns):
         buttons.nth(column).click()
@@ -197,5 +199,93 @@ def test_switching_between_candidate_answers(browser, votes, tmp_path: Path) -> 
         want = votes.for_answer(name).documents.scores
         shown = page.locator(".doc .score").all_text_contents()
         found = [float(s.split(" ")[0].replace("−", "-")) for s in shown]
-        assert found == pytest.approx(want, abs=6e-4)
+        assert found == pytest.approx(sorted(want, reverse=True), abs=6e-4)
     assert page.errors == []
+
+
+ANSWER = "- **Home:** Ada lives in Bern.\n- She has a cat.\n\nThe sky is blue."
+
+
+class ByClaim(ScriptedModel):
+    """A claim is likely where a document says it."""
+
+    def score(self, prompts, continuations, *, steering=None):
+        found = super().score(prompts, continuations, steering=steering)
+        lengths = [
+            len(words(text)) for text in ("- **Home:** Ada lives in Bern.", "- She has a cat.", "The sky is blue.")
+        ]
+        for i, each in enumerate(found):
+            text = "".join(m.content for m in prompts[i].messages)
+            values = [-20 + 18 * ("Ada lives in Bern" in text), -15 + 14 * ("She has a cat" in text), -2.0]
+            each_word = [v / n for v, n in zip(values, lengths, strict=True) for _ in range(n)]
+            found[i] = TokenLogProbs(each.tokens, each.token_ids, tuple(each_word))
+        return found
+
+
+@pytest.fixture(scope="module")
+def claims():
+    documents = [
+        Document(DOCUMENTS[0] + " They stand in rows." * 100, title="Trees.md"),
+        Document(DOCUMENTS[1], "ada", "Ada.md"),
+        Document("\u0636\u0645\u0627\u0646 \u0622\u0644\u0629 H3 \u0633\u0646\u062a\u0627\u0646.", "rtl"),
+    ]
+    return attribute_sources("Where does Ada live?", documents, ByClaim(logprob=likely), ANSWER, budget=200)
+
+
+def test_the_answer_stands_in_the_page_as_it_was_written(claims) -> None:
+    page = as_html(claims)
+    answer = re.search(r'<p class="answer" dir="auto">(.*?)</p>', page, flags=re.DOTALL)[1]
+    assert html.unescape(re.sub(r"<a .*?</a>|</?span[^>]*>", "", answer)) == ANSWER
+    assert re.findall(r'data-verdict="([^"]*)" aria-pressed', answer) == ["supported", "supported", "from memory"]
+    assert re.findall(r">\[([^]]*)\]</a>", answer) == ["Ada.md", "Ada.md"]
+    assert "90% carried by the sources" in page
+    assert "Ada.md carries 100% of it" in page
+
+
+def test_scores_and_colours_need_no_script(claims) -> None:
+    page = as_html(claims)
+    body = page[: page.index("<script")]
+    assert re.findall(r'class="name">([^<]*)', body) == [claims.name(k) for k in claims.ranking()]
+    assert number(claims.documents.scores[1]) in body
+    assert 'style="background:rgba(var(--for),' in body
+    assert "carries 100%" in body
+    assert body.count('dir="auto"') >= 3 + len(claims.documents)
+    assert 'tabindex="0"' in body
+    frame = claims._repr_html_()
+    assert frame.startswith("<iframe srcdoc=")
+    assert "<script" not in frame
+    assert claims.to_html() == page
+
+
+@pytest.mark.browser
+def test_claims_citations_and_keyboard(browser, claims, tmp_path: Path) -> None:
+    claims.to_html(tmp_path / "why.html")
+    for width in (1400, 768, 360):
+        page = opened(browser, tmp_path / "why.html", viewport={"width": width, "height": 900})
+        assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    score = page.locator("#doc1 .score")
+    whole = score.text_content()
+    page.locator(".answer a").nth(1).click()  # of the second claim: its own column is shown
+    assert score.text_content() != whole
+    assert score.text_content().startswith("+14.000")
+    assert page.evaluate("document.activeElement.id") == "doc1"
+    assert page.locator(".claim").nth(1).get_attribute("aria-pressed") == "true"
+    page.locator(".claim").nth(0).focus()
+    page.keyboard.press("Enter")
+    assert score.text_content().startswith("+18.000")
+    page.locator(".claims button").nth(0).click()  # once more: the whole answer again
+    assert score.text_content() == whole
+    page.locator("#doc1 .s").first.focus()
+    assert "sentence" in page.locator("#inspector").inner_text()
+    fold = page.locator("#doc0 .fold")
+    folded = page.locator("#doc0").bounding_box()["height"]
+    fold.click()
+    assert page.locator("#doc0").bounding_box()["height"] > 2 * folded
+    page.emulate_media(media="print")
+    assert page.locator("#doc1 .s").first.evaluate("n => getComputedStyle(n).printColorAdjust") == "exact"
+    assert page.errors == []
+    silent = browser.new_context(java_script_enabled=False).new_page()
+    silent.goto((tmp_path / "why.html").as_uri())
+    assert silent.locator("#doc1 .score").text_content() == whole.replace("\u2212", "-")
+    assert not silent.locator("#order").is_visible()
+    assert not silent.locator("#inspector").is_visible()
