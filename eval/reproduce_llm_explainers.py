@@ -133,8 +133,8 @@ def measured(
     records = said(cases, explainer, STRATEGIES, {**asking, "solved": solved}, header, out / f"{task.name}.jsonl")
     explanations = {f"prompted_{strategy}": by_strategy(cases, records, strategy, seed) for strategy in STRATEGIES}
     counts = {strategy: replies(records, strategy) for strategy in STRATEGIES}
-    most = max(len(spans) for spans in players) + 2
-    how = {"foils": foils, "players": players, "seed": seed, "model": proxy}
+    most = 2 * max(len(spans) for spans in players)
+    how = {"foils": foils, "segments": players, "seed": seed, "model": proxy}
     # LIME and KernelSHAP on as many evaluations as a language model is shown, where they can work with so few
     explanations |= explain_many(texts, targets, methods=["lime"], budget=neighbours + 1, **how)  # type: ignore[arg-type]
     explanations |= explain_many(texts, targets, methods=["kernel_shap", *EXACT], budget=most, **how)  # type: ignore[arg-type]

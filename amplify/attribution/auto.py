@@ -36,6 +36,30 @@ FORMAT = 3
 
 
 @dataclass(frozen=True)
+class Trial:
+    """How explainers are compared.
+
+    Attributes:
+        pool: names of explainers.
+        metrics: of `amplify.attribution.faithfulness.METRICS`.
+        k: words on top.
+        items: inputs measured.
+        budget: model evaluations per input and explainer.
+        seed: of what is drawn.
+    """
+
+    pool: tuple[str, ...] = POOL
+    metrics: tuple[str, ...] = DEFAULT
+    k: int = 5
+    items: int = ITEMS
+    budget: int = 128
+    seed: int = 0
+
+
+TRIAL = Trial()
+
+
+@dataclass(frozen=True)
 class Choice:
     """The explainer that explains a model most faithfully.
 
@@ -69,18 +93,7 @@ class Choice:
         return f"explainer by the gate on {self.items} example{'s' * (self.items != 1)}: {self.method} ({merits}){weak}"
 
 
-def choose(
-    proxy: Proxy,
-    task: Task,
-    *,
-    pool: Sequence[str] = POOL,
-    metrics: Sequence[str] = DEFAULT,
-    contrastive: bool = True,
-    k: int = 5,
-    items: int = ITEMS,
-    budget: int = 128,
-    seed: int = 0,
-) -> Choice:
+def choose(proxy: Proxy, task: Task, trial: Trial = TRIAL, *, contrastive: bool = True) -> Choice:
     """The explainer of the pool that is most faithful to a proxy, on validation examples (it was not trained on them).
 
     What is explained is the gold label, against the proxy's likeliest other one. The result is kept in the cache and
@@ -89,31 +102,26 @@ def choose(
     Args:
         proxy: the model explained.
         task: whose validation split is looked at; its test split never is.
-        pool: names of explainers.
-        metrics: of `amplify.attribution.faithfulness.METRICS`.
+        trial: how they are compared; its examples are drawn with its seed.
         contrastive: explain against another label.
-        k: words on top.
-        items: examples, drawn with the seed.
-        budget: model evaluations per example and explainer.
-        seed: of the draw and of sampled methods.
 
     Raises:
         InputError: no pool, or no labelled validation example with words to score.
     """
     proxy.require_head("the choice of an explainer")
-    if not pool:
+    if not trial.pool:
         raise InputError("the pool of explainers is empty: name some")
     mask = key_word_mask(task)
     usable = [e for e in task.validation if e.label in proxy.labels_of(e) and any(mask(e))]
     if not usable:
         raise InputError(f"the gate needs labelled validation examples with words to cite; task {task.name!r} has none")
-    order = np.random.default_rng(seed).permutation(len(usable))[:items]
+    order = np.random.default_rng(trial.seed).permutation(len(usable))[: trial.items]
     examples = [usable[i] for i in order]
     recipe = {
         "format": FORMAT,
         "proxy": proxy.identity,
         "examples": [[input_text(e), e.label, allowed(e, mask)] for e in examples],
-        "options": [list(pool), list(metrics), contrastive, k, budget, seed],
+        "options": [list(trial.pool), list(trial.metrics), contrastive, trial.k, trial.budget, trial.seed],
     }
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     cached = resources.home() / "gates" / f"{key[:32]}.json"
@@ -127,11 +135,11 @@ def choose(
     foils = rivals if contrastive else None
     found = {
         name: explain_words(
-            proxy, examples, targets, foils, plain(name, contrastive), mask=mask, budget=budget, seed=seed
+            proxy, examples, targets, foils, plain(name, contrastive), mask=mask, budget=trial.budget, seed=trial.seed
         )
-        for name in pool
+        for name in trial.pool
     }
-    choice = _best(found, proxy, metrics, examples, k, seed)
+    choice = _best(found, proxy, examples, trial)
     files.make_folder(cached.parent)
     files.write_json(cached, codec.encode(choice))
     return choice
@@ -143,13 +151,7 @@ def choose_on(
     targets: Sequence[str | None],
     foils: Sequence[str | None] | None = None,
     segments: Sequence[Spans | None] | None = None,
-    *,
-    pool: Sequence[str] = POOL,
-    metrics: Sequence[str] = DEFAULT,
-    k: int = 5,
-    items: int = ITEMS,
-    budget: int = 128,
-    seed: int = 0,
+    trial: Trial = TRIAL,
 ) -> Choice:
     """The explainer of the pool that is most faithful to a language model on some of its own answers.
 
@@ -158,8 +160,7 @@ def choose_on(
     Args:
         model: the model explained; of the pool only what works with it is measured.
         given, targets, foils, segments: see `amplify.attribution.explanations.explain_many`.
-        pool, metrics, k, budget, seed: see `choose`.
-        items: inputs measured, the first ones.
+        trial: how they are compared, on the first inputs.
 
     Raises:
         InputError: nothing to explain, or see `explain_many`.
@@ -169,35 +170,33 @@ def choose_on(
         >>> from amplify.models.scripted import ScriptedModel
         >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
         >>> texts = ["Name the capital of France", "Which capital?"]
-        >>> choice = choose_on(model, texts, [" Paris"] * 2, pool=["occlusion", "lime"])
+        >>> choice = choose_on(model, texts, [" Paris"] * 2, trial=Trial(pool=("occlusion", "lime")))
         >>> choice.method, choice.items
         ('occlusion', 2)
     """
     if not given:
         raise InputError("there is no input to choose an explainer on")
-    names = [name for name in pool if able(model, METHODS[name])]
+    names = [name for name in trial.pool if able(model, METHODS[name])]
     if not names:
         raise CapabilityError(f"{model.id} gives no log-probabilities, which every explainer of the pool needs")
-    count = min(items, len(given))
+    count = min(trial.items, len(given))
     nothing: list[None] = [None] * len(given)
     cases = list(zip(given, targets, foils or nothing, segments or nothing, strict=True))[:count]
     subjects = [subject(model, *case) for case in cases]
-    enough = max([budget, *(METHODS[name].least(len(one.spans)) for name in names for one in subjects)])
-    found = run(model, subjects, names, budget=enough, seed=seed)
+    enough = max([trial.budget, *(METHODS[name].least(len(one.spans)) for name in names for one in subjects)])
+    found = run(model, subjects, names, budget=enough, seed=trial.seed)
     prompts = [Prompt(text=one) if isinstance(one, str) else one for one in given[:count]]
-    return _best(found, model, metrics, prompts, k, seed)
+    return _best(found, model, prompts, trial)
 
 
 def _best(
     found: Mapping[str, Sequence[Attribution]],
     model: Proxy | LanguageModel,
-    metrics: Sequence[str],
     examples: Sequence[Example | Prompt],
-    k: int,
-    seed: int,
+    trial: Trial,
 ) -> Choice:
     # masks and draws of the measure have a stream of their own: no explainer has seen them
-    table = faithfulness(found, model, metrics, examples=examples, k=k, seed=seed + 1)
+    table = faithfulness(found, model, trial.metrics, examples=examples, k=trial.k, seed=trial.seed + 1)
     worth = merits(table)
     best = max(found, key=lambda name: worth[name])
     beats = {name: [row.metric for row in table.rows if row.method == name and row.beats_random] for name in found}

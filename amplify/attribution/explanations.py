@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from amplify import codec, files
-from amplify.attribution.auto import Choice, choose_on, chosen_for
+from amplify.attribution.auto import Choice, Trial, choose_on, chosen_for
 from amplify.attribution.explainers import AUTO, METHODS, run
 from amplify.attribution.inputs import Given, Model, opened, subject
 from amplify.attribution.words import Spans
@@ -166,7 +166,7 @@ def chosen(
     """What "auto" stands for with an open model and these inputs: see `explain`."""
     if isinstance(model, Proxy):
         return chosen_for(model, contrastive=any(foil is not None for foil in foils))
-    return choose_on(model, texts, targets, foils, segments, budget=budget, seed=seed)
+    return choose_on(model, texts, targets, foils, segments, Trial(budget=budget, seed=seed))
 
 
 Case = tuple[Given, str | None, str | None]

@@ -133,11 +133,12 @@ def gradient_scores(
             f"a budget of {budget} evaluations is too small for {method} here: it needs {needed * len(parts)} or more"
         )
     batch_tokens = batch_tokens or (384 if parts[0].inputs.device.type == "cpu" else 16_384)
+    offsets, spans = [part.offsets for part in parts], parts[0].spans
     if method == "c_lime":
         return c_lime(parts, share, seed, batch_tokens), {}
     if method == "deep_lift":
         vectors = [deep_lift(part) for part in parts]
-        scores = reduce(parts, vectors, "sum")
+        scores = reduce(offsets, vectors, spans, "sum")
         return Scores.exact(scores, 2 * len(parts)), {"completeness_gap": gap(parts, scores)}
     clouds = [cloud(part, method, share, seed) for part in parts]
     gradients = [
@@ -149,7 +150,7 @@ def gradient_scores(
         for near, found, weight in zip(clouds, gradients, weights, strict=True):
             mean = np.tensordot(weight, found, 1)
             vectors.append(mean if near.factor is None else mean * near.factor[0].float().cpu().numpy())
-        return reduce(parts, vectors, clouds[0].how)
+        return reduce(offsets, vectors, spans, clouds[0].how)
 
     weights = [near.weights.float().cpu().numpy() for near in clouds]
     scores = scores_of(weights)
@@ -250,16 +251,24 @@ def gap(parts: Sequence[Part], scores: Floats) -> float:
     return whole - float(scores.sum())
 
 
-def reduce(parts: Sequence[Part], vectors: Sequence[npt.NDArray[np.float32]], how: How) -> Floats:
-    """Word scores from one vector per token of each part.
+def reduce(
+    offsets: Sequence[Sequence[tuple[int, int]]], vectors: Sequence[npt.NDArray[np.float32]], spans: Spans, how: How
+) -> Floats:
+    """Word scores from one vector per token of each sequence.
 
-    Parts share the tokens of the text, found in each by their characters (several on the same ones by their order):
+    Sequences share the tokens of the text, found in each by their characters (several on the same ones by their order):
     their vectors are added before a norm is taken. The L2 norm of a word is over the stacked vectors of its tokens.
+
+    Args:
+        offsets: characters of each sequence's tokens.
+        vectors: (tokens, width) of each sequence.
+        spans: characters of the words.
+        how: from a token's vector to a number.
     """
     total: dict[tuple[int, int, int], npt.NDArray[np.float64]] = {}
-    for part, rows in zip(parts, vectors, strict=True):
+    for places, rows in zip(offsets, vectors, strict=True):
         seen: dict[tuple[int, int], int] = defaultdict(int)
-        for (a, b), row in zip(part.offsets, rows, strict=True):
+        for (a, b), row in zip(places, rows, strict=True):
             if b > a:
                 key = (a, b, seen[a, b])
                 seen[a, b] += 1
@@ -267,7 +276,7 @@ def reduce(parts: Sequence[Part], vectors: Sequence[npt.NDArray[np.float32]], ho
     keys = sorted(total)
     found = np.array([total[key] for key in keys]).reshape(len(keys), -1)
     tokens = {"sum": found.sum, "l1": np.abs(found).sum, "l2": np.square(found).sum}[how](1)
-    words = aggregate(tokens, [(a, b) for a, b, _ in keys], parts[0].spans)
+    words = aggregate(tokens, [(a, b) for a, b, _ in keys], spans)
     return np.sqrt(words) if how == "l2" else words
 
 
@@ -470,41 +479,21 @@ def _word_scores(
     item: _Work, methods: Sequence[str], mask: Mask | None
 ) -> Iterator[tuple[str, npt.NDArray[np.float64], Spans]]:
     """Per method, scores of the words that may be chosen, and their spans."""
-    text = input_text(item.example)
-    spans = word_spans(text)
+    spans = word_spans(input_text(item.example))
     keep = list(mask(item.example)) if mask is not None else [True] * len(spans)
     if len(keep) != len(spans):
         raise InputError(f"the mask of example {item.example.id!r} has {len(keep)} values for {len(spans)} words")
-
-    # Rows of one example (pairs with options, labels of several tokens) share the tokens of its input. The same
-    # token is found in each by its characters; several tokens on the same characters by their order.
-    gold: dict[tuple[int, int, int], Array] = {}
-    foil: dict[tuple[int, int, int], Array] = {}
-    inputs: dict[tuple[int, int, int], Array] = {}
-    for row, x, by_answer in item.parts:
-        seen: dict[tuple[int, int], int] = defaultdict(int)
-        places = [(a, b) for a, b in row.offsets if b > a]
-        for t, (a, b) in enumerate(places):
-            key = (a, b, seen[a, b])
-            seen[a, b] += 1
-            inputs[key] = x[t]
-            if item.gold in by_answer:
-                gold[key] = by_answer[item.gold][t]
-            if item.foil is not None and item.foil in by_answer:
-                foil[key] = by_answer[item.foil][t]
-    keys = sorted(inputs)
-    zero = np.zeros(item.parts[0][1].shape[1], dtype=np.float32)
-    x = np.array([inputs[key] for key in keys]).reshape(len(keys), len(zero))
-    plain = np.array([gold.get(key, zero) for key in keys]).reshape(x.shape)
-    against = np.array([foil.get(key, zero) for key in keys]).reshape(x.shape)
     chosen = np.flatnonzero(keep)
+    offsets = [[(a, b) for a, b in row.offsets if b > a] for row, _, _ in item.parts]
     for method in methods:
-        gradient = plain if method.endswith("_plain") else plain - against
-        if method.startswith("grad_norm"):
-            tokens = np.abs(gradient).sum(1, dtype=np.float64)
-        else:
-            tokens = (x * gradient).sum(1, dtype=np.float64)
-        values = aggregate(tokens, [(a, b) for a, b, _ in keys], spans)
+        signs = {item.gold: 1.0}
+        if item.foil is not None and not method.endswith("_plain"):
+            signs[item.foil] = -1.0
+        vectors: list[Array] = []
+        for _, x, by_answer in item.parts:
+            gradient = sum((sign * by_answer[a] for a, sign in signs.items() if a in by_answer), np.zeros_like(x))
+            vectors.append(gradient if method.startswith("grad_norm") else x * gradient)
+        values = reduce(offsets, vectors, spans, "l1" if method.startswith("grad_norm") else "sum")
         yield method, values[chosen], tuple(spans[i] for i in chosen)
 
 

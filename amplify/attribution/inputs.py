@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,48 +62,6 @@ class Part:
     score: Callable[[Tensor], Tensor] = field(repr=False)
     attend: Callable[[], tuple[Tensor, Sequence[int]]] = field(repr=False)
     model: PreTrainedModel = field(repr=False)
-
-
-class Subject(Protocol):
-    """One input of one model, and a target with or without a foil."""
-
-    @property
-    def text(self) -> str:
-        """What the words are of."""
-        ...
-
-    @property
-    def spans(self) -> Spans:
-        """The words scored, as characters of the text."""
-        ...
-
-    @property
-    def target(self) -> str:
-        """What is explained."""
-        ...
-
-    @property
-    def foil(self) -> str | None:
-        """What it is contrasted with."""
-        ...
-
-    @property
-    def model_name(self) -> str:
-        """The model's name."""
-        ...
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What a reader of the result must know."""
-        ...
-
-    def value(self, masking: str) -> Value:
-        """The game of its words."""
-        ...
-
-    def parts(self) -> list[Part]:
-        """Its sequences, with inputs to differentiate by."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -247,6 +205,10 @@ class PromptSubject:
             attend=attend,
             model=module,
         )
+
+
+Subject = ProxySubject | PromptSubject
+"""One input of one model, and a target with or without a foil."""
 
 
 def padded(model: PreTrainedModel, tokenizer: Any, inputs: Tensor, words: Any, *, zeros: bool = False) -> Tensor:
@@ -423,7 +385,7 @@ def subject(
     segments: Spans | None = None,
     *,
     truncate: bool = False,
-) -> ProxySubject | PromptSubject:
+) -> Subject:
     """One input of an open model, checked."""
     if isinstance(model, Proxy):
         if isinstance(given, Prompt):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from amplify import templates
-from amplify.attribution.inputs import PromptSubject, ProxySubject, subject
+from amplify.attribution.inputs import Subject, subject
 from amplify.attribution.words import Spans, content_words, stop_words, without_words, word_spans
 from amplify.errors import InputError, UnknownNameError
 from amplify.models.base import LanguageModel
@@ -55,6 +55,7 @@ class Case:
         spans: characters of the words that may be named; default: all but stop words.
         prompt: for `self`: the prompt that the explainer itself answered, its prefix being what stands before the
             answer ("The answer is"). Without one the explainer is shown the text.
+        model: the name of the model explained.
     """
 
     text: str
@@ -63,6 +64,7 @@ class Case:
     foil: str | None = None
     spans: Spans | None = None
     prompt: Prompt | None = None
+    model: str = ""
 
     @property
     def words(self) -> Spans:
@@ -116,7 +118,6 @@ def explain_prompted(
     solved: Sequence[Attribution] = (),
     seed: int = 0,
     retries: int = 2,
-    model: str = "",
 ) -> Prompted:
     """Ask a language model which words made each output.
 
@@ -130,7 +131,6 @@ def explain_prompted(
         solved: attributions of other inputs, for `explanation`.
         seed: of the neighbours and of replies asked for again.
         retries: how often an unreadable reply is asked for again.
-        model: name of the model explained, for the attribution.
 
     Raises:
         UnknownNameError: no such strategy.
@@ -164,7 +164,7 @@ def explain_prompted(
         budgets.append(cost)
     named = ask_words(prompts, cases, explainer, k, seed=seed, retries=retries)
     made = [
-        _attribution(case, one, strategy, k, explainer, model, budget, seed)
+        _attribution(case, one, strategy, k, explainer, budget, seed)
         for case, one, budget in zip(cases, named, budgets, strict=True)
     ]
     return Prompted(
@@ -202,7 +202,7 @@ def cases_of(
         spans = words or Case(whole.text, target).words
         one = subject(model, text, target, foil, spans)
         prompt = text if isinstance(text, Prompt) else None
-        found.append(Case(one.text, target, _value(one, masking), foil, one.spans, prompt))
+        found.append(Case(one.text, target, _value(one, masking), foil, one.spans, prompt, one.model_name))
     return found
 
 
@@ -308,7 +308,7 @@ def neighbourhood(words: int, n: int, seed: int) -> Coalitions:
     return np.array(list(found.values()))
 
 
-def _value(subject: ProxySubject | PromptSubject, masking: str) -> Value:
+def _value(subject: Subject, masking: str) -> Value:
     """The game of a subject; that its model can play it is asked only when it is played."""
     return lambda coalitions: subject.value(masking)(coalitions)
 
@@ -348,7 +348,7 @@ def _prompt(form: Template, strategy: str, case: Case, variables: dict[str, obje
 
 
 def _attribution(
-    case: Case, named: Named, strategy: str, k: int, explainer: LanguageModel, model: str, budget: int, seed: int
+    case: Case, named: Named, strategy: str, k: int, explainer: LanguageModel, budget: int, seed: int
 ) -> Attribution | None:
     if not named.words:
         return None
@@ -362,7 +362,7 @@ def _attribution(
         target=case.target,
         foil=case.foil,
         method=f"prompted_{strategy}",
-        model=model,
+        model=case.model,
         budget=budget,
         seed=seed,
         meta={

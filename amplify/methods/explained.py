@@ -197,7 +197,7 @@ def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Pr
 
 
 def _fit(method: ExplainedMethod, task: Task, model: LanguageModel, seed: int) -> Explained:
-    from amplify.attribution.auto import choose
+    from amplify.attribution.auto import Trial, choose
     from amplify.selection import Selection, require_labels, select
 
     pool, notes = citable_pool(method.name, method.pool, task, seed)
@@ -218,7 +218,8 @@ def _fit(method: ExplainedMethod, task: Task, model: LanguageModel, seed: int) -
 
     explainer, choice = method.explainer, None
     if explainer == "auto":
-        choice = choose(proxy, task, contrastive=method.contrastive, k=method.k, budget=method.budget, seed=seed)
+        trial = Trial(k=method.k, budget=method.budget, seed=seed)
+        choice = choose(proxy, task, trial, contrastive=method.contrastive)
         explainer = choice.method
         notes.append(choice.note)
 

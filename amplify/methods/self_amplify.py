@@ -173,8 +173,9 @@ class SelfTopK(SelfWords):
         for shot in shots:
             spans = citable(task, shot.example)
             prompt, _, _ = placed(form, shot.example, spans)
-            cases.append(Case(input_text(shot.example), shown_gold(shot.example), spans=spans, prompt=prompt))
-        found = explain_prompted(cases, model, "self", k=self.k, seed=seed, retries=_RETRIES, model=model.id)
+            text, gold = input_text(shot.example), shown_gold(shot.example)
+            cases.append(Case(text, gold, spans=spans, prompt=prompt, model=model.id))
+        found = explain_prompted(cases, model, "self", k=self.k, seed=seed, retries=_RETRIES)
         made, notes = self.said(found.attributions, shots)
         if found.invented:
             notes.append(f"{found.invented} words named that are not in the input: left out")

@@ -27,6 +27,7 @@ from amplify.templates import Template
 from amplify.types import Attribution, Completion, Message, Prompt, Rationale, Sampling
 
 Words = tuple[str, ...]
+LONGEST = 96  # tokens of a narration; one that is cut off fails
 T = TypeVar("T")
 _QUOTED = re.compile(r"[\"“„«]([^\"“”„«»]*)[\"”“»]|(?<!\w)['‘]([^'‘’]+)['’](?!\w)|`([^`]+)`|\*\*([^*]+)\*\*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -219,7 +220,6 @@ def narrate(
     fallback: str = "key_words",
     retries: int = 1,
     seed: int = 0,
-    max_tokens: int = 96,
 ) -> Narration:
     """Have a language model say why, and keep what holds against the attribution.
 
@@ -232,7 +232,6 @@ def narrate(
         fallback: rationale template for what fails the check.
         retries: how often a narration that fails is asked for again, sampled with a seed instead of greedily.
         seed: of those samples.
-        max_tokens: of a narration; one that is cut off fails.
 
     Raises:
         InputError: an attribution without a word that speaks for its target.
@@ -259,7 +258,7 @@ def narrate(
         open_ = [i for i in range(len(prompts)) if i not in made]
         if not open_:
             break
-        sampling = Sampling(max_tokens=max_tokens, temperature=0.7 if attempt else 0.0, seed=seed + attempt)
+        sampling = Sampling(max_tokens=LONGEST, temperature=0.7 if attempt else 0.0, seed=seed + attempt)
         for i, written in zip(open_, model.generate([prompts[i] for i in open_], sampling), strict=True):
             calls += 1
             if fault := _fault(written, attributions[i], told[i], shown[i]):

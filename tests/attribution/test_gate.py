@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from amplify.attribution import auto
-from amplify.attribution.auto import choose, choose_on
+from amplify.attribution.auto import Trial, choose, choose_on
 from amplify.attribution.deletion import SETS, Deletion, Verdict, deletion, judge
 from amplify.attribution.explainers import explain_words
 from amplify.attribution.explanations import explain, explain_many
@@ -130,7 +130,7 @@ def proxy(sentiment: Task, tiny_encoder: Path, tmp_path_factory: pytest.TempPath
 
 
 def test_auto_takes_the_explainer_that_finds_the_words(sentiment: Task, proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
-    choice = choose(proxy, sentiment, pool=("grad_norm", "occlusion"), items=10, k=1)
+    choice = choose(proxy, sentiment, Trial(pool=("grad_norm", "occlusion"), items=10, k=1))
     assert choice.method == max(choice.merits, key=lambda name: choice.merits[name])
     assert choice.items == 10
     assert choice.trusted
@@ -142,18 +142,18 @@ def test_auto_takes_the_explainer_that_finds_the_words(sentiment: Task, proxy: P
 
     with monkeypatch.context() as patch:
         patch.setattr(auto, "faithfulness", never)
-        assert choose(proxy, sentiment, pool=("grad_norm", "occlusion"), items=10, k=1) == choice
+        assert choose(proxy, sentiment, Trial(pool=("grad_norm", "occlusion"), items=10, k=1)) == choice
         with pytest.raises(AssertionError):
-            choose(proxy, sentiment, pool=("grad_norm", "occlusion"), items=10, k=2)
+            choose(proxy, sentiment, Trial(pool=("grad_norm", "occlusion"), items=10, k=2))
 
 
 def test_a_damaged_cache_is_measured_again(sentiment: Task, proxy: Proxy, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("AMPLIFY_HOME", str(tmp_path))
-    first = choose(proxy, sentiment, pool=("occlusion",), items=3, k=1)
+    first = choose(proxy, sentiment, Trial(pool=("occlusion",), items=3, k=1))
     [kept] = tmp_path.glob("gates/*.json")
     assert json.loads(kept.read_text())["method"] == "occlusion"
     kept.write_text("{")
-    assert choose(proxy, sentiment, pool=("occlusion",), items=3, k=1) == first
+    assert choose(proxy, sentiment, Trial(pool=("occlusion",), items=3, k=1)) == first
 
 
 def test_every_kind_of_explainer_keeps_to_the_mask(sentiment: Task, proxy: Proxy):
@@ -201,7 +201,7 @@ def test_auto_on_a_language_model_is_measured_on_the_inputs_explained():
     ]
     alone = explain(texts[0], " good", foil=" bad", model=model, method="auto")
     assert alone.meta["auto"].endswith("too few examples to tell whether it beats random scores")
-    choice = choose_on(model, texts, [" good"] * 6, [" bad"] * 6, items=3)
+    choice = choose_on(model, texts, [" good"] * 6, [" bad"] * 6, trial=Trial(items=3))
     assert (set(choice.merits), choice.items) == ({"occlusion", "kernel_shap"}, 3)
     with pytest.raises(CapabilityError, match="log-probabilities"):
         explain(texts[0], " good", model=ScriptedGenerator(), method="auto")
@@ -211,9 +211,9 @@ def test_auto_on_a_language_model_is_measured_on_the_inputs_explained():
 
 def test_errors(sentiment: Task, proxy: Proxy):
     with pytest.raises(UnknownNameError, match="occlusion"):
-        choose(proxy, sentiment, pool=("oclusion",))
+        choose(proxy, sentiment, Trial(pool=("oclusion",)))
     with pytest.raises(InputError, match="pool"):
-        choose(proxy, sentiment, pool=())
+        choose(proxy, sentiment, Trial(pool=()))
     with pytest.raises(InputError, match="no word"):
         explain_words(
             proxy, [Example("x", "of the", "positive")], ["positive"], None, "occlusion", mask=key_word_mask(sentiment)

@@ -57,7 +57,7 @@ def by_captum(parts, method):
             found = Saliency(part.score).attribute(x, abs=False)
         vectors.append(found[0].detach().float().numpy())
     how = {"vanilla_gradients": "l2", "grad_norm": "l1"}.get(method, "sum")
-    return reduce(parts, vectors, how)
+    return reduce([p.offsets for p in parts], vectors, parts[0].spans, how)
 
 
 @pytest.mark.parametrize("method", ["vanilla_gradients", "grad_norm", "grad_x_input", "integrated_gradients"])
@@ -122,11 +122,16 @@ def test_encoders_are_entered_behind_their_embeddings_module_as_captums_layer_me
             ids, baselines=torch.where(word, tokenizer.pad_token_id, ids), n_steps=SAMPLES, method="gausslegendre"
         )
     got, _ = gradient_scores([part], method, budget=SAMPLES)
-    want = reduce([part], [found[0].detach().numpy()], "sum")
+    want = reduce([part.offsets], [found[0].detach().numpy()], part.spans, "sum")
     np.testing.assert_allclose(got.scores, want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
     if method == "grad_x_input":  # before the norm, which is blind to the length of what it reads, it would be 0
         before = LayerGradientXActivation(contrast, model.bert.embeddings.LayerNorm)
-        blind = reduce([part], [before.attribute(ids, attribute_to_layer_input=True)[0].detach().numpy()], "sum")
+        blind = reduce(
+            [part.offsets],
+            [before.attribute(ids, attribute_to_layer_input=True)[0].detach().numpy()],
+            part.spans,
+            "sum",
+        )
         assert np.abs(blind).max() < 1e-2 * np.abs(want).max()
     hidden = model(inputs_embeds=words, token_type_ids=types, output_hidden_states=True).hidden_states[0]
     torch.testing.assert_close(part.inputs, hidden, rtol=0, atol=0)
@@ -140,7 +145,7 @@ def test_smooth_grad_is_the_mean_gradient_under_noise(encoder):
     x = part.inputs
     points = (x + NOISE * (x.max() - x.min()) * noise).requires_grad_()
     mean = torch.autograd.grad(part.score(points).sum(), points)[0].mean(0)
-    np.testing.assert_allclose(found.scores, reduce([part], [mean.numpy()], "l2"), rtol=1e-4)
+    np.testing.assert_allclose(found.scores, reduce([part.offsets], [mean.numpy()], part.spans, "l2"), rtol=1e-4)
     assert (found.low <= found.scores).all()
     assert (found.scores <= found.high).all()
     assert (found.low < found.high).any()

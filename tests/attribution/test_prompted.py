@@ -1,6 +1,7 @@
 """Language models as explainers: what they are shown, how strictly their replies are read, and that asking ends."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def averaging(prompt: str) -> str:
 def test_neighbours_say_enough_to_find_the_words() -> None:
     for strategy in ("perturbation", "instruction"):
         model = ScriptedGenerator(reply=averaging)
-        found = explain_prompted([case()], model, strategy, k=3, neighbours=64, model="toy")
+        found = explain_prompted([replace(case(), model="toy")], model, strategy, k=3, neighbours=64)
         (a,) = found.attributions
         assert a is not None
         assert a.top(2) == ["superb", "lovely"]
@@ -164,7 +165,7 @@ def test_a_language_models_own_outputs_are_the_neighbours_outputs(tiny_lm: Path)
         (own,) = cases_of([text], [" positive"], model, foils=[" negative"])
         assert [text[a:b] for a, b in own.words] == ["Great", "phone", "terrible", "battery", "answer"]
         explainer = ScriptedGenerator("say=terrible")
-        found = explain_prompted([own], explainer, "perturbation", model=model.id)
+        found = explain_prompted([own], explainer, "perturbation")
         shown = re.search(r"(?m)^Without \"terrible\": \w+ \((.*)\)$", explainer.texts[0])
         cut = Prompt(text=text.replace("terrible ", ""))
         yes, no = (r.total for r in model.score([cut, cut], [" positive", " negative"]))

@@ -177,7 +177,7 @@ def test_what_fails_falls_back_and_is_counted() -> None:
 def test_retries_are_bounded_and_a_cut_narration_fails() -> None:
     model = ScriptedGenerator("say=Positive.")
     assert narrate([REVIEW], model, retries=2).calls == 3
-    cut = narrate([REVIEW], ScriptedGenerator(reply=lambda _: GOOD), max_tokens=3, retries=0)
+    cut = narrate([REVIEW], ScriptedGenerator(reply=lambda _: GOOD + " more" * 96), retries=0)
     assert dict(cut.fallbacks) == {0: "it was cut off"}
     assert rationalize(REVIEW, "narrated", model=model).kind == "key_words"
     with pytest.raises(InputError, match="needs model="):
