@@ -24,7 +24,6 @@ WITHOUT = {"steered", "train_proxy"}
 NOT_RUN = {
     "amplify.models.transformers.TransformersModel",
     "amplify.proxies.proxy.Proxy.from_model",
-    "amplify.tuning.search.tune",
 }
 """Docstrings with lines that are not run (`# doctest: +SKIP`), because they need a model that is downloaded."""
 
