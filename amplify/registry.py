@@ -203,7 +203,7 @@ def broken() -> list[str]:
 
 def _same(old: Any, new: Any) -> bool:
     """Whether this is the same thing again, as when a module is reloaded or a notebook's cell runs twice."""
-    return bool(old is new or (hasattr(old, "__qualname__") and _place(old) == _place(new)))
+    return bool(old is new or old == new or (hasattr(old, "__qualname__") and _place(old) == _place(new)))
 
 
 def _place(thing: Any) -> str:

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,10 +289,10 @@ def prompts(tiny: Tiny) -> Found:
             task = _cut(amplify.load_task(name))
         except DataError:
             continue  # data that is not here
-        for method, cls in METHODS.items():
+        for method, preset in METHODS.items():
             if method.startswith("rag") != (name == "nq_open"):
                 continue
-            known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+            known = preset.options
             options: dict[str, Any] = {k: v for k, v in SMALL.items() if k in known}
             if name == "pronouns":
                 options["max_tokens"] = 24

@@ -15,7 +15,6 @@ import datetime
 import json
 import os
 import platform
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def methods_of(
         if (name == "human_cot" and not task.cot) or (options.get("balanced") and not task.labels):
             continue
         own = dict(options)
-        known = {f.name for f in fields(METHODS[name])}
+        known = METHODS[name].options
         own = {option: value for option, value in settings.items() if option in known} | own
         if proxy and "proxy" in known:
             own.setdefault("proxy", proxy)

@@ -28,7 +28,7 @@ import amplify
 from amplify.errors import AmplifyError
 from amplify.methods import make
 from amplify.methods.base import Method
-from amplify.methods.steered import find_profile, first_heads, model_name
+from amplify.methods.pasta import find_profile, first_heads, model_name
 from amplify.steering import Steering, profiles
 
 TABLES = ("main", "shots", "heads", "alpha", "number", "sensitivity", "auto", "refusals")

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from amplify.attribution.registry import METHODS as EXPLAINERS
 from measuring import open_exact
 from reproduce_amplify import write
 
 import amplify
 from amplify.errors import AmplifyError
-from amplify.methods import METHODS, make
+from amplify.methods import METHODS, SelfAmplify, make
 from amplify.methods.base import Method
-from amplify.methods.self_amplify import SelfExplained
-from amplify.methods.self_selection import SelfMethod
 from amplify.models.base import LanguageModel, LocalModel, ScoringModel
 
 SHOTS, K = 4, 5  # the paper's
@@ -69,9 +68,9 @@ def methods_of(table: str, model: LanguageModel, mode: str, settings: Mapping[st
     """The columns of a table that this model can have, with further options where methods have them."""
     made = []
     for name, options in [("few_shot", {}), *TABLES[table]]:
-        own = {"shots": SHOTS, "k": K, "mode": mode, **(settings or {}), **options}
-        known = METHODS[name].__dataclass_fields__
-        method = make(name, **{option: value for option, value in own.items() if option in known})
+        own = {"shots": SHOTS, "k": K, **(settings or {}), **options}
+        known = METHODS[name].options
+        method = make(name, mode=mode, **{option: value for option, value in own.items() if option in known})  # type: ignore[arg-type]
         if isinstance(model, LocalModel) or not _needs_more(method, isinstance(model, ScoringModel)):
             made.append(method)
         else:
@@ -81,9 +80,10 @@ def methods_of(table: str, model: LanguageModel, mode: str, settings: Mapping[st
 
 def _needs_more(method: Method, scores: bool) -> bool:
     """Whether a method needs gradients, or log-probabilities where there are none."""
-    own = isinstance(method, SelfMethod) and (method.selection.startswith("mcs") or getattr(method, "gate", False))
-    explained = isinstance(method, SelfExplained)
-    return (explained and method.needs_gradients) or (not scores and (own or explained))
+    if not isinstance(method, SelfAmplify):
+        return False
+    own = method.selection.startswith("mcs") or method.gate or method.explain_by in EXPLAINERS
+    return method.needs_gradients or (not scores and own)
 
 
 @click.command()

@@ -31,9 +31,7 @@ from amplify import templates
 from amplify.errors import AmplifyError
 from amplify.methods import make
 from amplify.methods.base import Method
-from amplify.methods.documents import RagProgram
-from amplify.methods.rag_baselines import Rag
-from amplify.methods.reading import Reading
+from amplify.methods.rag import Rag, RagProgram, Reading
 from amplify.models.base import LanguageModel
 from amplify.retrieval import open_retriever
 from amplify.sources.context import harmless, special_tokens
@@ -59,19 +57,14 @@ class NearestProgram(RagProgram):
 
 @dataclass(frozen=True)
 class Nearest(Rag):
-    """What a retriever would keep of the documents that all other rows choose from.
-
-    Attributes:
-        k: keep this many, 0 for all of them.
-    """
+    """What a retriever would keep of the documents that all other rows choose from: the first `k`, 0 for all."""
 
     name: ClassVar[str] = "rag_minilm"
-
-    k: int = 0
+    seeded: ClassVar[bool] = False
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit."""
-        return NearestProgram(**vars(self.program(task, seed, operation="rerank", k=self.k)))
+        return NearestProgram(**{**vars(super().fit(task, model, seed)), "operation": "rerank"})
 
 
 @click.group()

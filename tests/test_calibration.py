@@ -13,8 +13,8 @@ import amplify
 from amplify.calibration import Calibration, affine, from_answers, log_softmax, simplest
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.base import Program
-from amplify.methods.baselines import ZeroShot
 from amplify.methods.calibrated import CalibratedProgram, calibrated
+from amplify.methods.few_shot import ZeroShot
 from amplify.tasks import Task
 from amplify.types import Answer, Example
 

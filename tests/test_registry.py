@@ -66,11 +66,11 @@ def test_a_method_of_ones_own_is_known_by_its_name(registered) -> None:
 
         extra: int = 3
 
-    assert METHODS["mine"] is Mine
+    assert METHODS["mine"].cls is Mine
     assert list(METHODS)[-1] == "mine"
     made = make("mine", extra="5", shots=2)
     assert (made.name, made.label, made.role) == ("mine", "mine[shots=2,extra=5]", "method")
-    assert FewShot.name == "few_shot"
+    assert make("few_shot").name == FewShot().name == "few_shot"
     assert METHODS.package("mine") == METHODS.package("few_shot") == ""
 
 
@@ -98,10 +98,10 @@ def test_registering_the_same_again_replaces_it_and_anothers_name_is_refused(reg
     for doc in ("first", "second"):  # a notebook's cell that runs twice
         again = type("Mine", (FewShot,), {"__doc__": doc, "__module__": "notebook"})
         amplify.register("method", "mine", again)
-    assert METHODS["mine"].__doc__ == "second"
+    assert METHODS["mine"].description == "second"
     with pytest.raises(InputError, match=r"'mine' is registered already, by notebook\.Mine"):
         amplify.register("method", "mine")(type("Other", (FewShot,), {}))
-    with pytest.raises(InputError, match=r"'few_shot' is registered already, by amplify\.methods\.baselines\.FewShot"):
+    with pytest.raises(InputError, match=r"'few_shot' is registered already, by amplify\.methods\.base\.Preset"):
         amplify.register("method", "few_shot")(type("Other", (FewShot,), {}))
 
 

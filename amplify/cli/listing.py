@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,8 +79,8 @@ def _described(what: str, name: str) -> str:
     own = not any(hasattr(thing, attribute) for attribute in ("summary", "description"))
     said = [inspect.getdoc(thing) or "" if own else _line(thing)]
     if what == "methods":
-        options = [f"  {name}.{f.name}={f.default!r}" for f in dataclasses.fields(thing) if f.name != "mode"]
-        said += ["", f"role: {thing.role}", "options (--set), with their defaults:", *options]
+        options = [f"  {name}.{option}={default!r}" for option, default in thing.options.items()]
+        said = [thing.description, "", f"role: {thing.role}", "options (--set), with their defaults:", *options]
     if package := table.package(name):
         said += ["", f"from {package}"]
     return "\n".join(said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -106,9 +106,7 @@ def configuration(
 
 
 def _need_documents(methods: Sequence[Method]) -> None:
-    from amplify.methods.documents import RagMethod
-
-    if others := [m.label for m in methods if not isinstance(m, RagMethod)]:
+    if others := [m.label for m in methods if not m.reads_documents]:
         raise InputError(
             f"the metric 'evidence' judges how documents are ranked, and {', '.join(others)} reads none; use those "
             "that do (rag, rag_rerank_shapley, …)"
@@ -166,9 +164,9 @@ def make_methods(methods: Sequence[str | Method], mode: Mode, options: Mapping[s
         if not dot:
             raise InputError(f"an option is written METHOD.OPTION, e.g. amplify.k, or *.k for all, not {key!r}")
         if name == "*":
-            having = {n: {f.name for f in fields(METHODS[n])} - {"mode"} for n in names}
+            having = {n: METHODS[n].options for n in names}
             if not any(option in known for known in having.values()):
-                raise UnknownNameError("option", option, set().union(*having.values()))
+                raise UnknownNameError("option", option, set[str]().union(*having.values()))
             for each in (n for n, known in having.items() if option in known):
                 own[each][option] = value
             continue
@@ -200,7 +198,7 @@ def _describe_method(method: Method) -> Json:
         "name": method.name,
         "role": method.role,
         "seeded": method.seeded,
-        "options": {f.name: getattr(method, f.name) for f in fields(method)},
+        "options": {"mode": method.mode, **method.settings()},
     }
     named = contents(method)
     return {**described, "contents": named} if named else described

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from amplify.calibration import SIMPLEST_FIRST, WAYS, Calibration, Scores, Way, affine, from_answers, simplest
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.base import Program, examples_in
+from amplify.methods.few_shot import ZeroShot
 from amplify.models.base import LanguageModel
 from amplify.streams import stream
 from amplify.types import Answer, Example
@@ -137,8 +138,6 @@ def label_scores(program: Program, inputs: Sequence[Example], model: LanguageMod
 
 def _without_content(way: Way, program: Program, task: Task, model: LanguageModel) -> list[Scores]:
     """Label scores where there is nothing to judge by: by the program itself, or zero-shot and without any input."""
-    from amplify.methods.baselines import ZeroShot
-
     asks, texts = (ZeroShot(mode="score").fit(task, model, 0), ("",)) if way == "pmi" else (program, CONTENT_FREE)
     # one for each set of choices that the task has; of the items behind them nothing but those is shown
     sets = {task.labels_of(e): e for e in (*task.test, *task.train, *task.validation)}

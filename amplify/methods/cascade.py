@@ -12,9 +12,8 @@ import numpy as np
 from amplify.calibration import Way
 from amplify.deciding import abstention, deferral, needed
 from amplify.errors import InputError
-from amplify.methods.base import Method, Program, Rehearsal
+from amplify.methods.base import Method, Program, Rehearsal, inner_method
 from amplify.methods.calibrated import calibrated, unseen_inputs
-from amplify.methods.inner import inner_method
 from amplify.methods.proxy_pool import WithProxy
 from amplify.models.base import LanguageModel
 from amplify.registry import register

@@ -24,6 +24,8 @@ def contents(method: Any) -> dict[str, str]:
     """
     found = {}
     for f in fields(method):
+        if f.name in ("mode", "variant"):
+            continue
         value = getattr(method, f.name)
         if isinstance(value, str) and value and (digest := _content(f.name, value)):
             found[f.name] = digest
@@ -36,7 +38,7 @@ def _content(option: str, value: str) -> str:
         path = resources.content("steering") / f"{value}.yaml"
     if path.suffix in (".jinja", ".yaml", ".yml", ".json"):
         return _hash(path) if os.path.isfile(path) else ""
-    if option != "mode" and os.path.isfile(path / "config.json"):
+    if os.path.isfile(path / "config.json"):
         card, weights = path / "amplify_proxy.json", hub.identity(path).get("sha256", "")
         config = _hash(card if card.is_file() else path / "config.json")
         return hashlib.sha256(f"{config} {weights}".encode()).hexdigest()

@@ -6,24 +6,17 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from amplify import templates
-from amplify.errors import InputError
-from amplify.methods.base import Program
-from amplify.methods.prompt import Form, PromptMethod, marked
-from amplify.methods.steered import (
-    SteeredProgram,
-    answer_steered,
-    find_profile,
-    first_heads,
-    known_name,
-    need_emphasis,
-    only_heads,
-)
+from amplify.errors import InputError, UnknownNameError
+from amplify.methods.base import Preset, Program
+from amplify.methods.few_shot import draw
+from amplify.methods.program import ShotProgram, answer_made
+from amplify.methods.prompt import Form, PromptMethod, check_options, marked, need_emphasis
 from amplify.models.base import LanguageModel, need_scoring
 from amplify.registry import register
-from amplify.steering import Steering
+from amplify.steering import Steering, profiles
 from amplify.templates import Template
 from amplify.text import sentences
 from amplify.types import Answer, Example, Message, Prompt, Sampling
@@ -31,20 +24,30 @@ from amplify.types import Answer, Example, Message, Prompt, Sampling
 if TYPE_CHECKING:
     from amplify.tasks import Task
 
-Source = Literal["model", "attribution", "random"]  # "random" is the control, auto_pasta_random
+Source = Literal["model", "attribution", "random"]
+FEW_SHOT = "few_shot"  # how profiles that were searched behind shots are named: MODEL-TASK-few_shot
 _NAMED_TOKENS = 64  # room for a sentence that the model copies
 
 
-@register("method", "pasta")
 @dataclass(frozen=True)
 class Pasta(PromptMethod):
     """Steer a profile's heads to what the task emphasises (Zhang et al. 2024, arXiv 2311.02262).
 
     Attributes:
-        profile: head profile by name or file; "" for the one measured for this model and task, else this model.
+        profile: head profile by name or file; "" for the one measured for this model and task (behind shots sooner one
+            that was searched behind shots), else this model.
         alpha: scale of the attention outside the span; 0 for the profile's own.
         heads: use only so many of the profile's ranked heads; 0 for its own set.
         exempt_generated, keep_attention_sink: see `Steering`.
+        random_heads: as many heads as the profile has, drawn at random with the seed.
+        shots: how many examples stand before the question, the same ones as for few_shot; none for a question alone.
+        emphasis: what is emphasised in the last question: "text" (the input), "instruction", "first_sentence",
+            "fields.NAME"; "" for the task's own.
+        span: what the "task" says is emphasised; or a sentence of each input, the key one "found" first, or "drawn" at
+            random.
+        source: who finds it: "model" (it is asked to copy the sentence), or "attribution" (the sentence without which
+            the model's own first answer loses most probability).
+        key_sentence: what the model is asked, template `prompts/key_sentence_NAME.jinja`.
     """
 
     seeded: ClassVar[bool] = False
@@ -55,35 +58,103 @@ class Pasta(PromptMethod):
     heads: int = 0
     exempt_generated: bool = False
     keep_attention_sink: bool = False
+    random_heads: bool = False
+    shots: int | None = None
+    emphasis: str = ""
+    span: Literal["task", "found", "drawn"] = "task"
+    source: Literal["model", "attribution"] = "model"
+    key_sentence: str = "default"
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
-        """Take the profile, and try it on the task's first prompt.
+        """Take the profile, and try it on the task's first prompt; key sentences are found when an example is answered.
 
         Raises:
             InputError: the task emphasises nothing, or the profile is of another model.
             CapabilityError: the model cannot steer.
         """
+        check_options(self)
+        if self.span != "task":
+            return self._finding(task, model, seed)
+        shots = draw(task, self.shots, "random", seed) if self.shots is not None else ()
+        task = replace(task, emphasis=self.emphasis) if self.emphasis else task
         need_emphasis(task)
         notes = self.notes_on(task, model)
-        return _tried(SteeredProgram(self.form(task), self.steering(task, model, seed), notes), task, model)
+        program = ShotProgram(self.form(task), (), notes, steering=self.steering(task, model, seed))
+        return replace(_tried(program, task, model), shots=shots)
+
+    def _finding(self, task: Task, model: LanguageModel, seed: int) -> AutoPastaProgram:
+        source: Source = self.source if self.span == "found" else "random"
+        if source not in get_args(Source):
+            raise UnknownNameError("source", source, get_args(Source))
+        if source == "attribution":
+            need_scoring(model, "auto_pasta with source=attribution")
+        form = replace(self.form(task), emphasis="")
+        steering = self.steering(task, model, seed)
+        _tried(ShotProgram(replace(form, emphasis="text"), steering=steering), task, model)
+        asked = templates.load("key_sentence", self.key_sentence)
+        drawn = seed if source == "random" else 0
+        return AutoPastaProgram(form, steering, source, asked, self.notes_on(task, model), drawn)
 
     def steering(self, task: Task, model: LanguageModel, seed: int) -> Steering:
         """Heads and strength."""
-        found = self.chosen_profile(task, model)
+        found = find_profile(self.profile, model, task.name, "" if self.shots is None else f"-{FEW_SHOT}")
         if self.heads < 0 or not 0 <= self.alpha <= 1:
             raise InputError(f"{self.name}: heads is 0 or more and alpha in [0, 1], got {self.heads} and {self.alpha}")
         chosen = first_heads(found, self.heads) if self.heads else found
-        return replace(
+        steering = replace(
             chosen,
             alpha=self.alpha or found.alpha,
             mode="pasta",
             exempt_generated=self.exempt_generated or found.exempt_generated,
             keep_attention_sink=self.keep_attention_sink or found.keep_attention_sink,
         )
+        return random_heads(steering, seed) if self.random_heads else steering
 
-    def chosen_profile(self, task: Task, model: LanguageModel) -> Steering:
-        """The profile that the option names, or the one for this model and task."""
-        return find_profile(self.profile, model, task.name)
+
+_BEHIND_SHOTS = {"shots": 8, "emphasis": "text"}
+_FINDING = ("source", "key_sentence")  # options of auto_pasta alone
+register(
+    "method", "pasta",
+    Preset(
+        Pasta, fixed={"span": "task", "random_heads": False, "shots": None}, without=("emphasis", *_FINDING)
+    ),
+)  # fmt: skip
+register(
+    "method", "pasta_random_heads",
+    Preset(
+        Pasta, "PASTA's control: as many heads as the profile has, drawn at random with the seed.", "control", True,
+        fixed={"span": "task", "random_heads": True, "shots": None}, without=("emphasis", *_FINDING),
+    ),
+)  # fmt: skip
+register(
+    "method", "few_shot_pasta",
+    Preset(
+        Pasta, "PASTA behind examples: the prompt of few_shot, its last question emphasised in part.", seeded=True,
+        fixed={"span": "task", "random_heads": False}, defaults=_BEHIND_SHOTS, without=_FINDING,
+    ),
+)  # fmt: skip
+register(
+    "method", "few_shot_pasta_random_heads",
+    Preset(
+        Pasta, "The control of few_shot_pasta: the same shots, as many heads, drawn at random with the seed.",
+        "control", True,
+        fixed={"span": "task", "random_heads": True}, defaults=_BEHIND_SHOTS, without=_FINDING,
+    ),
+)  # fmt: skip
+register(
+    "method", "auto_pasta",
+    Preset(
+        Pasta, "AutoPASTA: the key sentence of each input is found first, then emphasised.",
+        fixed={"span": "found", "random_heads": False, "shots": None}, without=("emphasis",),
+    ),
+)  # fmt: skip
+register(
+    "method", "auto_pasta_random",
+    Preset(
+        Pasta, "AutoPASTA's control: the sentence that is emphasised is drawn with the seed.", "control", True,
+        fixed={"span": "drawn", "random_heads": False, "shots": None}, without=("emphasis", *_FINDING),
+    ),
+)  # fmt: skip
 
 
 @register("method", "spotlight")
@@ -104,12 +175,12 @@ class Spotlight(PromptMethod):
     exact: bool = False
     profile: str = ""
 
-    def fit(self, task: Task, model: LanguageModel, seed: int) -> SteeredProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Nothing to find; tried on the task's first prompt (see `Pasta.fit`)."""
         need_emphasis(task)
         mode = "target_mass" if self.exact else "spotlight"
         steering = replace(only_heads(self.profile), mode=mode, target=self.target)
-        return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, model)), task, model)
+        return _tried(ShotProgram(self.form(task), (), self.notes_on(task, model), steering=steering), task, model)
 
 
 @register("method", "instaboost")
@@ -128,43 +199,17 @@ class InstaBoost(PromptMethod):
     bonus: float = 2.0
     profile: str = ""
 
-    def fit(self, task: Task, model: LanguageModel, seed: int) -> SteeredProgram:
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
         """Nothing to find; tried on the task's first prompt (see `Pasta.fit`)."""
         need_emphasis(task)
         steering = replace(only_heads(self.profile), bonus=self.bonus)
-        return _tried(SteeredProgram(self.form(task), steering, self.notes_on(task, model)), task, model)
+        return _tried(ShotProgram(self.form(task), (), self.notes_on(task, model), steering=steering), task, model)
 
 
-def _tried(program: SteeredProgram, task: Task, model: LanguageModel) -> SteeredProgram:
+def _tried(program: ShotProgram, task: Task, model: LanguageModel) -> ShotProgram:
     """The program, after one token with it: what cannot steer is refused before anything is answered."""
     model.generate([program.prompt(task.test[0])], Sampling(max_tokens=1), steering=program.steering)
     return program
-
-
-@register("method", "auto_pasta")
-@dataclass(frozen=True)
-class AutoPasta(Pasta):
-    """AutoPASTA: the key sentence of each input is found first, then emphasised.
-
-    Attributes:
-        source: "model" (it is asked to copy the sentence), or "attribution" (the sentence without which the model's own
-            first answer loses most probability).
-        key_sentence: what the model is asked, template `prompts/key_sentence_NAME.jinja`.
-    """
-
-    source: Source = "model"
-    key_sentence: str = "default"
-
-    def fit(self, task: Task, model: LanguageModel, seed: int) -> AutoPastaProgram:
-        """Take the profile (see `Pasta.fit`); sentences are found when an example is answered."""
-        known_name("source", self.source, ("model", "attribution"))
-        if self.source == "attribution":
-            need_scoring(model, "auto_pasta with source=attribution")
-        form = replace(self.form(task), emphasis="")
-        steering = self.steering(task, model, seed)
-        _tried(SteeredProgram(replace(form, emphasis="text"), steering), task, model)
-        asked = templates.load("key_sentence", self.key_sentence)
-        return AutoPastaProgram(form, steering, self.source, asked, self.notes_on(task, model))
 
 
 @dataclass(frozen=True)
@@ -172,7 +217,7 @@ class AutoPastaProgram(Program):
     """Finds the key sentence of each example's text, emphasises it and answers.
 
     Attributes:
-        form, steering: as in `SteeredProgram`.
+        form, steering: as in `ShotProgram`.
         source: who names the sentence.
         asked: the question to the model.
         notes: what a reader must know.
@@ -197,7 +242,7 @@ class AutoPastaProgram(Program):
             self.form.prompt(replace(e, text=marked(e.text, *spans[key])))
             for e, spans, key in zip(examples, cut, keys, strict=True)
         ]
-        answers = answer_steered(self.form, examples, prompts, model, self.steering)
+        answers = answer_made(self.form, examples, prompts, model, self.steering)
         return [
             replace(
                 a,
@@ -228,7 +273,7 @@ class AutoPastaProgram(Program):
         """The sentence whose absence costs the model's plain answer most log-probability."""
         scorer = need_scoring(model, "auto_pasta with source=attribution")
         plain = [self.form.prompt(e) for e in examples]
-        first = answer_steered(self.form, examples, plain, model, None)
+        first = answer_made(self.form, examples, plain, model)
         keys, costs = [], []
         for example, spans, answer in zip(examples, sentences, first, strict=True):
             target = answer.text or answer.value or ""
@@ -269,3 +314,73 @@ def _overlap(a: str, b: str) -> float:
     """Dice coefficient of the two texts' word sets."""
     first, second = (set(re.findall(r"\w+", t.lower())) for t in (a, b))
     return 2 * len(first & second) / (len(first) + len(second)) if first or second else 0.0
+
+
+def model_name(model: LanguageModel) -> str:
+    """What a model's spec calls its model: the part that profiles are named after."""
+    return model.id.partition(":")[2].partition("@")[0].rstrip("/").rpartition("/")[2]
+
+
+def find_profile(name: str, model: LanguageModel, task: str, variant: str = "") -> Steering:
+    """The head profile of a name; of no name, the one that was measured for this model and task, else this model.
+
+    Args:
+        name: of a profile, or its file.
+        model: whose model it must be.
+        task: name of the task.
+        variant: an ending of the profile's name that is tried first.
+
+    Raises:
+        UnknownNameError: no such profile.
+        InputError: none was measured for this model.
+    """
+    if name:
+        return Steering.load(name)
+    called, known = model_name(model), profiles()
+    own = f"{called}-{task.replace('/', '-')}"
+    for guess in (own + variant, own, called):
+        if guess in known:
+            return Steering.load(guess)
+    raise InputError(
+        f"no head profile is named after {called!r}: measure one with `amplify heads {task} --model {model.id} "
+        "--out mine.yaml` and give it as profile=mine.yaml" + (f" (there are: {', '.join(known)})" if known else "")
+    )
+
+
+def only_heads(profile: str) -> Steering:
+    """The heads of a profile and the model that they belong to, without strength or options; of no name, all heads."""
+    if not profile:
+        return Steering(mode="instaboost")  # the mode that carries no rule about heads
+    found = Steering.load(profile)
+    return Steering(heads=found.heads, mode="instaboost", model=found.model)
+
+
+def first_heads(steering: Steering, count: int) -> Steering:
+    """The profile's best heads, in the order in which its search ranked them.
+
+    Raises:
+        InputError: the profile holds no order, or fewer heads.
+    """
+    order = [tuple(map(int, name.split("."))) for name in steering.provenance.get("order", ())]
+    if count > len(order):
+        raise InputError(f"heads={count}, and the profile ranks {len(order)} heads")
+    chosen: dict[int, list[int]] = {}
+    for layer, head in order[:count]:
+        chosen.setdefault(layer, []).append(head)
+    return replace(steering, heads={layer: tuple(h) for layer, h in chosen.items()})
+
+
+def random_heads(steering: Steering, seed: int) -> Steering:
+    """As many heads as the profile has, drawn from all heads of its model.
+
+    Raises:
+        InputError: the profile does not say how many layers and heads its model has.
+    """
+    layers, heads = steering.model.get("layers"), steering.model.get("heads")
+    if not isinstance(layers, int) or not isinstance(heads, int) or steering.heads is None:
+        raise InputError("random heads need a profile with `model: {layers: …, heads: …}` and chosen heads")
+    everyone = [(layer, head) for layer in range(layers) for head in range(heads)]
+    drawn: dict[int, list[int]] = {}
+    for layer, head in random.Random(seed).sample(everyone, sum(map(len, steering.heads.values()))):
+        drawn.setdefault(layer, []).append(head)
+    return replace(steering, heads={layer: tuple(h) for layer, h in drawn.items()}, provenance={})

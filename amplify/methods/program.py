@@ -1,4 +1,4 @@
-"""Programs that are prompts with shots, as plain JSON, and how their answers are decoded and read.
+"""Programs that are prompts with shots, steered or not, as plain JSON, and how their answers are decoded and read.
 
 That takes as few batched calls as there are: one, or two with a rationale.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from amplify.errors import ContextLengthError
 from amplify.methods.base import PromptProgram
 from amplify.methods.parse import parse_label, parse_text, shown, split_answer
 from amplify.methods.prompt import ANSWER_TOKENS, Form
 from amplify.models.base import LanguageModel, need_scoring
+from amplify.steering import Steering
 from amplify.text import open_block, split_reasoning
 from amplify.types import (
     Answer,
@@ -25,9 +26,6 @@ from amplify.types import (
     Sampling,
     TokenLogProbs,
 )
-
-if TYPE_CHECKING:
-    from amplify.steering import Steering
 
 Choices = tuple[tuple[str, ...], tuple[str, ...]]  # labels of an item, and the texts behind them
 
@@ -272,6 +270,7 @@ class ShotProgram(PromptProgram):
         shots: demonstrations, first to last.
         notes: what a reader of the results must know, e.g. that there were fewer shots than asked for.
         meta: what fitting found and cost, JSON values.
+        steering: heads and strength, where attention is steered to what the form emphasises in the last question.
     """
 
     kind: ClassVar[str] = "shots"
@@ -280,6 +279,7 @@ class ShotProgram(PromptProgram):
     shots: tuple[Demonstration, ...] = ()
     notes: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    steering: Steering | None = None
 
     def prompt(self, example: Example | str) -> Prompt:
         """The prompt for an example or a plain text."""
@@ -290,9 +290,10 @@ class ShotProgram(PromptProgram):
 
         Raises:
             ContextLengthError: before any work, when a prompt leaves no room for its answer.
-            CapabilityError: score mode on a model that gives no log-probabilities.
+            CapabilityError: score mode on a model that gives no log-probabilities, or a model that cannot steer.
+            InputError: heads measured on another model.
         """
-        return answer_shots(self.form, examples, [self.shots] * len(examples), model)
+        return answer_shots(self.form, examples, [self.shots] * len(examples), model, steering=self.steering)
 
 
 def answer_shots(
@@ -301,6 +302,7 @@ def answer_shots(
     shots: Sequence[Sequence[Demonstration]],
     model: LanguageModel,
     prefills: Sequence[str] | None = None,
+    steering: Steering | None = None,
 ) -> list[Answer]:
     """Prompt for each example behind its own shots and read the answers.
 
@@ -310,6 +312,7 @@ def answer_shots(
         shots: one sequence of demonstrations an example.
         model: who answers.
         prefills: one beginning of the answer an example, instead of the form's.
+        steering: of attention, to what the prompts emphasise.
     """
     given = prefills or [form.prefill] * len(examples)
     prompts = [form.prompt(e, s, prefill) for e, s, prefill in zip(examples, shots, given, strict=True)]
@@ -318,7 +321,19 @@ def answer_shots(
         return form.prompt(examples[i], shots[i][:n], given[i])
 
     check_window(model, prompts, form, [len(s) for s in shots], with_shots)
-    return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, model)
+    return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, model, steering)
+
+
+def answer_made(
+    form: Form,
+    examples: Sequence[Example],
+    prompts: Sequence[Prompt],
+    model: LanguageModel,
+    steering: Steering | None = None,
+) -> list[Answer]:
+    """Answer prompts without shots that are made already; what emphasises nothing is answered plainly."""
+    check_window(model, prompts, form, [0] * len(prompts), lambda i, _: prompts[i])
+    return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, model, steering)
 
 
 def with_rationales(shots: Sequence[Demonstration], texts: Sequence[Rationale | None]) -> tuple[Demonstration, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from amplify import templates
@@ -238,6 +238,10 @@ class PromptMethod(Method):
     question: str = field(default="default", kw_only=True)
     answer: str = field(default="default", kw_only=True)
 
+    def shared(self, *without: str) -> dict[str, Any]:
+        """These options as they are set, for another method of the same prompts; but `without`."""
+        return {f.name: getattr(self, f.name) for f in fields(PromptMethod) if f.name not in ("variant", *without)}
+
     def form(
         self, task: Task, *, reasons: bool = False, prefill: str = "", budget: int = 24, line: bool = True
     ) -> Form:
@@ -311,6 +315,19 @@ class PromptMethod(Method):
         return ()
 
 
+def need_emphasis(task: Task) -> None:
+    """Refuse a task that does not say what is to be emphasised.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if not task.emphasis:
+        raise InputError(
+            f"task {task.name!r} does not say what steering should emphasise: give its YAML `emphasis: instruction` "
+            "(or text, first_sentence, fields.NAME), or take auto_pasta, which finds the span itself"
+        )
+
+
 def kind_of(task: Task) -> Kind:
     """What answers are chosen from."""
     if task.labels:
@@ -327,5 +344,5 @@ def check_options(method: Method) -> None:
     """
     for name in ("shots", "k", "pool", "epochs", "steps", "budget"):
         value = getattr(method, name, 1)
-        if value < (0 if name in ("pool", "epochs", "budget") else 1):
+        if value is not None and value < (0 if name in ("pool", "epochs", "budget") else 1):
             raise InputError(f"{method.name}: {name} must be at least 1, got {value}")

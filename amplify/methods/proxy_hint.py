@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from amplify import templates
 from amplify.errors import InputError
-from amplify.methods.base import PromptProgram, Rehearsal, Role
-from amplify.methods.baselines import random_shots
-from amplify.methods.controls import keep, loaded_proxy
-from amplify.methods.explained import find_proxy
+from amplify.methods.base import Preset, PromptProgram, Rehearsal
+from amplify.methods.few_shot import random_shots
 from amplify.methods.parse import shown
 from amplify.methods.program import answer_shots, as_example
 from amplify.methods.prompt import Form, PromptMethod, check_options
+from amplify.methods.proxy import find_proxy, keep, loaded_proxy
 from amplify.models.base import LanguageModel
 from amplify.registry import register
 from amplify.templates import Template
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from amplify.tasks import Task
 
 
-@register("method", "proxy_hint")
 @dataclass(frozen=True)
 class ProxyHint(PromptMethod):
     """Few-shot prompting in which every question brings the proxy's guess, its confidence and its words.
@@ -34,11 +32,12 @@ class ProxyHint(PromptMethod):
     those of new inputs, so the model is shown how far to trust them.
 
     Attributes:
-        proxy, epochs, lora: see `ExplainedMethod`.
+        proxy, epochs, lora: see `Amplify`.
         explainer: what finds the words; `words` of them are told, 0 for none.
         budget: evaluations of the proxy per input that perturbation explainers may make.
         shots: how many.
         hint: template of the hint, `prompts/hint_NAME.jinja` or a file of yours.
+        random: hints name any label, as a control.
     """
 
     proxy: str = "minilm"
@@ -49,6 +48,7 @@ class ProxyHint(PromptMethod):
     words: int = 3
     shots: int = 4
     hint: str = "default"
+    random: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,27 +98,19 @@ class ProxyHint(PromptMethod):
         told = program.hinted(chosen)
         return replace(program, shots=tuple(Demonstration(example) for example in told))
 
-    @property
-    def random(self) -> bool:
-        """Whether hints name any label, as a control."""
-        return False
-
     def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
         """With random shots, without hints: no proxy is trained."""
         return Rehearsal(random_shots(self, task, model, seed), "estimated: prompts with random shots, without hints")
 
 
-@register("method", "proxy_hint_random")
-@dataclass(frozen=True)
-class ProxyHintRandom(ProxyHint):
-    """The same hints with a label drawn at random: is it the guess that helps?"""
-
-    role: ClassVar[Role] = "control"
-
-    @property
-    def random(self) -> bool:
-        """Any label."""
-        return True
+register("method", "proxy_hint", Preset(ProxyHint, fixed={"random": False}))
+register(
+    "method", "proxy_hint_random",
+    Preset(
+        ProxyHint, "The same hints with a label drawn at random: is it the guess that helps?", "control",
+        fixed={"random": True},
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

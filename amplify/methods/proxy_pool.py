@@ -12,11 +12,9 @@ import numpy.typing as npt
 from amplify.calibration import FOLDS, Calibration, Scores, Way, log_softmax
 from amplify.deciding import fit_weights, pooled
 from amplify.errors import InputError
-from amplify.methods.base import Method, Program, Rehearsal
+from amplify.methods.base import Method, Program, Rehearsal, inner_method
 from amplify.methods.calibrated import CalibratedProgram, calibrated, fitting, label_scores, unseen_inputs
-from amplify.methods.controls import ProxyProgram, keep
-from amplify.methods.explained import find_proxy
-from amplify.methods.inner import inner_method
+from amplify.methods.proxy import ProxyProgram, find_proxy, keep
 from amplify.models.base import LanguageModel
 from amplify.registry import register
 from amplify.streams import stream
@@ -33,7 +31,7 @@ class WithProxy(Method):
     Attributes:
         inner: the language model's part, a method by its label: `few_shot_knn`, `few_shot[shots=4]` …
         calibrate: how its label scores are calibrated.
-        proxy, epochs, lora: see `ExplainedMethod`.
+        proxy, epochs, lora: see `Amplify`.
     """
 
     inner: str = "few_shot_knn"

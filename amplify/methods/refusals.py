@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from amplify import templates
 from amplify.errors import InputError
-from amplify.methods.base import Program
+from amplify.methods.base import Preset, Program
+from amplify.methods.pasta import only_heads
+from amplify.methods.program import answer_made
 from amplify.methods.prompt import Form, PromptMethod
-from amplify.methods.steered import answer_steered, only_heads
 from amplify.models.base import LanguageModel, need_scoring
 from amplify.registry import register
 from amplify.steering import Steering
@@ -29,20 +30,26 @@ _REPHRASED_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class TriggerMethod(PromptMethod):
-    """What the three remedies share.
+class Detrigger(PromptMethod):
+    """Find the words that trigger a refusal, and do something about them.
 
     Attributes:
         words: how many trigger words, the strongest first; a word counts only if a refusal becomes less likely without
             it.
         refusal: the beginning of a refusal, whose probability is explained.
+        weight: factor on the attention to them, in (0, 1).
+        profile: head profile by name or file; "" for all heads.
+        remedy: "ignore" (the model is told to), "rephrase" (it rewords the request without them first), or
+            "deemphasise" (attention is taken from them; the prompt stays as it is).
     """
 
-    remedy: ClassVar[Remedy]
     seeded: ClassVar[bool] = False
 
     words: int = 1
     refusal: str = REFUSAL
+    weight: float = 0.1
+    profile: str = ""
+    remedy: Remedy = "ignore"
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> TriggerProgram:
         """Nothing to find; triggers are found when an example is answered.
@@ -52,67 +59,48 @@ class TriggerMethod(PromptMethod):
         """
         need_scoring(model, self.name)
         if self.words < 1 or not self.refusal.strip():
-            raise InputError(f"{self.name}: words is 1 or more and refusal the beginning of one, got {self}")
-        steering = self.steering(task, model)
-        if steering is not None:
+            raise InputError(
+                f"{self.name}: words is 1 or more and refusal the beginning of one, "
+                f"got {self.words} and {self.refusal!r}"
+            )
+        steering, asked, weight = None, Template("", ""), 1.0
+        if self.remedy == "deemphasise":
+            if not 0 < self.weight < 1:
+                raise InputError(f"{self.name}: weight is a factor between 0 and 1, got {self.weight}")
+            steering, weight = only_heads(self.profile), self.weight  # the strength is the spans' own weight
             probe = Prompt(messages=(Message("user", "Hello there"),), emphasis=(Span(0, 5, message=0, weight=0.5),))
             model.generate([probe], Sampling(max_tokens=1), steering=steering)
-        asked = templates.load(self.remedy, "default") if self.remedy != "deemphasise" else Template("", "")
+        else:
+            asked = templates.load(self.remedy, "default")
         form = replace(self.form(task), emphasis="")
         if form.layout != "chat":
             raise InputError(f"{self.name} needs a chat: the words of the user's message are explained")
-        return TriggerProgram(form, self.remedy, asked, self.words, self.refusal, self.weight_of(), steering)
-
-    def steering(self, task: Task, model: LanguageModel) -> Steering | None:
-        """None where nothing is steered."""
-        return None
-
-    def weight_of(self) -> float:
-        """Factor on the triggers' attention."""
-        return 1.0
+        return TriggerProgram(form, self.remedy, asked, self.words, self.refusal, weight, steering)
 
 
-@register("method", "ignore_word")
-@dataclass(frozen=True)
-class IgnoreWord(TriggerMethod):
-    """Tell the model to ignore the word that triggers its refusal."""
-
-    remedy: ClassVar[Remedy] = "ignore"
-
-
-@register("method", "rephrase")
-@dataclass(frozen=True)
-class Rephrase(TriggerMethod):
-    """Let the model rephrase the request without the triggering word, and answer that."""
-
-    remedy: ClassVar[Remedy] = "rephrase"
-
-
-@register("method", "negative_emphasis")
-@dataclass(frozen=True)
-class NegativeEmphasis(TriggerMethod):
-    """Take attention away from the triggering word (weight below 1); the prompt stays as it is.
-
-    Attributes:
-        weight: factor on the attention to it, in (0, 1).
-        profile: head profile by name or file; "" for all heads.
-    """
-
-    steers: ClassVar[bool] = True
-    remedy: ClassVar[Remedy] = "deemphasise"
-
-    weight: float = 0.1
-    profile: str = ""
-
-    def steering(self, task: Task, model: LanguageModel) -> Steering | None:
-        """The profile's heads, or all."""
-        if not 0 < self.weight < 1:
-            raise InputError(f"{self.name}: weight is a factor between 0 and 1, got {self.weight}")
-        return only_heads(self.profile)  # the strength is the spans' own weight
-
-    def weight_of(self) -> float:
-        """Factor on the triggers' attention."""
-        return self.weight
+_STEERED = ("weight", "profile")
+register(
+    "method", "ignore_word",
+    Preset(
+        Detrigger, "Tell the model to ignore the word that triggers its refusal.",
+        fixed={"remedy": "ignore"}, without=_STEERED,
+    ),
+)  # fmt: skip
+register(
+    "method", "rephrase",
+    Preset(
+        Detrigger, "Let the model rephrase the request without the triggering word, and answer that.",
+        fixed={"remedy": "rephrase"}, without=_STEERED,
+    ),
+)  # fmt: skip
+register(
+    "method", "negative_emphasis",
+    Preset(
+        Detrigger,
+        "Take attention away from the triggering word (weight below 1); the prompt stays as it is.",
+        steers=True, fixed={"remedy": "deemphasise"},
+    ),
+)  # fmt: skip
 
 
 def _shares(total: int, n: int) -> list[int]:
@@ -128,7 +116,7 @@ class TriggerProgram(Program):
         form: how prompts look.
         remedy: what is done about the triggers.
         asked: the template of the remedy.
-        words, refusal: see `TriggerMethod`.
+        words, refusal: see `Detrigger`.
         weight, steering: of the de-emphasis.
         notes: what a reader must know.
     """
@@ -156,7 +144,7 @@ class TriggerProgram(Program):
         if self.remedy == "rephrase":
             changed = self._rephrased(prompts, found, model)
         spent = model.usage.since(before)
-        answers = answer_steered(self.form, examples, changed, model, self.steering)
+        answers = answer_made(self.form, examples, changed, model, self.steering)
         calls, prompt_tokens, new_tokens = (
             _shares(total, len(examples)) for total in (spent.calls, spent.prompt_tokens, spent.completion_tokens)
         )

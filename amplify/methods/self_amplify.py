@@ -7,51 +7,116 @@ log-probabilities. 3. Input, rationale and label of each shot stand before the q
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 from amplify import templates
-from amplify.attribution.explainers import METHODS
+from amplify.attribution.explainers import METHODS as EXPLAINERS
 from amplify.attribution.prompted import Case, explain_prompted
 from amplify.errors import InputError
-from amplify.methods.explained import RATIONALE_TOKENS
-from amplify.methods.gating import Said, gate_shots, judge_own
+from amplify.methods.base import Preset, Rehearsal, Role
+from amplify.methods.candidates import RATIONALE_TOKENS, gate_shots, planned
+from amplify.methods.few_shot import ask_validation, random_shots
 from amplify.methods.parse import parse_label, split_answer
 from amplify.methods.program import ShotProgram, with_rationales
-from amplify.methods.prompt import Form, shown_gold
-from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed
-from amplify.methods.self_selection import SelfMethod
+from amplify.methods.prompt import Form, PromptMethod, shown_gold
+from amplify.methods.self_attribution import BUDGET, citable, explain_shots, placed, shot_game
+from amplify.methods.self_selection import Chosen, Diversity, Preferred, Wanted, chosen
 from amplify.models.base import LanguageModel, need_scoring
-from amplify.rationales import rationalize
+from amplify.rationales import random_words, rationalize
 from amplify.rationales.wording import opening, verbalise
 from amplify.registry import register
 from amplify.text import input_text
 from amplify.types import Attribution, Completion, Demonstration, Example, Message, Prompt, Rationale, Sampling
 
 if TYPE_CHECKING:
+    from amplify.attribution.deletion import Verdict
     from amplify.tasks import Task
 
+Said = tuple[Demonstration, Rationale | None]
+Rationales = tuple[list[Rationale | None], list[str]]
+SENTENCES = ("phcot", "autocot")
 _RETRIES = 2
 
 
 @dataclass(frozen=True)
-class SelfAmplify(SelfMethod):
-    """What all variants do; they differ in `rationales`."""
+class SelfAmplify(PromptMethod):
+    """Few-shot prompting with the model's own reasons for its demonstrations; it writes its own, then answers.
+
+    With the same options of selection and seed all variants and controls have the same shots.
+
+    Attributes:
+        pool: how many validation examples the model is asked, drawn with the seed; 0 for all.
+        selection: what it gets right ("success") or wrong ("error"), drawn at random; any ("random"); or what it is
+            most confidently wrong ("mcs_high") or right ("mcs_low") about by its own label log-probabilities.
+        balanced: as many shots of each label as possible.
+        diversity: also unlike each other: "mmr" by their words, "sp_lime" by what explains them (occlusion).
+        skip_flagged: leave out what is likely mislabelled; otherwise it is only noted. Needs log-probabilities.
+        shots: how many (the paper has 4).
+        k: how many words a rationale cites (the paper has 4 to 5).
+        template: of the rationale, and so of what the model's own begins with: "key_words", "paper", "words_only",
+            "span", "steps", …, or your own file.
+        gate: a rationale must cite words that the model needs more than random words of the same input
+            (`amplify.attribution.deletion.judge`), else its shot gives way to the next candidate whose rationale does, or
+            is shown without one. Variants then have different shots.
+        budget: model evaluations per shot; 0 for what the explainer takes by itself.
+        contrastive: explain the gold label against the one wrongly given, or the likeliest other one where the model
+            was asked for log-probabilities. The paper explains the gold label alone.
+        steps: how many sentences are asked for.
+        explain_by: where rationales come from. Words: "topk" (the model names them, told the gold label), an explainer
+            of `amplify.attribution` (of its log-probability of the whole label), or chance ("random"). Sentences:
+            "phcot" (told the gold label, it explains it) or "autocot" (it thinks without being told). Or "none".
+    """
+
+    pool: int = 200
+    selection: Preferred = "success"
+    balanced: bool = False
+    diversity: Diversity = "none"
+    skip_flagged: bool = False
+    shots: int = 8
+    k: int = 5
+    template: str = "key_words"
+    gate: bool = False
+    budget: int = 0
+    contrastive: bool = False
+    steps: int = 3
+    explain_by: str = "topk"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.explain_by not in ("topk", "random", "none", *SENTENCES):
+            EXPLAINERS.find(self.explain_by, "Or topk, phcot, autocot, random, none.")
+
+    def notes_on(self, task: Task, model: LanguageModel) -> tuple[str, ...]:
+        """Also that the gate can be had."""
+        if self.gate:
+            need_scoring(model, f"{self.name}.gate")
+        return super().notes_on(task, model)
+
+    def chosen(self, task: Task, model: LanguageModel, seed: int) -> Chosen:
+        """The shots without their rationales; see `self_selection.chosen`."""
+        wanted = Wanted(**{f.name: getattr(self, f.name) for f in fields(Wanted)})
+        return chosen(self, wanted, task, model, seed)
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
-        """Select, explain, verbalise."""
+        """Select, explain, verbalise.
+
+        Raises:
+            CapabilityError: a model without the log-probabilities or gradients that its explainer needs.
+        """
         notes = self.notes_on(task, model)
-        chosen = self.chosen(task, model, seed)
+        found = self.chosen(task, model, seed)
+        if self.explain_by == "none":
+            return ShotProgram(self.form(task), found.shots, (*notes, *found.notes), found.meta)
         before = model.usage.snapshot()
-        made, more = self.rationales(task, model, chosen.shots, seed)
-        shots, meta = chosen.shots, dict(chosen.meta)
-        if self.gated:
+        made, more = self.rationales(task, model, found.shots, seed)
+        shots, meta = found.shots, dict(found.meta)
+        if self.gate:
 
             def spare() -> Iterator[Said]:  # as many at a time as there are shots: explaining costs the model's time
-                for start in range(0, len(chosen.spare), len(shots)):
-                    some = chosen.spare[start : start + len(shots)]
+                for start in range(0, len(found.spare), len(shots)):
+                    some = found.spare[start : start + len(shots)]
                     yield from zip(some, self.rationales(task, model, some, seed)[0], strict=True)
 
             gated = gate_shots(
@@ -67,85 +132,58 @@ class SelfAmplify(SelfMethod):
         if dropped := made.count(None):
             more = [*more, f"{dropped} of {len(made)} rationales dropped: those shots show their answer alone"]
         shots = with_rationales(shots, made)
-        return ShotProgram(self.answering(task, made), shots, (*notes, *chosen.notes, *more), meta)
+        return ShotProgram(self.answering(task, made), shots, (*notes, *found.notes, *more), meta)
 
-    @property
-    def gated(self) -> bool:
-        """Whether each rationale must show that its words matter."""
-        return False
-
-    @abstractmethod
-    def rationales(
-        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
-    ) -> tuple[list[Rationale | None], list[str]]:
+    def rationales(self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int) -> Rationales:
         """One a shot, None where there is nothing to say; and notes."""
-
-    @abstractmethod
-    def answering(self, task: Task, made: Sequence[Rationale | None]) -> Form:
-        """The form of the final prompts."""
-
-    @property
-    def explaining(self) -> int:
-        """`prompts_per_shot` for each shot."""
-        return self.shots * self.prompts_per_shot
-
-    @property
-    def prompts_per_shot(self) -> int:
-        """How many prompts explaining a shot takes at most, replies that cannot be read apart: for plans."""
-        return 1
-
-    def imitated(self, task: Task, program: ShotProgram) -> ShotProgram:
-        """With an `imitation` behind each shot."""
-        said = [self.imitation(shot.example) for shot in program.shots]
-        return ShotProgram(self.answering(task, said), with_rationales(program.shots, said))
-
-    @abstractmethod
-    def imitation(self, example: Example) -> Rationale:
-        """A rationale as long as the real ones: for plans."""
-
-
-@dataclass(frozen=True)
-class SelfWords(SelfAmplify):
-    """Rationales that cite words.
-
-    Attributes:
-        k: how many (the paper has 4 to 5).
-        template: of the rationale: "key_words", "paper", "words_only", "span", …, or your own file.
-        gate: a rationale must cite words that the model needs more than random words of the same input
-            (`amplify.attribution.deletion.judge`), else its shot gives way to the next candidate whose rationale does,
-            or is shown without one. Variants then have different shots.
-    """
-
-    k: int = 5
-    template: str = "key_words"
-    gate: bool = False
-
-    def notes_on(self, task: Task, model: LanguageModel) -> tuple[str, ...]:
-        """Also that the gate can be had."""
-        if self.gate:
-            need_scoring(model, f"{self.name}.gate")
-        return super().notes_on(task, model)
-
-    @property
-    def gated(self) -> bool:
-        """See `gate`."""
-        return self.gate
+        own = {"topk": self._named, "random": self._drawn, "phcot": self._phcot, "autocot": self._autocot}
+        return own.get(self.explain_by, self._attributed)(task, model, shots, seed)
 
     def answering(self, task: Task, made: Sequence[Rationale | None]) -> Form:
-        """The model begins with words of its own."""
+        """The form of the final prompts: the model begins with reasons like these, of its own."""
+        if self.explain_by in SENTENCES:
+            return self.form(task, reasons=True, prefill=self._begin, budget=40 * self.steps)
         begin = opening(templates.load("rationale", self.template))
         line = not any("\n" in rationale.text for rationale in made if rationale)
         return self.form(task, reasons=True, prefill=begin, budget=RATIONALE_TOKENS, line=line)
 
-    def imitation(self, example: Example) -> Rationale:
-        """The first words of the input."""
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether only a model in this process will do."""
+        return self.explain_by in EXPLAINERS and EXPLAINERS[self.explain_by].inside
+
+    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
+        """With random shots, explained as long as the real ones."""
+        there = len(task.validation)
+        asked = 0 if self.selection == "random" else min(self.pool or there, there)
+        asked += self.shots * self._prompts_per_shot
+        ask_validation(self, task, model, seed, asked)
+        program = random_shots(self, task, model, seed)
+        if self.explain_by != "none":
+            said = [self._imitation(shot.example) for shot in program.shots]
+            program = ShotProgram(self.answering(task, said), with_rationales(program.shots, said))
+        return Rehearsal(program, planned(asked))
+
+    @property
+    def _prompts_per_shot(self) -> int:
+        """How many prompts explaining a shot takes at most, replies that cannot be read apart."""
+        if self.explain_by in ("topk", *SENTENCES):
+            return 1
+        if self.explain_by in ("random", "none") or EXPLAINERS[self.explain_by].kind != "perturbation":
+            return 0  # gradients take no prompts
+        return (self.budget or BUDGET) * (2 if self.contrastive else 1)
+
+    def _imitation(self, example: Example) -> Rationale:
+        """A rationale as long as the real ones: sentences of fifteen words, or the first words of the input."""
+        if self.explain_by in SENTENCES:
+            return self._sentences("word " * 15 * self.steps, "")
         words = tuple(input_text(example).split()[: self.k])
         even = Attribution(example.text, (), (), (), str(example.label))
         return verbalise(words, even, self.template, shares=[1 / len(words)] * len(words))
 
-    def said(
-        self, attributions: Sequence[Attribution | None], shots: Sequence[Demonstration]
-    ) -> tuple[list[Rationale | None], list[str]]:
+    # -- words
+
+    def _cited(self, attributions: Sequence[Attribution | None], shots: Sequence[Demonstration]) -> Rationales:
         """Each attribution in words, those that speak for the label; and notes."""
         form = templates.load("rationale", self.template)
         made: list[Rationale | None] = []
@@ -158,15 +196,7 @@ class SelfWords(SelfAmplify):
         short = sum(r is not None and len(r.words) < self.k for r in made)
         return made, [f"{short} of {len(made)} rationales have fewer than {self.k} words to cite"] if short else []
 
-
-@register("method", "self_amplify_topk")
-@dataclass(frozen=True)
-class SelfTopK(SelfWords):
-    """The model names the k words itself, told the gold label."""
-
-    def rationales(
-        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
-    ) -> tuple[list[Rationale | None], list[str]]:
+    def _named(self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int) -> Rationales:
         """Ask behind the begun answer "The answer is (C). The 5 words …"."""
         form = self.form(task)
         cases = []
@@ -176,139 +206,71 @@ class SelfTopK(SelfWords):
             text, gold = input_text(shot.example), shown_gold(shot.example)
             cases.append(Case(text, gold, spans=spans, prompt=prompt, model=model.id))
         found = explain_prompted(cases, model, "self", k=self.k, seed=seed, retries=_RETRIES)
-        made, notes = self.said(found.attributions, shots)
+        made, notes = self._cited(found.attributions, shots)
         if found.invented:
             notes.append(f"{found.invented} words named that are not in the input: left out")
         return made, notes
 
-
-@dataclass(frozen=True)
-class SelfExplained(SelfWords):
-    """Words by an attribution of the model's own log-probability of the whole label.
-
-    Attributes:
-        budget: model evaluations per shot; 0 for what the explainer takes by itself.
-        contrastive: explain the gold label against the one wrongly given, or the likeliest other one where the model
-            was asked for log-probabilities. The paper explains the gold label alone.
-    """
-
-    explainer: ClassVar[str]
-
-    budget: int = 0
-    contrastive: bool = False
-
-    @property
-    def needs_gradients(self) -> bool:
-        """Whether only a model in this process will do."""
-        return METHODS[self.explainer].inside
-
-    @property
-    def prompts_per_shot(self) -> int:
-        """One per coalition and continuation; gradients take none."""
-        if METHODS[self.explainer].kind != "perturbation":
-            return 0
-        return (self.budget or BUDGET) * (2 if self.contrastive else 1)
-
-    def rationales(
-        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
-    ) -> tuple[list[Rationale | None], list[str]]:
+    def _attributed(self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int) -> Rationales:
         """Attribute, then cite the words that speak for the label."""
         found = explain_shots(
-            self,
-            task,
-            model,
-            shots,
-            self.explainer,
-            contrastive=self.contrastive,
-            seed=seed,
-            budget=self.budget,
+            self, task, model, shots, self.explain_by, contrastive=self.contrastive, seed=seed, budget=self.budget
         )
-        made, notes = self.said(found, shots)
+        made, notes = self._cited(found, shots)
         if self.contrastive and (plain := sum(shot.foil is None for shot in shots)):
             notes.append(f"{plain} of {len(made)} labels explained without a contrast: no other label is known")
         return made, notes
 
+    def _drawn(self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int) -> Rationales:
+        """Words drawn with the seed."""
+        made: list[Rationale | None] = []
+        for shot in shots:
+            spans, text = citable(task, shot.example), input_text(shot.example)
+            words = tuple(text[a:b] for a, b in spans)
+            # every word counts alike
+            even = Attribution(text, words, spans, (1.0,) * len(words), str(shot.example.label), method="random")
+            drawn = random_words(even, self.k, seed)
+            made.append(verbalise(drawn, even, self.template, label=shown_gold(shot.example)))
+        return made, []
 
-@register("method", "self_amplify_shap")
-@dataclass(frozen=True)
-class SelfShap(SelfExplained):
-    """KernelSHAP."""
-
-    explainer: ClassVar[str] = "kernel_shap"
-
-
-@register("method", "self_amplify_lime")
-@dataclass(frozen=True)
-class SelfLime(SelfExplained):
-    """LIME."""
-
-    explainer: ClassVar[str] = "lime"
-
-
-@register("method", "self_amplify_occlusion")
-@dataclass(frozen=True)
-class SelfOcclusion(SelfExplained):
-    """Occlusion, which the paper calls feature ablation."""
-
-    explainer: ClassVar[str] = "occlusion"
-
-
-@register("method", "self_amplify_gradient")
-@dataclass(frozen=True)
-class SelfGradient(SelfExplained):
-    """Gradient times input."""
-
-    explainer: ClassVar[str] = "grad_x_input"
-
-
-@register("method", "self_amplify_deeplift")
-@dataclass(frozen=True)
-class SelfDeepLift(SelfExplained):
-    """DeepLIFT."""
-
-    explainer: ClassVar[str] = "deep_lift"
-
-
-@register("method", "self_amplify_shapley_sampling")
-@dataclass(frozen=True)
-class SelfShapleySampling(SelfExplained):
-    """Shapley sampling."""
-
-    explainer: ClassVar[str] = "shapley_sampling"
-
-
-@dataclass(frozen=True)
-class SelfSteps(SelfAmplify):
-    """Rationales in sentences.
-
-    Attributes:
-        steps: how many sentences are asked for.
-        template: of the rationale, and so of what the model's own begins with.
-    """
-
-    steps: int = 3
-    template: str = "steps"
-
-    def answering(self, task: Task, made: Sequence[Rationale | None]) -> Form:
-        """The model begins with steps of its own."""
-        return self.form(task, reasons=True, prefill=self.begin, budget=40 * self.steps)
+    # -- sentences
 
     @property
-    def begin(self) -> str:
+    def _begin(self) -> str:
         """What a rationale begins with."""
         form = templates.load("rationale", self.template)
         return form.before("explanation", {"steps": self.steps, "explanation": ""}).rstrip()
 
-    def imitation(self, example: Example) -> Rationale:
-        """Sentences of fifteen words."""
-        return self.worded("word " * 15 * self.steps, "")
-
-    def worded(self, explanation: str, kind: str) -> Rationale:
+    def _sentences(self, explanation: str, kind: str) -> Rationale:
         """The rationale as it stands in a prompt, on one line."""
         form = templates.load("rationale", self.template)
         return Rationale(form.render({"steps": self.steps, "explanation": explanation}), kind=kind)
 
-    def asked(self, prompts: Sequence[Prompt], model: LanguageModel, marker: str, seed: int) -> list[tuple[str, str]]:
+    def _phcot(self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int) -> Rationales:
+        """Ask behind the begun answer "The answer is (C). 3-step explanation:"."""
+        form = self.form(task)
+        prompts = []
+        for shot in shots:
+            given = {"steps": self.steps, "label": shown_gold(shot.example), "marker": form.marker}
+            prefill = templates.load("prefill", "explanation").render(given)
+            prompts.append(_request(form, shot, templates.load("request", "explanation").render(given), prefill))
+        found = self._asked(prompts, model, form.marker, seed)
+        return [self._sentences(text, "phcot") if text else None for text, _ in found], []
+
+    def _autocot(self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int) -> Rationales:
+        """Ask for steps and an answer; how many argue for another label than the gold one is noted."""
+        form = self.form(task)
+        marker = form.marker
+        request = templates.load("request", "steps").render({"steps": self.steps, "marker": marker})
+        found = self._asked([_request(form, s, request, self._begin) for s in shots], model, marker, seed)
+        astray = 0
+        for shot, (_, written) in zip(shots, found, strict=True):
+            answer = parse_label(written, form.labels_of(shot.example), options=shot.example.options, marker=marker)
+            astray += answer not in (None, shot.example.label)
+        notes = [f"{astray} of {len(found)} chains end in another answer than the gold one"] if astray else []
+        return [self._sentences(text, "autocot") if text else None for text, _ in found], notes
+
+    def _asked(self, prompts: Sequence[Prompt], model: LanguageModel, marker: str, seed: int) -> list[tuple[str, str]]:
         """For each prompt what can be used of the explanation written, and all that was written.
 
         An explanation of which nothing can be used is asked for again, a bounded number of times, with a seed.
@@ -326,6 +288,44 @@ class SelfSteps(SelfAmplify):
         return found
 
 
+_WORDS = ("k", "template", "gate")
+_BY_EXPLAINER = ("budget", "contrastive")
+
+
+def _variant(name: str, explain_by: str, about: str, *options: str, role: Role = "method", **defaults: str) -> None:
+    """Register a variant that has these options beside those of selection and prompts."""
+    without = tuple(o for o in (*_WORDS, *_BY_EXPLAINER, "steps") if o not in options)
+    preset = Preset(SelfAmplify, about, role, fixed={"explain_by": explain_by}, defaults=defaults, without=without)
+    register("method", f"self_amplify_{name}", preset)
+
+
+_variant("topk", "topk", "The model names the k words itself, told the gold label.", *_WORDS)
+for _name, _explainer, _about in (
+    ("shap", "kernel_shap", "KernelSHAP."),
+    ("lime", "lime", "LIME."),
+    ("occlusion", "occlusion", "Occlusion, which the paper calls feature ablation."),
+    ("gradient", "grad_x_input", "Gradient times input."),
+    ("deeplift", "deep_lift", "DeepLIFT."),
+    ("shapley_sampling", "shapley_sampling", "Shapley sampling."),
+):
+    _variant(_name, _explainer, _about, *_WORDS, *_BY_EXPLAINER)
+_variant(
+    "phcot", "phcot", "Post hoc chain of thought: told the gold label, the model explains it in a few sentences.",
+    "steps", "template", template="steps",
+)  # fmt: skip
+_variant(
+    "autocot", "autocot",
+    """A chain of thought that the model writes without being told the label (Auto-CoT; Zhang et al. 2022).
+
+The demonstration still ends with the gold label; how many chains argue for another one is noted.""",
+    "steps", "template", template="steps",
+)  # fmt: skip
+_variant("no_rationale", "none", "Self-AMPLIFY's shots, answers only: is it the selection that helps?", role="control")
+_variant(
+    "random_words", "random", "Self-AMPLIFY with k random content words of the same input.", *_WORDS, role="control"
+)
+
+
 def usable(written: Completion, marker: str) -> str:
     """The explanation in whole sentences on one line, before any answer it goes on to give; "" where none is left."""
     parts = split_answer(written.text, marker)
@@ -341,49 +341,6 @@ def usable(written: Completion, marker: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text.rstrip(' ,;:')}."
 
 
-@register("method", "self_amplify_phcot")
-@dataclass(frozen=True)
-class SelfPhCoT(SelfSteps):
-    """Post hoc chain of thought: told the gold label, the model explains it in a few sentences."""
-
-    def rationales(
-        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
-    ) -> tuple[list[Rationale | None], list[str]]:
-        """Ask behind the begun answer "The answer is (C). 3-step explanation:"."""
-        form = self.form(task)
-        prompts = []
-        for shot in shots:
-            given = {"steps": self.steps, "label": shown_gold(shot.example), "marker": form.marker}
-            prefill = templates.load("prefill", "explanation").render(given)
-            prompts.append(_request(form, shot, templates.load("request", "explanation").render(given), prefill))
-        found = self.asked(prompts, model, form.marker, seed)
-        return [self.worded(text, "phcot") if text else None for text, _ in found], []
-
-
-@register("method", "self_amplify_autocot")
-@dataclass(frozen=True)
-class SelfAutoCoT(SelfSteps):
-    """A chain of thought that the model writes without being told the label (Auto-CoT; Zhang et al. 2022).
-
-    The demonstration still ends with the gold label; how many chains argue for another one is noted.
-    """
-
-    def rationales(
-        self, task: Task, model: LanguageModel, shots: Sequence[Demonstration], seed: int
-    ) -> tuple[list[Rationale | None], list[str]]:
-        """Ask for steps and an answer."""
-        form = self.form(task)
-        marker = form.marker
-        request = templates.load("request", "steps").render({"steps": self.steps, "marker": marker})
-        found = self.asked([_request(form, s, request, self.begin) for s in shots], model, marker, seed)
-        astray = 0
-        for shot, (_, written) in zip(shots, found, strict=True):
-            answer = parse_label(written, form.labels_of(shot.example), options=shot.example.options, marker=marker)
-            astray += answer not in (None, shot.example.label)
-        notes = [f"{astray} of {len(found)} chains end in another answer than the gold one"] if astray else []
-        return [self.worded(text, "autocot") if text else None for text, _ in found], notes
-
-
 def _request(form: Form, shot: Demonstration, request: str, prefill: str) -> Prompt:
     """The shot's zero-shot prompt with something asked at its end and the answer begun; raw text is only begun."""
     prompt = form.prompt(shot.example, prefill=form.marker)
@@ -392,3 +349,26 @@ def _request(form: Form, shot: Demonstration, request: str, prefill: str) -> Pro
     last = prompt.messages[-1]
     asked = Message(last.role, f"{last.content}\n\n{request}")
     return Prompt(messages=(*prompt.messages[:-1], asked), prefix=prefill)
+
+
+def judge_own(
+    method: PromptMethod, task: Task, model: LanguageModel, shot: Demonstration, said: Rationale | None, seed: int
+) -> Verdict:
+    """Does a model need the words that it cites of its own shot?
+
+    Args:
+        method: whose zero-shot prompt asks for the label.
+        task: the task.
+        model: the model, which gives log-probabilities.
+        shot: with its foil where that is known.
+        said: what it said; None fails.
+        seed: of the random words.
+
+    Raises:
+        CapabilityError: the model gives no log-probabilities.
+    """
+    from amplify.attribution.deletion import Verdict, judge
+
+    if said is None:
+        return Verdict(False, 0.0, 0.0, 0.0)
+    return judge(said.words, shot_game(method, task, model, shot), seed=seed)

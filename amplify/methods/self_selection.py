@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -12,13 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify.errors import InputError
-from amplify.methods.base import Rehearsal
-from amplify.methods.baselines import ZeroShot, ask_validation, random_shots
+from amplify.methods.candidates import RATIONALE_TOKENS, SPARE, check_room, citable_pool
 from amplify.methods.contents import fit_key
-from amplify.methods.explained import RATIONALE_TOKENS, check_room, citable_pool, planned
-from amplify.methods.gating import SPARE
-from amplify.methods.program import ShotProgram
+from amplify.methods.few_shot import ZeroShot
 from amplify.methods.prompt import PromptMethod, check_options
+from amplify.methods.self_attribution import explain_shots
 from amplify.models.base import LanguageModel, need_scoring
 from amplify.models.kept import origin
 from amplify.selection import (
@@ -33,8 +31,22 @@ from amplify.types import Answer, Demonstration, Example
 if TYPE_CHECKING:
     from amplify.tasks import Task
 
+Preferred = Literal["success", "error", "random", "mcs_high", "mcs_low"]
+Diversity = Literal["none", "mmr", "sp_lime"]
 _CANDIDATES = 3  # explanations per shot that a submodular choice is made from
 _TIER = 10.0  # a preferred example goes before any other, whatever its score in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The options of `SelfAmplify` that decide about its shots."""
+
+    pool: int
+    selection: Preferred
+    balanced: bool
+    diversity: Diversity
+    skip_flagged: bool
+    shots: int
 
 
 @dataclass(frozen=True)
@@ -53,100 +65,66 @@ class Chosen:
     meta: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class SelfMethod(PromptMethod):
-    """The options that Self-AMPLIFY's variants and controls share: with the same ones and seed, the same shots.
-
-    Attributes:
-        pool: how many validation examples the model is asked, drawn with the seed; 0 for all.
-        selection: what it gets right ("success") or wrong ("error"), drawn at random; any ("random"); or what it is
-            most confidently wrong ("mcs_high") or right ("mcs_low") about by its own label log-probabilities.
-        balanced: as many shots of each label as possible.
-        diversity: also unlike each other: "mmr" by their words, "sp_lime" by what explains them (occlusion).
-        skip_flagged: leave out what is likely mislabelled; otherwise it is only noted. Needs log-probabilities.
-        shots: how many (the paper has 4).
-    """
-
-    pool: int = 200
-    selection: Literal["success", "error", "random", "mcs_high", "mcs_low"] = "success"
-    balanced: bool = False
-    diversity: Literal["none", "mmr", "sp_lime"] = "none"
-    skip_flagged: bool = False
-    shots: int = 8
-
-    def chosen(self, task: Task, model: LanguageModel, seed: int) -> Chosen:
-        """The shots, found once per model, task, seed and options of selection.
-
-        Raises:
-            InputError: no validation split, no labels to choose from, or an impossible option.
-            ContextLengthError: the shots cannot fit, before any work.
-            CapabilityError: log-probabilities are needed and the model gives none.
-        """
-        check_options(self)
-        options = tuple(getattr(self, f.name) for f in fields(SelfMethod) if f.name not in ("max_tokens", "extract"))
-        key = (options, fit_key(self), task.fingerprint, seed)
-        known = _CHOSEN.setdefault(origin(model), {})
-        if key not in known:
-            known[key] = _choose(self, task, model, seed)
-        return known[key]
-
-    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
-        """With random shots, explained as long as the real ones."""
-        there = len(task.validation)
-        asked = self.explaining + (0 if self.selection == "random" else min(self.pool or there, there))
-        ask_validation(self, task, model, seed, asked)
-        return Rehearsal(self.imitated(task, random_shots(self, task, model, seed)), planned(asked))
-
-    @property
-    def explaining(self) -> int:
-        """How many prompts explaining the shots takes: for plans."""
-        return 0
-
-    def imitated(self, task: Task, program: ShotProgram) -> ShotProgram:
-        """A program with rationales as long as the real ones: for plans."""
-        return program
-
-
 # variants and controls are compared on the very same shots, and asking the model for them once is enough
 _CHOSEN: WeakKeyDictionary[LanguageModel, dict[Any, Chosen]] = WeakKeyDictionary()
 
 
-def _choose(method: SelfMethod, task: Task, model: LanguageModel, seed: int) -> Chosen:
-    pool, noted = citable_pool(method.name, method.pool, task, seed)
-    if method.shots > len(pool):
-        raise InputError(f"{method.name}: {method.shots} shots, but only {len(pool)} examples to choose from")
-    check_room(method.form(task, reasons=True, budget=RATIONALE_TOKENS), method.shots, task, model)
-    scored = method.mode == "score" or method.selection.startswith("mcs") or method.skip_flagged
+def chosen(method: PromptMethod, wanted: Wanted, task: Task, model: LanguageModel, seed: int) -> Chosen:
+    """The shots, found once per model, task, seed and options of selection.
+
+    Raises:
+        InputError: no validation split, no labels to choose from, or an impossible option.
+        ContextLengthError: the shots cannot fit, before any work.
+        CapabilityError: log-probabilities are needed and the model gives none.
+    """
+    check_options(method)
+    asking = tuple(method.shared("max_tokens", "extract").values())
+    key = (asking, wanted, fit_key(method), task.fingerprint, seed)
+    known = _CHOSEN.setdefault(origin(model), {})
+    if key not in known:
+        known[key] = _choose(method, wanted, task, model, seed)
+    return known[key]
+
+
+def _choose(method: PromptMethod, wanted: Wanted, task: Task, model: LanguageModel, seed: int) -> Chosen:
+    pool, noted = citable_pool(method.name, wanted.pool, task, seed)
+    if wanted.shots > len(pool):
+        raise InputError(f"{method.name}: {wanted.shots} shots, but only {len(pool)} examples to choose from")
+    check_room(method.form(task, reasons=True, budget=RATIONALE_TOKENS), wanted.shots, task, model)
+    scored = method.mode == "score" or wanted.selection.startswith("mcs") or wanted.skip_flagged
     if scored:
         need_scoring(model, f"{method.name}: selection by the model's own label log-probabilities")
 
     before = model.usage.snapshot()
-    answers = _asked(method, task, model, pool, scored, seed)
+    answers: list[Answer] = []  # a random choice asks nothing
+    if wanted.selection != "random" or wanted.skip_flagged:
+        asker = ZeroShot(**{**method.shared("max_tokens", "extract"), "mode": "score" if scored else "generate"})
+        answers = asker.fit(task, model, seed).answer(pool, model)
     wrong = {e.id for e, a in zip(pool, answers, strict=bool(answers)) if a.value != e.label}
     flagged = _flagged(pool, answers) if scored and answers else set[str]()
-    if method.skip_flagged:
+    if wanted.skip_flagged:
         kept = [i for i, e in enumerate(pool) if e.id not in flagged]
-        if len(kept) < method.shots:
+        if len(kept) < wanted.shots:
             raise InputError(
                 f"{method.name}: {len(flagged)} of {len(pool)} candidates are likely mislabelled, too few are left for "
-                f"{method.shots} shots: raise {method.name}.pool, or set {method.name}.skip_flagged=false"
+                f"{wanted.shots} shots: raise {method.name}.pool, or set {method.name}.skip_flagged=false"
             )
         noted.append(f"{len(flagged)} of {len(pool)} candidates are likely mislabelled and were left out")
         pool, answers = [pool[i] for i in kept], [answers[i] for i in kept] if answers else []
 
-    worth, score, preferred = _worth(method.selection, pool, answers, wrong)
-    order = _picked(method, task, model, pool, worth, preferred, seed)
+    worth, score, preferred = _worth(wanted.selection, pool, answers, wrong)
+    order = _picked(method, wanted, task, model, pool, worth, preferred, seed)
     # in random order: sorted by confidence the labels would come in runs
-    order[: method.shots] = random.Random(seed).sample(order[: method.shots], method.shots)
+    order[: wanted.shots] = random.Random(seed).sample(order[: wanted.shots], wanted.shots)
     found = [
         Demonstration(pool[i], foil=_foil(answers[i], pool[i], task) if answers else None, score=score.get(pool[i].id))
         for i in order
     ]
-    shots = tuple(found[: method.shots])
+    shots = tuple(found[: wanted.shots])
     return Chosen(
         shots=shots,
-        spare=tuple(shot for shot in found[method.shots :] if shot.example.id in preferred),
-        notes=(*noted, *_notes(method, shots, pool, preferred, flagged)),
+        spare=tuple(shot for shot in found[wanted.shots :] if shot.example.id in preferred),
+        notes=(*noted, *_notes(wanted, shots, pool, preferred, flagged)),
         meta={
             "asked": len(answers),
             "wrong": len(wrong),
@@ -155,17 +133,6 @@ def _choose(method: SelfMethod, task: Task, model: LanguageModel, seed: int) -> 
             "usage": asdict(model.usage.since(before)),
         },
     )
-
-
-def _asked(
-    method: SelfMethod, task: Task, model: LanguageModel, pool: Sequence[Example], scored: bool, seed: int
-) -> list[Answer]:
-    """The model's own zero-shot answers; a random choice asks nothing."""
-    if method.selection == "random" and not method.skip_flagged:
-        return []
-    shared = {f.name: getattr(method, f.name) for f in fields(PromptMethod) if f.name not in ("max_tokens", "extract")}
-    asker = ZeroShot(**{**shared, "mode": "score" if scored else "generate"})
-    return asker.fit(task, model, seed).answer(pool, model)
 
 
 def _flagged(pool: Sequence[Example], answers: Sequence[Answer]) -> set[str]:
@@ -192,7 +159,8 @@ def _worth(
 
 
 def _picked(
-    method: SelfMethod,
+    method: PromptMethod,
+    wanted: Wanted,
     task: Task,
     model: LanguageModel,
     pool: Sequence[Example],
@@ -201,16 +169,14 @@ def _picked(
     seed: int,
 ) -> list[int]:
     # the pool comes in seeded order, which decides ties
-    groups = [e.label for e in pool] if method.balanced else None
-    n = min(SPARE * method.shots, len(pool))  # the first of more are the same
-    if method.diversity == "mmr":
+    groups = [e.label for e in pool] if wanted.balanced else None
+    n = min(SPARE * wanted.shots, len(pool))  # the first of more are the same
+    if wanted.diversity == "mmr":
         return pick(worth, n, similarity=text_similarity(pool), groups=groups)
-    if method.diversity == "none":
+    if wanted.diversity == "none":
         return pick(worth, n, groups=groups)
-    from amplify.methods.self_attribution import explain_shots
-
     usable = sum(e.id in preferred for e in pool)
-    best = pick(worth, min(max(usable, method.shots), _CANDIDATES * method.shots), groups=groups)
+    best = pick(worth, min(max(usable, wanted.shots), _CANDIDATES * wanted.shots), groups=groups)
     found = explain_shots(
         method, task, model, [Demonstration(pool[i]) for i in best], "occlusion", contrastive=False, seed=seed
     )
@@ -232,7 +198,7 @@ def _foil(answer: Answer, example: Example, task: Task) -> str | None:
 
 
 def _notes(
-    method: SelfMethod,
+    wanted: Wanted,
     shots: Sequence[Demonstration],
     pool: Sequence[Example],
     preferred: set[str],
@@ -240,11 +206,11 @@ def _notes(
 ) -> list[str]:
     notes = []
     if filled := sum(shot.example.id not in preferred for shot in shots):
-        wanted = "wrongly" if method.selection in ("error", "mcs_high") else "rightly"
+        how = "wrongly" if wanted.selection in ("error", "mcs_high") else "rightly"
         notes.append(
-            f"{filled} of {method.shots} shots were not answered {wanted}, as {method.selection} asks for: "
+            f"{filled} of {wanted.shots} shots were not answered {how}, as {wanted.selection} asks for: "
             f"{sum(e.id in preferred for e in pool)} of {len(pool)} candidates were"
         )
     if doubtful := [shot.example.id for shot in shots if shot.example.id in flagged]:
-        notes.append(f"{len(doubtful)} of {method.shots} shots are likely mislabelled: {', '.join(doubtful)}")
+        notes.append(f"{len(doubtful)} of {wanted.shots} shots are likely mislabelled: {', '.join(doubtful)}")
     return notes

@@ -12,9 +12,8 @@ from amplify.attribution.gradients import explain
 from amplify.attribution.words import key_word_mask
 from amplify.errors import ContextLengthError, DataError, InputError
 from amplify.methods import Amplify, Program, make
-from amplify.methods.amplify import top_words
-from amplify.methods.controls import ProxyProgram, TestWordsProgram
 from amplify.methods.program import ShotProgram
+from amplify.methods.proxy import ProxyProgram, TestWordsProgram
 from amplify.models.scripted import ScriptedModel, plain_text
 from amplify.proxies import Proxy, train_proxy
 from amplify.tasks import Task
@@ -342,5 +341,5 @@ def test_dropped_rationales_are_counted(sentiment: Task, body: str, model: Scrip
     found = method.explained(sentiment, model, 0)
     program = method.fit(sentiment, model, 0)
     dropped = sum(max(a.scores) <= 0 for a in found.attributions)
-    assert top_words(method, found).count(None) == dropped
+    assert method.said(sentiment, found, 0).count(None) == dropped
     assert any("fewer than 8 words" in note for note in program.notes)

@@ -6,7 +6,7 @@ import pytest
 from method_fakes import by_word
 
 from amplify.errors import CapabilityError, ContextLengthError, DataError, InputError, UnknownNameError
-from amplify.methods import METHODS, FewShot, HumanCoT, Method, Program, ZeroShot, ZeroShotCoT, make
+from amplify.methods import METHODS, FewShot, HumanCoT, Method, Program, ZeroShot, make
 from amplify.methods.program import ShotProgram
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel, plain_text
 from amplify.tasks import Task
@@ -109,11 +109,11 @@ def test_a_rationale_without_an_answer_is_asked_for_it_once_more(sentiment: Task
         return " negative." if text.endswith("The answer is") else " The phone broke."
 
     model = ScriptedModel(reply=reply)
-    answer = ZeroShotCoT().fit(sentiment, model, 0).answer(sentiment.test[:1], model)[0]
+    answer = make("zero_shot_cot").fit(sentiment, model, 0).answer(sentiment.test[:1], model)[0]
     assert (answer.value, answer.calls) == ("negative", 2)
     assert answer.text == " The phone broke. The answer is negative."
     assert answer.rationale.endswith("The phone broke.")
-    once = ZeroShotCoT(extract=False).fit(sentiment, model, 0).answer(sentiment.test[:1], model)[0]
+    once = make("zero_shot_cot", extract=False).fit(sentiment, model, 0).answer(sentiment.test[:1], model)[0]
     assert (once.value, once.calls) == (None, 1)
 
 
@@ -123,7 +123,7 @@ def test_a_rationale_cut_off_is_answered_on_a_line_of_its_own(sentiment: Task) -
 
     for mode in ("generate", "score"):
         model = ScriptedModel(reply=reply)
-        program = ZeroShotCoT(max_tokens=10, mode=mode).fit(sentiment, model, 0)
+        program = make("zero_shot_cot", max_tokens=10, mode=mode).fit(sentiment, model, 0)
         answer = program.answer(sentiment.test[:1], model)[0]
         assert answer.value == "negative"
         assert answer.rationale.endswith(" on" * 10)
@@ -290,7 +290,7 @@ def test_make_converts_and_refuses(sentiment: Task) -> None:
     method = make("few_shot", mode="score", shots="3", prefill="false", selection="balanced")
     assert method == FewShot(shots=3, prefill=False, selection="balanced", mode="score")
     assert method.label == "few_shot[prefill=false,shots=3,selection=balanced]"
-    assert all(name == cls.name and issubclass(cls, Method) for name, cls in METHODS.items())
+    assert all(name == preset.name and issubclass(preset.cls, Method) for name, preset in METHODS.items())
     with pytest.raises(UnknownNameError, match="Did you mean 'few_shot'"):
         make("few_shots")
     with pytest.raises(UnknownNameError, match="Did you mean 'shots'"):

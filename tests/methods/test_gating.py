@@ -9,8 +9,8 @@ from method_fakes import BAD, GOOD, by_word
 from amplify.attribution.deletion import Verdict, deletion, judge
 from amplify.errors import UnknownNameError
 from amplify.methods import make
-from amplify.methods.gating import judge_own
 from amplify.methods.program import ShotProgram
+from amplify.methods.self_amplify import judge_own
 from amplify.models.scripted import ScriptedModel
 from amplify.proxies import train_proxy
 from amplify.rationales.wording import verbalise

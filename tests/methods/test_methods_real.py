@@ -40,7 +40,7 @@ def tickets(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.mark.parametrize("mode", ["generate", "score"])
 @pytest.mark.parametrize("name", NAMES)
 def test_method(name: str, mode: str, tickets: Task, model: LanguageModel, minilm: Path, tmp_path: Path) -> None:
-    fields = METHODS[name].__dataclass_fields__
+    fields = METHODS[name].options
     options = {option: value for option, value in SMALL.items() if option in fields}
     options |= {option: str(minilm) for option in ("proxy", "embedder") if option in fields}
     program = make(name, mode=mode, **options).fit(tickets, model, 0)

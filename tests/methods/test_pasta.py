@@ -10,8 +10,8 @@ from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.evaluation import evaluate
 from amplify.methods import make
 from amplify.methods.base import Program
+from amplify.methods.pasta import find_profile, first_heads, model_name, random_heads
 from amplify.methods.refusals import triggers
-from amplify.methods.steered import find_profile, first_heads, model_name, random_heads
 from amplify.models import load_model
 from amplify.models.scripted import ScriptedModel
 from amplify.steering import Steering

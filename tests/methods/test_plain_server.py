@@ -1,7 +1,7 @@
 """Every method against a server that knows chats and nothing else: it runs, or says in one error what it needs."""
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,7 @@ def documents(task: Task) -> Task:
 def test_a_method_runs_or_says_what_it_needs(
     name: str, plain: LanguageModel, sentiment: Task, tiny_encoder: Path
 ) -> None:
-    known = {field.name for field in fields(METHODS[name])}
+    known = METHODS[name].options
     options = {"proxy": str(tiny_encoder), "embedder": str(tiny_encoder), "epochs": 1, "shots": 2}
     method = make(name, **{key: value for key, value in options.items() if key in known})
     task = replace(documents(sentiment) if name.startswith("rag") else sentiment, emphasis="instruction")

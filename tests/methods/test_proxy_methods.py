@@ -14,9 +14,8 @@ from method_fakes import BAD, GOOD
 import amplify
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods import make
-from amplify.methods.base import METHODS, Program
+from amplify.methods.base import METHODS, Program, inner_method
 from amplify.methods.cascade import CascadeProgram, SelectiveProgram
-from amplify.methods.inner import inner_method
 from amplify.methods.proxy_hint import HintProgram
 from amplify.methods.proxy_pool import PoolProgram
 from amplify.models.scripted import ScriptedModel

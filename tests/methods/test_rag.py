@@ -17,7 +17,7 @@ from amplify.evaluation import evaluate, load_report
 from amplify.evaluation.configuration import declare_family
 from amplify.methods import METHODS, make
 from amplify.methods.base import Program
-from amplify.methods.documents import RagProgram
+from amplify.methods.rag import RagProgram
 from amplify.models import load_model
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.steering import Steering

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amplify.methods import ZeroShot, ZeroShotCoT
+from amplify.methods import Method, ZeroShot, make
 from amplify.models.scripted import ScriptedModel
 from amplify.tasks import Task
 from amplify.types import Answer
@@ -15,7 +15,7 @@ ONE_LINE = f"<think>{REASONING}</think> The answer is positive."
 TEMPLATE_OPENED = f"{REASONING}\n</think>\n\npositive"
 
 
-def ask(task: Task, reply: str, method: ZeroShot | ZeroShotCoT) -> tuple[Answer, ScriptedModel]:
+def ask(task: Task, reply: str, method: Method) -> tuple[Answer, ScriptedModel]:
     model = ScriptedModel(reply=lambda text: reply)
     [answer] = method.fit(task, model, 0).answer(task.test[:1], model)
     return answer, model
@@ -54,12 +54,12 @@ def test_a_model_that_does_not_think_is_asked_once(sentiment: Task) -> None:
 
 
 def test_a_block_that_the_template_opened(sentiment: Task) -> None:
-    answer, _ = ask(sentiment, TEMPLATE_OPENED, ZeroShotCoT(prefill=False))
+    answer, _ = ask(sentiment, TEMPLATE_OPENED, make("zero_shot_cot", prefill=False))
     assert answer.value == "positive"
 
 
 def test_labels_are_never_scored_inside_a_block(sentiment: Task) -> None:
-    _, model = ask(sentiment, "<think>\nHm, hm", ZeroShotCoT(prefill=False, mode="score"))
+    _, model = ask(sentiment, "<think>\nHm, hm", make("zero_shot_cot", prefill=False, mode="score"))
     scored = [call.text for call in model.calls if call.continuation is not None]
     assert scored
     assert all(text.endswith("</think>\n\nThe answer is") for text in scored)

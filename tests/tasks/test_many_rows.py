@@ -10,7 +10,7 @@ import pytest
 
 from amplify import load_task
 from amplify.errors import InputError
-from amplify.methods.baselines import FewShot
+from amplify.methods.few_shot import FewShot
 from amplify.models import load_model
 from amplify.tasks import rows, splits, task
 from amplify.tasks.rows import AT_ONCE
