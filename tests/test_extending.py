@@ -58,6 +58,7 @@ def records(folder: Path) -> list[dict[str, object]]:
     ("kind", "line"),
     [
         ("methods", rf"short_shots +method   The shortest labelled examples before the question\.  {re.escape(HERE)}"),
+        ("methods", rf"few_shot_longest +baseline The longest examples .*{re.escape(HERE)}"),
         ("methods", rf"majority +baseline The commonest label .*{re.escape(HERE)}"),
         ("explainers", rf"alone +What each word gives by itself, .*{re.escape(HERE)}"),
         ("models", rf"parrot:… +Says back the last words .*{re.escape(HERE)}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 import amplify
 from amplify import registry
 from amplify.errors import InputError, UnknownNameError
-from amplify.methods import METHODS, FewShot, make
+from amplify.methods import METHODS, Amplify, FewShot, Pasta, Preset, make
 
 PLUGIN = '''
 import sys
@@ -156,3 +157,30 @@ def test_what_a_broken_plugin_registered_before_it_broke_is_gone(tmp_path: Path)
     install(tmp_path, "dull", PLUGIN + "\n1 / 0\n")
     done = python(tmp_path, "from amplify.methods import METHODS; print('my_shots' in METHODS)")
     assert done.stdout == "False\n"
+
+
+def test_a_variant_has_its_own_name_role_and_options(registered) -> None:
+    registered("method", "two_longest")
+    variant = Preset(
+        FewShot, "Two.", "control", fixed={"selection": "balanced"}, defaults={"shots": 2}, without=("mark", "emphasis")
+    )
+    amplify.register("method", "two_longest", variant)
+    amplify.register("method", "two_longest", variant)  # a notebook's cell that runs twice
+    made = make("two_longest", prefill=False)
+    assert (made.label, made.role, made.shots) == ("two_longest[prefill=false]", "control", 2)
+    assert make("two_longest", shots=8).label == "two_longest[shots=8]"
+    assert dataclasses.replace(made, shots=3).label == "two_longest[prefill=false,shots=3]"
+    assert "selection" not in METHODS["two_longest"].options
+    assert METHODS["two_longest"].description.startswith("Two.\n\nAttributes:\n    shots: how many.")
+    for option in ("selection", "mark"):
+        with pytest.raises(UnknownNameError, match=f"unknown two_longest option '{option}'"):
+            make("two_longest", **{option: "random"})
+    with pytest.raises(UnknownNameError, match="Did you mean 'shots'"):
+        amplify.register("method", "x", Preset(FewShot, fixed={"shot": 2}))
+
+
+def test_an_object_of_a_class_is_the_variant_that_its_options_say() -> None:
+    drawn = Amplify(rationales="random", shots=4)
+    assert (drawn.label, drawn.role) == ("amplify_random_words[shots=4]", "control")
+    assert drawn == make("amplify_random_words", shots=4)
+    assert (Pasta().seeded, Pasta(random_heads=True).seeded) == (False, True)

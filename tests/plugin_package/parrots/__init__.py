@@ -9,4 +9,5 @@ import parrots.own_program
 import parrots.retriever
 import parrots.selection
 import parrots.steering_mode
-import parrots.task_format  # noqa: F401
+import parrots.task_format
+import parrots.variant  # noqa: F401
