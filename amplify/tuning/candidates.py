@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from amplify.calibration import WAYS, Way
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods import METHODS, make
-from amplify.methods.base import Method, Mode, Program
+from amplify.methods.base import Method, Mode, Program, inner_method
 from amplify.methods.calibrated import calibrated
-from amplify.methods.inner import inner_method
 from amplify.methods.lettered import OptionForm, fit_in_form
 from amplify.models.base import LanguageModel, ScoringModel
 
