@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from amplify.attribution.registry import METHODS as EXPLAINERS
 from measuring import open_exact
 from reproduce_amplify import write
 
 import amplify
+from amplify.attribution.explainers import METHODS as EXPLAINERS
 from amplify.errors import AmplifyError
 from amplify.methods import METHODS, SelfAmplify, make
 from amplify.methods.base import Method

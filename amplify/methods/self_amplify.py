@@ -58,8 +58,8 @@ class SelfAmplify(PromptMethod):
         template: of the rationale, and so of what the model's own begins with: "key_words", "paper", "words_only",
             "span", "steps", …, or your own file.
         gate: a rationale must cite words that the model needs more than random words of the same input
-            (`amplify.attribution.deletion.judge`), else its shot gives way to the next candidate whose rationale does, or
-            is shown without one. Variants then have different shots.
+            (`amplify.attribution.deletion.judge`), else its shot gives way to the next candidate whose rationale does,
+            or is shown without one. Variants then have different shots.
         budget: model evaluations per shot; 0 for what the explainer takes by itself.
         contrastive: explain the gold label against the one wrongly given, or the likeliest other one where the model
             was asked for log-probabilities. The paper explains the gold label alone.
