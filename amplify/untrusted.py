@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import regex
 
@@ -52,7 +52,12 @@ class Trusted(str):
 
 def neutral_values(value: Any) -> Any:
     """`neutral` for every text in what a template is filled with, unless the user allows special tokens there."""
-    return value if os.environ.get(ALLOW) == "allow" else _neutral_values(value)
+    return value if special_tokens() == "allowed" else _neutral_values(value)
+
+
+def special_tokens() -> Literal["allowed", "neutralised"]:
+    """What becomes of special tokens in data: part of what answers depend on, so records and caches hold it."""
+    return "allowed" if os.environ.get(ALLOW) == "allow" else "neutralised"
 
 
 def _neutral_values(value: Any) -> Any:

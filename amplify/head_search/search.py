@@ -31,6 +31,7 @@ from amplify.steering import Steering
 from amplify.steering.spec import model_shape
 from amplify.tasks import Task
 from amplify.types import Demonstration
+from amplify.untrusted import special_tokens
 
 Floats = npt.NDArray[np.float64]
 Score = Callable[[Sequence[HeadSet], Sequence[int]], Floats]  # head sets, sample numbers -> margins [sets, samples]
@@ -424,6 +425,7 @@ def find_heads(
         what = [about.get("model"), about.get("dtype"), options, how.target_tokens, task.fingerprint, how.seed]
         what.append([[i.id, i.gold, i.foil] for i in items])
         what += [how.shots] if how.shots else []
+        what += ["special tokens allowed"] if special_tokens() == "allowed" else []
         key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
         scores[task.name] = Recorded(measure, task.name, Path(record) if record else None, key, progress)
         find = exhaustive if how.search == "exhaustive" else halving

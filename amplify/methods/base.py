@@ -27,15 +27,25 @@ FORMAT = 1
 class Program(ABC):
     """What `fit` found: plain JSON that is saved, reloaded and deployed without the task or the proxy.
 
-    Every concrete class is a dataclass that registers itself under `kind`; its fields are what is saved.
+    Every concrete class is a dataclass that registers itself under a `kind` of its own; its fields are what is saved.
+
+    Raises:
+        InputError: another class has that kind; raised where the class is defined.
     """
 
     kind: ClassVar[str]
     _kinds: ClassVar[dict[str, type[Program]]] = {}
 
     def __init_subclass__(cls) -> None:
-        if kind := getattr(cls, "kind", None):
-            Program._kinds[kind] = cls
+        if (kind := cls.__dict__.get("kind")) is None:
+            return
+        there = Program._kinds.setdefault(kind, cls)
+        place, other = (f"{each.__module__}.{each.__qualname__}" for each in (cls, there))
+        if place != other:  # the same one defined anew (in a notebook, or by dataclass(slots=True)) takes its place
+            raise InputError(
+                f"programs of the kind {kind!r} are {other}: saved ones would be read as {place}. Choose another kind"
+            )
+        Program._kinds[kind] = cls
 
     @abstractmethod
     def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
@@ -51,7 +61,16 @@ class Program(ABC):
         return {f.name: (Program.tagged if f.type == "Program" else codec.encode)(given[f.name]) for f in saved}
 
     def tagged(self) -> dict[str, Any]:
-        """As JSON values with the kind, for a program inside another one; `of` is the inverse."""
+        """As JSON values with the kind, for a program inside another one; `of` is the inverse.
+
+        Raises:
+            InputError: its class has no kind of its own.
+        """
+        if "kind" not in type(self).__dict__:
+            raise InputError(
+                f"{type(self).__qualname__} cannot be saved without a kind of its own, by which it is found again: "
+                "kind = 'NAME' in the class"
+            )
         return {"kind": self.kind, **self.to_dict()}
 
     @classmethod
@@ -69,7 +88,7 @@ class Program(ABC):
         Raises:
             WriteError: it cannot be written; an earlier file is untouched.
         """
-        files.write_json(path, {"format": FORMAT, "kind": self.kind, **self.to_dict()})
+        files.write_json(path, {"format": FORMAT, **self.tagged()})
 
     @staticmethod
     def load(path: str | Path) -> Program:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import amplify
+from amplify import untrusted
 from amplify.errors import EmptyAnswerError, InputError
 from amplify.metrics import normalize
 from amplify.models import opened
@@ -140,7 +141,7 @@ def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Op
     identity = {
         "documents": context.documents, **context.frame.identity(), "value": chosen.value, "model": model.describe(),
         "asked": answer if logprob else [sampling.max_tokens, *sampling.stop], "exact": chosen.chosen != "blocks",
-        "amplify": amplify.__version__,
+        "special_tokens": untrusted.special_tokens(), "amplify": amplify.__version__,
     }  # fmt: skip
     memory = Memory(identity, chosen.cache, chosen.progress)
     settings = replace(chosen, relative=chosen.shares)

@@ -31,6 +31,7 @@ from amplify.tuning.candidates import Candidate, candidates_for, checked
 from amplify.tuning.ingredients import Ingredient, ingredients
 from amplify.tuning.memory import RememberedGenerator, remembered
 from amplify.types import Example
+from amplify.untrusted import special_tokens
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -306,6 +307,7 @@ def _config(task: Task, model: LanguageModel, budget: Budget, seed: int, listed:
                 "amplify": amplify.__version__,
                 "versions": versions(),
                 "templates": template_hashes(),
+                "special_tokens": special_tokens(),
                 "task": {"name": task.name, "fingerprint": task.fingerprint, "metric": task.metric},
                 "model": {"id": model.id, **model.describe()},
                 "budget": {k: v for k, v in vars(budget).items() if v is not None},
