@@ -20,9 +20,11 @@ RUNS = {
     "amplify_random_words", "amplify_shuffled_rationales", "amplify_tfidf_words", "amplify_test_words",
     "answer_format_only", "proxy_alone", "self_amplify_topk", "self_amplify_phcot", "self_amplify_autocot",
     "self_amplify_no_rationale", "self_amplify_random_words", "marked_prompt", "few_shot_marked", "rag",
-    "rag_rerank_random",
+    "rag_rerank_random", "cascade", "proxy_hint", "proxy_hint_random",
 }  # fmt: skip
 """What needs text alone."""
+SCORED = {"proxy_pool", "selective"}
+"""What is refused in generate mode, on any model."""
 
 
 def say(asked: str) -> str:
@@ -56,7 +58,8 @@ def test_a_method_runs_or_says_what_it_needs(
 ) -> None:
     known = METHODS[name].options
     options = {"proxy": str(tiny_encoder), "embedder": str(tiny_encoder), "epochs": 1, "shots": 2}
-    method = make(name, **{key: value for key, value in options.items() if key in known})
+    mode = "score" if name in SCORED else "generate"
+    method = make(name, mode=mode, **{key: value for key, value in options.items() if key in known})
     task = replace(documents(sentiment) if name.startswith("rag") else sentiment, emphasis="instruction")
     if name in RUNS:
         answers = method.fit(task, plain, 0).answer(task.test[:2], plain)
