@@ -13,6 +13,7 @@ EXTRAS = {
     "accelerate": "local",
     "bm25s": "rag",
     "captum": "local",
+    "fastapi": "serve",
     "gguf": "local",
     "haystack": "rag",
     "langchain_core": "rag",
@@ -21,6 +22,7 @@ EXTRAS = {
     "safetensors": "local",
     "torch": "local",
     "transformers": "local",
+    "uvicorn": "serve",
 }
 """Importable package that the base install lacks -> the extra that brings it."""
 

@@ -96,7 +96,7 @@ class Options(Settings):
             ("order", self.order, ORDERS), ("layout", self.layout, ("chat", "text")),
         ):  # fmt: skip
             if name not in known:
-                raise UnknownNameError(kind, name, known)
+                raise UnknownNameError(kind, str(name), known)
         for name, least in (("budget", 2), ("seed", 0), ("max_tokens", 1), ("tokens", 1)):
             _whole(name, getattr(self, name), least)
         if len(self.thresholds) != 2 or not np.isfinite(self.thresholds).all():

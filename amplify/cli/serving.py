@@ -1,0 +1,38 @@
+"""`amplify serve`: attributions and a citing chat API over HTTP."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from amplify.cli.common import opened_model, required, say, takes_model
+
+KEY = "AMPLIFY_API_KEY"
+
+
+@click.command()
+@takes_model
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(min=0, max=65535), default=8100, show_default=True, help="Port.")
+@click.option("--running", type=int, default=2, show_default=True, help="Attributions made at once.")
+@click.option("--waiting", type=int, default=16, show_default=True, help="Requests that may wait; more get status 429.")
+@click.option("--seconds", type=float, default=300.0, show_default=True, help="That a request may wait and run.")
+@click.option("--budget", type=int, default=512, show_default=True, help="Prompts of an attribution at most.")
+@click.option("--body", type=int, default=2_000_000, show_default=True, help="Bytes of a request at most.")
+def serve(model: str | None, model_option: tuple[str, ...], host: str, port: int, **limits: Any) -> None:
+    """Serve attributions, and a chat API that passes through to --model and cites. The key: $AMPLIFY_API_KEY."""
+    from amplify.errors import extras
+
+    with extras():
+        import uvicorn
+
+    from amplify.serve.app import checked_limits, create_app
+
+    bounds = checked_limits(key=os.environ.get(KEY, ""), **limits)
+    with opened_model(required(model, "--model"), model_option) as opened:
+        if not bounds.key and host not in ("127.0.0.1", "localhost", "::1"):
+            say(f"anyone who reaches {host}:{port} may ask: set {KEY}", err=True)
+        say(f"http://{host}:{port}  POST /v1/attributions, /v1/chat/completions; GET /health, /metrics", err=True)
+        uvicorn.run(create_app(opened, bounds), host=host, port=port, log_level="warning", access_log=False)

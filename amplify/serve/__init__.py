@@ -1,0 +1,1 @@
+"""The HTTP service: attributions, and a chat API that passes through and cites."""
