@@ -78,6 +78,8 @@ def _widened(model: PreTrainedModel, what: SteeringPlan) -> Iterator[None]:
         ids = given.get("input_ids")
         tokens = given["inputs_embeds"] if ids is None else ids
         cache = given.get("past_key_values")
+        if cache is None:
+            cache = given.get("cache")  # as transformers calls it from 5.24 on
         if any(isinstance(layer, StaticSlidingWindowLayer) for layer in getattr(cache, "layers", ())):
             raise InputError("a static cache of sliding windows does not say which keys it holds; use a dynamic cache")
         what.past = int(cache.get_seq_length()) if cache is not None else 0
