@@ -108,8 +108,8 @@ def from_documents(question: Any, documents: Any, prompt: Any, chosen: Options, 
     players = _players([d.text for d in originals], kept, told.starts)
     if len(players) < 2:
         raise InputError(
-            f"{names[kept[0]]} is a single sentence and stands alone: there is nothing to compare it with. "
-            "Give two or more documents"
+            "; ".join([*told.notes, f"{names[kept[0]]} is a single sentence and stands alone"])
+            + ": there is nothing to compare it with. Give two or more documents"
         )
     if len(kept) == 1 and (chosen.order == "random" or chosen.chosen == "blocks" or chosen.control_variate):
         raise InputError("one document alone is cut into passages, which stay in their order: use order='fixed'")

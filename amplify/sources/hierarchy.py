@@ -31,6 +31,7 @@ REFINEMENTS: tuple[Refine, ...] = ("documents", "sentences", "words")
 NORMAL = 1.96
 FEW = 16  # documents that are always scored one by one
 ENOUGH = 12  # evaluations with which a part of any size may be opened; a small one needs two more than it has children
+SLIGHT = 0.05  # of the highest score of all: the best part of a column below that is not opened for its sake
 DIRECT = 3  # evaluations a document below which more than that are first scored in groups
 
 
@@ -45,8 +46,8 @@ class Settings:
         granularity: the finest level.
         order: of the documents in a prompt: their own, or drawn anew for each coalition.
         thresholds: a document (sentence) is opened when its score, less one standard error (half width / 1.96, which is
-            more where few values say how far they vary), reaches this in any column. The best one of each column is
-            always opened where the budget allows it.
+            more where few values say how far they vary), reaches this in any column. The best one is always opened, and
+            then the best one of each column where its score reaches it.
         relative: thresholds are shares of |v(N) - v(empty)|, not absolute; None: as the value has it.
         seed: of every sample.
     """
@@ -327,8 +328,10 @@ def _openings(
     """
     scores = above.scores
     surely = (scores - above.half / NORMAL - threshold).max(axis=1)
-    claims = range(1 if scores.shape[1] > 1 else 0, scores.shape[1])
-    first = list(dict.fromkeys(int(scores[:, c].argmax()) for c in (0, *claims)))  # the best of each column
+    # the best of all, and then of each column in which it matters
+    best = [int(k) for k in scores.argmax(axis=0)]
+    matters = [c for c, k in enumerate(best) if scores[k, c] > max(threshold[c], SLIGHT * scores.max())]
+    first = list(dict.fromkeys([best[0], *(best[c] for c in matters)]))
     rest = sorted(set(range(len(sizes))) - set(first), key=lambda i: -scores[i].max())
     wanted = [*first, *(i for i in rest if all_above or surely[i] > 0)]
     opened = {i: 0 for i in wanted if sizes[i] == 1}

@@ -292,3 +292,64 @@ def test_where_tokens_end_is_told_from_what_they_say() -> None:
     assert token_ends(["Two", " years.", " Five"], "Two years. Five") == [3, 10, 15]
     assert token_ends([": Two", " years."], "Two years.") == [3, 10]
     assert token_ends([], "") == []
+
+
+def test_the_best_source_of_each_claim_is_opened_first() -> None:
+    """Three documents carry the first claim, one the second: it is opened before the second best of the first."""
+    answer = "It is two years long. It is free."
+
+    class ByClaim(ScriptedModel):
+        """Each claim is as likely as its documents make it."""
+
+        def score(self, prompts, continuations, *, steering=None):  # type: ignore[no-untyped-def]
+            found = super().score(prompts, continuations, steering=steering)
+            for i, each in enumerate(found):
+                text = "".join(m.content for m in prompts[i].messages)
+                first = -30.0 + 12 * ("alpha" in text) + 9 * ("beta" in text) + 8 * ("gamma" in text)
+                second = -8.0 + 6 * ("delta" in text)
+                each_word = [first / 5] * 5 + [second / 3] * 3
+                found[i] = amplify.types.TokenLogProbs(each.tokens, each.token_ids, tuple(each_word))
+            return found
+
+    documents = [
+        f"{word} says. Nothing more here. And nothing." for word in ("alpha", "beta", "gamma", "delta", "other")
+    ]
+    who = ByClaim(logprob=lambda text, said: -1.0)
+    r = amplify.attribute_sources("How?", documents, who, answer, budget=40, granularity="sentences")
+    assert r.sentences is not None
+    assert {0, 3} <= {s.document for s in r.sentences.sources}
+    assert 4 not in {s.document for s in r.sentences.sources}
+    assert [(c.source, c.text) for c in r.citations if c.claim == 1] == [(3, "delta says.")]
+
+
+def test_highlighting_marks_what_carries_most() -> None:
+    """A finer level that saw little of the budget does not win: its one sure word is not what the documents carry."""
+    from dataclasses import replace
+
+    from amplify.sources.context import Part
+    from amplify.sources.result import level
+
+    documents = ["alpha beta gamma. Nothing.", "delta epsilon zeta. Nothing."]
+
+    def likely(text: str, answer: str) -> float:
+        return -20.0 + 9.0 * ("alpha beta gamma" in text) + 8.0 * ("delta epsilon zeta" in text)
+
+    r = amplify.attribute_sources("What?", documents, ScriptedModel(logprob=likely), "It.", granularity="sentences")
+
+    def marked(low: float, high: float) -> list[str]:
+        """With one sure word of a score between the two."""
+        table = np.array([[(low + high) / 2], [0.0]])
+        words = level([Part(0, 0, 6), Part(0, 6, 11)], r.originals, table, table - 0.1, table + 0.1)
+        prompt = replace(r, words=words).highlight()
+        return [prompt.messages[0].content[s.start : s.end] for s in prompt.emphasis]
+
+    assert marked(0.4, 0.6) == ["alpha beta gamma.", "delta epsilon zeta."]
+    assert marked(8.9, 9.1) == ["alpha"]  # which carries at least half of it
+
+
+def test_every_option_has_a_keyword() -> None:
+    from dataclasses import fields
+
+    from amplify.sources.options import Named, Options
+
+    assert {f.name for f in fields(Options)} - {"budget", "relative"} == set(Named.__annotations__)
