@@ -170,6 +170,7 @@ def chosen(
 
 
 Case = tuple[Given, str | None, str | None]
+"""An input, the target and the foil."""
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #777; --card: #8881; }
@@ -273,12 +274,10 @@ class Comparison:
 
 
 def compare(
-    texts: Sequence[Given],
-    targets: Sequence[str | None],
-    *,
+    cases: Sequence[Case],
     model: Model,
     methods: Sequence[str] | None = None,
-    foils: Sequence[str | None] | None = None,
+    *,
     budget: int = 128,
     seed: int = 0,
     masking: str = "delete",
@@ -287,7 +286,12 @@ def compare(
 ) -> Comparison:
     """Explain inputs by several methods; where a method cannot explain an input, the reason stands in its place.
 
-    Arguments are those of `explain_many`; `methods=None` takes all of `METHODS`, "auto" stands for the one it chooses.
+    Args:
+        cases: an input, its target and its foil each.
+        model: see `explain`.
+        methods: names; None for all of `METHODS`, "auto" for the one that it chooses.
+        budget, seed, masking, truncate: see `explain`.
+        progress: show a bar.
 
     Raises:
         UnknownNameError: no such method.
@@ -296,7 +300,7 @@ def compare(
     Example:
         >>> from amplify.models.scripted import ScriptedModel
         >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
-        >>> found = compare(["Name the capital"], [" Paris"], model=model, methods=["occlusion", "lime", "grad_norm"])
+        >>> found = compare([("Name the capital", " Paris", None)], model, ["occlusion", "lime", "grad_norm"])
         >>> found.agreement()["occlusion", "lime"] > 0.8, found.found["grad_norm"][0][:38]
         (True, 'grad_norm looks inside the model, whic')
     """
@@ -304,8 +308,6 @@ def compare(
     for name in names:
         if name != "auto":
             METHODS.find(name, AUTO)
-    cases = list(zip(texts, targets, foils or [None] * len(texts), strict=True))
-
     with opened(model) as one:
 
         def run(name: str, some: Sequence[Case], shown: bool) -> list[Attribution]:

@@ -24,6 +24,7 @@ from amplify.errors import CapabilityError, ContextLengthError, InputError
 from amplify.locks import lock_of
 from amplify.models import MODELS, load_model
 from amplify.models.base import LanguageModel, LocalModel, check_window, need_local, need_scoring
+from amplify.models.pretrained import check_tokens
 from amplify.proxies import CARD, Proxy, Row, load_proxy
 from amplify.shapley.game import Value
 from amplify.text import input_text
@@ -170,8 +171,6 @@ class PromptSubject:
 
     def _part(self, model: LocalModel, ends: Sequence[tuple[_Located, float]]) -> Part:
         import torch
-
-        from amplify.models.pretrained import check_tokens
 
         module = model.module
         (ids, offsets), start, spans = ends[0][0]

@@ -22,16 +22,16 @@ import numpy as np
 from amplify.attribution.words import Spans, without_words
 from amplify.errors import InputError, UnknownNameError
 from amplify.locks import lock_of
+from amplify.models import chat
 from amplify.models.base import LocalModel, ScoringModel, need_local
 from amplify.models.pretrained import batches
+from amplify.models.tree.tree import TokenTree, trie
 from amplify.proxies import Proxy, Row
 from amplify.shapley.game import Coalitions, Floats, Value
 from amplify.types import Example, Message, Prompt, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from amplify.models.tree.tree import TokenTree
 
 REMOVALS = ("delete", "pad", "mask", "attention")
 
@@ -133,12 +133,10 @@ def prompt_value(
             found = model.score([p for p in cut for _ in ends], [end for _ in cut for end in ends])
             return [one.total for one in found]
     else:
-        from amplify.models.chat import encode
-
         white = need_local(model, f"masking={masking!r}")
         filler = filler_token(white.tokenizer, masking, model.id)
         placed = [place(white.tokenizer, prompt, message, spans, end) for end in ends]
-        nothing = encode(white.tokenizer, NOTHING)[-1]
+        nothing = chat.encode(white.tokenizer, NOTHING)[-1]
 
         def score(kept: Coalitions) -> list[float]:
             sequences: list[list[tuple[int, int]]] = []
@@ -249,8 +247,6 @@ def located(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, message: int | None, spans: Spans, continuation: str
 ) -> tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], int, Spans]:
     """Tokens and their offsets in the rendered text, where the continuation starts, and the words in that text."""
-    from amplify.models import chat
-
     marked = replace(prompt, emphasis=tuple(Span(a, b, message=message) for a, b in spans))
     rendered = chat.render(marked, tokenizer)
     words = tuple((s.start, s.end) for s in rendered.emphasis)
@@ -264,8 +260,6 @@ def score_positioned(
     model: LocalModel, sequences: Sequence[Sequence[tuple[int, int]]], starts: Sequence[int]
 ) -> list[float]:
     """Log-probability of each sequence's tokens from `starts` on; items are (token, position), gaps allowed."""
-    from amplify.models.tree.tree import trie
-
     tree, wanted = _positioned(*trie(sequences, starts), starts)
     nodes = sorted({node for some in wanted for node in some})
     totals = {n: found.total for n, found in zip(nodes, model.score_tree(tree, nodes), strict=True)}
@@ -274,8 +268,6 @@ def score_positioned(
 
 def _positioned(tree: TokenTree, paths: list[list[int]], starts: Sequence[int]) -> tuple[TokenTree, list[list[int]]]:
     """A tree of (token, position) items as a tree of tokens with positions, cut at gaps; and each target's nodes."""
-    from amplify.models.tree.tree import TokenTree
-
     segments: list[tuple[int, ...]] = []
     parents: list[int] = []
     positions: dict[int, int] = {}

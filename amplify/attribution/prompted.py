@@ -22,7 +22,6 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,12 +30,10 @@ from amplify.attribution.inputs import Subject, subject
 from amplify.attribution.words import Spans, content_words, stop_words, without_words, word_spans
 from amplify.errors import InputError, UnknownNameError
 from amplify.models.base import LanguageModel
+from amplify.proxies import Proxy
 from amplify.shapley.game import Coalitions, Value
 from amplify.templates import Template
 from amplify.types import Attribution, Example, Message, Prompt, Sampling
-
-if TYPE_CHECKING:
-    from amplify.proxies import Proxy
 
 STRATEGIES = ("perturbation", "prediction", "instruction", "explanation", "self")
 NEIGHBOURS = 16

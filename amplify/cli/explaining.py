@@ -74,11 +74,9 @@ def explain(
         out = out or Path("runs") / "explain"
     chosen = None if methods == "all" else names(methods or method or "integrated_gradients")
     result = compare(
-        texts,
-        targets,
-        model=model,
-        methods=chosen,
-        foils=[foil] * len(texts),
+        [(text, target, foil) for text, target in zip(texts, targets, strict=True)],
+        model,
+        chosen,
         budget=budget,
         seed=seed,
         masking=masking,

@@ -245,7 +245,7 @@ def test_scores_that_are_not_finite_say_where(encoder, monkeypatch):
 
 def test_the_page_compares_and_says_what_could_not_be_explained(encoder, tmp_path):
     texts = [TEXT, "<script>alert('great')</script> " + "good phone " * 10]
-    result = compare(texts, [None, None], model=encoder, budget=12)
+    result = compare([(text, None, None) for text in texts], encoder, budget=12)
     assert set(result.found) == set(METHODS)
     assert "too small for occlusion" in result.found["occlusion"][1]
     page = result.write(tmp_path / "out")
@@ -262,18 +262,18 @@ def test_the_page_compares_and_says_what_could_not_be_explained(encoder, tmp_pat
 
 def test_an_input_that_nothing_can_explain_is_named(encoder):
     with pytest.raises(InputError, match="input 2: 'of the' holds nothing but stop words"):
-        compare([TEXT, "of the", TEXT], [None] * 3, model=encoder, methods=["occlusion"])
+        compare([(text, None, None) for text in (TEXT, "of the", TEXT)], encoder, ["occlusion"])
 
 
 def test_auto_is_compared_under_the_name_it_stands_for():
     model = ScriptedModel(logprob=lambda text, _: -0.1 if "great" in text.lower() else -2.0)
-    result = compare([TEXT], [" good"], model=model, methods=["tfidf", "auto"])
+    result = compare([(TEXT, " good", None)], model, ["tfidf", "auto"])
     [name] = set(result.found) - {"tfidf"}
     assert name in ("occlusion", "kernel_shap")
     assert f"on 1 example: {name}" in result.note
     assert result.note in result.to_html()
     with pytest.raises(UnknownNameError, match="kernel_shap"):
-        compare([TEXT], [" good"], model=model, methods=["tfidf", "KernelSHAP"])
+        compare([(TEXT, " good", None)], model, ["tfidf", "KernelSHAP"])
 
 
 def test_the_command(encoder, tmp_path):
