@@ -260,7 +260,7 @@ class Bench(SourceGame):
                 lambda: peak(
                     lambda: found.append(
                         amplify.attribute_sources(
-                            self.context.question,
+                            str(self.context.frame.identity()["question"]),
                             documents,
                             self.model,
                             self.answer,

@@ -402,7 +402,7 @@ def sources(tiny: Tiny) -> Found:
         "naive": {"answer": "Paris. It is a city.", "budget": 48, "engine": "naive"},
         "packed": {"answer": "Paris", "order": "random", "budget": 60},
         "blocks": {"answer": "Paris", "engine": "blocks", "granularity": "documents"},
-        "control": {"answer": "Paris", "granularity": "documents", "budget": 24, "control": True},
+        "control": {"answer": "Paris", "granularity": "documents", "budget": 24, "control_variate": True},
         "votes": {"value": "votes", "max_tokens": 4, "budget": 48},
     }
     for key, options in inside.items():

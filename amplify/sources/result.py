@@ -433,6 +433,9 @@ class _Saved:
             own = self.prompt.text if message is None else self.prompt.messages[message].content
             if own is None or start + len(self.originals[int(number)].text) < 0 or start > len(own):
                 raise DataError(f"places.{number} is outside the prompt")
+        several = len(self.columns) - 1 if self.value == "logprob" and len(self.columns) > 1 else 0
+        if len(self.spans) != several:
+            raise DataError(f"spans has {len(self.spans)} entries for {several} sentences of the answer")
         for start, end in self.spans:
             if not 0 <= start <= end <= len(self.answer):
                 raise DataError(f"spans has [{start}, {end}], which is outside the answer")

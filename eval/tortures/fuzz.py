@@ -440,7 +440,12 @@ def _same_markup(page: str, good: _Skeleton) -> None:
         raise EscapedError(f"{found.scripts} scripts, {sorted(more)[:3] if found.scripts == good.scripts else ''}")
 
 
-_HARMLESS = {("p", ("class",)), ("li", ()), ("ul", ()), ("span", ("class", "data-k")), ("p", ()), ("div", ("class",))}
+_HARMLESS = {
+    ("p", ("class",)), ("li", ()), ("ul", ()), ("span", ("class", "data-k")), ("p", ()), ("div", ("class",)),
+    ("span", ("class", "data-k", "style", "title")), ("span", ("class", "data-k", "style", "tabindex", "title")),
+    ("div", ("class", "role")), ("p", ("dir",)), ("a", ("data-column", "href", "title")), ("bdi", ()),
+    ("button", ("aria-expanded", "class", "type")),
+}  # fmt: skip
 
 
 def _attributions(work: Path, inputs: Path, children: Children) -> Iterator[Target]:
@@ -481,7 +486,11 @@ def _attributions(work: Path, inputs: Path, children: Children) -> Iterator[Targ
         made["question"] = draw.choice(PAYLOADS) + mutations.text(draw, "why?", 1)
         made["answer"] = mutations.text(draw, draw.choice(PAYLOADS), 1)
         made["columns"] = [mutations.text(draw, draw.choice(PAYLOADS), 1) for _ in made["columns"]]
-        made["originals"] = [text[:9] + draw.choice(PAYLOADS) + text[9:] for text in made["originals"]]
+        made["spans"] = [[0, len(made["answer"])] for _ in made["spans"]]
+        made["notes"] = [draw.choice(PAYLOADS)]
+        for document in made["originals"]:
+            document["text"] = document["text"][:9] + draw.choice(PAYLOADS) + document["text"][9:]
+            document["title"], document["id"] = draw.choice(PAYLOADS), draw.choice(PAYLOADS)
         made["meta"] = {**made["meta"], "amplify": draw.choice(PAYLOADS), "model": {"model": draw.choice(PAYLOADS)}}
         return which, json.dumps(made)
 
