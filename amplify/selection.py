@@ -16,7 +16,7 @@ from amplify.proxies import Proxy
 from amplify.registry import Table, register
 from amplify.retrieval import Embedder, nearest
 from amplify.tasks import Task
-from amplify.tasks.splits import content_hash
+from amplify.tasks.rows import content_hash
 from amplify.text import input_text
 from amplify.types import Attribution, Demonstration, Example
 

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from amplify.tasks.planted import FILLER, WORDS
+from amplify.tasks.generated import FILLER, WORDS
 
 
 def reader(folder: Path, *, seed: int = 0) -> Path:

@@ -5,7 +5,7 @@ same splits whatever their order in the file. Copies of one text never stand in 
 exemplar never stands in the test split.
 """
 
-from amplify.tasks.loading import TaskInfo, list_tasks, load_task
+from amplify.tasks.load import TaskInfo, list_tasks, load_task
 from amplify.tasks.rows import iter_rows, read_rows
 from amplify.tasks.task import Task
 

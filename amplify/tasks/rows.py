@@ -315,3 +315,9 @@ def bbh_example(text: str, target: str | None, where: str) -> Example:
     if CANARY in text:
         raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
     return Example(_digest(question.strip(), choices, options), question.strip(), gold, choices, options)
+
+
+def content_hash(example: Example) -> str:
+    """SHA-256 of what the model reads (text, choices, options), letter case and runs of spaces aside."""
+    read = [" ".join(text.casefold().split()) for text in (example.text, *example.options)]
+    return hashlib.sha256(f"[{listed(read)}, {listed(example.choices)}]".encode()).hexdigest()

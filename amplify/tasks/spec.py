@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amplify import resources
+from amplify import registry, resources
 from amplify.errors import DataError, InputError
 from amplify.files import from_yaml
-from amplify.tasks.formats import FORMATS
 
 FIELDS = ("text", "label", "id", "split", "choices", "answers", "keep")
 SPLITS = ("train", "validation", "test")
@@ -34,13 +33,13 @@ class TaskSpec:
         label_files: split -> file with one label a line, where labels lie beside the rows.
         columns: names of the columns of a file without a header.
         format: of `amplify.tasks.formats.FORMATS`: "rows" (CSV, TSV, JSON, JSONL by their endings), "bbh" (options
-            inside the text), "counterfact" or "known_facts" (see `amplify.tasks.facts`), "hotpotqa", "nq" or "miracl"
-            (see `amplify.tasks.retrieval`), or one that is registered.
+            inside the text), "counterfact" or "known_facts" (PASTA's facts), "hotpotqa", "nq" or "miracl"
+            (with documents), or one that is registered.
         fields: text, label, id, split, choices, answers -> column (dots reach into objects; a list of columns is
             joined for text, and is the options for choices); keep -> further columns, or "*".
         hub: path, config, revision, splits (our name -> theirs), fields (where they differ from the file's); or
             files (split -> file of that repository), read as the local files are.
-        documents: total, gold_at, distractors: documents of each example; see `amplify.tasks.retrieval`.
+        documents: total, gold_at, distractors: documents of each example; see `amplify.tasks.formats`.
         generate: rule -> its options; see `amplify.tasks.generated`.
         splits: sizes; whole numbers are counts, fractions are shares.
         seed: of the split by content.
@@ -186,7 +185,7 @@ def _spec(name: str, content: dict[str, Any], path: Path) -> TaskSpec:
     ):
         if values.get(key, known[0]) not in known:
             raise InputError(f"{where}: {key} is one of {', '.join(known)}, not {values[key]!r}")
-    FORMATS.find(str(values.get("format", "rows")), f"({where})")
+    registry.table("task_format").find(str(values.get("format", "rows")), f"({where})")
     if not (values["files"] or values["hub"] or values["generate"]):
         raise InputError(f"{where}: a task names its data: files, hub or generate")
     sizes = values["splits"].values()

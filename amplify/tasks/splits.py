@@ -7,16 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from amplify.errors import DataError, InputError
-from amplify.tasks.rows import listed
+from amplify.tasks.rows import content_hash
 from amplify.tasks.spec import TaskSpec
 from amplify.types import Example
-
-
-def content_hash(example: Example) -> str:
-    """SHA-256 of what the model reads (text, choices, options), letter case and runs of spaces aside."""
-    read = [" ".join(text.casefold().split()) for text in (example.text, *example.options)]
-    return hashlib.sha256(f"[{listed(read)}, {listed(example.choices)}]".encode()).hexdigest()
-
 
 Pools = dict[str, dict[str, Example]]
 """Split (or "all") -> content hash -> example."""

@@ -9,8 +9,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from amplify.errors import InputError
-from amplify.tasks.rows import listed, plain_json
-from amplify.tasks.splits import content_hash
+from amplify.tasks.rows import content_hash, listed, plain_json
 from amplify.types import Demonstration, Example
 
 

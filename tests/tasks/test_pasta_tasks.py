@@ -12,7 +12,7 @@ from amplify.methods import make
 from amplify.methods.prompt import Form, unmarked
 from amplify.metrics.text import consistency, fluency, is_refusal
 from amplify.tasks import load_task
-from amplify.tasks.facts import counterfacts
+from amplify.tasks.formats import counterfacts
 from amplify.types import Example
 
 GENDERED = re.compile(r"\b(he|she|him|her|his|hers|himself|herself)\b", re.IGNORECASE)
