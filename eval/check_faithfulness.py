@@ -32,7 +32,7 @@ from amplify.attribution.words import word_spans
 from amplify.models.scripted import ScriptedModel
 from amplify.proxies import Proxy, train_proxy, versions
 from amplify.shapley.estimate import estimate
-from amplify.tasks import Task, load_task, planted
+from amplify.tasks import Task, generated, load_task
 from amplify.types import Attribution, Example
 
 EXACT = "exact Shapley"
@@ -42,7 +42,7 @@ def rule_model(rule: str) -> ScriptedModel:
     """The rule as a model: log-probabilities of "left" and "right"."""
 
     def logprob(text: str, label: str) -> float:
-        odds = planted.log_odds(rule, text) * (1 if label == "left" else -1)
+        odds = generated.log_odds(rule, text) * (1 if label == "left" else -1)
         return -math.log1p(math.exp(-odds))
 
     return ScriptedModel(logprob=logprob)
@@ -60,7 +60,7 @@ def ideal(example: Example, sign: float) -> Attribution:
     """The planted words and nothing else (sign 1), or the opposite (-1)."""
     spans = word_spans(example.text)
     words = tuple(example.text[a:b] for a, b in spans)
-    scores = tuple(sign * (word in planted.deciding(example)) for word in words)
+    scores = tuple(sign * (word in generated.deciding(example)) for word in words)
     label = str(example.label)
     return Attribution(example.text, words, spans, scores, label, other(label), method="planted")
 
@@ -95,10 +95,10 @@ def explained(
 def recall(explanations: Sequence[Attribution], examples: Sequence[Example]) -> float:
     """The share of all planted words that are in the top k, with k the number planted in the example."""
     hits = [
-        len(set(a.top(len(planted.deciding(e)))) & set(planted.deciding(e)))
+        len(set(a.top(len(generated.deciding(e)))) & set(generated.deciding(e)))
         for a, e in zip(explanations, examples, strict=True)
     ]
-    return sum(hits) / sum(len(planted.deciding(e)) for e in examples)
+    return sum(hits) / sum(len(generated.deciding(e)) for e in examples)
 
 
 def apart(better: Mean, worse: Mean, direction: str) -> bool:
@@ -125,7 +125,7 @@ def one(
     model: Proxy | ScriptedModel, examples: Sequence[Example], names: Sequence[str], exact_items: int
 ) -> dict[str, Any]:
     """All that is measured of one model."""
-    k = len(planted.deciding(examples[0]))
+    k = len(generated.deciding(examples[0]))
     given = examples if isinstance(model, Proxy) else None
     truth = {"planted": [ideal(e, 1) for e in examples], "opposite": [ideal(e, -1) for e in examples]}
     checked = causal(faithfulness(truth, model, list(METRICS), examples=given, k=k))
@@ -176,14 +176,14 @@ def main() -> None:
     options = parser.parse_args()
     names, started = options.methods.split(","), time.perf_counter()
     models: dict[str, Any] = {}
-    for rule in planted.RULES:
+    for rule in generated.PLANTED:
         task = load_task(rule)
-        examples = [e for e in task.test if planted.deciding(e)][: options.items]
+        examples = [e for e in task.test if generated.deciding(e)][: options.items]
         for kind in ("rule", *options.bodies.split(",")):
             model = rule_model(rule) if kind == "rule" else trained(task, kind)
             found = one(model, examples, names, options.exact_items)
             if isinstance(model, Proxy):
-                found["accuracy on decided texts"] = model.accuracy([e for e in task.test if planted.deciding(e)])
+                found["accuracy on decided texts"] = model.accuracy([e for e in task.test if generated.deciding(e)])
             models[f"{rule}, {kind}"] = found
             print(kind, {m: v["passes"] for m, v in found["metrics"].items()}, found["recall"], flush=True)
     kept = [m for m in METRICS if all(found["metrics"][m]["passes"] for found in models.values())]

@@ -9,18 +9,20 @@ from numbers import Real
 from typing import Any
 
 from amplify.errors import AmplifyError, DataError, InputError
-from amplify.metrics.kinds import Kind
 
 PREFIX = "evaluate:"
 
 
 @cache
-def evaluate_metric(name: str) -> Kind:
-    """The metric that "evaluate:FOLDER" or "evaluate:NAME" stands for, with "#KEY" for one of its several scores.
+def evaluate_metric(name: str) -> tuple[str, Callable[[str, str], float]]:
+    """What "evaluate:FOLDER" or "evaluate:NAME" stands for, with "#KEY" for one of its several scores.
 
     Args:
         name: FOLDER holds a module of `evaluate` (or is its .py file); NAME is had from the hub. Both are code that
             runs here. Without a KEY its first score counts.
+
+    Returns:
+        A description, and the score of a prediction against a reference.
 
     Raises:
         DataError: it cannot be loaded.
@@ -40,9 +42,7 @@ def evaluate_metric(name: str) -> Kind:
     if set(features) != {"predictions", "references"} or getattr(features["predictions"], "dtype", "") != "string":
         raise InputError(f"the metric {name!r} takes {features}: a task's metric compares one text with another")
     several = getattr(features["references"], "dtype", "") != "string"
-    return Kind(
-        f"mean of the items' scores by {place} of Hugging Face evaluate", _item(module, name, key, several), name
-    )
+    return f"mean of the items' scores by {place} of Hugging Face evaluate", _item(module, name, key, several)
 
 
 def _item(module: Any, name: str, key: str, several: bool) -> Callable[[str, str], float]:

@@ -62,7 +62,7 @@ def find(name: str) -> Kind:
     if name.startswith("evaluate:"):
         from amplify.metrics.hugging_face import evaluate_metric
 
-        return evaluate_metric(name)
+        return Kind(*evaluate_metric(name), name)
     return KINDS.find(name, "Or one of Hugging Face evaluate: evaluate:NAME or evaluate:FOLDER.")
 
 
