@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amplify import codec
 from amplify.errors import DataError
 from amplify.evaluation import tables
-from amplify.evaluation.naming import shortened
+from amplify.evaluation.tables import shortened
 from amplify.render import attribution_marks, marked_html, page_template, visible, word_marks
 from amplify.types import Demonstration
 
