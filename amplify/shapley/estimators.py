@@ -21,6 +21,7 @@ from amplify.shapley.regression import lasso_scores, pair_scores, ridge_freedom,
 from amplify.shapley.sampling import (
     ends,
     leverage,
+    luck,
     paired,
     prefixes,
     shapley_kernel,
@@ -168,13 +169,14 @@ def ridge_fit(design: Floats, values: Floats, weights: Floats, ridge: float, see
 
 def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
     shares = leverage(game.n)
-    first, values, weight, outer = _sample_pairs(game, shares, budget, seed)
+    first, values, _, outer = _sample_pairs(game, shares, budget, seed)
     if len(first) < 5:
         return _regression(game, index, budget, seed, shares=leverage)
     columns, halves, chosen = [], [], []
+    drawn = luck(first, shares)
     for k in range(values.shape[2]):
         fits = {
-            name: corrected(fit, first, values[:, :, k], outer[:, k], weight, index) for name, fit in SURROGATES.items()
+            name: corrected(fit, first, values[:, :, k], outer[:, k], drawn, index) for name, fit in SURROGATES.items()
         }
         name = min(fits, key=lambda f: fits[f].error)
         best = fits[name]

@@ -174,6 +174,22 @@ def stands_for(first: Coalitions, shares: Floats) -> Floats:
     return capacity[stratum] / expected[stratum]
 
 
+def luck(first: Coalitions, shares: Floats) -> Floats:
+    """How many pairs of each one's size are in a sample of `paired`, over how many there are on average. [pairs].
+
+    Only sizes of equal shares are dealt out by lot; a size all of whose pairs are there has just these.
+    """
+    n = first.shape[1]
+    stratum = np.minimum(first.sum(axis=1), n - first.sum(axis=1)) - 1
+    there = np.bincount(stratum, minlength=len(shares)).astype(float)
+    average = there.copy()
+    by_lot = there < capacities(n)
+    for share in np.unique(shares[by_lot]):
+        alike = by_lot & (shares == share)
+        average[alike] = there[alike].mean()
+    return (there / np.maximum(average, 1e-300))[stratum]
+
+
 def with_complements(first: Coalitions) -> Coalitions:
     """Each coalition followed by its complement, bool[2 pairs, n].
 

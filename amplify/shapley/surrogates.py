@@ -17,6 +17,9 @@ from scipy.special import betaln
 from amplify.shapley import gp
 from amplify.shapley.exact import Index, coalition_weights
 from amplify.shapley.game import Coalitions, Floats
+from amplify.shapley.sampling import capacities
+
+FEWEST = 3  # pairs of a size that are worth as many folds: fewer folds leave too little to learn from
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class Corrected:
 
     Attributes:
         scores: [n].
-        terms: the correction of each pair of coalitions, [pairs, n]; the mean over pairs is the correction.
+        terms: one of each pair, [pairs, n], whose mean is as uncertain as the correction: 0 of a size all of whose
+            pairs were sampled.
         folds: into how many parts the sample was split.
         error: mean squared out-of-fold residual of half the difference between a coalition and its complement: the
             part of v - f that has scores at all.
@@ -111,39 +115,54 @@ class Corrected:
 
 
 def corrected(
-    fit: Surrogate, first: Coalitions, values: Floats, ends: Floats, weight: Floats, index: Index, folds: int = 5
+    fit: Surrogate, first: Coalitions, values: Floats, ends: Floats, luck: Floats, index: Index, folds: int = 5
 ) -> Corrected:
     """Fit a surrogate out of fold and correct its scores by the residuals.
+
+    A surrogate f has learned from t of a size's m sampled pairs, and the other h = m - t are a random sample of the
+    N - t that it has not seen. So the scores of v - f are those of the residuals of the pairs that it has seen, as they
+    are, and (N - t) / h times those of the pairs held out: without bias, however large a share of all pairs the sample
+    is. Every size is spread over as many folds as it has pairs; where these are fewer than all folds, those that hold
+    out one of it stand for the others.
 
     Args:
         fit: the surrogate.
         first: first halves of the sampled pairs, bool[pairs, n].
         values: values of the pairs, [pairs, 2] (a coalition and its complement).
         ends: values of the empty and the full coalition, [2].
-        weight: inverse inclusion probability of each pair, [pairs].
+        luck: for each pair, how many of its size were drawn over how many are drawn on average, [pairs].
         index: which value.
-        folds: into how many parts the pairs are split.
+        folds: into how many parts the pairs are split, at most.
     """
     pairs, n = first.shape
     outer = np.stack([np.zeros(n, bool), np.ones(n, bool)])
-    parts = [part for part in np.array_split(np.arange(pairs), min(folds, pairs)) if len(part)]
+    size = np.minimum(first.sum(axis=1), n - first.sum(axis=1))
+    there = np.bincount(size, minlength=n // 2 + 1)  # m of each size
+    whole = np.concatenate([[0.0], capacities(n)])  # N
+    folds = min(folds, pairs, *(m for m, of in zip(there, whole, strict=True) if FEWEST <= m < of))
+    fold = np.empty(pairs, int)
+    fold[np.argsort(size, kind="stable")] = np.arange(pairs) % folds
+    # the folds miss the same pairs, so the error is that of a sum over all N - m whose mean m residuals tell
+    spread = np.sqrt(whole - there) * np.sqrt(whole) / np.maximum(there, 1)
+    holding = np.array([len(np.unique(fold[size == s])) for s in range(len(there))])  # folds that hold out a size
     terms = np.empty((pairs, n))
     total = np.zeros(n)
     odd = np.empty(pairs)
-    for part in parts:
-        rest = np.setdiff1d(np.arange(pairs), part)
+    for k in range(folds):
+        part, rest = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
         seen = np.concatenate([outer, first[rest], ~first[rest]])
         model = fit(seen, np.concatenate([ends, values[rest, 0], values[rest, 1]]), index)
-        gap = values[part] - np.stack([model.predict(first[part]), model.predict(~first[part])], axis=1)
-        odd[part] = (gap[:, 0] - gap[:, 1]) / 2
-        terms[part] = (
-            pairs
-            * weight[part, None]
-            * (coalition_weights(first[part], index) * gap[:, :1] + coalition_weights(~first[part], index) * gap[:, 1:])
-        )
+        gap = values - np.stack([model.predict(first), model.predict(~first)], axis=1)
+        odd[part] = (gap[part, 0] - gap[part, 1]) / 2
         at_ends = coalition_weights(outer, index).T @ (ends - model.predict(outer))
-        total += len(part) / pairs * (model.scores + at_ends)
-    return Corrected(total + terms.mean(axis=0), terms, len(parts), float(np.mean(odd**2)))
+        credit = coalition_weights(first, index) * gap[:, :1] + coalition_weights(~first, index) * gap[:, 1:]
+        credit *= luck[:, None]
+        held = np.bincount(size[part], minlength=len(there))
+        unseen = whole - (there - held)
+        factor = (unseen / np.maximum(held, 1) * folds / np.maximum(holding, 1))[size[part], None]
+        total += (model.scores + at_ends + credit[rest].sum(axis=0) + (factor * credit[part]).sum(axis=0)) / folds
+        terms[part] = pairs * spread[size[part], None] * credit[part]
+    return Corrected(total, terms, folds, float(np.mean(odd**2)))
 
 
 def leaf_credit(present: int, absent: int, index: Index) -> tuple[float, float]:

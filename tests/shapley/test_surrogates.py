@@ -7,7 +7,7 @@ import pytest
 
 from amplify.shapley import CachedValue, all_coalitions, estimate, exact_scores
 from amplify.shapley.regression import constrained_least_squares, kernel_weights, lasso_scores, least_squares
-from amplify.shapley.sampling import leverage, paired, stands_for
+from amplify.shapley.sampling import leverage, luck, paired
 from amplify.shapley.surrogates import SURROGATES, corrected, leaf_credit
 
 
@@ -58,22 +58,55 @@ def test_credit_of_a_leaf(index) -> None:
         np.testing.assert_allclose(truth, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", list(SURROGATES))
-def test_residual_correction_is_unbiased(name: str) -> None:
-    """The mean over samples comes near the exact values whatever the surrogate misses."""
-    n, held = 6, all_coalitions(6)
-    table = np.random.default_rng(3).normal(size=64)
-    truth, bits = exact_scores(table), 1 << np.arange(n)
-    runs = []
-    for seed in range(60 if name in ("linear", "pairwise") else 12):
-        first = paired(n, 15, leverage(n), seed)
+def _corrected(name: str, n: int, pairs: int, seeds: int, index) -> tuple[np.ndarray, np.ndarray]:
+    """The exact scores of a game without structure, and those of so many samples of it, [seeds, n]."""
+    table = np.random.default_rng(3).normal(size=2**n)
+    bits, shares, runs = 1 << np.arange(n), leverage(n), []
+    for seed in range(seeds):
+        first = paired(n, pairs, shares, seed)
         values = np.stack([table[first @ bits], table[~first @ bits]], axis=1)
-        weight = stands_for(first, leverage(n))
-        runs.append(corrected(SURROGATES[name], first, values, table[[0, -1]], weight, "shapley").scores)
-    spread = np.std(runs, axis=0) / np.sqrt(len(runs))
-    assert len(held) == 64
-    # four standard errors of the mean, for each of six sources
-    assert (np.abs(np.mean(runs, axis=0) - truth) < 4 * spread + 1e-9).all()
+        runs.append(corrected(SURROGATES[name], first, values, table[[0, -1]], luck(first, shares), index).scores)
+    return exact_scores(table, index), np.array(runs)
+
+
+@pytest.mark.parametrize("index", ["shapley", "banzhaf"])
+@pytest.mark.parametrize(
+    ("name", "n", "pairs", "seeds"),
+    [
+        ("linear", 6, 15, 150),  # 15 of 31
+        ("linear", 6, 28, 150),
+        ("linear", 8, 60, 100),
+        ("linear", 9, 12, 150),
+        ("pairwise", 6, 15, 60),
+        ("boosted_trees", 6, 15, 12),
+        ("gaussian_process", 6, 15, 12),
+    ],
+)
+def test_residual_correction_is_unbiased(name: str, n: int, pairs: int, seeds: int, index) -> None:
+    """The mean over samples comes near the exact values whatever the surrogate misses, also of most of a small game."""
+    truth, runs = _corrected(name, n, pairs, seeds, index)
+    spread = np.std(runs, axis=0, ddof=1) / np.sqrt(seeds)
+    # a chance of about 1 in 1,000 that one of nine means of 150 is further off
+    assert (np.abs(np.mean(runs, axis=0) - truth) < (4 if seeds >= 60 else 5) * spread).all()
+
+
+@pytest.mark.parametrize("name", list(SURROGATES))
+def test_of_all_pairs_the_correction_is_exact(name: str) -> None:
+    truth, runs = _corrected(name, 5, 15, 1, "shapley")
+    np.testing.assert_allclose(runs[0], truth, atol=1e-9)
+
+
+def test_sizes_of_equal_shares_are_dealt_out_by_lot() -> None:
+    n, shares = 9, leverage(9)
+    for pairs in (6, 13, 40):
+        drawn = [paired(n, pairs, shares, seed) for seed in range(400)]
+        lucks = [luck(first, shares) for first in drawn]
+        for size in range(1, n // 2 + 1):
+            found = [float(k[first.sum(axis=1) == size].mean()) for k, first in zip(lucks, drawn, strict=True)
+                     if (first.sum(axis=1) == size).any()]  # fmt: skip
+            # times when none of a size is drawn count as 0
+            mean = sum(found) / len(drawn)
+            assert abs(mean - 1) < 4 * np.std([*found, *[0.0] * (len(drawn) - len(found))]) / len(drawn) ** 0.5 + 1e-9
 
 
 def test_lasso_equals_context_cites_pipeline() -> None:
