@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -76,6 +76,23 @@ SELECTIONS: Table[Strategy] = Table("selection", _adopt)
 
 
 @dataclass(frozen=True)
+class Judge:
+    """The small model that is asked about candidates.
+
+    Attributes:
+        proxy: whose probabilities (mcs_*) or explanations (most_faithful) decide.
+        explain: what makes the explanations for most_faithful, those that shots will show; default: gradient times
+            input of the gold label against the one wrongly given, or the proxy's likeliest other one, over the task's
+            key words.
+        k: words of an explanation, for most_faithful.
+    """
+
+    proxy: Proxy
+    explain: Callable[[Sequence[Example]], Sequence[Attribution]] | None = None
+    k: int = 5
+
+
+@dataclass(frozen=True)
 class Selection:
     """Shots, and what a reader of the run must know about how they were found.
 
@@ -117,9 +134,7 @@ def select(
     seed: int,
     pool: Sequence[Example] | None = None,
     wrong: Mapping[str, str | None] | None = None,
-    proxy: Proxy | None = None,
-    explain: Callable[[Sequence[Example]], Sequence[Attribution]] | None = None,
-    k: int = 5,
+    judge: Judge | None = None,
     balanced: bool = False,
 ) -> Selection:
     """Choose shots by one of `SELECTIONS`.
@@ -135,11 +150,7 @@ def select(
         wrong: what the large model got wrong in the pool: example id -> the label it gave (None: unparsed). Only
             these are chosen as long as they suffice; then right ones fill up, and the notes say so. Not given: every
             example counts alike.
-        proxy: whose probabilities (mcs_*) or explanations (most_faithful) decide.
-        explain: what makes the explanations for most_faithful, those that shots will show; default: gradient times
-            input of the gold label against the one in `wrong`, or the proxy's likeliest other one, over the task's key
-            words.
-        k: words of an explanation, for most_faithful.
+        judge: the small model, where the strategy asks one.
         balanced: as many of each label as possible, each label's best first; `wrong` then decides within a label only.
 
     Returns:
@@ -168,11 +179,14 @@ def select(
     scores: dict[str, float] = {}
     if way.scores is not None:
         if way.proxy:
-            if proxy is None:
-                raise InputError(f"{strategy} needs a proxy=: amplify.train_proxy(task)")
-            proxy.require_head(f"selection by {strategy}")
+            if judge is None:
+                raise InputError(f"{strategy} needs a proxy: judge=Judge(amplify.train_proxy(task))")
+            judge.proxy.require_head(f"selection by {strategy}")
         looked_at = preferred if len(preferred) >= shots and not balanced else [*preferred, *rest]
-        scores = _scores(strategy, way.scores, Candidates(task, looked_at, seed, proxy, wrong or {}, explain, k))
+        asked = Candidates(task, looked_at, seed, wrong=wrong or {})
+        if judge is not None:
+            asked = replace(asked, proxy=judge.proxy, explain=judge.explain, k=judge.k)
+        scores = _scores(strategy, way.scores, asked)
     sign = 1.0 if way.lowest else -1.0
     groups = [sorted(group, key=lambda e: sign * scores.get(e.id, 0.0)) for group in (preferred, rest)]
     chosen = [e for group in groups for e in (_balanced(group) if way.spread else group)]

@@ -13,7 +13,7 @@ from amplify.errors import InputError, UnknownNameError
 from amplify.methods import make
 from amplify.models.scripted import ScriptedModel
 from amplify.proxies import train_proxy
-from amplify.selection import SELECTIONS, Neighbours, misclassification_confidence, select
+from amplify.selection import SELECTIONS, Judge, Neighbours, misclassification_confidence, select
 from amplify.tasks import Task
 from amplify.types import Example
 
@@ -69,15 +69,15 @@ def test_score_refuses_what_is_no_distribution(f, gold):
 
 
 def test_mcs_high_takes_the_most_confidently_wrong_and_low_the_least():
-    assert numbers(select("mcs_high", task(), 3, seed=0, proxy=FakeProxy())) == [0, 1, 2]
-    assert numbers(select("mcs_low", task(), 3, seed=0, proxy=FakeProxy())) == [19, 18, 17]
-    chosen = select("mcs_high", task(), 1, seed=0, proxy=FakeProxy()).shots[0]
+    assert numbers(select("mcs_high", task(), 3, seed=0, judge=Judge(FakeProxy()))) == [0, 1, 2]
+    assert numbers(select("mcs_low", task(), 3, seed=0, judge=Judge(FakeProxy()))) == [19, 18, 17]
+    chosen = select("mcs_high", task(), 1, seed=0, judge=Judge(FakeProxy())).shots[0]
     assert chosen.score == pytest.approx(0.9)
 
 
 def test_only_what_the_model_got_wrong_while_it_suffices():
     wrong = {"validation5": "positive", "validation9": None, "validation12": "negative"}
-    found = select("mcs_high", task(), 3, seed=0, proxy=FakeProxy(), wrong=wrong)
+    found = select("mcs_high", task(), 3, seed=0, judge=Judge(FakeProxy()), wrong=wrong)
     assert numbers(found) == [5, 9, 12]
     assert [shot.foil for shot in found.shots] == ["positive", None, "negative"]
     assert not found.notes
@@ -86,7 +86,7 @@ def test_only_what_the_model_got_wrong_while_it_suffices():
 @pytest.mark.parametrize("strategy", ["mcs_high", "mcs_low", "random", "balanced"])
 def test_right_ones_fill_up_and_it_says_so(strategy):
     wrong = {"validation9": "negative"}
-    found = select(strategy, task(), 3, seed=0, proxy=FakeProxy(), wrong=wrong)
+    found = select(strategy, task(), 3, seed=0, judge=Judge(FakeProxy()), wrong=wrong)
     assert numbers(found)[0] == 9
     assert len(set(numbers(found))) == 3
     assert "2 of 3 shots" in found.notes[0]
@@ -113,29 +113,29 @@ def by_label(selection) -> dict[str, list[int]]:
 
 
 def test_balanced_takes_each_labels_most_confidently_wrong():
-    assert [n % 2 for n in numbers(select("mcs_high", task(), 6, seed=0, proxy=FakeProxy()))].count(0) == 3
+    assert [n % 2 for n in numbers(select("mcs_high", task(), 6, seed=0, judge=Judge(FakeProxy())))].count(0) == 3
     lopsided = {f"validation{i}": LABELS[(i + 1) % 2] for i in (0, 2, 4, 6, 8, 17)}  # one label, but for 17
-    plain = by_label(select("mcs_high", task(), 4, seed=0, proxy=FakeProxy(), wrong=lopsided))
+    plain = by_label(select("mcs_high", task(), 4, seed=0, judge=Judge(FakeProxy()), wrong=lopsided))
     assert plain == {"negative": [0, 2, 4, 6], "positive": []}
-    even = select("mcs_high", task(), 4, seed=0, proxy=FakeProxy(), wrong=lopsided, balanced=True)
+    even = select("mcs_high", task(), 4, seed=0, judge=Judge(FakeProxy()), wrong=lopsided, balanced=True)
     assert by_label(even) == {"negative": [0, 2], "positive": [17, 1]}  # 1: the likeliest error of those it got right
     assert even.notes == (
         "too few of some label were answered wrongly: 1 of 4 shots are ones that the model gets right",
     )
-    low = select("mcs_low", task(), 4, seed=0, proxy=FakeProxy(), wrong=lopsided, balanced=True)
+    low = select("mcs_low", task(), 4, seed=0, judge=Judge(FakeProxy()), wrong=lopsided, balanced=True)
     assert by_label(low) == {"negative": [8, 6], "positive": [17, 19]}
 
 
 def test_more_shots_of_one_label_where_another_runs_out():
     few = replace(task(), validation=tuple(e for i, e in enumerate(task().validation) if i % 2 == 0 or i == 3))
-    found = by_label(select("mcs_high", few, 5, seed=0, proxy=FakeProxy(), balanced=True))
+    found = by_label(select("mcs_high", few, 5, seed=0, judge=Judge(FakeProxy()), balanced=True))
     assert found == {"negative": [0, 2, 4, 6], "positive": [3]}
 
 
 def test_choices_of_an_examples_own_cannot_be_balanced():
     quiz = replace(task(), labels=())
     with pytest.raises(InputError, match=r"no labels that its examples share.*leave balanced out"):
-        select("mcs_high", quiz, 2, seed=0, proxy=FakeProxy(), balanced=True)
+        select("mcs_high", quiz, 2, seed=0, judge=Judge(FakeProxy()), balanced=True)
 
 
 def test_ties_are_decided_by_the_seed():
@@ -144,14 +144,14 @@ def test_ties_are_decided_by_the_seed():
         labels_of=lambda e: LABELS,
         probabilities=lambda es: [np.array([0.5, 0.5])] * len(es),
     )
-    first, again, other = (numbers(select("mcs_high", task(), 5, seed=s, proxy=flat)) for s in (0, 0, 1))
+    first, again, other = (numbers(select("mcs_high", task(), 5, seed=s, judge=Judge(flat))) for s in (0, 0, 1))
     assert first == again != other
 
 
 @pytest.mark.parametrize("strategy", list(SELECTIONS))
 def test_never_a_test_item(strategy):
     with pytest.raises(InputError, match="test split"):
-        select(strategy, task(), 1, seed=0, pool=[*task().validation, *task().test], proxy=FakeProxy())
+        select(strategy, task(), 1, seed=0, pool=[*task().validation, *task().test], judge=Judge(FakeProxy()))
 
 
 def test_errors():
@@ -174,15 +174,15 @@ def test_untrained_head_is_refused(tiny_encoder):
     proxy = train_proxy(task(), tiny_encoder, epochs=0)
     for strategy in ("mcs_high", "mcs_low", "most_faithful"):
         with pytest.raises(InputError, match="Train it"):
-            select(strategy, task(), 2, seed=0, proxy=proxy)
+            select(strategy, task(), 2, seed=0, judge=Judge(proxy))
 
 
 def test_most_faithful_orders_by_the_drop_it_claims(tiny_encoder, tmp_path):
     proxy = train_proxy(task(), tiny_encoder, epochs=1, out=tmp_path / "proxy", progress=False)
-    found = select("most_faithful", task(), 4, seed=0, proxy=proxy, k=2)
+    found = select("most_faithful", task(), 4, seed=0, judge=Judge(proxy, k=2))
     scores = [shot.score for shot in found.shots]
     assert scores == sorted(scores, reverse=True)
-    every = select("most_faithful", task(), 20, seed=0, proxy=proxy, k=2)
+    every = select("most_faithful", task(), 20, seed=0, judge=Judge(proxy, k=2))
     assert max(s.score for s in every.shots) == scores[0]
 
 

@@ -24,9 +24,9 @@ from amplify.rationales import others, random_words, rationalize, tfidf_words
 from amplify.rationales.salience import SEARCHES
 from amplify.rationales.wording import Words, kind_of, opening, variables, verbalise
 from amplify.registry import register
-from amplify.selection import SELECTIONS, Selection, require_labels, select
+from amplify.selection import SELECTIONS, Judge, Selection, require_labels, select
 from amplify.text import input_text
-from amplify.types import Attribution, Demonstration, Rationale
+from amplify.types import Attribution, Demonstration, Example, Rationale
 
 if TYPE_CHECKING:
     from amplify.proxies import Proxy
@@ -320,11 +320,12 @@ def _fit(method: Amplify, task: Task, model: LanguageModel, seed: int) -> Explai
             seed=seed,
             pool=pool,
             wrong=wrong if method.misclassified else None,
-            proxy=proxy,
-            explain=lambda examples: [why for _, why in reasons([Demonstration(e) for e in examples])],
-            k=method.k,
+            judge=Judge(proxy, explained, method.k),
             balanced=method.balanced,
         )
+
+    def explained(examples: Sequence[Example]) -> list[Attribution]:
+        return [why for _, why in reasons([Demonstration(e) for e in examples])]
 
     def reasons(shots: Sequence[Demonstration]) -> list[Explanation]:
         return _reasons(method, task, proxy, explainer, shots, wrong, seed)
