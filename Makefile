@@ -8,9 +8,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 # Public data sets are not part of the project: point AMPLIFY_DATA at a folder of them; tests that need it skip without.
-export NO_MKDOCS_2_WARNING := 1
 export AMPLIFY_DATA ?= $(abspath ../shared/data)
 export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
 MODELS := smollm2-135m minilm
 DEMO_MODEL := qwen2.5-coder-0.5b
 DEMO := runs/demo
