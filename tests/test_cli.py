@@ -303,3 +303,15 @@ def test_what_cannot_be_written_is_one_line(amplify, tmp_path: Path) -> None:  #
     assert (status, err.count("\n")) == (2, 1)
     assert "cannot write r/report.html: Is a directory" in err
     assert not list(Path("r").glob("*.tmp"))
+
+
+def test_the_shell_completes_commands_options_and_values() -> None:
+    from click.shell_completion import BashComplete
+
+    def completed(given: list[str], begun: str) -> list[str]:
+        complete = BashComplete(cli, {}, "amplify", "_AMPLIFY_COMPLETE")
+        return [item.value for item in complete.get_completions(given, begun)]
+
+    assert completed([], "ru") == ["run"]
+    assert completed(["run"], "--lim") == ["--limit"]
+    assert completed(["attribute", "--value"], "") == ["logprob", "votes"]
