@@ -23,7 +23,7 @@ FOLDS = 5
 
 
 class CannotRunError(Exception):
-    """This entrant cannot take part; the message says why."""
+    """This entrant leaves the race; the message says why."""
 
 
 @dataclass
@@ -73,14 +73,7 @@ class Race:
         return [r for r in self.runners if not r.out and len(r.scores) >= self.n]
 
 
-def run(
-    runners: Sequence[Runner],
-    score: Score,
-    items: int,
-    first: int,
-    *,
-    may_begin: Callable[[int], bool] = lambda index: True,
-) -> Race:
+def run(runners: Sequence[Runner], score: Score, items: int, first: int) -> Race:
     """Race the runners over the items 0 … items - 1, in this order.
 
     The first round has `first` items, every further one as many as all before it. After each round those leave that a
@@ -92,7 +85,6 @@ def run(
         score: asks an entrant; a CannotRunError takes it out, a BudgetSpentError ends the race.
         items: how many there are.
         first: of the first round.
-        may_begin: whether there is money to let this one begin at all.
     """
     rounds: list[int] = []
     done = 0
@@ -102,14 +94,11 @@ def run(
         running = [r for r in runners if not r.out]
         try:
             for runner in running:
-                if not done and not may_begin(runner.index):
-                    runner.out = "not tried: the budget"
-                    continue
                 try:
                     runner.scores += score(runner.index, range(done, upto))
                     runner.round = len(rounds) + 1
                 except CannotRunError as why:
-                    runner.out = f"cannot be used: {why}"
+                    runner.out = str(why)
         except BudgetSpentError as spent:
             ended = f"the budget: {spent}"
             if not done:  # whoever had no first round was not tried

@@ -340,7 +340,7 @@ def _or_out() -> Iterator[None]:
     try:
         yield
     except (InputError, CapabilityError) as error:
-        raise racing.CannotRunError(str(error)) from error
+        raise racing.CannotRunError(f"cannot be used: {error}") from error
 
 
 class _Search:
@@ -372,7 +372,7 @@ class _Search:
         self._need(first)
         with self.bar:
             self.ledger.open = RACE
-            race = racing.run(runners, self._race, len(self.folds.race), first, may_begin=self._may_begin)
+            race = racing.run(runners, self._race, len(self.folds.race), first)
             finalists = race.finalists
             begun = [r for r in runners if len(r.scores) >= first]
             if all(r.out.startswith("cannot") for r in runners if r.plain):
@@ -414,17 +414,26 @@ class _Search:
             config=self.config,
         )
 
-    def _may_begin(self, index: int) -> bool:
-        """In the first round: whether its share of the budget is not used up; the first two always may."""
-        if index < 2:
-            return True
-        self.ledger.open = ROUND_ONE
-        may = all(left > 0 for left in self.ledger.left().values())
-        self.ledger.open = RACE
-        return may
-
     def _race(self, index: int, places: Sequence[int]) -> list[float]:
+        """Scores of a candidate; see `race.run`. Once the first round's share is spent only what is free begins."""
         self.bar.set_description(self.listed[index].label)
+        if index in self.programs or index < 2 or self._share_left():
+            return self._raced(index, places)
+        self.ledger.open = 0.0  # all that it asks may have been asked for others
+        try:
+            return self._raced(index, places)
+        except BudgetSpentError as spent:
+            raise racing.CannotRunError("not tried: the budget") from spent
+        finally:
+            self.ledger.open = RACE
+
+    def _share_left(self) -> bool:
+        self.ledger.open = ROUND_ONE
+        left = all(left > 0 for left in self.ledger.left().values())
+        self.ledger.open = RACE
+        return left
+
+    def _raced(self, index: int, places: Sequence[int]) -> list[float]:
         if index not in self.programs:
             with _or_out(), self.model.stage(f"fit {index}"):
                 program = self.listed[index].fit(self.folds.task, self.model, self.seed)

@@ -57,7 +57,7 @@ def test_of_nearly_equal_ones_the_simplest_is_taken() -> None:
 def test_what_cannot_run_leaves_and_says_why() -> None:
     def score(index: int, places: Sequence[int]) -> list[float]:
         if index == 1:
-            raise CannotRunError("no labels")
+            raise CannotRunError("cannot be used: no labels")
         return [1.0 if index else 0.0] * len(places)
 
     runners = [Runner(i, i == 0, i) for i in range(3)]

@@ -293,6 +293,15 @@ def test_what_cannot_be_fitted_is_said_and_left_out(colours: Task, biased: Made)
     assert tuned.better
 
 
+def test_what_costs_nothing_more_is_tried_when_the_share_is_gone(colours: Task, biased: Made) -> None:
+    listed = ["zero_shot", "few_shot[shots=2]", "zero_shot+batch", "few_shot[shots=4]", "zero_shot+affine"]
+    tuned = amplify.tune(colours, biased(), Budget(calls=380), candidates=listed, show_progress=False)
+    lines = {line.label: line for line in tuned.table}
+    assert lines["few_shot[shots=4]"].out == "not tried: the budget"
+    assert lines["zero_shot + affine"].n >= 16  # the same inputs as for batch, the same items as for zero_shot
+    assert tuned.spent.calls <= 380
+
+
 def test_a_model_that_cannot_score_is_said_and_written_answers_race(colours: Task) -> None:
     """A server whose labels cannot be scored: one clear error in score mode, and a race in generate mode."""
     from amplify.errors import CapabilityError
