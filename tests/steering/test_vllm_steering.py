@@ -310,11 +310,11 @@ def test_the_second_model_runner_lays_requests_out():
     from vllm.v1.worker.gpu import model_states
 
     from amplify.steering.vllm_plugin import extend
-    from amplify.steering.vllm_plugin.layers import Bank
+    from amplify.steering.vllm_plugin.layers import SteeringBuffers
 
     extend()
-    bank = Bank(layers=2, heads=3, rank=0, tokens=16, requests=2, dtype=torch.float32)
-    biases = bank.bias(0.5)
+    buffers = SteeringBuffers(layers=2, heads=3, rank=0, tokens=16, requests=2, dtype=torch.float32)
+    biases = buffers.bias(0.5)
 
     class Plain:
         def add_request(self, req_index, new_req_data):
@@ -326,7 +326,7 @@ def test_the_second_model_runner_lays_requests_out():
         def prepare_inputs(self, input_batch, req_states):
             return {"positions": "as before"}
 
-    layers = {"model.layers.0.attn": SimpleNamespace(amplify_bank=bank)}
+    layers = {"model.layers.0.attn": SimpleNamespace(amplify_buffers=buffers)}
     config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context=layers))
     model = SimpleNamespace(get_model_state_cls=lambda: Plain)
     state = model_states.resolve_model_state_cls(config, model)()
@@ -348,7 +348,7 @@ def test_the_second_model_runner_lays_requests_out():
             num_computed_tokens_np=np.array(computed, np.int32),
         )
         assert state.prepare_inputs(batch, None) == {"positions": "as before"}
-        return (biases.sum(1) * 0.5).exp(), bank.gates[1, :, 2]
+        return (biases.sum(1) * 0.5).exp(), buffers.gates[1, :, 2]
 
     factors, gates = forward(["b", "a"], [3, 2], [1, 0])
     assert factors[:5].tolist() == pytest.approx([1, 10, 10, 1, 1])
