@@ -219,11 +219,12 @@ def test_the_server_scores_and_writes_the_same(hf, remote, pairs, reference):
     assert isinstance(remote, ScoringModel)
     assert remote.way == "prompt_logprobs"
     assert remote.max_context == WINDOW
+    before = remote.usage.snapshot()
     for _ in range(2):
         close(remote.score(*pairs), reference)
     sampling = Sampling(max_tokens=12)
     assert remote.generate(CHAT + FEW_SHOT, sampling) == hf.generate(CHAT + FEW_SHOT, sampling)
-    assert remote.usage.calls == 2 * len(pairs[0]) + len(CHAT + FEW_SHOT)
+    assert remote.usage.since(before).calls == 2 * len(pairs[0]) + len(CHAT + FEW_SHOT)
 
 
 def test_the_server_as_published_scores_by_echo(server, smollm2, pairs, reference):
