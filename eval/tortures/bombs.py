@@ -384,7 +384,7 @@ def _tables(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:
             "text",
             "--limit",
             "5",
-            "-M",
+            "-m",
             str(models / "proxy"),
             "--method",
             "random",
@@ -413,7 +413,7 @@ def _tables(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:
     yield (
         "tables",
         "a cell nested 200,000 deep",
-        ["explain", "--input", "deep.jsonl", "--text", "text", "-M", str(models / "proxy"), "--method", "random"],
+        ["explain", "--input", "deep.jsonl", "--text", "text", "-m", str(models / "proxy"), "--method", "random"],
     )
     (work / "wide.csv").write_text(
         ",".join(f"c{i}" for i in range(50_000)) + ",text\n" + ("1," * 50_000 + "good\n") * 3
@@ -427,7 +427,7 @@ def _tables(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:
             "wide.csv",
             "--text",
             "text",
-            "-M",
+            "-m",
             str(models / "proxy"),
             "--method",
             "random",

@@ -206,7 +206,7 @@ def commands(models: Path) -> list[Command]:
                 *columns,
                 "--limit",
                 "4",
-                "-M",
+                "-m",
                 proxy,
                 "--methods",
                 "random,occlusion,grad_x_input",

@@ -260,3 +260,28 @@ def test_every_failure_counts_and_some_are_told() -> None:
     for number in range(SHOWN + 5):
         group.note(f"case {number}")
     assert (group.cases, group.right, len(group.wrong)) == (SHOWN + 5, 0, SHOWN)
+
+
+def test_every_command_line_of_the_bench_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import click
+
+    from amplify.cli import cli
+
+    monkeypatch.setattr(bombs, "LAUGHS", 2)
+    (tmp_path / "work").mkdir()
+    lines = [command.argv for command in commands.commands(tmp_path)]
+    lines += [way.argv + ("-m", "openai:m@http://127.0.0.1:9/v1") for way in servers.ways()]
+    lines += [work for _, _, work in bombs.bombs(tmp_path / "work", tmp_path) if not callable(work)]
+    assert len(lines) > 40
+    for argv in lines:
+        name, *rest = argv
+        command: click.Command | None = cli.get_command(click.Context(cli), name)
+        while isinstance(command, click.Group):
+            name, *rest = rest
+            command = command.get_command(click.Context(command), name)
+        assert command is not None, argv
+        monkeypatch.chdir(tmp_path / "work")
+        try:
+            command.make_context(name, list(rest))
+        except click.BadParameter as error:
+            assert "does not exist" in error.format_message(), argv  # what the bench makes first
