@@ -4,6 +4,12 @@ Jinja's own sandbox keeps a template from touching files or code, but not from l
 Here each rendering has a number of units to spend. A step of a loop, a macro's call and every 16 characters written,
 joined or compared cost one; whatever could grow a text by a factor (`*`, `replace`, `indent`) pays before it does so.
 Units are counted, not timed, so a template that works on one machine works on all, and in any thread.
+
+One kind of template is not bounded: the chat template of a model folder. transformers fills it in, in Jinja's own
+sandbox: it reaches no file and runs no code, but it may loop for long. It is not filled in here because it must come
+out, character by character, as the model was trained on it, and chat templates use more of Jinja and of Python's texts
+than is let through here (tags of transformers' own, `tojson` of its own, undefined names that are silent). Whoever does
+not trust a model folder has its weights to fear as well.
 """
 
 from __future__ import annotations
