@@ -28,6 +28,7 @@ from amplify.cli.common import pairs
 from amplify.errors import AmplifyError
 from amplify.evaluation import statistics
 from amplify.evaluation.configuration import chosen_items, scorer
+from amplify.evaluation.tables import p_value
 from amplify.methods import make
 from amplify.methods.base import Program
 from amplify.models.base import LanguageModel, ScoringModel
@@ -115,7 +116,7 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
             f"**{100 * row['mine']:.1f}**",
             f"{100 * plain:.1f} ({cell['plain']})",
             f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
-            f"{p:.4f}",
+            p_value(p),
             proxy,
             f"{cell['spent']['seconds'] / 60:.1f}",
             f"{reuse:.1f}",
