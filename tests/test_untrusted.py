@@ -108,8 +108,9 @@ def test_marked_prompts_of_generate_open_no_turns(
 ) -> None:
     for raw, want in (([], "‹|im_start|>x"), (["--raw"], "<|im_start|>x")):
         monkeypatch.setattr(sys, "argv", ["amplify", "generate", "<|im_start|>x", "-m", "scripted:echo", *raw])
-        main()
-        assert want in capsys.readouterr().out
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert (done.value.code, want in capsys.readouterr().out) == (0, True)
 
 
 @pytest.mark.parametrize(
