@@ -229,7 +229,8 @@ for _name, _about, _how in (
     ("integrated_gradients", "gradients along the way from padding to the input (Sundararajan et al. 2017)", {}),
     ("deep_lift", "differences to padding, layer by layer (Shrikumar et al. 2017)", {}),
 ):
-    _built_in("embedding", _name, _about, _by_gradients(_name), least=partial(gradients.least, _name), **_how)
+    _built_in("embedding", _name, _about, _by_gradients(_name), least=partial(gradients.least, _name),
+              check=partial(gradients.check, _name), **_how)  # fmt: skip
 for _name, _about in (
     ("raw_attention", "the last layer's attention; a baseline"),
     ("attention_rollout", "attention multiplied through the layers (Abnar & Zuidema 2020)"),

@@ -42,6 +42,7 @@ from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.locks import PROCESS, lock_of
 from amplify.models.pretrained import batches
 from amplify.proxies import Proxy, Row, softmax, versions
+from amplify.shapley.budget import CELLS
 from amplify.shapley.estimate import Scores
 from amplify.shapley.estimators import ridge_fit
 from amplify.shapley.game import Floats
@@ -106,6 +107,19 @@ def cloud(part: Part, method: str, budget: int, seed: int) -> Cloud:
 def least(method: str, words: int) -> int:
     """Evaluations of each sequence without which a method says nothing."""
     return {"smooth_grad": 2, "integrated_gradients": 5, "c_lime": words + 2}.get(method, 1)
+
+
+def check(method: str, words: int, budget: int) -> None:
+    """Refuse what no memory holds, before anything is asked: c_lime draws all of its budget at once.
+
+    Raises:
+        InputError: says how many draws fit.
+    """
+    if method == "c_lime" and budget > (room := CELLS // words):
+        raise InputError(
+            f"a budget of {budget:,} evaluations of {words:,} words does not fit in memory with c_lime: at most "
+            f"{room:,} do"
+        )
 
 
 def gradient_scores(

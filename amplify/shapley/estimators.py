@@ -53,6 +53,8 @@ def _exact(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
 def _permutation(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
     if index != "shapley":
         raise InputError("permutation sampling estimates Shapley values; for Banzhaf values use estimator='auto'")
+    if game.n <= MAX_SOURCES and budget == 2**game.n:  # orders would meet the last coalitions late
+        game(all_coalitions(game.n))
     scores, units = permutation_scores(game, np.random.default_rng(seed), budget)
     return Raw(scores, half_width(mean_deviation(units), len(units) - 1 + BORROWED), {"units": len(units)})
 
@@ -134,9 +136,12 @@ def near(n: int, draws: int, seed: int) -> tuple[Coalitions, Floats]:
 def _lime(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
     whole = budget == 2**game.n
     masks, weights = near(game.n, game.budget or budget if whole else budget, seed)
-    scores, half = ridge_fit(masks.astype(np.float64), game(masks), weights, LIME_RIDGE, seed)
+    design, values = masks.astype(np.float64), game(masks)
     note = {"note": "slopes of a local linear fit, not efficient"}
-    return Raw(scores, np.zeros_like(half) if whole else half, note)
+    if whole:
+        scores = ridge_scores(design, values, weights, LIME_RIDGE)
+        return Raw(scores, np.zeros_like(scores), note)
+    return Raw(*ridge_fit(design, values, weights, LIME_RIDGE, seed), note)
 
 
 def ridge_fit(design: Floats, values: Floats, weights: Floats, ridge: float, seed: int) -> tuple[Floats, Floats]:

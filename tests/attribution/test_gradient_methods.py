@@ -207,3 +207,8 @@ def test_too_small_budgets(encoder):
     for method in ("smooth_grad", "integrated_gradients", "c_lime"):
         with pytest.raises(InputError, match="too small"):
             gradient_scores(parts, method, budget=1)
+
+
+def test_c_lime_refuses_draws_that_no_memory_holds(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError, match="a budget of 1,000,000,000 evaluations of 4 words does not fit in memory"):
+        explain("a great phone indeed", " good", model=f"transformers:{tiny_lm}", method="c_lime", budget=10**9)

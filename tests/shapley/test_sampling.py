@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amplify.shapley import estimate
 from amplify.shapley.sampling import (
     leverage,
     paired,
@@ -63,3 +64,17 @@ def test_large_strata_are_drawn_without_listing_them() -> None:
 def test_prefixes_walk_from_empty_to_full() -> None:
     path = prefixes(np.array([2, 0, 1]))
     np.testing.assert_array_equal(path, [[0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1]])
+
+
+def test_a_budget_for_everything_is_no_lottery() -> None:
+    """Random orders would meet the last of 2^n coalitions after many thousands."""
+    asked = []
+
+    def value(s: np.ndarray) -> np.ndarray:
+        asked.append(len(s))
+        return s @ np.arange(1.0, 13.0) + s[:, 0] * s[:, 5]
+
+    found = estimate(value, 12, estimator="permutation", budget=10**9)
+    assert (found.estimator, sum(asked)) == ("exact", 2**12)
+    assert len(asked) < 10
+    np.testing.assert_allclose(found.scores, np.arange(1.0, 13.0) + 0.5 * np.isin(np.arange(12), (0, 5)), atol=1e-9)
