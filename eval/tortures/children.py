@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -297,11 +297,12 @@ class Children:
         with contextlib.suppress(EOFError, OSError):
             if reads[2].poll(max(0.0, ended_by - time.monotonic())):
                 measured = reads[2].recv()
-        child.join(max(0.0, ended_by - time.monotonic()))
-        late = child.is_alive() and kill_after is None
-        if child.is_alive():
-            child.kill()
-        child.join()
+        over = wait([child.sentinel], max(0.0, ended_by - time.monotonic()))
+        late = not over and kill_after is None
+        with self._starting:  # a start looks at all children, and what two read of a child's status is lost to one
+            if not over:
+                child.kill()
+            child.join()
         for reader in readers:
             reader.join(1.0)  # a process that the child left behind may hold its pipes
         for pipe, reader in zip(reads, (*readers, None), strict=True):
