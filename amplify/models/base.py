@@ -53,6 +53,11 @@ class Usage:
                 counted.completion_tokens += completion_tokens
                 counted.forwarded_tokens += forwarded_tokens
 
+    def add_call(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count one call whose tokens all went through the model, as far as one can tell."""
+        tokens = prompt_tokens + completion_tokens
+        self.add(calls=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, forwarded_tokens=tokens)
+
     @property
     def mine(self) -> Usage:
         """What was counted by calls from this thread: where others use the same model, the cost of one's own work."""
@@ -327,7 +332,7 @@ class SimpleModel(ABC):
                 text = text.partition(stop)[0]
             written = _tokens(text)
             done[i] = Completion(text, "stop", size, written)
-            self.usage.add(calls=1, prompt_tokens=size, completion_tokens=written, forwarded_tokens=size + written)
+            self.usage.add_call(size, written)
         return list(done.values())
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:

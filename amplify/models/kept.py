@@ -111,8 +111,7 @@ class KeptGenerator:
     ) -> list[Any]:
         found = {i: self._known[key].popleft() for i, key in enumerate(keys) if self._known.get(key)}
         for i, value in found.items():
-            prompt, new = tokens(i, value)
-            self.usage.add(calls=1, prompt_tokens=prompt, completion_tokens=new, forwarded_tokens=prompt + new)
+            self.usage.add_call(*tokens(i, value))
         rest = [i for i in range(len(keys)) if i not in found]
         try:
             asked = dict(zip(rest, ask(rest), strict=True)) if rest or not keys else {}

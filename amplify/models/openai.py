@@ -177,7 +177,7 @@ class OpenAIModel:
                 who=self.id,
                 concurrency=self.connection.concurrency,
                 retries=self.connection.retries,
-                answered=lambda i, done: self._count(done.prompt_tokens, done.completion_tokens),
+                answered=lambda i, done: self.usage.add_call(done.prompt_tokens, done.completion_tokens),
             )
         except ModelError as error:
             if (lacks := _lacks_log_probs(error)) is not None:
@@ -429,14 +429,6 @@ class OpenAIModel:
             return len(self._tokenizer.encode(text, add_special_tokens=False))
         return math.ceil(len(text.encode()) / 4)
 
-    def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
-        self.usage.add(
-            calls=1,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            forwarded_tokens=prompt_tokens + completion_tokens,
-        )
-
 
 class OpenAIScorer(OpenAIModel):
     """A server that returns log-probabilities of prompt tokens; made by `connect`, which asks it."""
@@ -474,7 +466,7 @@ class OpenAIScorer(OpenAIModel):
             who=self.id,
             concurrency=self.connection.concurrency,
             retries=self.connection.retries,
-            answered=lambda i, done: self._count(encoded[i][1], len(done.token_ids)),
+            answered=lambda i, done: self.usage.add_call(encoded[i][1], len(done.token_ids)),
         )
 
     def _offers(self, ids: Sequence[int]) -> bool:

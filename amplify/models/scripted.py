@@ -147,7 +147,7 @@ class ScriptedGenerator:
             answer, reason = _cut(self._reply(text), sampling)
             likely = self._log_probs(text, answer) if sampling.logprobs and answer else None
             done[i] = Completion(answer, reason, counts[i], len(words(answer)), likely)
-            self._count(counts[i], done[i].completion_tokens)
+            self.usage.add_call(counts[i], done[i].completion_tokens)
         self._batches += 1
         return [one for one in done.values() for _ in range(sampling.n)]
 
@@ -180,14 +180,6 @@ class ScriptedGenerator:
         text = plain_text(prompt)
         self.calls.append(Call(prompt, text, continuation, self._batches))
         return text
-
-    def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
-        self.usage.add(
-            calls=1,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            forwarded_tokens=prompt_tokens + completion_tokens,
-        )
 
 
 class ScriptedModel(ScriptedGenerator):
@@ -226,7 +218,7 @@ class ScriptedModel(ScriptedGenerator):
         for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
             text = self._ask(prompt, continuation, done)
             done[i] = self._log_probs(text, continuation)
-            self._count(counts[i], len(targets[i]))
+            self.usage.add_call(counts[i], len(targets[i]))
         self._batches += 1
         return list(done.values())
 
