@@ -17,14 +17,8 @@ from amplify.shapley.budget import PrefixCost
 from amplify.shapley.game import Coalitions, Floats
 from amplify.sources.asked import Asked, from_documents, from_messages
 from amplify.sources.ballots import votes
-from amplify.sources.context import (
-    Context,
-    check_window,
-    special_tokens,
-)
-from amplify.sources.document import (
-    Source,
-)
+from amplify.sources.context import Context, check_window, special_tokens
+from amplify.sources.document import Source
 from amplify.sources.engines import blocks_tree
 from amplify.sources.frames import Makes
 from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
