@@ -14,6 +14,7 @@ from amplify import codec, files
 from amplify.errors import DataError, InputError, ModelError, RunError, WriteError
 from amplify.evaluation.folder import plain
 from amplify.files import Journal
+from amplify.models.base import sharing
 from amplify.models.kept import KeptGenerator, batch, keeping
 from amplify.progress import progress
 from amplify.tasks import read_rows
@@ -126,7 +127,7 @@ def _answer(
     if len(done) < len(examples):  # a batch that a kill cut in two is answered again, whole
         done = done[: len(done) // batch_size * batch_size]
         kept.cut(len(done))
-    with progress(total=len(examples), unit="row") as bar:
+    with progress(total=len(examples), unit="row") as bar, sharing(model):
         bar.update(len(done))
         for start in range(len(done), len(examples), batch_size):
             asked = examples[start : start + batch_size]

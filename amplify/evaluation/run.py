@@ -23,7 +23,7 @@ from amplify.methods.base import Method, Mode, Program, PromptProgram, examples_
 from amplify.methods.calibrated import calibrated
 from amplify.methods.lettered import OptionForm, fit_in_form
 from amplify.models import opened
-from amplify.models.base import LanguageModel
+from amplify.models.base import LanguageModel, sharing
 from amplify.models.kept import KeptGenerator, keeping
 from amplify.models.kept import batch as answering
 from amplify.tasks import Task
@@ -136,7 +136,7 @@ def _run(
         refuse_leaks(task, [(cell.method, program) for cell, program in programs.items()])
         _refuse_long(list(items.values()), programs, model)
         _, scores = scorer(task)
-        with bars.progress(total=total, initial=whole, unit="answer", shown=progress) as bar:
+        with bars.progress(total=total, initial=whole, unit="answer", shown=progress) as bar, sharing(model):
             for cell, number, places in plan[done:]:
                 bar.set_description(cell.method if cell.seed is None else f"{cell.method} seed {cell.seed}")
                 batch = [items[config["items"][place]["id"]] for place in places]

@@ -9,6 +9,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
@@ -155,6 +156,15 @@ class LocalModel(ScoringModel, Protocol):
     ) -> list[TokenLogProbs]:
         """Log-probabilities of the wanted nodes' tokens, each given its ancestors only (see `TokenTree`)."""
         ...
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """While it lasts, what the prompts of several calls begin with is computed once."""
+        ...
+
+
+def sharing(model: LanguageModel) -> AbstractContextManager[None]:
+    """See `LocalModel.sharing`; nothing for another model (servers share beginnings by themselves)."""
+    return model.sharing() if isinstance(model, LocalModel) else nullcontext()
 
 
 def need_scoring(model: LanguageModel, what: str) -> ScoringModel:

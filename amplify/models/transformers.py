@@ -23,7 +23,7 @@ from amplify.models.base import Usage, check_targets, check_window, several
 from amplify.models.pretrained import Loaded, shared
 from amplify.models.tree.decode import decode
 from amplify.models.tree.forward import Limits, PackedModel
-from amplify.models.tree.kv_cache import PrefixCache
+from amplify.models.tree.kv_cache import Beginnings, PrefixCache
 from amplify.models.tree.tree import TokenTree, TreePlan, plan_tree, trie
 from amplify.steering import Steering
 from amplify.steering.attention import Marked, Stream, check_model
@@ -32,6 +32,7 @@ from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREFIX_BYTES = 2 * 2**30  # of keys and values that a game keeps between its calls, unless said otherwise
+SHARED_BYTES = 2**28  # the same for `sharing`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +181,8 @@ class TransformersModel:
         self.max_batch_tokens = batch or (256 if cpu else 4096)
         self.max_cache_tokens = cache or (4096 if cpu else 32768)
         self.max_prefix_tokens = prefix
+        self._beginnings: Beginnings | None = None
+        self._sharing = 0
         self._tokens: dict[int, str] = {}
 
     @property
@@ -287,8 +290,28 @@ class TransformersModel:
 
         It holds keys and values of at most `max_prefix_tokens` tokens, and frees them when it is dropped.
         """
-        most = PREFIX_BYTES // self.packed.kept if self.max_prefix_tokens is None else self.max_prefix_tokens
+        most = self._kept_tokens(PREFIX_BYTES)
         return PrefixCache(most) if most else None
+
+    def _kept_tokens(self, most: int) -> int:
+        return most // self.packed.kept if self.max_prefix_tokens is None else self.max_prefix_tokens
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """While it lasts, what all prompts of a call of `score` begin with is computed once for the calls that follow.
+
+        At most `max_prefix_tokens` tokens are kept (None: 256 MiB). Nobody may change the model's weights meanwhile.
+        """
+        with lock_of(self.module):
+            if not self._sharing:
+                self._beginnings = Beginnings(self._kept_tokens(SHARED_BYTES))
+            self._sharing += 1
+        try:
+            yield
+        finally:
+            self._sharing -= 1
+            if not self._sharing:
+                self._beginnings = None
 
     @one_at_a_time
     def score(
@@ -302,7 +325,7 @@ class TransformersModel:
         """Log-probabilities of `continuations[i]` after `prompts[i]` (see `ScoringModel`).
 
         All pairs become one token trie: a prefix shared by many (few-shot examples, an item under several labels) is
-        computed once; with `memory` (see `prefix_cache`) also once over several calls.
+        computed once; with `memory` (see `prefix_cache`) or while `sharing` also once over several calls.
 
         Raises:
             CapabilityError: memory and steering together: emphasis changes keys and values.
@@ -323,6 +346,9 @@ class TransformersModel:
             ends[node] = len(segment) + (ends[tree.parents[node]] if tree.parents[node] >= 0 else 0)
         own = [[n for n in path if ends[n] > start] for path, start in zip(paths, starts, strict=True)]
         wanted = sorted({n for nodes in own for n in nodes})
+        if memory is None and steered is None and self._beginnings is not None:
+            prompted = [ids[:start] for ids, start in zip(sequences, starts, strict=True)]
+            memory = self._beginnings.of(prompted, lambda plan, kept: self._tree(plan, None, kept))
         by_node = dict(zip(wanted, self._tree(plan_tree(tree, wanted), steered, memory), strict=True))
         self.usage.add(
             calls=len(pairs),

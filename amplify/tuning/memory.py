@@ -219,6 +219,11 @@ class RememberedLocal(RememberedScorer):
         found: list[TokenLogProbs] = self.inner.score_tree(tree, wanted, steering=steering)
         return found
 
+    def sharing(self) -> AbstractContextManager[None]:
+        """See `LocalModel`."""
+        shared: AbstractContextManager[None] = self.inner.sharing()
+        return shared
+
 
 def remembered(model: LanguageModel, ledger: Ledger, path: Path, header: dict[str, Any]) -> RememberedGenerator:
     """The model with a memory in a file.

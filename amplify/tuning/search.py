@@ -23,7 +23,7 @@ from amplify.evaluation.run import refuse_leaks
 from amplify.methods.base import Method, Mode, Program
 from amplify.methods.contents import contents, template_hashes
 from amplify.models import opened
-from amplify.models.base import LanguageModel, ScoringModel
+from amplify.models.base import LanguageModel, ScoringModel, sharing
 from amplify.streams import stream
 from amplify.tuning import race as racing
 from amplify.tuning.budget import Budget, BudgetSpentError, Ledger, Spent
@@ -279,7 +279,8 @@ def tune(
     def search(folder: Path) -> Tuned:
         ledger = Ledger(limit, clock)
         memory = remembered(model, ledger, folder / "asked.jsonl", config)
-        return _Search(task, memory, folds, listed, notes, seed, config, show_progress).found()
+        with sharing(model):
+            return _Search(task, memory, folds, listed, notes, seed, config, show_progress).found()
 
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-tune-") as temporary:

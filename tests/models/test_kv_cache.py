@@ -149,3 +149,44 @@ def test_bound_and_refusals(tiny_lm: Path, model: Any) -> None:
         load_model(f"transformers:{tiny_lm}", dtype="float32", max_prefix_tokens=-1)
     with pytest.raises(CapabilityError, match="unsteered"):
         model.score([Prompt(text="x")], [" y"], memory=PrefixCache(5), steering=Steering(mode="instaboost", bonus=1.0))
+
+
+SHOTS = "Q: " + " A: yes Q: ".join(WORDS * 6) + " A: no Q: "  # what every prompt of a program begins with
+
+
+def behind_shots(*words: str) -> list[Prompt]:
+    return [Prompt(text=f"{SHOTS}{word} A:") for word in words]
+
+
+def test_a_shared_beginning_is_forwarded_once_and_changes_nothing(model: Any) -> None:
+    """Equal to separate calls, and to the last bit the same whatever was asked before."""
+    calls = [behind_shots("alpha", "beta"), behind_shots("gamma", "delta"), behind_shots("eta eta", "eta theta")]
+    plain = [forwarded(model, prompts, ANSWERS[1], None) for prompts in calls]
+    with model.sharing():
+        together = [forwarded(model, prompts, ANSWERS[1], None) for prompts in calls]
+    alone = []
+    for prompts in calls:
+        with model.sharing():
+            alone.append(forwarded(model, prompts, ANSWERS[1], None))
+    for (expected, whole), (found, fewer), (first, _) in zip(plain, together, alone, strict=True):
+        np.testing.assert_allclose(found, expected, **CLOSE)
+        np.testing.assert_array_equal(found, first)
+        assert fewer <= whole + 1  # the token from which nothing is read is passed twice
+    assert together[1][1] < plain[1][1] / 3
+    assert forwarded(model, calls[1], ANSWERS[1], None)[1] == plain[1][1]  # nothing is kept behind the block
+
+
+def test_sharing_is_bounded_and_leaves_the_rest_alone(tiny_lm: Path, model: Any) -> None:
+    """Short or lone prompts, another beginning, no room; blocks within blocks."""
+    with model.sharing(), model.sharing():
+        for prompts in ([Prompt(text="a b"), Prompt(text="a c")], behind_shots("alpha"), behind_shots("beta", "beta")):
+            assert forwarded(model, prompts, ANSWERS[0], None)[1] == forwarded(model, prompts, ANSWERS[0], None)[1] > 0
+        assert not model._beginnings._held
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+    with load_model(f"transformers:{tiny_lm}", max_prefix_tokens=1600, **options) as small, small.sharing():
+        for first in WORDS:
+            prompts = [Prompt(text=first + p.text) for p in behind_shots("alpha", "beta")]
+            forwarded(small, prompts, ANSWERS[0], None)
+            assert 0 < sum(map(len, small._beginnings._held)) <= 1600
+    with load_model(f"transformers:{tiny_lm}", max_prefix_tokens=0, **options) as none, none.sharing():
+        assert len(none.score(behind_shots("alpha", "beta"), [ANSWERS[0]] * 2)) == 2

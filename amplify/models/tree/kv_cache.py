@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from amplify.models.tree.tree import Ints, TreePlan
+from amplify.models.tree.tree import Ints, TokenTree, TreePlan, common_prefix, plan_tree
 
 
 class GrowingLayer(DynamicLayer):
@@ -237,3 +239,44 @@ class PrefixCache:
         self._slots[before, token] = slot
         self._used[slot], self._depth[slot] = self._call, depth
         return slot
+
+
+STEP = 32  # a shared beginning is cut to a multiple of so many tokens, so that the batches of a program share one
+
+
+class Beginnings:
+    """What all prompts of a call begin with, kept for later calls that begin alike; see `TransformersModel.sharing`.
+
+    Unlike those of a `PrefixCache`, the passes behind a beginning are the same ones whether it was here or had to be
+    forwarded, so that a call gives the same numbers to the last bit whatever was asked before it.
+
+    Args:
+        most: tokens that it holds at most; what was used longest ago goes first.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._held: OrderedDict[tuple[int, ...], PrefixCache] = OrderedDict()
+
+    def of(
+        self, prompts: Sequence[tuple[int, ...]], forward: Callable[[TreePlan, PrefixCache], Any]
+    ) -> PrefixCache | None:
+        """The memory of what these prompts all begin with; None where that is too short, or nothing is shared.
+
+        Args:
+            prompts: tokens of each.
+            forward: passes a plan through the model, which fills a memory.
+        """
+        first, last = min(prompts), max(prompts)  # sorted: the ends agree where all do
+        shared = common_prefix(first, last) // STEP * STEP
+        if first == last or not STEP <= shared <= self.most:
+            return None
+        tokens = first[:shared]
+        held = self._held.pop(tokens, None)
+        if held is None or not held.tokens:  # a pass that failed has emptied it
+            held = PrefixCache(shared - 1)  # of the last token, which is read from, nothing is kept
+            forward(plan_tree(TokenTree((tokens, tokens[:1]), (-1, 0)), [1]), held)
+        self._held[tokens] = held
+        while sum(map(len, self._held)) > self.most:
+            self._held.popitem(last=False)
+        return held
