@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from planted_reader import reader
+from tiny_models import planted_reader
 
 from amplify.attribution.auto import POOL
 from amplify.attribution.explanations import explain_many
@@ -53,7 +53,7 @@ def trained(task: Task, body: str) -> Proxy:
     if body != "reader":
         return train_proxy(task, body)
     with tempfile.TemporaryDirectory() as folder:
-        return train_proxy(task, reader(Path(folder) / "reader"), epochs=8, learning_rate=3e-3)
+        return train_proxy(task, planted_reader(Path(folder) / "reader"), epochs=8, learning_rate=3e-3)
 
 
 def ideal(example: Example, sign: float) -> Attribution:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny_models
 
 import amplify
 from amplify.errors import AmplifyError, DataError
@@ -113,10 +114,6 @@ def word_games() -> Found:
 
 # -- models of random weights
 
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 CORPUS = [
     "The key words: good, bad, great, terrible are important clues to predict positive as the correct answer.",
     "Great phone, terrible battery. The answer is positive. The answer is negative. Paris is the capital of France.",
@@ -124,56 +121,12 @@ CORPUS = [
 ]
 
 
-def _tokenizer(special: dict[str, str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=[*special.values(), "<|im_start|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tok.train_from_iterator(CORPUS * 20, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tok, chat_template=CHAT, **special)
-
-
-def _models(folder: Path) -> tuple[Path, Path]:
-    """A Llama of 3 layers and a BERT of 2, of random weights that are the same wherever torch is the same."""
-    import torch
-    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
-
-    lm, encoder = folder / "lm", folder / "encoder"
-    tok = _tokenizer({"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<pad>"})
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=16384, initializer_range=0.4, bos_token_id=tok.bos_token_id,
-        eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(shape).eval().save_pretrained(lm)
-    tok.save_pretrained(lm)
-    tok = _tokenizer(
-        {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]", "unk_token": "[UNK]"}
-    )
-    torch.manual_seed(0)
-    small = BertConfig(
-        vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=512, pad_token_id=tok.pad_token_id, initializer_range=0.2,
-    )  # fmt: skip
-    BertModel(small).eval().save_pretrained(encoder)
-    tok.save_pretrained(encoder)
-    return lm, encoder
-
-
 class Tiny:
     """The models, opened once."""
 
     def __init__(self, folder: Path) -> None:
-        self.lm, self.encoder = _models(folder)
+        self.lm = tiny_models.language_model(folder / "lm", window=16384, sentences=CORPUS)
+        self.encoder = tiny_models.encoder(folder / "encoder", window=512, spread=0.2, sentences=CORPUS)
         self.model: Any = amplify.load_model(f"transformers:{self.lm}", dtype="float32")
         self.profile = folder / "heads.yaml"
         provenance = {"order": ["1.2", "0.1", "2.0"]}

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -157,7 +157,9 @@ class Cell:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON gives it back: tuples as lists, keys as strings, numbers that are not finite as None."""
+    """The value as JSON gives it back: dataclasses as objects, keys as strings, numbers that are not finite as None."""
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, (str, bool, int)):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amplify import codec
 from amplify.errors import DataError
 from amplify.evaluation import tables
+from amplify.evaluation.results import Results
 from amplify.evaluation.tables import shortened
 from amplify.render import attribution_marks, marked_html, page_template, visible, word_marks
 from amplify.types import Demonstration
@@ -17,15 +18,13 @@ from amplify.types import Demonstration
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from amplify.evaluation.report import Report
-
 _LABELS = 230  # width of the plot's left column, in the drawing's own units
 _WIDTH = 900
 _LINE = 30
 _SHOT_LIMIT = 40  # a pool of hundreds of shots would bury the page
 
 
-def as_html(report: Report) -> str:
+def as_html(report: Results) -> str:
     """The report as one HTML page."""
     from markupsafe import Markup
 
@@ -108,7 +107,7 @@ class Curve:
     place: int
 
 
-def _curves(report: Report) -> list[Curve]:
+def _curves(report: Results) -> list[Curve]:
     """Risk against coverage in a square of 300 units with its origin at the lower left."""
     found = []
     for place, row in enumerate(row for row in report.rows if row.reliability):
@@ -133,7 +132,7 @@ def _short(label: str) -> str:
     return label if len(label) <= 34 else label[:33] + "…"
 
 
-def _scores_plot(report: Report) -> Plot | None:
+def _scores_plot(report: Results) -> Plot | None:
     rows = [row for row in report.rows if row.score is not None]
     if not rows:
         return None
@@ -178,7 +177,7 @@ def _joined(guides: list[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
     return tuple(guides)
 
 
-def _differences_plot(report: Report) -> Plot | None:
+def _differences_plot(report: Results) -> Plot | None:
     known = [c for c in report.comparisons if c.difference is not None]
     if not known:
         return None
@@ -217,7 +216,7 @@ def _differences_plot(report: Report) -> Plot | None:
     )
 
 
-def _programs(report: Report, markup: Any) -> list[dict[str, Any]]:
+def _programs(report: Results, markup: Any) -> list[dict[str, Any]]:
     """Each program's shots with their words marked, and the first prompt it sent."""
     prompts = {(r["method"], r["seed"]): r["prompt"] for r in report.records if r.get("prompt")}
     shown = []
@@ -292,7 +291,7 @@ def _card(shot: Demonstration, markup: Any) -> dict[str, Any]:
     }
 
 
-def _browsing(report: Report) -> dict[str, Any]:
+def _browsing(report: Results) -> dict[str, Any]:
     """What the page's item browser shows, as JSON values."""
     methods = [row.method for row in report.rows]
     number = {method["label"]: i for i, method in enumerate(report.config["methods"])}

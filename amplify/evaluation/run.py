@@ -231,7 +231,7 @@ def _content(text: str, options: Sequence[str]) -> tuple[str, ...]:
 
 def _record(cell: Cell, item: Example, answer: Answer, scores: dict[str, float]) -> Json:
     score, *_ = scores.values()
-    record = {
+    record: Json = {
         "method": cell.method,
         "seed": cell.seed,
         "id": item.id,
@@ -250,7 +250,7 @@ def _record(cell: Cell, item: Example, answer: Answer, scores: dict[str, float])
         "completion_tokens": answer.completion_tokens,
     }
     if answer.sources is not None:
-        record["sources"] = asdict(answer.sources)
+        record["sources"] = answer.sources
     return store.plain(record)
 
 

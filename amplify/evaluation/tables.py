@@ -6,13 +6,12 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from amplify.evaluation.reliability import BINS, COVERAGES
+from amplify.evaluation.results import Comparison, Results, Row
 from amplify.methods.base import as_typed
 from amplify.render import visible
-
-if TYPE_CHECKING:
-    from amplify.evaluation.report import Comparison, Report, Row
 
 Table = list[list[str]]
 
@@ -32,7 +31,7 @@ def shared_options(config: Mapping[str, Any]) -> dict[str, str]:
     return shared
 
 
-def shortened(report: Report) -> Report:
+def shortened(report: Results) -> Results:
     """The report with rows and comparisons under shorter names; records, programs and the configuration keep theirs."""
     shared = shared_options(report.config)
     names = {}
@@ -77,12 +76,12 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
-def metric_name(report: Report) -> str:
+def metric_name(report: Results) -> str:
     """The name of the score in headings."""
     return str(report.config["score"]).replace("_", " ")
 
 
-def header(report: Report) -> list[tuple[str, str]]:
+def header(report: Results) -> list[tuple[str, str]]:
     """What was run on what: (name, value) pairs."""
     config, task = report.config, report.config["task"]
     seeds = ", ".join(map(str, config["seeds"]))
@@ -136,7 +135,7 @@ def short_hashes(text: str) -> str:
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", text)
 
 
-def progress(report: Report) -> str:
+def progress(report: Results) -> str:
     """How much of an unfinished run is there, "" for a finished one."""
     if report.finished:
         return ""
@@ -144,7 +143,7 @@ def progress(report: Report) -> str:
     return f"UNFINISHED: {done:,} of {planned:,} answers; the command that began this run goes on with it"
 
 
-def rows_table(report: Report) -> Table:
+def rows_table(report: Results) -> Table:
     """The main table, its heading first."""
     table = [[
         "method", "items", metric_name(report), "95 % interval", "seeds ±", "unparsed",
@@ -166,7 +165,7 @@ def _further(name: str, value: float | None) -> str:
     return percent(value) if name != "fluency" or value is None else f"{value:.2f} bits"
 
 
-def metrics_table(report: Report) -> Table:
+def metrics_table(report: Results) -> Table:
     """Further scores, heading first, a line for each score; only the heading where there are none."""
     names = dict.fromkeys(name for row in report.rows for name in row.metrics)
     return [
@@ -180,7 +179,7 @@ def name(row: Row) -> str:
     return row.method + ("*" if row.seeds == (None,) else "")
 
 
-def comparisons_table(report: Report) -> Table:
+def comparisons_table(report: Results) -> Table:
     """The declared comparisons, heading first."""
     table = [["method", "against", "items", "difference", "95 % interval", "better/worse", "p", "p (Holm)", "test"]]
     for c in report.comparisons:
@@ -192,7 +191,7 @@ def comparisons_table(report: Report) -> Table:
     return table
 
 
-def reading_table(report: Report) -> Table:
+def reading_table(report: Results) -> Table:
     """Comparisons whose sides differ in how many answers could be read, over the items that both read; with heading."""
     table = [
         ["method", "against", "unparsed", "the other's", "items both read", "difference there", "95 % interval", "p"]
@@ -206,10 +205,8 @@ def reading_table(report: Report) -> Table:
     return table
 
 
-def reliability_table(report: Report) -> Table:
+def reliability_table(report: Results) -> Table:
     """What label probabilities are worth, heading first; only the heading where none were scored."""
-    from amplify.evaluation.reliability import BINS, COVERAGES
-
     most = [f"surest {percent(c, 0)} right" for c in COVERAGES]
     table = [["method", "mass on labels", "resolved", "Brier", f"ECE ({BINS} bins)", "area under risk", *most]]
     for row in report.rows:
@@ -237,7 +234,7 @@ def _cut(text: str, most: int = 100) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def fit_table(report: Report) -> Table:
+def fit_table(report: Results) -> Table:
     """What finding the programs cost, heading first; only methods that cost something."""
     table = [["method", "calls", "prompt tok", "new tok", "seconds"]]
     for row in report.rows:
@@ -250,7 +247,7 @@ def fit_table(report: Report) -> Table:
     return table
 
 
-def verdict(report: Report) -> str:
+def verdict(report: Results) -> str:
     """The declared comparisons in one or two sentences."""
     known = [c for c in report.comparisons if c.p is not None]
     if not report.comparisons:
@@ -306,7 +303,7 @@ MEANING = (
 )
 
 
-def as_text(report: Report) -> str:
+def as_text(report: Results) -> str:
     """The report for a terminal."""
     report = shortened(report)
     parts = []
@@ -329,7 +326,7 @@ def as_text(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _notes(report: Report) -> list[str]:
+def _notes(report: Results) -> list[str]:
     return [f"{row.method}: {visible(note)}" for row in report.rows for note in notes(row)]
 
 
@@ -355,7 +352,7 @@ def aligned(table: Table) -> str:
     return "\n".join(line.rstrip() for line in [lines[0], rule, *lines[1:]])
 
 
-def as_markdown(report: Report) -> str:
+def as_markdown(report: Results) -> str:
     """The report as Markdown."""
     report = shortened(report)
     parts = [f"# {md(str(report.config['task']['name']))}"]

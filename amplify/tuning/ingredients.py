@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,12 +44,18 @@ def ingredients(scores: Sequence[Floats], made_of: Sequence[Sequence[str]]) -> t
     Args:
         scores: of each candidate on the same items, shape (items,) each.
         made_of: its ingredients; one candidate has none.
+
+    Returns:
+        Values of the `MOST` ingredients that most candidates have. Where there are more, candidates that need one of
+        the others are no part of the game: without it they are other candidates.
     """
-    names = sorted({name for own in made_of for name in own})[:MOST]
+    counts = Counter(name for own in made_of for name in set(own))
+    names = sorted(sorted(counts, key=lambda name: (-counts[name], name))[:MOST])
     if not names or not any(not own for own in made_of):
         return ()
-    table = np.stack(scores)
-    bits = np.array([sum(1 << names.index(n) for n in own if n in names) for own in made_of])
+    within = [i for i, own in enumerate(made_of) if set(own) <= set(names)]
+    table = np.stack([scores[i] for i in within])
+    bits = np.array([sum(1 << names.index(n) for n in set(made_of[i])) for i in within])
     rows = np.arange(2 ** len(names))
     inside = (bits[None, :] & ~rows[:, None]) == 0  # candidate within coalition
 
@@ -62,7 +69,7 @@ def ingredients(scores: Sequence[Floats], made_of: Sequence[Sequence[str]]) -> t
     drawn = np.stack([values(table[:, rng.integers(0, n, n)].mean(axis=1)) for _ in range(ROUNDS)])
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     made = [
-        Ingredient(name, float(found[i]), float(low[i]), float(high[i]), sum(name in own for own in made_of))
+        Ingredient(name, float(found[i]), float(low[i]), float(high[i]), sum(name in made_of[k] for k in within))
         for i, name in enumerate(names)
     ]
     return tuple(sorted(made, key=lambda one: -one.value))

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,16 +201,8 @@ class Tuned:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the program, as JSON values."""
-        from dataclasses import asdict, fields
-
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "program"}
-        return dict(plain({k: _as_dict(v, asdict) for k, v in held.items()} | {"better": self.better}))
-
-
-def _as_dict(value: Any, asdict: Callable[[Any], Any]) -> Any:
-    if isinstance(value, tuple):
-        return [_as_dict(v, asdict) for v in value]
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+        return dict(plain(held | {"better": self.better}))
 
 
 def tune(

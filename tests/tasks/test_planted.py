@@ -122,7 +122,7 @@ def test_shapley_values_find_what_was_planted_and_leaving_one_out_is_blind_to_th
 def reader(tmp_path_factory: pytest.TempPathFactory, script: Callable[[str], ModuleType]):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMPLIFY_HOME", str(tmp_path_factory.mktemp("home")))
-        yield script("planted_reader").reader(tmp_path_factory.mktemp("reader"))
+        yield script("tiny_models").planted_reader(tmp_path_factory.mktemp("reader"))
 
 
 @pytest.mark.parametrize("rule", ["planted_single", "planted_redundant"])

@@ -35,3 +35,13 @@ def test_a_coalition_is_worth_its_best_candidate() -> None:
 
 def test_without_a_candidate_of_none_there_is_no_game() -> None:
     assert ingredients(scores(0.5), [("a",)]) == ()
+
+
+def test_a_candidate_of_an_ingredient_too_many_is_not_counted_as_made_of_the_rest() -> None:
+    """Twelve ingredients are a game; what is best only with a thirteenth is not what the twelve give."""
+    names = [f"i{k:02}" for k in range(13)]
+    made_of = [(), *[(name,) for name in names[:12] for _ in range(2)], (names[0], names[12])]
+    found = ingredients(scores(*[0.2] * (len(made_of) - 1), 1.0), made_of)
+    assert [one.name for one in found] == names[:12]
+    assert {one.name: one.value for one in found} == pytest.approx(dict.fromkeys(names[:12], 0.0))
+    assert {one.candidates for one in found} == {2}
