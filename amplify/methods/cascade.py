@@ -97,8 +97,8 @@ class CascadeProgram(Program):
 class Selective(Method):
     """Answers only where it may: of the answers given at most a wanted share is wrong, with a guarantee.
 
-    With probability 1 - delta over the held-out items, for inputs like them (`methods.deciding.abstention`). An answer that is
-    withheld is empty, and counts as unparsed.
+    With probability 1 - delta over the held-out items, for inputs like them (`methods.deciding.abstention`). An answer
+    that is withheld is empty, and counts as unparsed.
 
     Attributes:
         inner: who answers, a method by its label; in score mode.
