@@ -1,6 +1,9 @@
 """What `amplify tune` is worth: the program it returns against the best plain prompt, on test items that it never saw.
 
     python eval/bench_tune.py --model transformers:qwen2.5-coder-0.5b --budget tokens=150K
+    python eval/bench_tune.py --model transformers:qwen2.5-coder-0.5b --proxies
+    python -m vllm.entrypoints.openai.api_server --model FOLDER_OF_THAT_MODEL --served-model-name model --dtype bfloat16
+    python eval/bench_tune.py --model transformers:qwen2.5-coder-0.5b --tasks support_tickets --rivals PYTHON_WITH_DSPY
 
 For each task the search runs under the budget; then its program, the best plain candidate of the search's own
 validation (fitted as users run it, on the whole training split) and, run again with `--proxies`, the proxy alone answer
@@ -13,9 +16,10 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from measuring import command
 import amplify
 from amplify import files
 from amplify.cli.common import pairs
-from amplify.errors import AmplifyError
+from amplify.errors import AmplifyError, InputError
 from amplify.evaluation import statistics
 from amplify.evaluation.configuration import chosen_items, scorer
 from amplify.evaluation.run import refuse_leaks
@@ -35,13 +39,15 @@ from amplify.methods import make
 from amplify.methods.base import Program
 from amplify.models.base import LanguageModel, ScoringModel, sharing
 from amplify.tuning import Candidate
-from amplify.tuning.search import MOST_TRAIN
+from amplify.tuning.search import MOST_TRAIN, Folds, folds_of
+from amplify.types import Answer, Example
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = (
     "support_tickets,bbh/hyperbaton,bbh/disambiguation_qa,counterfact_known/efficacy,json_formatting,pronouns,"
     "commonsenseqa,amazon_sentiment,imdb_sentiment,nq_open"
 )
+OPTIMISERS = ("bootstrap", "mipro", "gepa")  # of dspy_rivals.py
 BATCH = 32
 LENT = 80  # items that a task of test items alone lends the search
 WON = 0.01
@@ -60,6 +66,22 @@ def answered(
         journal.append([{"scores": found}])
         done += found
     return done
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """How rivals are run.
+
+    Attributes:
+        python: an interpreter that has DSPy; see `dspy_rivals.py`.
+        url, served: of a server of the same model, and its name there.
+        calls: of each rival; 0 for as many as the search had.
+    """
+
+    python: str
+    url: str
+    served: str
+    calls: int
 
 
 def searchable(task: amplify.tasks.Task, limit: int) -> amplify.tasks.Task:
@@ -109,6 +131,76 @@ def proxy_alone(cell: dict[str, Any], model: LanguageModel, work: Path) -> list[
     folder = work / f"{cell['task'].replace('/', '-')}-{cell['seed']}"
     program = make("proxy_alone", mode="score").fit(fewer, model, cell["seed"])
     return tested("proxy", program, task, cell["limit"], model, folder)
+
+
+def rivals(cell: dict[str, Any], model: LanguageModel, how: Rivalry, work: Path) -> dict[str, Any]:
+    """What DSPy's optimisers and the best of n plain prompts make of the same labelled items, by name.
+
+    Raises:
+        InputError: a task without fixed labels.
+    """
+    task, seed = amplify.load_task(cell["task"]), cell["seed"]
+    if not task.labels:
+        raise InputError(f"{task.name} has no fixed labels, which the rivals are compared on")
+    folds = folds_of(task, seed)
+    calls = how.calls or round(cell["spent"]["calls"])
+    held = (*folds.race, *folds.confirm)[: max(16, calls // 12)]
+    items, scores = chosen_items(task, cell["limit"]), scorer(task)[1]
+    folder = work / f"{cell['task'].replace('/', '-')}-{seed}"
+    found = {"best_of_n": best_of_n(task, folds, held, calls, model, folder, cell)}
+    asked = folder / "rivals.json"
+    labelled = {"train": folds.task.train, "validation": held}
+    rows = {split: [{"text": e.text, "label": e.label} for e in given] for split, given in labelled.items()}
+    words = {"instruction": task.instruction, "input_name": task.input_name, "labels": task.labels}
+    asked.write_text(json.dumps({**words, **rows, "test": [{"text": e.text} for e in items]}))
+    for name in OPTIMISERS:
+        answers = folder / f"{name}-{calls}.json"
+        if not answers.exists():
+            script = Path(__file__).parent / "dspy_rivals.py"
+            order = [how.python, script, name, asked, answers, "--url", how.url, "--model", how.served]
+            subprocess.run([*map(str, order), "--calls", str(calls), "--seed", str(seed)], check=True)
+        said = json.loads(answers.read_text())
+        pairs_ = zip(said["answers"], items, strict=True)
+        values = [next(iter(scores(Answer(value=a, text=a or ""), e).values())) for a, e in pairs_]
+        found[name] = {"calls": said["calls"], "scores": values, "dspy": said["dspy"]}
+    return found
+
+
+def best_of_n(
+    task: amplify.tasks.Task, folds: Folds, held: Sequence[Example], calls: int, model: LanguageModel, folder: Path,
+    cell: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Plain few-shot prompts with other random shots each, the best on the held-out items."""
+    scores, each = scorer(task)[1], len(held) * len(task.labels)
+    tried: list[tuple[float, int]] = []
+    with sharing(model):
+        for number in range(max(1, calls // each)):
+            program = make("few_shot", mode="score").fit(folds.task, model, number)
+            answers = program.answer(held, model)
+            right = [next(iter(scores(a, e).values())) for a, e in zip(answers, held, strict=True)]
+            tried.append((float(np.mean(right)), -number))
+    best = make("few_shot", mode="score").fit(folds.task, model, -max(tried)[1])
+    return {"calls": len(tried) * each, "scores": tested("best_of_n", best, task, cell["limit"], model, folder)}
+
+
+def rival_table(cells: Sequence[dict[str, Any]]) -> str:
+    """Tuned less each rival on the same test items; Holm over all pairs."""
+    pairs_ = [(cell, name, found) for cell in cells for name, found in cell.get("rivals", {}).items()]
+    if not pairs_:
+        return ""
+    differences = [paired(cell["scores"]["tuned"], found["scores"]) for cell, _, found in pairs_]
+    adjusted = statistics.holm([each["p"] for each in differences])
+    lines = [
+        "\n## Rivals on the same model\n",
+        "| task | rival | calls | rival | tuned | calls of tune | tuned − rival (95 %) | p (Holm) |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for (cell, name, found), each, p in zip(pairs_, differences, adjusted, strict=True):
+        row = [cell["task"], name, f"{found['calls']:,}", f"{100 * each['other']:.1f}",
+               f"{100 * np.mean(cell['scores']['tuned']):.1f}", f"{cell['spent']['calls']:,.0f}", _difference(each),
+               p_value(p)]  # fmt: skip
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join([*lines, "\nA call of tune is a pair of prompt and label; one of DSPy is a generated answer."])
 
 
 def paired(mine: Sequence[float], other: Sequence[float]) -> dict[str, float]:
@@ -173,21 +265,35 @@ def _difference(found: dict[str, float]) -> str:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--limit", default=200, show_default=True, help="Test items of each task.")
 @click.option("--proxies", is_flag=True, help="Search nothing: train and ask the proxies that cells lack.")
+@click.option("--rivals", "python", metavar="PYTHON", help="Search nothing: run the rivals, DSPy's with this Python.")
+@click.option("--url", default="http://127.0.0.1:8000/v1", show_default=True, help="Of a server of the same model.")
+@click.option("--served", default="model", show_default=True, help="The model's name there.")
+@click.option("--calls", default=0, show_default=True, help="Of each rival; 0 for as many as the search had.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/bench_tune"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "tune.json", show_default=True)
 def main(model_id: str, model_option: tuple[str, ...], tasks: str, budget: str, seed: int, limit: int,
-         proxies: bool, work: Path, out: Path) -> None:  # fmt: skip
+         proxies: bool, python: str | None, url: str, served: str, calls: int, work: Path,
+         out: Path) -> None:  # fmt: skip
     """Search and measure, task by task; write the table."""
     held: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"cells": []}
     cells = held["cells"]
     with amplify.load_model(model_id, **pairs(model_option, "-B")) as model:
         for name in tasks.split(","):
             there = next((cell for cell in cells if cell["task"] == name and cell["seed"] == seed), None)
-            if (there is None) == proxies or (there and "proxy" in there["scores"]):
+            wanted = (
+                (there and "rivals" not in there)
+                if python
+                else (there and "proxy" not in there["scores"])
+                if proxies
+                else not there
+            )
+            if not wanted:
                 continue
             begun = time.process_time()
             try:
-                if there:
+                if there and python:
+                    there["rivals"] = rivals(there, model, Rivalry(python, url, served, calls), work)
+                elif there:
                     there["scores"]["proxy"] = proxy_alone(there, model, work)
                 else:
                     cells.append(measured(name, model, budget, seed, limit, work) | {"command": command()})
@@ -203,7 +309,9 @@ def main(model_id: str, model_option: tuple[str, ...], tasks: str, budget: str, 
             out.write_text(json.dumps({**header, "cells": cells}, indent=1) + "\n")
             commands = "; ".join(f"`{one}`" for one in dict.fromkeys(cell["command"] for cell in cells))
             about = f"{model_id}, {model.describe().get('dtype', '')}, seed {seed}; {commands}"
-            out.with_suffix(".md").write_text(f"# What amplify tune is worth\n\n{about}\n\n{table(cells)}\n")
+            out.with_suffix(".md").write_text(
+                f"# What amplify tune is worth\n\n{about}\n\n{table(cells)}\n{rival_table(cells)}\n"
+            )
             click.echo(table(cells))
 
 
