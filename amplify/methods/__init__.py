@@ -14,6 +14,7 @@ from amplify.methods.proxy_pool import ProxyPool
 from amplify.methods.rag import Rag
 from amplify.methods.refusals import Detrigger
 from amplify.methods.self_amplify import SelfAmplify
+from amplify.methods.several import Several
 
 __all__ = [
     "METHODS",
@@ -42,6 +43,7 @@ __all__ = [
     "Role",
     "Selective",
     "SelfAmplify",
+    "Several",
     "ShotProgram",
     "Spotlight",
     "ZeroShot",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -54,11 +54,11 @@ class Program(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Everything needed to rebuild it, as JSON values (without "kind" and "format").
 
-        Where a field is declared as a Program of any kind, its own kind stands with it.
+        Where a field is declared as a Program of any kind, or several, their own kinds stand with them.
         """
         saved: list[Field[Any]] = [f for f in fields(self) if f.init]  # type: ignore[arg-type]
-        given = {f.name: getattr(self, f.name) for f in saved}
-        return {f.name: (Program.tagged if f.type == "Program" else codec.encode)(given[f.name]) for f in saved}
+        forms: dict[str, Callable[[Any], Any]] = {"Program": Program.tagged, "tuple[Program, ...]": _tagged}
+        return {f.name: forms.get(str(f.type), codec.encode)(getattr(self, f.name)) for f in saved}
 
     def tagged(self) -> dict[str, Any]:
         """As JSON values with the kind, for a program inside another one; `of` is the inverse.
@@ -125,6 +125,10 @@ class Program(ABC):
             raise DataError(f"it is a damaged program: {error}. Fit it again") from error
         except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a class with a form of its own
             raise DataError(f"it is a damaged program ({error!r} is wrong or missing): fit it again") from error
+
+
+def _tagged(programs: tuple[Program, ...]) -> list[dict[str, Any]]:
+    return [program.tagged() for program in programs]
 
 
 codec.register(Program, Program.tagged, Program.of)  # type: ignore[type-abstract]

@@ -12,9 +12,7 @@ from amplify.methods import METHODS, make
 from amplify.methods.base import Method, Mode, Program, inner_method
 from amplify.methods.calibrated import calibrated
 from amplify.methods.lettered import OptionForm, fit_in_form
-from amplify.methods.pasta import find_profile, model_name
 from amplify.models.base import LanguageModel, ScoringModel
-from amplify.steering import profiles
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -40,6 +38,17 @@ INGREDIENTS: Mapping[str, tuple[str, ...]] = {
     "rag_rerank_shapley": ("documents ordered",),
 }
 """Method -> what it adds to the question alone; one that is not listed is an ingredient of its own name."""
+ADDED: Mapping[str, str] = {
+    "proxy_pool": "proxy",
+    "cascade": "proxy",
+    "self_consistency": "several answers",
+    "augmented": "several answers",
+    "shuffled_shots": "several answers",
+    "instruction_search": "instruction",
+    "instruction_paraphrases": "instruction",
+    "pruned_prompt": "parts left out",
+}
+"""Method around another one -> what it adds to that."""
 OPTIONAL = ("zero_shot_cot",)  # plain, but so dear that it comes last
 
 
@@ -97,7 +106,7 @@ class Candidate:
         inner = getattr(self.method, "inner", "")  # an option that some methods have
         if inner:
             inside = Candidate(inner_method(inner, self.method.mode), getattr(self.method, "calibrate", "none"))
-            own = (*inside.ingredients, "proxy" if self.method.name in ("proxy_pool", "cascade") else self.method.name)
+            own = (*inside.ingredients, ADDED.get(self.method.name, self.method.name))
         calibration = ("calibration",) if self.calibrate != "none" else ()
         form = ("option form",) if self.option_form != "letters" else ()
         return tuple(dict.fromkeys((*own, *calibration, *form)))
@@ -132,11 +141,12 @@ def candidates_for(task: Task, model: LanguageModel) -> tuple[list[Candidate], l
     else:
         plain = [name for name in PLAIN if name not in ("rag", *OPTIONAL)]
         more = _for_labels(task, mode) if labels else ["few_shot[shots=4]", "few_shot_knn[shots=4]"]
-    more = [*_with_emphasis(task, model), *more]  # as cheap as the question alone
+    more += _with_emphasis(task)
     added = [name for name in METHODS if METHODS.package(name) and METHODS[name].role == "method"]
     listed = [*((name, True) for name in plain), *((text, False) for text in [*more, *added])]
     if not documents:
         listed += [(name, True) for name in OPTIONAL]
+        listed += [("self_consistency", False)] if labels else []  # the dearest of all
     return [Candidate.parse(text, mode, is_plain) for text, is_plain in listed], notes
 
 
@@ -160,7 +170,11 @@ def _for_labels(task: Task, mode: Mode) -> list[str]:
         "proxy_hint+batch",
         "few_shot_knn[shots=16]+batch",
         "amplify+batch",
+        *_SEVERAL,
     ]
+
+
+_SEVERAL = ("shuffled_shots[inner=few_shot[shots=4]]+batch", "augmented[inner=few_shot[shots=4]]+batch")
 
 
 def _with_documents() -> list[str]:
@@ -169,17 +183,10 @@ def _with_documents() -> list[str]:
             f"rag_rerank_shapley[best=last,{last}]"]  # fmt: skip
 
 
-def _with_emphasis(task: Task, model: LanguageModel) -> list[str]:
-    """Steering to what the task emphasises: by the profile of model and task, else by each profile of the model."""
+def _with_emphasis(task: Task) -> list[str]:
     if not task.emphasis:
         return []
-    called = model_name(model)
-    try:
-        find_profile("", model, task.name)
-        heads = ["pasta"]
-    except InputError:
-        heads = [f"pasta[profile={name}]" for name in profiles() if name.startswith(f"{called}-")]
-    return [*heads, "instaboost", "instaboost[bonus=1]", "spotlight"]
+    return ["instaboost", "instaboost[bonus=1]", "spotlight", "pasta"]
 
 
 def checked(given: Sequence[str | Method | Candidate], mode: Mode) -> list[Candidate]:

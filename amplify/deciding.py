@@ -1,11 +1,12 @@
-"""Deciding with two opinions or with none: pooled log-probabilities, who is asked when, and when to abstain.
+"""Deciding with several opinions or with none: pooled log-probabilities, who is asked when, and when to abstain.
 
-Pure functions of arrays; `amplify.methods.proxy_pool` and `amplify.methods.cascade` ask models and proxies for them.
+Pure functions of arrays; `amplify.methods.proxy_pool`, `several` and `cascade` ask models and proxies for them.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from amplify.calibration import log_softmax
 from amplify.errors import InputError
 
 Floats = npt.NDArray[np.float64]
+Aggregate = Literal["mean_logprob", "mean_probability", "vote", "lowest_entropy"]
+AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 PENALTY = 1.0  # on pool weights, as if this many nats pulled each to 1
 MOST = 10.0  # a weight at most
 
@@ -30,6 +33,43 @@ def pooled(opinions: Floats, weights: Floats) -> Floats:
     """
     mixed: Floats = np.einsum("s,s...->...", weights, opinions)
     return log_softmax(mixed)
+
+
+def entropies(log_p: Floats) -> Floats:
+    """Entropy of each distribution, in nats: shape (..., labels) -> (...).
+
+    >>> entropies(np.log([[0.5, 0.5], [1.0, 1e-300]])).round(3)
+    array([0.693, 0.   ])
+    """
+    p = np.exp(log_p)
+    return -np.where(p > 0, p * np.where(p > 0, log_p, 0.0), 0.0).sum(axis=-1)
+
+
+def aggregated(opinions: Floats, how: Aggregate) -> Floats:
+    """One distribution over labels made of several, each of equal standing.
+
+    Args:
+        opinions: log-probabilities, each summing to one, shape (answers, labels).
+        how: "mean_logprob" (a logarithmic pool: a label must be likely in every answer), "mean_probability" (a linear
+            pool), "vote" (the share of answers whose best label it is; their mean probability counts as one vote more,
+            so that it breaks ties and no label has none), or "lowest_entropy" (the surest answer alone).
+
+    Returns:
+        Log-probabilities, shape (labels,).
+
+    >>> np.exp(aggregated(np.log([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9]]), "vote")).round(3)
+    array([0.608, 0.392])
+    """
+    if how == "mean_logprob":
+        return log_softmax(opinions.mean(axis=0))
+    mean = np.exp(opinions).mean(axis=0)
+    if how == "mean_probability":
+        return log_softmax(np.log(mean))
+    if how == "lowest_entropy":
+        surest: Floats = opinions[entropies(opinions).argmin()]
+        return surest
+    votes = np.bincount(opinions.argmax(axis=1), minlength=opinions.shape[1])
+    return log_softmax(np.log(votes + mean))
 
 
 def fit_weights(opinions: Floats, gold: npt.NDArray[np.intp]) -> Floats:
