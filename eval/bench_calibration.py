@@ -9,6 +9,7 @@ ways are read off these scores. Killed and started again it goes on behind the l
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -21,12 +22,13 @@ import numpy as np
 from measuring import command
 
 import amplify
-from amplify.calibration import WAYS
+from amplify.calibration import WAYS, Way
 from amplify.cli.common import pairs
 from amplify.evaluation.configuration import chosen_items, make_methods
 from amplify.methods.base import Program
 from amplify.methods.calibrated import calibrated
-from amplify.models.base import LanguageModel
+from amplify.methods.lettered import fit_in_form
+from amplify.models.base import LanguageModel, sharing
 from amplify.types import Answer, Example
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,12 +63,13 @@ class Remembered(Program):
 
 
 def measured(
-    program: Program, task: amplify.tasks.Task, items: Sequence[Example], model: LanguageModel, seed: int
-) -> Any:
+    program: Program, task: amplify.tasks.Task, items: Sequence[Example], model: LanguageModel, seed: int,
+    ways: Sequence[Way],
+) -> Any:  # fmt: skip
     """Right or wrong by item, and Brier score, of each way; beside them what the labels were."""
     remembered = Remembered(program)
     found: dict[str, Any] = {}
-    for way in WAYS:
+    for way in ways:
         fitted = calibrated(remembered, task, model, way, seed)
         answers = fitted.answer(items, model)
         brier = []
@@ -85,32 +88,52 @@ def measured(
     return found
 
 
-def interval(gains: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """95 % of the mean over items [methods and seeds, items], items drawn anew."""
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, gains.shape[1], (ROUNDS, gains.shape[1]))
-    low, high = np.quantile(gains.mean(axis=0)[drawn].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def rows(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The table: accuracy in per cent, a task's mean over methods and seeds last."""
+    """The table: accuracy in per cent; of the options' letters a task's mean over methods and seeds last."""
     yield "| task | method | " + " | ".join(WAYS) + " |"
     yield "|---|---|" + "---:|" * len(WAYS)
     for task in dict.fromkeys(cell["task"] for cell in cells):
         of_task = [cell for cell in cells if cell["task"] == task]
-        for method in dict.fromkeys(cell["method"] for cell in of_task):
-            same = [cell for cell in of_task if cell["method"] == method]
-            means = [100 * np.mean([cell["ways"][way]["right"] for cell in same]) for way in WAYS]
-            yield f"| {task} | {method} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |"
-        texts = []
-        for way in WAYS:
-            right = np.array([cell["ways"][way]["right"] for cell in of_task], dtype=float)
-            plain = np.array([cell["ways"]["none"]["right"] for cell in of_task], dtype=float)
-            low, high = interval(100 * (right - plain))
-            gain = "" if way == "none" else f" ({low:+.1f} to {high:+.1f})"
-            texts.append(f"**{100 * right.mean():.1f}**{gain}")
-        yield f"| {task} | all, gain with 95 % interval | " + " | ".join(texts) + " |"
+        for method in dict.fromkeys(named(cell) for cell in of_task):
+            same = [cell["ways"] for cell in of_task if named(cell) == method]
+            means = [100 * np.mean([ways[way]["right"] for ways in same]) if way in same[0] else None for way in WAYS]
+            yield f"| {task} | {method} | " + " | ".join("" if m is None else f"{m:.1f}" for m in means) + " |"
+        yield f"| {task} | all, gain with 95 % interval | " + " | ".join(gains([of_task])) + " |"
+
+
+def named(cell: dict[str, Any]) -> str:
+    """Method and form of the options."""
+    form = cell.get("form", "letters")
+    return str(cell["method"]) + ("" if form == "letters" else f", {form}")
+
+
+def gains(tasks: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """By way: the mean over programs, tasks weighed by their programs, and its gain over none with an interval."""
+    texts = []
+    for way in WAYS:
+        right, plain = [], []
+        for of_task in tasks:
+            letters = [cell["ways"] for cell in of_task if cell.get("form", "letters") == "letters"]
+            right.append(np.array([ways[way]["right"] for ways in letters], dtype=float))
+            plain.append(np.array([ways["none"]["right"] for ways in letters], dtype=float))
+        weights = np.array([len(each) for each in right], dtype=float) / sum(map(len, right))
+        mean = 100 * float(weights @ [each.mean() for each in right])
+        rng = np.random.default_rng(0)
+        drawn = np.zeros(ROUNDS)
+        for weight, mine, other in zip(weights, right, plain, strict=True):
+            by_item = 100 * (mine - other).mean(axis=0)
+            drawn += weight * by_item[rng.integers(0, len(by_item), (ROUNDS, len(by_item)))].mean(axis=1)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        texts.append(f"**{mean:.1f}**" + ("" if way == "none" else f" ({low:+.1f} to {high:+.1f})"))
+    return texts
+
+
+def summary(cells: Sequence[dict[str, Any]]) -> str:
+    """Over all tasks: the mean of every program with letters, and its gain."""
+    tasks = [[cell for cell in cells if cell["task"] == task] for task in dict.fromkeys(cell["task"] for cell in cells)]
+    count = sum(cell.get("form", "letters") == "letters" for cell in cells)
+    values = ", ".join(f"{way} {text}" for way, text in zip(WAYS, gains(tasks), strict=True))
+    return f"Mean over the {count} programs (labels or letters), gain over none with 95 % interval: {values}."
 
 
 @click.command()
@@ -120,39 +143,55 @@ def rows(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
 @click.option("--methods", default=METHODS, show_default=True)
 @click.option("--seeds", default="0", show_default=True)
 @click.option("--limit", default=200, show_default=True, help="Test items of each task.")
+@click.option(
+    "--forms", default="letters", show_default=True, help="Of lettered options (`amplify run --option-form`)."
+)
 @click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "calibration.json", show_default=True)
 def main(model_id: str, model_option: tuple[str, ...], tasks: str, methods: str, seeds: str, limit: int,
-         settings: tuple[str, ...], out: Path) -> None:  # fmt: skip
+         forms: str, settings: tuple[str, ...], out: Path) -> None:  # fmt: skip
     """Score, calibrate in every way, write the table."""
     header: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     cells: list[dict[str, Any]] = header.pop("cells", [])
-    done = {(c["task"], c["method"], c["seed"]) for c in cells}
+    done = {(c["task"], c["method"], c.get("form", "letters"), c["seed"]) for c in cells}
     with amplify.load_model(model_id, **pairs(model_option, "-B")) as model:
         for name in tasks.split(","):
             task = amplify.load_task(name)
             items = chosen_items(task, limit)
-            for method in make_methods(methods.split(","), "score", pairs(settings, "--set")):
+            lettered = bool(items[0].options)
+            every = make_methods(methods.split(","), "score", pairs(settings, "--set"))
+            for form, method in itertools.product(forms.split(",") if lettered else ["letters"], every):
                 for seed in map(int, seeds.split(",")) if method.seeded else (int(seeds.split(",")[0]),):
-                    if (name, method.label, seed) in done:
+                    if (name, method.label, form, seed) in done:
                         continue
-                    program = method.fit(task, model, seed)
-                    ways = measured(program, task, items, model, seed)
-                    cells.append({"task": name, "method": method.label, "seed": seed, "ways": ways})
+                    with sharing(model):
+                        program = fit_in_form(method, task, model, seed, form)  # type: ignore[arg-type]
+                        # texts have no common prior that a calibration could take out
+                        ways = measured(program, task, items, model, seed, WAYS if form == "letters" else ("none",))
+                    cells.append({"task": name, "method": method.label, "form": form, "seed": seed, "ways": ways})
+                    commands = list(dict.fromkeys([*header.get("commands", []), command()]))
                     header = {
-                        "command": command(),
+                        "commands": commands,
                         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                         "machine": f"{platform.system()}, {os.cpu_count()} cores",
                         "model": model.describe(),
                         "limit": limit,
                     }
                     out.write_text(json.dumps({**header, "cells": cells}, indent=1) + "\n")
+                    write(out, model_id, header, cells)
                     means = {way: 100 * float(np.mean(found["right"])) for way, found in ways.items()}
-                    click.echo(f"{name} {method.label} {seed}: {', '.join(f'{w} {m:.1f}' for w, m in means.items())}")
-    table = "\n".join(rows(cells))
-    about = f"{model_id}, {limit} test items a task at most, label scoring; `{command()}`, {header['date'][:10]}"
-    out.with_suffix(".md").write_text(f"# Calibration of label scores\n\n{about}\n\n{table}\n")
-    click.echo(table)
+                    click.echo(
+                        f"{name} {method.label} {form} {seed}: {', '.join(f'{w} {m:.1f}' for w, m in means.items())}"
+                    )
+    write(out, model_id, header, cells)
+
+
+def write(out: Path, model_id: str, header: dict[str, Any], cells: Sequence[dict[str, Any]]) -> None:
+    """The table as Markdown, beside the numbers."""
+    dtype, commands = header["model"].get("dtype", ""), "; ".join(f"`{one}`" for one in header["commands"])
+    about = f"{model_id} in {dtype}, label scoring; {commands}, {header['date'][:10]}"
+    text = "\n".join(["# Calibration of label scores", "", about, "", summary(cells), "", *rows(cells), ""])
+    out.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """What `amplify tune` is worth: the program it returns against the best plain prompt, on test items that it never saw.
 
     python eval/bench_tune.py --model transformers:qwen2.5-coder-0.5b --budget tokens=150K
+    python eval/bench_tune.py --model transformers:qwen2.5-coder-0.5b --proxies
+    python -m vllm.entrypoints.openai.api_server --model FOLDER_OF_THAT_MODEL --served-model-name model --dtype bfloat16
+    python eval/bench_tune.py --model transformers:qwen2.5-coder-0.5b --tasks support_tickets --rivals PYTHON_WITH_DSPY
 
 For each task the search runs under the budget; then its program, the best plain candidate of the search's own
-validation (fitted as users run it, on the whole training split) and the proxy alone answer the same test items. Paired
-tests, Holm over the tasks. Killed and started again it goes on behind the last batch.
+validation (fitted as users run it, on the whole training split) and, run again with `--proxies`, the proxy alone answer
+the same test items. Paired tests, Holm over the tasks. Killed and started again it goes on behind the last batch.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import datetime
 import json
 import os
 import platform
+import subprocess
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +30,27 @@ from measuring import command
 import amplify
 from amplify import files
 from amplify.cli.common import pairs
-from amplify.errors import AmplifyError
+from amplify.errors import AmplifyError, InputError
 from amplify.evaluation import statistics
 from amplify.evaluation.configuration import chosen_items, scorer
+from amplify.evaluation.run import refuse_leaks
 from amplify.evaluation.tables import p_value
 from amplify.methods import make
 from amplify.methods.base import Program
-from amplify.models.base import LanguageModel, ScoringModel
+from amplify.models.base import LanguageModel, ScoringModel, sharing
 from amplify.tuning import Candidate
+from amplify.tuning.search import MOST_TRAIN, Folds, folds_of
+from amplify.types import Answer, Example
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = (
     "support_tickets,bbh/hyperbaton,bbh/disambiguation_qa,counterfact_known/efficacy,json_formatting,pronouns,"
     "commonsenseqa,amazon_sentiment,imdb_sentiment,nq_open"
 )
+OPTIMISERS = ("bootstrap", "mipro", "gepa")  # of dspy_rivals.py
 BATCH = 32
+LENT = 80  # items that a task of test items alone lends the search
+WON = 0.01
 
 
 def answered(
@@ -57,72 +68,193 @@ def answered(
     return done
 
 
+@dataclass(frozen=True)
+class Rivalry:
+    """How rivals are run.
+
+    Attributes:
+        python: an interpreter that has DSPy; see `dspy_rivals.py`.
+        url, served: of a server of the same model, and its name there.
+        calls: of each rival; 0 for as many as the search had.
+    """
+
+    python: str
+    url: str
+    served: str
+    calls: int
+
+
+def searchable(task: amplify.tasks.Task, limit: int) -> amplify.tasks.Task:
+    """A task that has test items alone lends the search others than those that are tested; any other is as it is."""
+    if task.train or task.validation:
+        return task
+    tested = chosen_items(task, limit)
+    ids = {e.id for e in tested}
+    return replace(task, test=tuple(tested), validation=tuple(e for e in task.test if e.id not in ids)[:LENT])
+
+
 def measured(name: str, model: LanguageModel, budget: str, seed: int, limit: int, work: Path) -> dict[str, Any]:
     """One task: search, then the test items."""
-    task = amplify.load_task(name)
+    task = searchable(amplify.load_task(name), limit)
     folder = work / f"{name.replace('/', '-')}-{seed}"
     tuned = amplify.tune(task, model, amplify.Budget.parse(budget), seed=seed, out=folder / "search")
     mode = "score" if task.labels_of(task.test[0]) and isinstance(model, ScoringModel) else "generate"
     plain = Candidate.parse(tuned.baseline, mode)  # type: ignore[arg-type]
     programs = {"tuned": tuned.program, "plain": plain.fit(task, model, seed)}
-    try:
-        if task.labels_of(task.test[0]):
-            programs["proxy"] = make("proxy_alone", mode=mode).fit(task, model, seed)  # type: ignore[arg-type]
-    except AmplifyError as error:
-        click.echo(f"{name}: no proxy alone ({error})", err=True)
-    of = {"task": task.fingerprint, "limit": limit}
-    scores = {
-        who: answered(
-            program, task, limit, model, folder / f"{who}.jsonl", {**of, "program": files.digest(program.to_dict())}
-        )
-        for who, program in programs.items()
-    }
     return {
-        "task": name, "seed": seed, "label": tuned.label, "chosen": tuned.chosen, "plain": tuned.baseline,
+        "task": name, "seed": seed, "budget": budget, "limit": limit,
+        "label": tuned.label, "chosen": tuned.chosen, "plain": tuned.baseline,
         "confirmation": asdict(tuned.confirmation) if tuned.confirmation else None,
         "ingredients": [asdict(one) for one in tuned.ingredients],
         "spent": asdict(tuned.spent), "one_by_one": tuned.one_by_one, "race": dict(tuned.race),
         "candidates": [[line.label, line.n, line.score, line.out] for line in tuned.table],
-        "scores": scores,
+        "scores": {who: tested(who, program, task, limit, model, folder) for who, program in programs.items()},
     }  # fmt: skip
 
 
-def table(cells: Sequence[dict[str, Any]]) -> str:
-    """Tuned against plain and proxy on the test items, Holm over all tasks."""
-    rows = []
-    for cell in cells:
-        mine = cell["scores"]["tuned"]
-        row = {"cell": cell, "n": len(mine), "mine": float(np.mean(mine))}
-        for who in ("plain", "proxy"):
-            if other := cell["scores"].get(who):
-                difference, interval, test = statistics.compare([mine], [other])
-                row[who] = (float(np.mean(other)), difference, interval.low, interval.high, test.p)
-        rows.append(row)
-    adjusted = statistics.holm([row["plain"][4] for row in rows])
+def tested(
+    who: str, program: Program, task: amplify.tasks.Task, limit: int, model: LanguageModel, folder: Path
+) -> list[float]:
+    """Scores of a program on the test items; none of them is among what it shows."""
+    refuse_leaks(task, [(who, program)])
+    of = {"task": task.fingerprint, "limit": limit, "program": files.digest(program.to_dict())}
+    with sharing(model):
+        return answered(program, task, limit, model, folder / f"{who}.jsonl", of)
+
+
+def proxy_alone(cell: dict[str, Any], model: LanguageModel, work: Path) -> list[float] | None:
+    """Scores of the proxy alone, trained on at most as many rows as a search takes; None where there are no labels."""
+    task = searchable(amplify.load_task(cell["task"]), cell["limit"])
+    if not (task.train and task.labels_of(task.test[0])):
+        return None
+    fewer = replace(task, train=task.train[:MOST_TRAIN])
+    folder = work / f"{cell['task'].replace('/', '-')}-{cell['seed']}"
+    program = make("proxy_alone", mode="score").fit(fewer, model, cell["seed"])
+    return tested("proxy", program, task, cell["limit"], model, folder)
+
+
+def rivals(cell: dict[str, Any], model: LanguageModel, how: Rivalry, work: Path) -> dict[str, Any]:
+    """What DSPy's optimisers and the best of n plain prompts make of the same labelled items, by name.
+
+    Raises:
+        InputError: a task without fixed labels.
+    """
+    task, seed = amplify.load_task(cell["task"]), cell["seed"]
+    if not task.labels:
+        raise InputError(f"{task.name} has no fixed labels, which the rivals are compared on")
+    folds = folds_of(task, seed)
+    calls = how.calls or round(cell["spent"]["calls"])
+    held = (*folds.race, *folds.confirm)[: max(16, calls // 12)]
+    items, scores = chosen_items(task, cell["limit"]), scorer(task)[1]
+    folder = work / f"{cell['task'].replace('/', '-')}-{seed}"
+    found = {"best_of_n": best_of_n(task, folds, held, calls, model, folder, cell)}
+    asked = folder / "rivals.json"
+    labelled = {"train": folds.task.train, "validation": held}
+    rows = {split: [{"text": e.text, "label": e.label} for e in given] for split, given in labelled.items()}
+    words = {"instruction": task.instruction, "input_name": task.input_name, "labels": task.labels}
+    asked.write_text(json.dumps({**words, **rows, "test": [{"text": e.text} for e in items]}))
+    for name in OPTIMISERS:
+        answers = folder / f"{name}-{calls}.json"
+        if not answers.exists():
+            script = Path(__file__).parent / "dspy_rivals.py"
+            order = [how.python, script, name, asked, answers, "--url", how.url, "--model", how.served]
+            subprocess.run([*map(str, order), "--calls", str(calls), "--seed", str(seed)], check=True)
+        said = json.loads(answers.read_text())
+        pairs_ = zip(said["answers"], items, strict=True)
+        values = [next(iter(scores(Answer(value=a, text=a or ""), e).values())) for a, e in pairs_]
+        found[name] = {"calls": said["calls"], "scores": values, "dspy": said["dspy"]}
+    return found
+
+
+def best_of_n(
+    task: amplify.tasks.Task, folds: Folds, held: Sequence[Example], calls: int, model: LanguageModel, folder: Path,
+    cell: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Plain few-shot prompts with other random shots each, the best on the held-out items."""
+    scores, each = scorer(task)[1], len(held) * len(task.labels)
+    tried: list[tuple[float, int]] = []
+    with sharing(model):
+        for number in range(max(1, calls // each)):
+            program = make("few_shot", mode="score").fit(folds.task, model, number)
+            answers = program.answer(held, model)
+            right = [next(iter(scores(a, e).values())) for a, e in zip(answers, held, strict=True)]
+            tried.append((float(np.mean(right)), -number))
+    best = make("few_shot", mode="score").fit(folds.task, model, -max(tried)[1])
+    return {"calls": len(tried) * each, "scores": tested("best_of_n", best, task, cell["limit"], model, folder)}
+
+
+def rival_table(cells: Sequence[dict[str, Any]]) -> str:
+    """Tuned less each rival on the same test items; Holm over all pairs."""
+    pairs_ = [(cell, name, found) for cell in cells for name, found in cell.get("rivals", {}).items()]
+    if not pairs_:
+        return ""
+    differences = [paired(cell["scores"]["tuned"], found["scores"]) for cell, _, found in pairs_]
+    adjusted = statistics.holm([each["p"] for each in differences])
     lines = [
-        "| task | items | tuned is | tuned | best plain | difference (95 %) | p (Holm) | proxy alone | minutes "
-        "| reuse |",
-        "|---|---:|---|---:|---|---:|---:|---:|---:|---:|",
+        "\n## Rivals on the same model\n",
+        "| task | rival | calls | rival | tuned | calls of tune | tuned − rival (95 %) | p (Holm) |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row, p in zip(rows, adjusted, strict=True):
-        cell, (plain, difference, low, high, _) = row["cell"], row["plain"]
-        proxy = f"{100 * row['proxy'][0]:.1f}" if "proxy" in row else "–"
-        forwarded = cell["spent"]["forwarded"]
-        reuse = cell["one_by_one"] / forwarded if forwarded else 0
-        cells_ = [
+    for (cell, name, found), each, p in zip(pairs_, differences, adjusted, strict=True):
+        row = [cell["task"], name, f"{found['calls']:,}", f"{100 * each['other']:.1f}",
+               f"{100 * np.mean(cell['scores']['tuned']):.1f}", f"{cell['spent']['calls']:,.0f}", _difference(each),
+               p_value(p)]  # fmt: skip
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join([*lines, "\nA call of tune is a pair of prompt and label; one of DSPy is a generated answer."])
+
+
+def paired(mine: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """The paired comparison of two programs on the same items."""
+    difference, interval, test = statistics.compare([list(mine)], [list(other)])
+    return {"other": float(np.mean(other)), "difference": difference, "low": interval.low, "high": interval.high,
+            "p": test.p}  # fmt: skip
+
+
+def table(cells: Sequence[dict[str, Any]]) -> str:
+    """Tuned against plain, and against the better of plain and proxy alone; Holm over all tasks, for each of both."""
+    against: dict[str, list[dict[str, float]]] = {"plain": [], "best": []}
+    for cell in cells:
+        scores = cell["scores"]
+        others = [scores["plain"], *([scores["proxy"]] if scores.get("proxy") else [])]
+        against["plain"].append(paired(scores["tuned"], scores["plain"]))
+        against["best"].append(paired(scores["tuned"], max(others, key=lambda s: float(np.mean(s)))))
+    for found in against.values():
+        for each, p in zip(found, statistics.holm([each["p"] for each in found]), strict=True):
+            each["holm"] = p
+    lines = [
+        "| task | items | tuned is | tuned | best plain | tuned − plain (95 %) | p (Holm) | proxy alone "
+        "| − better of both (95 %) | p (Holm) | minutes | reuse |",
+        "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for cell, plain, best in zip(cells, against["plain"], against["best"], strict=True):
+        scores, spent = cell["scores"], cell["spent"]
+        row = [
             cell["task"],
-            str(row["n"]),
+            str(len(scores["tuned"])),
             cell["label"],
-            f"**{100 * row['mine']:.1f}**",
-            f"{100 * plain:.1f} ({cell['plain']})",
-            f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
-            p_value(p),
-            proxy,
-            f"{cell['spent']['seconds'] / 60:.1f}",
-            f"{reuse:.1f}",
+            f"**{100 * np.mean(scores['tuned']):.1f}**",
+            f"{100 * plain['other']:.1f} ({cell['plain']})",
+            _difference(plain),
+            p_value(plain["holm"]),
+            f"{100 * np.mean(scores['proxy']):.1f}" if scores.get("proxy") else "–",
+            _difference(best),
+            p_value(best["holm"]),
+            f"{spent['seconds'] / 60:.1f}",
+            f"{cell['one_by_one'] / spent['forwarded']:.1f}" if spent["forwarded"] else "–",
         ]
-        lines.append(f"| {' | '.join(cells_)} |")
+        lines.append(f"| {' | '.join(row)} |")
+    won = [sum(e["holm"] < WON and e["difference"] > 0 for e in found) for found in against.values()]
+    lost = [sum(e["holm"] < WON and e["difference"] < 0 for e in found) for found in against.values()]
+    lines += [
+        "",
+        f"Of {len(cells)} tasks tuned is above the best plain program on {won[0]} (p < {WON} after Holm) and below on "
+        f"{lost[0]}; above the better of plain and proxy alone on {won[1]} and below on {lost[1]}.",
+    ]
     return "\n".join(lines)
+
+
+def _difference(found: dict[str, float]) -> str:
+    return f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
 
 
 @click.command()
@@ -132,33 +264,54 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
 @click.option("--budget", default="tokens=150K", show_default=True, help="Of each search, as `amplify tune` takes it.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--limit", default=200, show_default=True, help="Test items of each task.")
+@click.option("--proxies", is_flag=True, help="Search nothing: train and ask the proxies that cells lack.")
+@click.option("--rivals", "python", metavar="PYTHON", help="Search nothing: run the rivals, DSPy's with this Python.")
+@click.option("--url", default="http://127.0.0.1:8000/v1", show_default=True, help="Of a server of the same model.")
+@click.option("--served", default="model", show_default=True, help="The model's name there.")
+@click.option("--calls", default=0, show_default=True, help="Of each rival; 0 for as many as the search had.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/bench_tune"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "tune.json", show_default=True)
 def main(model_id: str, model_option: tuple[str, ...], tasks: str, budget: str, seed: int, limit: int,
-         work: Path, out: Path) -> None:  # fmt: skip
+         proxies: bool, python: str | None, url: str, served: str, calls: int, work: Path,
+         out: Path) -> None:  # fmt: skip
     """Search and measure, task by task; write the table."""
     held: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"cells": []}
     cells = held["cells"]
     with amplify.load_model(model_id, **pairs(model_option, "-B")) as model:
         for name in tasks.split(","):
-            if any(cell["task"] == name and cell["seed"] == seed for cell in cells):
+            there = next((cell for cell in cells if cell["task"] == name and cell["seed"] == seed), None)
+            wanted = (
+                (there and "rivals" not in there)
+                if python
+                else (there and "proxy" not in there["scores"])
+                if proxies
+                else not there
+            )
+            if not wanted:
                 continue
+            begun = time.process_time()
             try:
-                cells.append(measured(name, model, budget, seed, limit, work))
+                if there and python:
+                    there["rivals"] = rivals(there, model, Rivalry(python, url, served, calls), work)
+                elif there:
+                    there["scores"]["proxy"] = proxy_alone(there, model, work)
+                else:
+                    cells.append(measured(name, model, budget, seed, limit, work) | {"command": command()})
             except AmplifyError as error:
                 click.echo(f"{name}: {error}", err=True)
                 continue
+            click.echo(f"{name}: {time.process_time() - begun:.0f} s of processor time", err=True)
             header = {
-                "command": command(),
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "machine": f"{platform.system()}, {os.cpu_count()} cores",
                 "model": model.describe(),
-                "budget": budget,
-                "limit": limit,
             }
             out.write_text(json.dumps({**header, "cells": cells}, indent=1) + "\n")
-            about = f"{model_id}, {budget} a search, {limit} test items at most; `{command()}`"
-            out.with_suffix(".md").write_text(f"# What amplify tune is worth\n\n{about}\n\n{table(cells)}\n")
+            commands = "; ".join(f"`{one}`" for one in dict.fromkeys(cell["command"] for cell in cells))
+            about = f"{model_id}, {model.describe().get('dtype', '')}, seed {seed}; {commands}"
+            out.with_suffix(".md").write_text(
+                f"# What amplify tune is worth\n\n{about}\n\n{table(cells)}\n{rival_table(cells)}\n"
+            )
             click.echo(table(cells))
 
 

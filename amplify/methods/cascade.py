@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from amplify.calibration import Way
-from amplify.deciding import abstention, deferral, needed
 from amplify.errors import InputError
 from amplify.methods.base import Method, Program, Rehearsal, inner_method
 from amplify.methods.calibrated import calibrated, unseen_inputs
+from amplify.methods.deciding import abstention, deferral, needed
 from amplify.methods.proxy_pool import WithProxy
 from amplify.models.base import LanguageModel
 from amplify.registry import register
@@ -97,7 +97,7 @@ class CascadeProgram(Program):
 class Selective(Method):
     """Answers only where it may: of the answers given at most a wanted share is wrong, with a guarantee.
 
-    With probability 1 - delta over the held-out items, for inputs like them (`amplify.deciding.abstention`). An answer
+    With probability 1 - delta over the held-out items, for inputs like them (`methods.deciding.abstention`). An answer
     that is withheld is empty, and counts as unparsed.
 
     Attributes:

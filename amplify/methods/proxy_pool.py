@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from amplify.calibration import FOLDS, Calibration, Scores, Way, log_softmax
-from amplify.deciding import fit_weights, pooled
 from amplify.errors import InputError
 from amplify.methods.base import Method, Program, Rehearsal, inner_method
 from amplify.methods.calibrated import CalibratedProgram, calibrated, fitting, label_scores, unseen_inputs
+from amplify.methods.deciding import fit_weights, pooled
 from amplify.methods.proxy import ProxyProgram, find_proxy, keep
 from amplify.models.base import LanguageModel
 from amplify.registry import register

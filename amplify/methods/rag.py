@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from amplify import templates
-from amplify.documents import Operation, keep
 from amplify.errors import InputError
 from amplify.methods.base import Method, Preset, Program
 from amplify.methods.parse import parse_text
@@ -23,6 +22,7 @@ from amplify.methods.pasta import find_profile
 from amplify.models.base import LanguageModel, Usage, need_scoring
 from amplify.registry import register
 from amplify.retrieval import RETRIEVERS, open_retriever
+from amplify.sources.keeping import Operation, keep
 from amplify.steering import Steering
 from amplify.templates import Template
 from amplify.types import Answer, Completion, Example, Message, Prompt, Sampling, Sources, Span
@@ -61,7 +61,7 @@ class Rag(Method):
         sentences: how many are emphasised.
         bonus: what InstABoost adds to the attention logits of the emphasised words.
         by: what scores the documents: nothing ("given"), Shapley values, leaving each one out ("loo"), or chance.
-        operation: what becomes of them: "all" stay; for "rerank", "prune" and "distil" see `amplify.documents.keep`;
+        operation: what becomes of them: "all" stay; for "rerank", "prune" and "distil" see `sources.keeping.keep`;
             "highlight" steers attention to the sentences of highest score.
     """
 
@@ -269,17 +269,6 @@ class RagProgram(Program):
             self._answer(r, second[i], (said[i],) if i in final else (), final.get(i, said[i]))
             for i, r in enumerate(scored)
         ]
-
-    def reading(self, example: Example, model: LanguageModel) -> Reading:
-        """The example with its documents scored for the model's own answer, before the second answer is asked for.
-
-        Raises:
-            ContextLengthError: the documents do not fit the window.
-        """
-        read = self._read(example, model)
-        sampling = Sampling(max_tokens=self.max_tokens, stop=STOP)
-        [said] = model.generate([read.context.prompt(read.context.everything())], sampling)
-        return self._scored(read, said, model)
 
     def _read(self, example: Example, model: LanguageModel) -> Reading:
         """The example's documents as the prompt will have them, checked against the window."""

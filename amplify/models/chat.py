@@ -252,21 +252,6 @@ def encode_with_targets(
     return result
 
 
-def span_tokens(encoded: Encoded, spans: Sequence[Span]) -> list[tuple[int, ...]]:
-    """For each span of the text, the indices of the tokens that hold at least one of its characters.
-
-    Raises:
-        InputError: a span holds no token.
-    """
-    result = []
-    for span in spans:
-        held = tuple(k for k, (a, b) in enumerate(encoded.offsets) if a < span.end and b > span.start)
-        if not held:
-            raise InputError(f"the span [{span.start}, {span.end}) holds no token")
-        result.append(held)
-    return result
-
-
 def added(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], new: Sequence[int]) -> str:
     """What new tokens add to the text of those before them, without special tokens.
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from amplify.documents import Operation, keep
 from amplify.errors import EmptyAnswerError, InputError
 from amplify.models import load_model, need_scoring
 from amplify.models.base import LanguageModel
 from amplify.sources.attribute import attribute_sources
+from amplify.sources.keeping import Operation, keep
 from amplify.sources.options import Options, options
 from amplify.sources.result import SourceAttribution
 
@@ -103,7 +103,7 @@ class Compression:
 
     Args:
         model: an open model, the string that opens one (`amplify.load_model`) when it is first needed, or a `Handle`.
-        operation, k, threshold: see `amplify.documents.keep`; whatever the operation, no more than `k` texts come back
+        operation, k, threshold: see `sources.keeping.keep`; whatever the operation, no more than `k` texts come back
             unless it is 0.
         **more: options of `amplify.attribute_sources`: budget, value, index, seed, prompt, max_tokens and so on.
             Unless given, answers end with their line, after 64 tokens at most, and whole texts are scored.

@@ -6,10 +6,10 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
-from amplify.documents import Operation
 from amplify.errors import InputError, extras
 from amplify.models.base import LanguageModel
 from amplify.rag.compress import Citer, Compression, Handle
+from amplify.sources.keeping import Operation
 
 with extras():
     from haystack import Document, GeneratedAnswer, component, default_from_dict, default_to_dict

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 
 from amplify import codec, files
-from amplify.documents import ROUNDING, ranked
 from amplify.errors import AmplifyError, DataError, InputError
 from amplify.metrics import normalize
 from amplify.render import visible
@@ -19,6 +18,7 @@ from amplify.shapley.game import Floats
 from amplify.sources.claims import SHARE, Citation, Claim, citations, claims
 from amplify.sources.context import Part, Place, emphasised
 from amplify.sources.document import Document
+from amplify.sources.keeping import ROUNDING, ranked
 from amplify.types import Prompt
 
 LevelName = Literal["documents", "sentences", "words"]

@@ -12,7 +12,9 @@ from amplify.methods import METHODS, make
 from amplify.methods.base import Method, Mode, Program, inner_method
 from amplify.methods.calibrated import calibrated
 from amplify.methods.lettered import OptionForm, fit_in_form
+from amplify.methods.pasta import find_profile, model_name
 from amplify.models.base import LanguageModel, ScoringModel
+from amplify.steering import profiles
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -141,7 +143,7 @@ def candidates_for(task: Task, model: LanguageModel) -> tuple[list[Candidate], l
     else:
         plain = [name for name in PLAIN if name not in ("rag", *OPTIONAL)]
         more = _for_labels(task, mode) if labels else ["few_shot[shots=4]", "few_shot_knn[shots=4]"]
-    more += _with_emphasis(task)
+    more = [*_with_emphasis(task, model), *more]  # as cheap as the question alone
     added = [name for name in METHODS if METHODS.package(name) and METHODS[name].role == "method"]
     listed = [*((name, True) for name in plain), *((text, False) for text in [*more, *added])]
     if not documents:
@@ -183,10 +185,17 @@ def _with_documents() -> list[str]:
             f"rag_rerank_shapley[best=last,{last}]"]  # fmt: skip
 
 
-def _with_emphasis(task: Task) -> list[str]:
+def _with_emphasis(task: Task, model: LanguageModel) -> list[str]:
+    """Steering to what the task emphasises: by the profile of model and task, else by each profile of the model."""
     if not task.emphasis:
         return []
-    return ["instaboost", "instaboost[bonus=1]", "spotlight", "pasta"]
+    called = model_name(model)
+    try:
+        find_profile("", model, task.name)
+        heads = ["pasta"]
+    except InputError:
+        heads = [f"pasta[profile={name}]" for name in profiles() if name.startswith(f"{called}-")]
+    return [*heads, "instaboost", "instaboost[bonus=1]", "spotlight"]
 
 
 def checked(given: Sequence[str | Method | Candidate], mode: Mode) -> list[Candidate]:

@@ -12,12 +12,12 @@ import pytest
 from method_fakes import GOOD
 
 import amplify
-from amplify.deciding import AGGREGATES, aggregated, entropies
 from amplify.errors import InputError, UnknownNameError
 from amplify.evaluation import plan
 from amplify.evaluation.apply import apply_program
 from amplify.methods import make
 from amplify.methods.base import Program
+from amplify.methods.deciding import AGGREGATES, aggregated, entropies
 from amplify.methods.several import RewordedProgram, SeveralProgram, combined, entropy, shuffles
 from amplify.models.base import LanguageModel
 from amplify.models.scripted import ScriptedModel

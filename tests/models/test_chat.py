@@ -176,15 +176,6 @@ def test_empty_continuation_and_unequal_lengths_are_input_errors(tok: Any) -> No
         chat.encode_with_targets(tok, ["a", "b"], ["x"])
 
 
-def test_span_tokens_touch_the_span_and_nothing_else(tok: Any) -> None:
-    source = "The answer is positive"
-    encoded = chat.tokenise(tok, [source])[0]
-    (held,) = chat.span_tokens(encoded, [Span(4, 10)])
-    assert "".join(tok.decode([encoded.ids[k]]) for k in held).strip() == "answer"
-    with pytest.raises(InputError, match="holds no token"):
-        chat.span_tokens(encoded, [Span(50, 60)])
-
-
 def _with_template(tok: Any, template: str | None) -> Any:
     import copy
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from amplify.calibration import log_softmax
-from amplify.deciding import abstention, deferral, fit_weights, needed, pooled
 from amplify.errors import InputError
+from amplify.methods.deciding import abstention, deferral, fit_weights, needed, pooled
 
 
 def test_a_pool_of_two_by_hand() -> None:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplify.documents import ROUNDING, keep
 from amplify.errors import InputError, UnknownNameError
+from amplify.sources.keeping import ROUNDING, keep
 
 SCORES = st.lists(st.floats(-10, 10), min_size=1, max_size=12)
 
