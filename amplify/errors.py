@@ -13,16 +13,22 @@ EXTRAS = {
     "accelerate": "local",
     "bm25s": "rag",
     "captum": "local",
+    "dspy": "dspy",
     "fastapi": "serve",
     "gguf": "local",
     "haystack": "rag",
+    "inspect_ai": "inspect",
     "langchain_core": "rag",
     "llama_index": "rag",
+    "lm_eval": "lm-eval",
+    "mlflow": "mlflow",
     "peft": "local",
+    "ragas": "ragas",
     "safetensors": "local",
     "torch": "local",
     "transformers": "local",
     "uvicorn": "serve",
+    "wandb": "wandb",
 }
 """Importable package that the base install lacks -> the extra that brings it."""
 

@@ -250,6 +250,7 @@ def read_config(folder: Path) -> Json:
 def _check_plan(config: Json) -> None:
     from amplify.metrics import KINDS
     from amplify.metrics.hugging_face import PREFIX
+    from amplify.metrics.kinds import HARNESS
 
     labels, ids = [m["label"] for m in config["methods"]], [item["id"] for item in config["items"]]
     for name, values in (("methods", labels), ("items", ids), ("seeds", config["seeds"])):
@@ -259,7 +260,7 @@ def _check_plan(config: Json) -> None:
         raise DataError(f"batch_size is {config['batch_size']}, wanted 1 or more")
     if unknown := sorted({label for pair in config["family"] for label in pair} - set(labels)):
         raise DataError(f"family compares {unknown[0]!r}, which is no method of it")
-    if config["task"]["metric"] not in KINDS and not config["task"]["metric"].startswith(PREFIX):
+    if config["task"]["metric"] not in KINDS and not config["task"]["metric"].startswith((PREFIX, HARNESS)):
         raise DataError(f"task.metric is {config['task']['metric']!r}, which this version of amplify does not know")
 
 

@@ -271,7 +271,9 @@ class PromptMethod(Method):
         kind = kind_of(task)
         whole = kind == "text" and not marker
         if whole:
-            stop: tuple[str, ...] = ("\n\n",) if layout == "text" else ()
+            stop: tuple[str, ...] = task.stop or ("\n\n",) if layout == "text" else ()
+        elif task.stop:
+            stop = task.stop
         else:
             stop = (("\n",) if line else ()) + (("\nQ:",) if layout == "text" and not line else ())
         return Form(

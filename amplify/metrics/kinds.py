@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from amplify.errors import InputError
+from amplify.errors import DataError, InputError
 from amplify.metrics import text
 from amplify.metrics.answers import (
     Prediction,
@@ -29,6 +29,8 @@ class Kind:
 
     `further` are scores of the prediction against the reference that it fits best; `beside` are scores that are each
     the best over the references; with `first_token` a choice in score mode is also made by the labels' first tokens.
+    `of` gives all scores of an answer to an example, the main one first, where a prediction and a reference do not say
+    enough.
     """
 
     description: str
@@ -38,6 +40,14 @@ class Kind:
     further: Callable[[str, str], dict[str, float]] | None = None
     beside: Mapping[str, Callable[[str, str], float]] = field(default_factory=dict)
     first_token: bool = False
+    of: Callable[[Answer, Example], dict[str, float]] | None = None
+
+
+HARNESS = "lm_eval:"
+"""Begins the name of a metric of lm-evaluation-harness."""
+
+OPENED: dict[str, Kind] = {}
+"""Those of the tasks that `amplify.bridges.lm_eval.harness_task` opened in this process, by name."""
 
 
 def _adopt(name: str, value: Any) -> Kind:
@@ -57,12 +67,19 @@ def find(name: str) -> Kind:
 
     Raises:
         UnknownNameError: no such metric.
-        DataError: that of Hugging Face cannot be loaded.
+        DataError: that of Hugging Face cannot be loaded, or that of the harness was not opened.
     """
     if name.startswith("evaluate:"):
         from amplify.metrics.hugging_face import evaluate_metric
 
         return Kind(*evaluate_metric(name), name)
+    if name.startswith(HARNESS):
+        if name not in OPENED:
+            raise DataError(
+                f"the metric {name!r} is computed by lm-evaluation-harness from its own task: open that first, "
+                "amplify.bridges.lm_eval.harness_task(…)"
+            )
+        return OPENED[name]
     return KINDS.find(name, "Or one of Hugging Face evaluate: evaluate:NAME or evaluate:FOLDER.")
 
 
@@ -100,6 +117,8 @@ def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, floa
         InputError: the example has no gold answer, or the metric needs documents and the answer has none.
     """
     kind = find(name)
+    if kind.of is not None:
+        return kind.of(answer, example)
     documents = evidence_scores(answer.sources, example) if answer.sources else {}
     if name != "evidence":
         scores = item_score(kind, answer.value, references_of(example))

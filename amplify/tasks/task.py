@@ -33,6 +33,7 @@ class Task:
         layout: "chat" or "text" where the task asks for one of them ("text": the prompt is continued, not answered).
         emphasis: what steering emphasises in a prompt: "instruction", "text", "first_sentence" or "fields.NAME".
         max_tokens: room that an answer needs, 0 for the method's own.
+        stop: strings that end an answer, () for the method's own.
         source, revision, licence, citation: provenance.
         fields: what else a reader of a result must know, e.g. how many rows were left out, and why.
     """
@@ -51,6 +52,7 @@ class Task:
     layout: str = ""
     emphasis: str = ""
     max_tokens: int = 0
+    stop: tuple[str, ...] = ()
     source: str = ""
     revision: str = ""
     licence: str = ""
@@ -68,7 +70,7 @@ class Task:
     def fingerprint(self) -> str:
         """SHA-256 over instruction, labels and every example, so that a resumed run can tell a changed task."""
         aside = ("source", "revision", "licence", "citation", "fields")
-        optional = ("template", "layout", "emphasis", "max_tokens")
+        optional = ("template", "layout", "emphasis", "max_tokens", "stop")
         kept = {k: v for k, v in vars(self).items() if k not in aside and (v or k not in optional)}
         plain = ", ".join(f'"{key}": {_json(kept[key])}' for key in sorted(kept))
         return hashlib.sha256(f"{{{plain}}}".encode("utf-8", "backslashreplace")).hexdigest()
