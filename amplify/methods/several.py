@@ -1,7 +1,7 @@
 """Several answers to one input, made one: sampled reasoning, shuffled shots or labels, reworded inputs.
 
-The first program answers; where it is unsure the others are asked too, and `amplify.methods.deciding.aggregated` makes one
-answer of all. Which threshold pays is found on held-out items.
+The first program answers; where it is unsure the others are asked too, and `deciding.aggregated` makes one answer of
+all. Which threshold pays is found on held-out items.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Several(Method):
         answers: how many at most, the plain one included.
         vary: what the others differ in: "samples" (drawn at `temperature`, where something is written), "shots" (their
             order), "labels" (the order in which they are listed), or "rewordings" (the model words the input anew).
-        aggregate: see `amplify.methods.deciding.aggregated`; None: "mean_logprob" where labels are scored, else "vote", which
+        aggregate: see `deciding.aggregated`; None: "mean_logprob" where labels are scored, else "vote", which
             is all that written answers can have.
         gated: ask the others only where the entropy of the plain answer is above a threshold: the one with which most
             held-out items come out right, "never" and "always" among the candidates. None: where labels are scored.
@@ -184,7 +184,7 @@ class SeveralProgram(Program):
 
     Attributes:
         programs: the first answers every input.
-        aggregate: see `amplify.methods.deciding.aggregated`.
+        aggregate: see `deciding.aggregated`.
         threshold: entropy of the first answer, in nats, above which the others are asked; -inf for always, inf for
             never.
         meta: what fitting found.
@@ -219,7 +219,7 @@ def combined(given: Sequence[Answer], how: Aggregate) -> Answer:
 
     Args:
         given: with label scores all, or none.
-        how: see `amplify.methods.deciding.aggregated`. Without scores they are voted on: white space and capitals are one
+        how: see `deciding.aggregated`. Without scores they are voted on: white space and capitals are one
             vote, of equally many the one that was said first; what could not be parsed has no vote.
     """
     if all(answer.scores for answer in given):
