@@ -5,23 +5,21 @@ Here each rendering has a number of units to spend. A step of a loop, a macro's 
 joined or compared cost one; whatever could grow a text by a factor (`*`, `replace`, `indent`) pays before it does so.
 Units are counted, not timed, so a template that works on one machine works on all, and in any thread.
 
-One kind of template is not bounded: the chat template of a model folder. transformers fills it in, in Jinja's own
-sandbox: it reaches no file and runs no code, but it may loop for long. It is not filled in here because it must come
-out, character by character, as the model was trained on it, and chat templates use more of Jinja and of Python's texts
-than is let through here (tags of transformers' own, `tojson` of its own, undefined names that are silent). Whoever does
-not trust a model folder has its weights to fear as well.
+Chat templates of model folders are filled in by `amplify.models.chat_template`, which lets through what transformers
+has beside Jinja's own.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, cast
 
-from jinja2 import Environment, StrictUndefined, filters, nodes, pass_context, pass_environment
+from jinja2 import Environment, StrictUndefined, Undefined, filters, nodes, pass_context, pass_environment
 from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -73,7 +71,10 @@ def weigh(value: Any) -> int:
     """Spend a value's size, all that it holds included, and return it in units. Text counts by its characters."""
     if isinstance(value, str):  # most often
         units = 1 + len(value) // CHARACTERS
-        spend(units)
+        left = _left.get()
+        left[0] -= units
+        if left[0] < 0:
+            raise Exhausted
         return units
     total, stack = 0, [value]
     while stack:
@@ -222,15 +223,33 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        undefined: type[Undefined] = StrictUndefined,
+        extensions: Sequence[type[Extension]] = (),
+        more: Sequence[str] = (),
+    ) -> None:
+        """As Jinja has them.
+
+        Args:
+            undefined: what a variable is that was not given.
+            extensions: tags.
+            more: names of filters beside `FILTERS`.
+        """
         super().__init__(
-            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=_written
-        )
+            undefined=undefined, trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=_written,
+            extensions=extensions,
+        )  # fmt: skip
         own = {"join": _join, "replace": _replace, "format": _format, "sum": _sum}
         inner = {_STEP: _step, _WEIGHED: _weighed, _CONCAT: functools.partial(_join, self)}
-        self.filters = {n: _metered(cast(Any, self.filters[n]), n in _FACTOR) for n in FILTERS} | own | inner
+        self.filters = {n: _metered(cast(Any, self.filters[n]), n in _FACTOR) for n in (*FILTERS, *more)} | own | inner
         self.tests = {name: _metered(cast(Any, test)) for name, test in self.tests.items()}
         del self.globals["lipsum"]
+
+    @staticmethod
+    def metered(function: Callable[..., Any], *, factor: bool = False) -> Callable[..., Any]:
+        """A filter that pays for what it is given and makes; `factor`: a number says how often a text grows."""
+        return _metered(function, factor)
 
     def fill(self, template: Any, variables: Mapping[str, Any]) -> str:
         """Render a compiled template with a new stock of units."""

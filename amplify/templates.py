@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +60,11 @@ class Template:
             raise InputError(f"template {self.name!r}: {error.message}. The variables there are: {given}") from error
         except jinja2.exceptions.SecurityError as error:
             raise InputError(f"template {self.name!r} reaches for what templates may not touch: {error}") from error
+        except jinja2.TemplateRuntimeError as error:  # a filter or test in a branch is looked up when it is reached
+            raise InputError(f"template {self.name!r}: {error.message}") from error
         except (RecursionError, MemoryError, SyntaxError) as error:  # Python's own limits: what is nested too deeply
             raise InputError(f"template {self.name!r} is nested too deeply, or too large") from error
-        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except (TypeError, ValueError, ArithmeticError, LookupError, NameError) as error:
             raise InputError(f"template {self.name!r} cannot be filled in: {error}") from error
 
     def before(self, variable: str, variables: Mapping[str, Any]) -> str:
@@ -127,6 +129,6 @@ def _environment() -> Sandbox:
     return Sandbox()
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _compiled(source: str) -> Any:
     return _environment().from_string(source)

@@ -27,6 +27,8 @@ def neutral(text: str, structure: Iterable[str] = ()) -> str:
         text: a row's text, a question, a document.
         structure: further strings that are structure, e.g. the special tokens of the model.
     """
+    if not structure and "<" not in text and "[" not in text:  # what every pattern begins with
+        return text
     own = sorted((s for s in structure if s.strip() and not s.isalnum()), key=len, reverse=True)
     patterns = [_STRUCTURE, *([regex.compile("|".join(map(regex.escape, own)))] if own else [])]
     for _ in range(_PASSES):
@@ -66,7 +68,7 @@ def _neutral_values(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _neutral_values(v) for k, v in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_neutral_values(v) for v in value)
+        return type(value)([_neutral_values(v) for v in value])
     return value
 
 

@@ -2,10 +2,10 @@
 
     python eval/torture.py [PART ...] [--quick] [--seed 0] [--out eval/results]
 
-Parts: kills, servers, fuzz, threads, bombs, disk, keys; all of them unless named. Each group of a part is written to
-`torture.json` and `torture.md` as soon as it is done, so that a bench that was stopped goes on; what is there for this
-very code, seed and size is not repeated (`--again` does). A case that is not right is told with what is needed to see
-it again, and is the exit status.
+Parts: kills, servers, fuzz, threads, bombs, disk, keys, engine (which needs vllm and smollm2-135m); all of them unless
+named. Each group of a part is written to `torture.json` and `torture.md` as soon as it is done, so that a bench that
+was stopped goes on; what is there for this very code, seed and size is not repeated (`--again` does). A case that is
+not right is told with what is needed to see it again, and is the exit status.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ PARTS = {
     "disk": "a full disk, and folders that may not be written: one error, earlier files whole, then the same command "
     "ends right",
     "keys": "runs that fail with an API key set: the key is nowhere, in no form",
+    "engine": "a real engine of vLLM, killed in mid-run: one error, what was kept stands, then the same command ends "
+    "right",
 }
 
 
@@ -55,7 +57,7 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
-def measured(part: str, setting: Setting, found: dict[str, Any], keep: Callable[[], None]) -> None:
+def measured(part: str, setting: Setting, found: dict[str, Any], keep: Callable[[], None], until: float) -> None:
     """Measure what is missing of a part.
 
     Args:
@@ -63,6 +65,7 @@ def measured(part: str, setting: Setting, found: dict[str, Any], keep: Callable[
         setting: what it is given.
         found: the part's place in the result, with the groups that an earlier call measured.
         keep: writes the result; called after each group.
+        until: `time.perf_counter()` after which no other group is begun.
     """
     begun = time.perf_counter() - found.get("seconds", 0)
     done = frozenset(group["group"] for group in found["groups"])
@@ -76,6 +79,8 @@ def measured(part: str, setting: Setting, found: dict[str, Any], keep: Callable[
         for problem in group.wrong:
             print(f"    {problem}", flush=True)
         keep()
+        if time.perf_counter() > until:
+            return
     found["complete"] = True
     keep()
 
@@ -134,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="a small part of the cases")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no other group then; the next call goes on")
     parser.add_argument("--again", action="store_true", help="repeat parts that are measured already")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     args = parser.parse_args(arguments)
@@ -153,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         file.with_suffix(".md").write_text(table(result), encoding="utf-8")
 
-    chosen = args.parts or list(PARTS)
+    chosen, until = args.parts or list(PARTS), time.perf_counter() + args.seconds
     try:
         for part in chosen:
             asked = {"what": PARTS[part], "code": code(), "seed": args.seed, "quick": args.quick}
@@ -165,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             print(part, flush=True)
             (work / part).mkdir()
-            measured(part, Setting(work / part, work / "models", args.seed, args.quick), found, keep)
+            measured(part, Setting(work / part, work / "models", args.seed, args.quick), found, keep, until)
             shutil.rmtree(work / part, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -21,7 +21,18 @@ def test_missing_variable_is_named_and_the_others_listed() -> None:
         Template("mine", "{{ fields.colour }}").render({"fields": {}})
 
 
-@pytest.mark.parametrize("source", ["{{ a", "{% if %}", "{{ x + 1 }}", "{{ a | nofilter }}"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ a",
+        "{% if %}",
+        "{{ x + 1 }}",
+        "{{ a | nofilter }}",
+        "{{ 1 if x | nofilter }}",
+        "{{ 1 if x is notest }}",
+        "{{ 1e999 }}",
+    ],
+)
 def test_mistakes_name_the_template(source: str) -> None:
     with pytest.raises(InputError, match="'mine'"):
         Template("mine", source).render({"x": "text", "a": "b"})

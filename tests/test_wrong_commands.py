@@ -29,6 +29,9 @@ run support_tickets -m transfomers:x -M zero_shot => Did you mean 'transformers'
 run support_tickets -m transformers:smollm3 -M zero_shot => Did you mean 'smollm2-135m'?
 {RUN} --limit 0 => '--limit': 0
 {RUN} --seeds one => 'one'
+{RUN} --seeds=-1 => each from 0
+{RUN} --seeds=-1 --dry-run => each from 0
+{RUN} --seeds=, --dry-run => at least one seed
 {RUN} --set zero_shot.shots=3 => unknown zero_shot option 'shots'
 {RUN} --set shots => --set takes KEY=VALUE, e.g. --set amplify.k=3
 {RUN} --mode guess => 'guess' is not one of 'generate', 'score'

@@ -384,8 +384,8 @@ def explain(
     contrastive = any(not method.endswith("_plain") for method in methods)
     plain = any(method.endswith("_plain") for method in methods)
     work, jobs = [], []
-    for number, (example, target, foil) in enumerate(zip(examples, targets, foils, strict=True)):
-        rows = proxy.rows(example)
+    cut = proxy.rows_of(examples)
+    for number, (example, rows, target, foil) in enumerate(zip(examples, cut, targets, foils, strict=True)):
         gold, against = _indices(proxy, example, target, foil if contrastive else None)
         scored = {gold} if against is None else {gold, against}
         item = _Work(example, gold, against, np.full(len(proxy.labels_of(example)), -np.inf), 0, rows[0].unread)

@@ -68,7 +68,7 @@ def proxy_value(
 
         def rows_of(kept: Coalitions) -> list[list[tuple[Row, tuple[int, ...]]]]:
             cut = [without_words(example, _gone(spans, row)) for row in kept]
-            return [[(_some_token(proxy, r), ()) for r in proxy.rows(one)] for one in cut]
+            return [[(_some_token(proxy, r), ()) for r in rows] for rows in proxy.rows_of(cut)]
     else:
         filler = filler_token(proxy.tokenizer, masking, proxy.name)
         plain = proxy.rows(example)

@@ -75,9 +75,7 @@ def configuration(
     Raises:
         InputError: see `evaluate`.
     """
-    seeds = [int(seed) for seed in seeds]
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise InputError(f"give at least one seed and each only once, got {seeds}")
+    seeds = checked_seeds(seeds)
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
     scoring.check(task, methods[0].mode)
@@ -105,6 +103,18 @@ def configuration(
             "items": [_describe_item(task, item) for item in items],
         }
     )
+
+
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """Seeds as whole numbers from 0, at least one, each once.
+
+    Raises:
+        InputError: they are not.
+    """
+    found = [int(seed) for seed in seeds]
+    if not found or len(set(found)) != len(found) or min(found) < 0:
+        raise InputError(f"give at least one seed, each from 0 and only once, got {found}")
+    return found
 
 
 def _need_documents(methods: Sequence[Method]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from amplify.evaluation.configuration import chosen_items, make_methods
+from amplify.evaluation.configuration import checked_seeds, chosen_items, make_methods
 from amplify.methods.base import Method, Mode
 from amplify.models.base import LanguageModel, Usage
 from amplify.tasks import Task
@@ -85,7 +85,7 @@ def plan(
         task, methods, seeds, limit, mode, options: see `evaluate`.
         model: only its `count_tokens` is used; None counts four characters a token.
     """
-    made = make_methods(methods, mode, options or {})
+    seeds, made = checked_seeds(seeds), make_methods(methods, mode, options or {})
     items = chosen_items(task, limit)
     counted = f"counted by {model.id}" if model else f"estimated as one per {_CHARACTERS} characters"
     return Plan(tuple(_plan(task, model, method, seeds, items) for method in made), counted)

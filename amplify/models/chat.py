@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -83,20 +82,22 @@ def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Rendered:
 def _chat(prompt: Prompt, contents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str:
     from jinja2 import TemplateError
 
+    from amplify.models.chat_template import filled
+    from amplify.sandbox import Exhausted
+
     if not getattr(tokenizer, "chat_template", None):
         raise PromptFormatError("this model has no chat template", "template")
     turns = [{**m.to_dict(), "content": c} for m, c in zip(prompt.messages, contents, strict=True)]
 
-    def said(some: list[dict[str, Any]]) -> str:
-        return str(tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=True))
-
     try:
-        return said(turns)
+        return filled(tokenizer, turns)
+    except Exhausted as error:
+        raise InputError(f"the model's chat template does more than a template may: {error}") from error
     except TemplateError as error:
         others = [turn for turn in turns if turn["role"] != "system"]
         if 0 < len(others) < len(turns):
             try:
-                said(others)
+                filled(tokenizer, others)
             except TemplateError:
                 pass
             else:
@@ -104,13 +105,6 @@ def _chat(prompt: Prompt, contents: Sequence[str], tokenizer: PreTrainedTokenize
                 raise PromptFormatError(problem, "system") from error
         problem = f"the model's chat template refuses these messages ({error})"
         raise PromptFormatError(problem, "messages") from error
-
-
-def switch_template(tokenizer: PreTrainedTokenizerBase, switches: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer, with switches of its chat template set from now on (e.g. enable_thinking=False)."""
-    if switches:
-        tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, **switches)
-    return tokenizer
 
 
 def _places(

@@ -497,9 +497,9 @@ def _lacks_log_probs(error: ModelError) -> NoLogProbsError | None:
 def _load_tokenizer(name: str, switches: Mapping[str, Any]) -> Any:
     from amplify import hub
     from amplify.models import pretrained
-    from amplify.models.chat import switch_template
+    from amplify.models.chat_template import switched
 
-    return switch_template(pretrained.tokenizer_of(hub.resolve(name, weights=False), name), switches)
+    return switched(pretrained.tokenizer_of(hub.resolve(name, weights=False), name), switches)
 
 
 def _begun(messages: Sequence[Message], prefix: str) -> list[Message]:

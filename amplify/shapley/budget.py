@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from amplify.errors import InputError
+from amplify.shapley.exact import MAX_SOURCES
 from amplify.shapley.game import Coalitions, Floats
 
 CELLS = 2**24
@@ -86,6 +87,7 @@ def check_budget(
         )
     if budget > room:
         other = " (leverage_shap takes more)" if room < CELLS // n else ""
+        other = " (exact asks all of them)" if n <= MAX_SOURCES and budget == 2**n else other
         raise InputError(
             f"a budget of {budget:,} evaluations of {n:,} {players} does not fit in memory with {name}: at most "
             f"{room:,} do{other}"

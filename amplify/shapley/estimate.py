@@ -13,7 +13,7 @@ import numpy as np
 from amplify.errors import InputError, UnknownNameError
 from amplify.shapley.budget import PrefixCost, check_budget
 from amplify.shapley.estimators import ESTIMATORS, Helper, gaussian_process
-from amplify.shapley.exact import MAX_SOURCES, Index, all_coalitions
+from amplify.shapley.exact import MAX_SOURCES, UNASKED, Index, all_coalitions
 from amplify.shapley.game import CachedValue, Floats, Value
 from amplify.shapley.sampling import ends
 
@@ -102,7 +102,8 @@ def estimate(
         value: bool[coalitions, n] -> float[coalitions] or float[coalitions, answers]. Asked once for each coalition.
         n: number of sources.
         index: "shapley" or "banzhaf".
-        estimator: one of `ESTIMATORS`, or "auto": exact where 2^n fits the budget, else the Gaussian process.
+        estimator: one of `ESTIMATORS`, or "auto": exact where 2^n fits the budget and
+            n <= 16, else the Gaussian process.
         budget: distinct coalitions that may be asked, the empty and the full one included.
         seed: makes the sample repeatable.
         width: stop early once every 95 % interval is at most this wide, in units of the value.
@@ -135,7 +136,9 @@ def estimate(
     affordable = complete and (cost is None or whole <= cost.limit)
     name = estimator
     if estimator == "auto":
-        name = "exact" if affordable else "gaussian_process"
+        name = "exact" if affordable and n <= UNASKED else "gaussian_process"
+    elif affordable and ESTIMATORS[name].efficient and (width, control_variate, cost) == (None, None, None):
+        name = "exact"  # which any sample of all coalitions would come to
     if name != "exact":
         check_budget(name, n, budget, index)
     run = ESTIMATORS[name].run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -143,13 +144,14 @@ class SourceAttribution:
     def sources(self) -> tuple[Document, ...]:
         """What each row of `documents` is: a document as it was given, or a passage of one."""
         own = [s.document for s in self.documents.sources]
+        passages, first = Counter(own), {document: k for k, document in reversed(list(enumerate(own)))}
         found = []
         for k, part in enumerate(self.documents.sources):
             whole = self.originals[part.document]
-            if own.count(part.document) == 1:
+            if passages[part.document] == 1:
                 found.append(replace(whole, id=whole.id or str(part.document)))
                 continue
-            number = k - own.index(part.document) + 1
+            number = k - first[part.document] + 1
             title = f"{whole.title}, passage {number}" if whole.title else f"passage {number}"
             text = whole.text[part.start : part.end]
             found.append(replace(whole, text=text, id=f"{whole.id or part.document}#{number}", title=title))
@@ -433,6 +435,8 @@ class _Saved:
             own = self.prompt.text if message is None else self.prompt.messages[message].content
             if own is None or start + len(self.originals[int(number)].text) < 0 or start > len(own):
                 raise DataError(f"places.{number} is outside the prompt")
+        if not isinstance(self.meta.get("model") or {}, Mapping):
+            raise DataError(f"meta.model describes no model: {self.meta['model']!r:.60}")
         several = len(self.columns) - 1 if self.value == "logprob" and len(self.columns) > 1 else 0
         if len(self.spans) != several:
             raise DataError(f"spans has {len(self.spans)} entries for {several} sentences of the answer")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,23 @@ def _file_spec(path: Path, columns: Mapping[str, str]) -> TaskSpec:
 
 def build(spec: TaskSpec, data: Path | None, *, infer_labels: bool = False, limit: int | None = None) -> Task:
     """The task that a specification describes: rows read, mapped to labels, cleaned, split, validated."""
+    with unswept():
+        return _built(spec, data, infer_labels, limit)
+
+
+@contextmanager
+def unswept() -> Iterator[None]:
+    """Without Python's search for cycles: rows have none, and it looks at all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _built(spec: TaskSpec, data: Path | None, infer_labels: bool, limit: int | None) -> Task:
     found = read(spec, data)
     labels = spec.labels
     if infer_labels:

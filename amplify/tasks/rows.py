@@ -317,7 +317,21 @@ def bbh_example(text: str, target: str | None, where: str) -> Example:
     return Example(_digest(question.strip(), choices, options), question.strip(), gold, choices, options)
 
 
+def folded(text: str) -> str:
+    """The text with letter case and runs of blanks aside."""
+    return " ".join(text.casefold().split())
+
+
+def content(example: Example) -> tuple[str, ...]:
+    """What the model reads (text, options, choices), letter case and runs of blanks aside: copies have the same."""
+    if not example.options and not example.choices:  # most often, where there are many
+        return (folded(example.text),)
+    return (folded(example.text), *map(folded, example.options), "\n", *example.choices)
+
+
 def content_hash(example: Example) -> str:
-    """SHA-256 of what the model reads (text, choices, options), letter case and runs of spaces aside."""
-    read = [" ".join(text.casefold().split()) for text in (example.text, *example.options)]
-    return hashlib.sha256(f"[{listed(read)}, {listed(example.choices)}]".encode()).hexdigest()
+    """SHA-256 of what the model reads, as in `content`."""
+    if not example.options and not example.choices:
+        return hashlib.sha256(f"[[{plain_json(folded(example.text))}], []]".encode()).hexdigest()
+    read = listed([folded(text) for text in (example.text, *example.options)])
+    return hashlib.sha256(f"[{read}, {listed(example.choices)}]".encode()).hexdigest()

@@ -9,7 +9,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from amplify.errors import InputError
-from amplify.tasks.rows import content_hash, listed, plain_json
+from amplify.tasks.rows import content, listed, plain_json
 from amplify.types import Demonstration, Example
 
 
@@ -111,12 +111,12 @@ def validate(task: Task) -> None:
     if not task.test:
         raise InputError(f"task {task.name}: the test split is empty")
     seen: dict[str, str] = {}
-    placed: dict[str, Example] = {}
+    placed: dict[tuple[str, ...], Example] = {}
     for split in ("train", "validation", "test"):
         for example in getattr(task, split):
             if wrong := _wrong(task, example):
                 raise InputError(f"task {task.name}, {split} example {example.id!r}: {wrong}")
-            other = placed.setdefault(content_hash(example), example)
+            other = placed.setdefault(content(example), example)
             if other is not example and (place := seen[other.id]) != split:
                 raise InputError(
                     f"task {task.name}, {split} example {example.id!r}: the same text is in {place} (id {other.id!r}); "
@@ -129,7 +129,7 @@ def validate(task: Task) -> None:
                 )
             seen[example.id] = split
     for shot in task.cot:
-        if (copy := placed.get(content_hash(shot.example))) and seen[copy.id] == "test":
+        if (copy := placed.get(content(shot.example))) and seen[copy.id] == "test":
             raise InputError(
                 f"task {task.name}: the chain-of-thought exemplar {shot.example.id!r} is in the test split"
             )

@@ -220,12 +220,13 @@ def test_switches_of_the_template_are_sent_or_used_here(serve, tiny_lm):
     assert fake.seen[0][1]["chat_template_kwargs"] == {"enable_thinking": False}
     from transformers import AutoTokenizer
 
-    from amplify.models.chat import render, switch_template
+    from amplify.models.chat import render
+    from amplify.models.chat_template import switched
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
     tokenizer.chat_template = "{{ messages[0].content }}{{ '' if enable_thinking is false else '<think>' }}"
     assert render(ASK[0], tokenizer).text == "question 0<think>"
-    assert render(ASK[0], switch_template(tokenizer, {"enable_thinking": False})).text == "question 0"
+    assert render(ASK[0], switched(tokenizer, {"enable_thinking": False})).text == "question 0"
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ gives that a margin of ten. Greedy text may differ only where two tokens are clo
 not.
 """
 
+import json
 import os
 import subprocess
 import time
+import urllib.request
 
 import pytest
 
@@ -52,10 +54,21 @@ def engine(smollm2, starting):  # the server starts meanwhile
         yield model
 
 
+HABITS = {"do_sample": True, "temperature": 0.9, "top_k": 3, "top_p": 0.6, "min_p": 0.2, "repetition_penalty": 1.9}
+"""What the served model's generation_config.json adds to requests that do not say otherwise."""
+
+
 @pytest.fixture(scope="module")
-def starting(vllm_server):
-    """A vLLM server, not waited for: (process, URL, log)."""
-    with vllm_server("--max-model-len", str(WINDOW)) as started:
+def starting(vllm_server, smollm2, tmp_path_factory):
+    """A vLLM server of a model that has sampling habits, not waited for: (process, URL, log)."""
+    folder = tmp_path_factory.mktemp("habits") / "smollm2"
+    folder.mkdir()
+    for file in smollm2.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    own = json.loads((smollm2 / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(own | HABITS))
+    with vllm_server("--max-model-len", str(WINDOW), "--model", str(folder), "--generation-config", "auto") as started:
         yield started
 
 
@@ -179,6 +192,24 @@ def test_stop_strings_seeds_and_window(hf, engine):
         engine.score([CHAT[2]], [""])
     assert engine.generate([], drawn) == []
     assert engine.score([], []) == []
+
+
+def test_requests_mean_the_same_whatever_the_server_adds(hf, remote, server):
+    """The server has HABITS: a request that says nothing else gets them, and amplify's say all of it."""
+    prompt, sampling = CHAT[2], Sampling(max_tokens=24)
+    plain = hf.generate([prompt], sampling)[0].text
+    bare = {"model": "smollm2", "prompt": prompt.text, "max_tokens": 24, "seed": 0}
+    told = []
+    for more in ({}, {"temperature": 0.0}):
+        request = urllib.request.Request(
+            f"{server}/completions", json.dumps(bare | more).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            told.append(json.load(reply)["choices"][0]["text"])
+    assert plain not in told  # the penalty counts in greedy answers too
+    assert [c.text for c in remote.generate([prompt] * 2, sampling)] == [plain] * 2
+    drawn = Sampling(max_tokens=1, temperature=1.0, seed=1, n=64)
+    assert len({c.text for c in remote.generate([CHAT[0]], drawn)}) > HABITS["top_k"]
 
 
 def likely(found, expected):

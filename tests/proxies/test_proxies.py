@@ -331,6 +331,21 @@ def test_bad_tasks(tiny_encoder, tiny_lm):
     assert row.unread > 0
 
 
+def test_rows_of_many_are_those_of_each(tiny_encoder, tiny_lm, monkeypatch):
+    monkeypatch.setattr("amplify.proxies.proxy.AT_ONCE", 3)
+    texts = ["good " * 300, "", "a phone", " wide  blanks ", "Zürich 東京", "x", "\n"]
+    for task, folder in ((reviews(), tiny_encoder), (reviews(), tiny_lm), (quiz(), tiny_encoder)):
+        proxy = train_proxy(task, folder, epochs=0)
+        examples = [replace(task.train[i % 2], text=text[: 300 if folder == tiny_lm else None]) for i, text in
+                    enumerate(texts)]  # fmt: skip
+        assert proxy.rows_of(examples) == [proxy.rows(example) for example in examples]
+        tokens = proxy.tokenizer(examples[4].text)["input_ids"]
+        if task.name == "reviews" and folder == tiny_encoder:
+            assert list(proxy.rows_of(examples)[4][0].ids) == tokens
+    with pytest.raises(InputError, match="neither choices nor"):
+        proxy.rows_of([examples[0], Example("none", "text")])
+
+
 def test_a_language_model_as_it_is_has_no_seed(tiny_lm, tmp_path):
     taken = [train_proxy(reviews(), tiny_lm, epochs=0, seed=seed) for seed in (0, 1)]
     assert taken[0].identity == taken[1].identity

@@ -124,6 +124,22 @@ def test_every_estimator_is_exact_once_everything_is_known(name: str, n: int, in
         np.testing.assert_allclose(found.scores[:, k], truth, atol=1e-12)
 
 
+def test_no_more_is_asked_than_there_is() -> None:
+    asked = []
+
+    def value(coalitions):  # type: ignore[no-untyped-def]
+        asked.append(len(coalitions))
+        return coalitions.sum(axis=1).astype(float)
+
+    found = estimate(value, 12, estimator="kernel_shap", budget=10**9)
+    assert (found.estimator, found.calls, sum(asked)) == ("exact", 2**12, 2**12)
+    asked.clear()
+    with pytest.raises(InputError, match=r"at most 4,096 do \(exact asks all of them\)"):
+        estimate(value, 17, budget=10**9)  # nobody asked for 131,072 evaluations
+    assert not asked
+    assert estimate(value, 17, estimator="exact", budget=2**17).calls == 2**17
+
+
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_sample_without_differences_is_not_exact(name: str) -> None:
     found = estimate(lambda s: np.full((len(s), 2), [0.3, 1.0]), 12, estimator=name)  # 0.3 has a mean that rounds

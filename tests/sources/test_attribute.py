@@ -217,6 +217,10 @@ def test_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
         assert again.cite() == r.cite()
         again.save(tmp_path / "twice.json")
         assert (tmp_path / "twice.json").read_bytes() == (tmp_path / "why.json").read_bytes()
+    changed = json.loads((tmp_path / "why.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**changed, "meta": {"model": "x"}}))
+    with pytest.raises(DataError, match=r"meta\.model describes no model: 'x'"):
+        SourceAttribution.load(tmp_path / "model.json")
     (tmp_path / "other.json").write_text('{"format": 1}')
     with pytest.raises(DataError, match="no saved source attribution"):
         SourceAttribution.load(tmp_path / "other.json")

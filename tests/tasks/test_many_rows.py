@@ -1,5 +1,6 @@
 """Tables of many rows: what is done for each of them is little, and gives what the plain way gives."""
 
+import gc
 import hashlib
 import json
 import random
@@ -32,8 +33,7 @@ def test_a_row_is_hashed_twice_at_most_until_shots_are_drawn(tmp_path, monkeypat
         hashed.append(example.id)
         return content_hash(example)
 
-    for module in (splits, task):
-        monkeypatch.setattr(module, "content_hash", counted)
+    monkeypatch.setattr(splits, "content_hash", counted)
     monkeypatch.setattr("amplify.selection.content_hash", counted)
     loaded = load_task(table(tmp_path / "big.csv", 3_000), text="text", label="label")
     with load_model("scripted:echo") as model:
@@ -65,6 +65,37 @@ def test_ids_hashes_and_fingerprints_are_those_of_the_json_module():
     assert task._json(examples) == json.dumps(
         [asdict(e) for e in examples], default=str, sort_keys=True, ensure_ascii=False
     )
+
+
+def test_copies_have_the_same_content_and_no_others_have():
+    draw = random.Random(0)
+    texts = ("a", "A ", "a b", " a  B", "b", "a\nb", "\n")
+    examples = [
+        Example(
+            id=str(i),
+            text=draw.choice(texts),
+            options=tuple(draw.choice(texts) for _ in range(draw.randrange(3))),
+            choices=tuple(draw.choice(texts) for _ in range(draw.randrange(3))),
+        )
+        for i in range(400)
+    ]
+    by_content, by_hash = ([key(e) for e in examples] for key in (rows.content, content_hash))
+    assert [by_content.index(c) for c in by_content] == [by_hash.index(h) for h in by_hash]
+    assert 50 < len(set(by_hash)) < 400
+
+
+def test_reading_leaves_the_search_for_cycles_as_it_was(tmp_path):
+    file = table(tmp_path / "t.csv", 30)
+    try:
+        for on in (False, True):
+            (gc.enable if on else gc.disable)()
+            load_task(file, text="text", label="label")
+            assert gc.isenabled() is on
+            with pytest.raises(InputError):
+                load_task(file, text="text", label="none")
+            assert gc.isenabled() is on
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("stratify", [True, False])
