@@ -68,8 +68,10 @@ def measured(part: str, setting: Setting, found: dict[str, Any], keep: Callable[
         until: `time.perf_counter()` after which no other group is begun.
     """
     begun = time.perf_counter() - found.get("seconds", 0)
-    done = frozenset(group["group"] for group in found["groups"])
-    for group in importlib.import_module(f"tortures.{part}").run(replace(setting, done=done)):
+    setting = replace(setting, done=frozenset(group["group"] for group in found["groups"]))
+    for group in importlib.import_module(f"tortures.{part}").run(setting):
+        if setting.skips(group.name):
+            continue
         found["groups"].append(group.as_json())
         found |= {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -81,7 +83,7 @@ def measured(part: str, setting: Setting, found: dict[str, Any], keep: Callable[
         keep()
         if time.perf_counter() > until:
             return
-    found["complete"] = True
+    found["complete"] = not setting.only
     keep()
 
 
@@ -139,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="a small part of the cases")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", metavar="TEXT", help="groups whose names hold this text")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no other group then; the next call goes on")
     parser.add_argument("--again", action="store_true", help="repeat parts that are measured already")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
@@ -171,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             print(part, flush=True)
             (work / part).mkdir()
-            measured(part, Setting(work / part, work / "models", args.seed, args.quick), found, keep, until)
+            setting = Setting(work / part, work / "models", args.seed, args.quick, only=args.only)
+            measured(part, setting, found, keep, until)
             shutil.rmtree(work / part, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)

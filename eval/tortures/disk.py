@@ -24,7 +24,7 @@ def run(setting: Setting) -> Groups:
     commands.make_models(setting.models, children)
     inputs = setting.models / "in"
     for command in commands.chosen(setting):
-        if command.name in setting.done:
+        if setting.skips(command.name):
             continue
         want, _ = commands.undisturbed(children, command, inputs, setting.work)
         largest = _largest(children, command, inputs, setting.work)

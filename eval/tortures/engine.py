@@ -33,7 +33,7 @@ RUN = (
 def run(setting: Setting) -> Groups:
     """Kills at different places of the run."""
     name = "run, engine killed"
-    if name in setting.done:
+    if setting.skips(name):
         return
     models = commands.make_models(setting.models, Children(commands.MODULES))
     group = Group(name)

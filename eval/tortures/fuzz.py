@@ -63,7 +63,7 @@ def run(setting: Setting) -> Groups:
     try:
         os.chdir(setting.work)
         for target in targets(setting, children):
-            if target.name in setting.done:
+            if setting.skips(target.name):
                 continue
             yield fuzzed(target, setting.amount(target.inputs, max(20, target.inputs // 400)), setting.seed)
     finally:

@@ -23,7 +23,7 @@ def run(setting: Setting) -> Groups:
     commands.make_models(setting.models, children)
     inputs = setting.models / "in"
     for command in commands.chosen(setting):
-        if command.name in setting.done:
+        if setting.skips(command.name):
             continue
         draw = random.Random(f"{setting.seed} {command.name}")
         want, whole = commands.undisturbed(children, command, inputs, setting.work)

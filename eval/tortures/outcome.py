@@ -56,6 +56,7 @@ class Setting:
         seed: of everything that is drawn.
         quick: a small part of the cases, for a gate.
         done: names of groups that are measured already and left out.
+        only: groups are measured whose names hold this text.
     """
 
     work: Path
@@ -63,6 +64,11 @@ class Setting:
     seed: int = 0
     quick: bool = False
     done: frozenset[str] = frozenset()
+    only: str = ""
+
+    def skips(self, group: str) -> bool:
+        """Whether a group is left out."""
+        return group in self.done or self.only not in group
 
     def amount(self, full: int, quick: int) -> int:
         """How many cases of something."""

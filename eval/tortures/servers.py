@@ -118,7 +118,7 @@ def run(setting: Setting) -> Groups:
     children = Children(commands.MODULES)
     models = commands.make_models(setting.models, children)
     for way in ways():
-        if way.name in setting.done:
+        if setting.skips(way.name):
             continue
         right = _right(children, way, models, setting.work / "right")
         kinds = [name for name, fault in FAULTS.items() if way.scores or fault.about != "logprobs"]
