@@ -24,7 +24,9 @@ from measuring import command
 import amplify
 from amplify.calibration import WAYS, Way
 from amplify.cli.common import pairs
+from amplify.evaluation import statistics
 from amplify.evaluation.configuration import chosen_items, make_methods
+from amplify.evaluation.tables import p_value
 from amplify.methods.base import Program
 from amplify.methods.calibrated import calibrated
 from amplify.methods.lettered import fit_in_form
@@ -128,6 +130,24 @@ def gains(tasks: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     return texts
 
 
+def comparisons(cells: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Iterator[str]:
+    """Paired differences of methods, "ONE:OTHER" each, under every way; p by sign flips over items, not adjusted."""
+    yield "| task | difference | " + " | ".join(WAYS) + " |"
+    yield "|---|---|" + "---:|" * len(WAYS)
+    for task in dict.fromkeys(cell["task"] for cell in cells):
+        for pair in wanted:
+            found = [[c["ways"] for c in cells if c["task"] == task and named(c) == who] for who in pair.split(":")]
+            if not all(found):
+                continue
+            texts = []
+            for way in WAYS:
+                mine, other = ([[float(x) for x in ways[way]["right"]] for ways in each] for each in found)
+                difference, low_high, test = statistics.compare(mine, other)
+                low, high = 100 * low_high.low, 100 * low_high.high
+                texts.append(f"{100 * difference:+.1f} ({low:+.1f} to {high:+.1f}), p {p_value(test.p)}")
+            yield f"| {task} | {pair.replace(':', ' − ')} | " + " | ".join(texts) + " |"
+
+
 def summary(cells: Sequence[dict[str, Any]]) -> str:
     """Over all tasks: the mean of every program with letters, and its gain."""
     tasks = [[cell for cell in cells if cell["task"] == task] for task in dict.fromkeys(cell["task"] for cell in cells)]
@@ -146,10 +166,11 @@ def summary(cells: Sequence[dict[str, Any]]) -> str:
 @click.option(
     "--forms", default="letters", show_default=True, help="Of lettered options (`amplify run --option-form`)."
 )
+@click.option("--compare", default="", metavar="ONE:OTHER,…", help="Methods whose paired differences are shown.")
 @click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "calibration.json", show_default=True)
 def main(model_id: str, model_option: tuple[str, ...], tasks: str, methods: str, seeds: str, limit: int,
-         forms: str, settings: tuple[str, ...], out: Path) -> None:  # fmt: skip
+         forms: str, compare: str, settings: tuple[str, ...], out: Path) -> None:  # fmt: skip
     """Score, calibrate in every way, write the table."""
     header: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     cells: list[dict[str, Any]] = header.pop("cells", [])
@@ -178,19 +199,21 @@ def main(model_id: str, model_option: tuple[str, ...], tasks: str, methods: str,
                         "limit": limit,
                     }
                     out.write_text(json.dumps({**header, "cells": cells}, indent=1) + "\n")
-                    write(out, model_id, header, cells)
+                    write(out, model_id, header, cells, compare)
                     means = {way: 100 * float(np.mean(found["right"])) for way, found in ways.items()}
                     click.echo(
                         f"{name} {method.label} {form} {seed}: {', '.join(f'{w} {m:.1f}' for w, m in means.items())}"
                     )
-    write(out, model_id, header, cells)
+    write(out, model_id, header, cells, compare)
 
 
-def write(out: Path, model_id: str, header: dict[str, Any], cells: Sequence[dict[str, Any]]) -> None:
+def write(out: Path, model_id: str, header: dict[str, Any], cells: Sequence[dict[str, Any]], compare: str) -> None:
     """The table as Markdown, beside the numbers."""
     dtype, commands = header["model"].get("dtype", ""), "; ".join(f"`{one}`" for one in header["commands"])
     about = f"{model_id} in {dtype}, label scoring; {commands}, {header['date'][:10]}"
     text = "\n".join(["# Calibration of label scores", "", about, "", summary(cells), "", *rows(cells), ""])
+    if compare:
+        text += "\n".join(["", *comparisons(cells, compare.split(",")), ""])
     out.with_suffix(".md").write_text(text)
 
 

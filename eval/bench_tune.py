@@ -75,7 +75,7 @@ class Rivalry:
     Attributes:
         python: an interpreter that has DSPy; see `dspy_rivals.py`.
         url, served: of a server of the same model, and its name there.
-        calls: of each rival; 0 for as many as the search had.
+        calls: prompts that each rival may have answered; 0 for as many as the search had.
     """
 
     python: str
@@ -143,10 +143,12 @@ def rivals(cell: dict[str, Any], model: LanguageModel, how: Rivalry, work: Path)
     if not task.labels:
         raise InputError(f"{task.name} has no fixed labels, which the rivals are compared on")
     folds = folds_of(task, seed)
-    calls = how.calls or round(cell["spent"]["calls"])
+    prompts = round(cell["spent"]["calls"] / len(task.labels))  # a call of tune is a prompt with one of its labels
+    calls = how.calls or prompts
     held = (*folds.race, *folds.confirm)[: max(16, calls // 12)]
     items, scores = chosen_items(task, cell["limit"]), scorer(task)[1]
     folder = work / f"{cell['task'].replace('/', '-')}-{seed}"
+    cell["prompts"] = prompts
     found = {"best_of_n": best_of_n(task, folds, held, calls, model, folder, cell)}
     asked = folder / "rivals.json"
     labelled = {"train": folds.task.train, "validation": held}
@@ -171,16 +173,16 @@ def best_of_n(
     cell: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Plain few-shot prompts with other random shots each, the best on the held-out items."""
-    scores, each = scorer(task)[1], len(held) * len(task.labels)
+    scores = scorer(task)[1]
     tried: list[tuple[float, int]] = []
     with sharing(model):
-        for number in range(max(1, calls // each)):
+        for number in range(max(1, calls // len(held))):
             program = make("few_shot", mode="score").fit(folds.task, model, number)
             answers = program.answer(held, model)
             right = [next(iter(scores(a, e).values())) for a, e in zip(answers, held, strict=True)]
             tried.append((float(np.mean(right)), -number))
     best = make("few_shot", mode="score").fit(folds.task, model, -max(tried)[1])
-    return {"calls": len(tried) * each, "scores": tested("best_of_n", best, task, cell["limit"], model, folder)}
+    return {"calls": len(tried) * len(held), "scores": tested("best_of_n", best, task, cell["limit"], model, folder)}
 
 
 def rival_table(cells: Sequence[dict[str, Any]]) -> str:
@@ -192,15 +194,15 @@ def rival_table(cells: Sequence[dict[str, Any]]) -> str:
     adjusted = statistics.holm([each["p"] for each in differences])
     lines = [
         "\n## Rivals on the same model\n",
-        "| task | rival | calls | rival | tuned | calls of tune | tuned − rival (95 %) | p (Holm) |",
+        "| task | rival | prompts | rival | tuned | prompts of tune | tuned − rival (95 %) | p (Holm) |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for (cell, name, found), each, p in zip(pairs_, differences, adjusted, strict=True):
         row = [cell["task"], name, f"{found['calls']:,}", f"{100 * each['other']:.1f}",
-               f"{100 * np.mean(cell['scores']['tuned']):.1f}", f"{cell['spent']['calls']:,.0f}", _difference(each),
+               f"{100 * np.mean(cell['scores']['tuned']):.1f}", f"{cell['prompts']:,}", _difference(each),
                p_value(p)]  # fmt: skip
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, "\nA call of tune is a pair of prompt and label; one of DSPy is a generated answer."])
+    return "\n".join([*lines, "\nPrompts answered while searching: labels scored, or for DSPy an answer generated."])
 
 
 def paired(mine: Sequence[float], other: Sequence[float]) -> dict[str, float]:
@@ -268,7 +270,7 @@ def _difference(found: dict[str, float]) -> str:
 @click.option("--rivals", "python", metavar="PYTHON", help="Search nothing: run the rivals, DSPy's with this Python.")
 @click.option("--url", default="http://127.0.0.1:8000/v1", show_default=True, help="Of a server of the same model.")
 @click.option("--served", default="model", show_default=True, help="The model's name there.")
-@click.option("--calls", default=0, show_default=True, help="Of each rival; 0 for as many as the search had.")
+@click.option("--calls", default=0, show_default=True, help="Prompts of each rival; 0: as many as the search asked.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/bench_tune"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "tune.json", show_default=True)
 def main(model_id: str, model_option: tuple[str, ...], tasks: str, budget: str, seed: int, limit: int,
