@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FIRST = 16  # items of the first round
+HELD = 160  # labelled items for fits, race and confirmation, to which training items fill up a smaller split
 MOST_ITEMS = 160  # of the race, and of the confirmation
 MOST_FITTED = 64  # validation items that fits may use
 MOST_TRAIN = 500  # rows that shots and proxies are taken from
@@ -65,7 +66,8 @@ class Folds:
 def folds_of(task: Task, seed: int) -> Folds:
     """Divide a task's labelled items: of the validation split a fifth for the fits, the rest for race and confirmation.
 
-    Where it has fewer than 100 items, training items fill it up, up to half of the training split.
+    The confirmation has twice the items of the race, which ends sooner and sees larger differences. Where the split has
+    fewer than 160 items, training items fill it up, up to half of the training split.
 
     Raises:
         InputError: too few labelled items outside the test split.
@@ -73,7 +75,7 @@ def folds_of(task: Task, seed: int) -> Folds:
     rng = stream(seed, "tune folds")
     train = [task.train[i] for i in rng.permutation(len(task.train))]
     held = [task.validation[i] for i in rng.permutation(len(task.validation))]
-    moved = min(max(0, 100 - len(held)), len(train) // 2)
+    moved = min(max(0, HELD - len(held)), len(train) // 2)
     held, train = [*held, *train[:moved]], train[moved:][:MOST_TRAIN]
     if len(held) < 2 * FIRST + 4:
         raise InputError(
@@ -81,8 +83,9 @@ def folds_of(task: Task, seed: int) -> Folds:
             f"needs {2 * FIRST + 4} labelled items outside the test split to race and to confirm on, and more to show"
         )
     fitted = min(MOST_FITTED, max(4, len(held) // 5))
-    each = min(MOST_ITEMS, (len(held) - fitted) // 2)
-    race, confirm = held[fitted : fitted + each], held[fitted + each : fitted + 2 * each]
+    rest = len(held) - fitted
+    raced = min(MOST_ITEMS, max(rest // 3, min(2 * FIRST, rest // 2)))
+    race, confirm = held[fitted : fitted + raced], held[fitted + raced :][:MOST_ITEMS]
     inner = replace(task, train=tuple(train), validation=tuple(held[:fitted]), test=(*race, *confirm))
     return Folds(inner, tuple(race), tuple(confirm))
 
