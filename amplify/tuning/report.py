@@ -16,7 +16,8 @@ OUT = 60  # characters of why a candidate left; result.json has them all
 MEANING = (
     "Scores are means over race items, which grow from round to round; nothing of the test split was looked at. The "
     "choice is the simplest candidate within one standard error of the best. It is deployed only where it is better "
-    "than the best plain candidate on items that the search has not seen (paired test, one-sided p at most 5 %). An "
+    "than the best plain candidate on items that the search has not seen (paired tests after 32, 64 and all items, "
+    "together at 5 %, one-sided). An "
     "ingredient's value is its Shapley value in the game whose coalitions are worth the best candidate made of them "
     "alone, on the items of the first round."
 )

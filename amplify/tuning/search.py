@@ -44,7 +44,8 @@ MOST_FITTED = 64  # validation items that fits may use
 MOST_TRAIN = 500  # rows that shots and proxies are taken from
 BATCH = 16  # items answered in one call
 ROUND_ONE, RACE = 0.45, 0.7  # share of the budget that the first round, and the race, may use
-LEVEL = 0.05  # of the confirmation, one-sided
+LEVEL = 0.05  # of the confirmation, one-sided: of all its looks together
+LOOKS = {32: 0.005, 64: 0.005}  # after so many items: the part of `LEVEL` that a look spends; the last one has the rest
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Confirmation:
         chosen, plain: mean scores of the two.
         difference, low, high: chosen less plain, with its 95 % interval.
         p: one-sided, that the choice is no better.
-        confirmed: whether p is at most 5 %.
+        confirmed: whether p is at most the level of its look; see `looked`.
     """
 
     n: int
@@ -314,7 +315,7 @@ def _config(task: Task, model: LanguageModel, budget: Budget, seed: int, listed:
     )
 
 
-def compared(chosen: Sequence[float], plain: Sequence[float]) -> Confirmation:
+def compared(chosen: Sequence[float], plain: Sequence[float], level: float = LEVEL) -> Confirmation:
     """The choice against the best plain candidate on the same unseen items; confirmed where it is surely better."""
     difference, interval, test = statistics.compare([list(chosen)], [list(plain)])
     p = test.p / 2 if difference > 0 else 1 - test.p / 2
@@ -326,8 +327,26 @@ def compared(chosen: Sequence[float], plain: Sequence[float]) -> Confirmation:
         low=interval.low,
         high=interval.high,
         p=p,
-        confirmed=difference > 0 and p <= LEVEL,
+        confirmed=difference > 0 and p <= level,
     )
+
+
+def looked(chosen: Sequence[float], plain: Sequence[float], last: bool = False) -> Confirmation | None:
+    """The comparison, where it may end with these items; None where more are to be asked for.
+
+    It may after 32 and after 64 items, where the choice is surely better (p ≤ .005 each) or behind; the last look has
+    what these leave of 5 %. So, by the union bound, a choice that is no better is confirmed in at most 5 % of searches.
+
+    Args:
+        chosen, plain: scores of the two on the same items.
+        last: there are no more.
+    """
+    if last:
+        return compared(chosen, plain, LEVEL - sum(level for n, level in LOOKS.items() if n < len(chosen)))
+    if len(chosen) not in LOOKS:
+        return None
+    found = compared(chosen, plain, LOOKS[len(chosen)])
+    return found if found.confirmed or found.difference < 0 else None
 
 
 @contextmanager
@@ -452,7 +471,7 @@ class _Search:
         return found
 
     def _confirmed(self, chosen: int, base: int) -> Confirmation | None:
-        """Both on the items kept back, batch by batch, as many as the budget allows."""
+        """Both on the items kept back, batch by batch, as many as the budget allows and the difference needs."""
         mine: list[float] = []
         plain_: list[float] = []
         items = self.folds.confirm
@@ -465,9 +484,9 @@ class _Search:
                 break
             plain_ += pair[0]
             mine += pair[1]
-        if not mine:
-            return None
-        return compared(mine, plain_)
+            if len(mine) < len(items) and (found := looked(mine, plain_)):
+                return found
+        return looked(mine, plain_, last=True) if mine else None
 
     def _need(self, first: int) -> None:
         """Refuse a budget of tokens or calls with which not even two candidates could race and be confirmed."""

@@ -11,7 +11,7 @@ import pytest
 from amplify.tuning import race as racing
 from amplify.tuning.budget import BudgetSpentError
 from amplify.tuning.race import CannotRunError, Runner
-from amplify.tuning.search import compared
+from amplify.tuning.search import Confirmation, compared, looked
 
 
 def table(worth: Sequence[float], items: int, seed: int) -> np.ndarray:
@@ -107,6 +107,16 @@ def test_a_choice_is_not_judged_by_the_items_that_made_it() -> None:
     assert abs(np.mean(crossed) - 0.5) < 3 * 0.5 / math.sqrt(40 * 40)
 
 
+def confirmed(chosen: Sequence[float], plain: Sequence[float]) -> Confirmation:
+    """As a search confirms: in batches of 16, with a look at each."""
+    for n in range(16, len(chosen), 16):
+        if found := looked(chosen[:n], plain[:n]):
+            return found
+    found = looked(chosen, plain, last=True)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("worth", [0.6, 0.55])
 def test_never_worse_where_no_candidate_is_better(worth: float) -> None:
     """Over 300 searches with nothing to find, something else than the plain one is deployed in at most 5 % of them."""
@@ -116,19 +126,21 @@ def test_never_worse_where_no_candidate_is_better(worth: float) -> None:
         race = run(table(truth, 64, seed))
         chosen = racing.choose(race.finalists, range(race.n))
         if not chosen.plain:
-            unseen = table(truth, 64, 10_000 + seed)
-            deployed += compared(unseen[chosen.index].tolist(), unseen[0].tolist()).confirmed
+            unseen = table(truth, 128, 10_000 + seed)
+            deployed += confirmed(unseen[chosen.index].tolist(), unseen[0].tolist()).confirmed
     assert deployed / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
     if worth < 0.6:
         assert deployed / 300 <= 0.02  # what is worse is deployed more rarely still
 
 
-def test_a_true_gain_is_confirmed() -> None:
-    found = 0
-    for seed in range(50):
-        unseen = table([0.4, 0.7], 64, seed)
-        found += compared(unseen[1].tolist(), unseen[0].tolist()).confirmed
-    assert found >= 45
+def test_a_true_gain_is_confirmed_and_a_large_one_early() -> None:
+    runs = [[confirmed(*table([best, 0.4], 86, seed).tolist()) for seed in range(50)] for best in (0.65, 0.8)]
+    assert sum(one.confirmed for one in runs[0]) >= 40
+    assert sum(one.confirmed for one in runs[1]) == 50
+    assert np.mean([one.n for one in runs[1]]) < 60
+    behind = [confirmed(*table([0.3, 0.6], 86, seed).tolist()) for seed in range(50)]
+    assert not any(one.confirmed for one in behind)
+    assert np.mean([one.n for one in behind]) < 40
 
 
 def test_a_confirmation_by_hand() -> None:
