@@ -24,6 +24,7 @@ EXTRAS = {
     "mlflow": "mlflow",
     "peft": "local",
     "ragas": "ragas",
+    "ray": "ray",
     "safetensors": "local",
     "torch": "local",
     "transformers": "local",
@@ -41,6 +42,17 @@ class AmplifyError(Exception):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(redact(message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # as it is, since those that make their message themselves take something else than it
+        return _again, (type(self), self.args, dict(self.__dict__))
+
+
+def _again(kind: type[AmplifyError], args: tuple[Any, ...], held: Mapping[str, Any]) -> AmplifyError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(held)
+    return error
 
 
 class InputError(AmplifyError, ValueError):

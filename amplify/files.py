@@ -12,8 +12,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -226,26 +227,31 @@ def read_lines(path: str | Path, damaged: str = "delete it and all after it to g
     Raises:
         RunError: a line that is not the last one is damaged, or the file cannot be read.
     """
-    return _read(Path(path), damaged)[0]
+    return [row for row, _ in each_line(path, damaged)]
 
 
-def _read(path: Path, damaged: str) -> tuple[list[Any], int]:
-    """The rows of a journal, and the bytes that they take."""
+def each_line(
+    path: str | Path, damaged: str = "delete it and all after it to go on from there"
+) -> Iterator[tuple[Any, int]]:
+    """As `read_lines`, one after the other: (value, where its line ends in the file)."""
+    path = Path(path)
     try:
-        content = path.read_bytes() if path.exists() else b""
+        with path.open("rb") if path.exists() else BytesIO() as file:
+            end = number = 0
+            line = file.readline()
+            while line.endswith(b"\n"):
+                following = file.readline()
+                number, end = number + 1, end + len(line)
+                try:
+                    row = codec.parse(line[:-1])
+                except DataError as error:
+                    if not following.endswith(b"\n"):
+                        return
+                    raise RunError(f"line {number} of {shown(path)} is damaged; {damaged}") from error
+                yield row, end
+                line = following
     except (OSError, ValueError) as error:
         raise RunError(f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    rows, end = [], 0
-    lines = content.split(b"\n")[:-1]
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(codec.parse(line))
-        except DataError as error:
-            if number == len(lines):
-                break
-            raise RunError(f"line {number} of {shown(path)} is damaged; {damaged}") from error
-        end += len(line) + 1
-    return rows, end
 
 
 class Journal:
@@ -257,6 +263,7 @@ class Journal:
         what: the name of what it holds, for messages, e.g. "the cache of this call".
         again: how to start anew, for messages.
         locked: whether other processes may write to the same file; False where the caller holds its folder.
+        keep: what is remembered of each row that was there, given it and where its line begins; None: the row.
 
     Attributes:
         rows: those that were there when it was opened, without the header.
@@ -274,6 +281,7 @@ class Journal:
         what: str = "this journal",
         again: str = "name another file, or delete it",
         locked: bool = True,
+        keep: Callable[[Any, int], Any] | None = None,
     ) -> None:
         self.path, self.what, self.again, self._locked = Path(path), what, again, locked
         self._first = None if header is None else codec.encode(header)
@@ -282,13 +290,15 @@ class Journal:
         with self._alone():
             whole_header = self._check_header()
             try:
-                self.rows, end = _read(self.path, self.again)
+                self.rows, end = [], 0
+                for row, after in each_line(self.path, self.again):
+                    header_line = whole_header and not end
+                    self.rows += [] if header_line else [row if keep is None else keep(row, end)]
+                    end = after
             except RunError as error:
                 raise RunError(f"{shown(self.path)} cannot be {self.what}: {error}") from error
             self._cut(end)
-            if whole_header:
-                self.rows = self.rows[1:]
-            elif self._first is not None:
+            if not whole_header and self._first is not None:
                 self._add([self._first])
 
     def _check_header(self) -> bool:
@@ -337,16 +347,19 @@ class Journal:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def append(self, rows: Sequence[Any]) -> None:
+    def append(self, rows: Sequence[Any]) -> int:
         """Append rows in one write and force them to disk; where that fails, the file is as it was before.
+
+        Returns:
+            Where the first of them begins in the file.
 
         Raises:
             WriteError: the disk is full or the file cannot be written.
         """
         with self._alone():
-            self._add(rows)
+            return self._add(rows)
 
-    def _add(self, rows: Sequence[Any]) -> None:
+    def _add(self, rows: Sequence[Any]) -> int:
         data = b"".join(map(dump, rows))
         try:
             with self.path.open("ab", buffering=0) as file:
@@ -361,6 +374,7 @@ class Journal:
                     raise
         except OSError as error:
             raise cannot_write(self.path, error) from error
+        return before
 
 
 def limited(lines: Sequence[str], most: int = 8) -> list[str]:

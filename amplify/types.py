@@ -115,6 +115,8 @@ class Sampling:
         seed: makes sampling repeatable where the model can; ignored by greedy decoding.
         n: answers to each prompt. `generate` then returns n completions for the first prompt, n for the second …
         logprobs: whether completions come with their tokens' log-probabilities.
+        offset: number of the first prompt, where these are part of a longer batch: a seed gives each number random
+            numbers of its own.
     """
 
     max_tokens: int = 64
@@ -124,6 +126,7 @@ class Sampling:
     seed: int | None = None
     n: int = 1
     logprobs: bool = False
+    offset: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _strings(self.stop))

@@ -140,7 +140,7 @@ def opened_model(spec: str, options: tuple[str, ...]) -> LanguageModel:
 
 def takes_model(command: Command) -> Command:
     """Add --model and --model-option: parameters `model` and `model_option`."""
-    kinds = "transformers:MODEL, vllm:MODEL, openai:MODEL@URL or scripted:NAME."
+    kinds = "transformers:MODEL, vllm:MODEL, openai:MODEL@URL or scripted:NAME; ray:N× before it for N workers."
     engine = "Engine option, e.g. dtype=float32. Repeatable."
     command = click.option("--model-option", "-B", multiple=True, metavar="KEY=VALUE", help=engine)(command)
     return click.option("--model", "-m", metavar="KIND:MODEL", help=kinds)(command)

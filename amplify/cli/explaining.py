@@ -260,7 +260,6 @@ def _explain_log(
     folder = out or Path("runs") / "why"
     with opened_model(model, model_option) as opened, resumes():
         found = explain_log(source, folder, opened, options)
-    skipped = [each for each in found if each.result is None]
-    for each in skipped:
-        say(f"line {each.line} was skipped: {each.problem}", err=True)
-    say(f"{len(found) - len(skipped)} explained, {len(skipped)} skipped: {folder / INDEX}")
+    for number in found.skipped:
+        say(f"line {number} was skipped: {found.line(number).problem}", err=True)
+    say(f"{found.explained} explained, {len(found.skipped)} skipped: {folder / INDEX}")

@@ -8,20 +8,21 @@ a quarter of the arithmetic of scoring each set by itself, and the numbers are t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from amplify.errors import InputError
 from amplify.locks import lock_of
-from amplify.models.base import LocalModel, ScoringModel
+from amplify.models.base import LocalModel, ScoringModel, Spread
 from amplify.steering import Steering
 from amplify.types import Prompt
 
 if TYPE_CHECKING:
     import torch
 
+SETS = 48  # head sets that a worker measures at a time
 HeadSet = frozenset[tuple[int, int]]  # (layer, query head)
 
 
@@ -83,6 +84,20 @@ class Margins:
                 return self._packed(number, sets)
         return [self._plainly(self.items[number], heads) for heads in sets]
 
+    def each(
+        self, asked: Iterable[tuple[int, Sequence[HeadSet]]]
+    ) -> Iterator[tuple[int, Sequence[HeadSet], list[float]]]:
+        """(number, head sets, margins) for each item's number and head sets, in any order where there are workers."""
+        if not isinstance(self.model, Spread):
+            yield from ((number, sets, self(number, sets)) for number, sets in asked)
+            return
+        parts = (
+            (number, sets[start : start + SETS], self.items[number], self.steering, self.target_tokens)
+            for number, sets in asked
+            for start in range(0, len(sets), SETS)
+        )
+        yield from self.model.each(_measured, parts)
+
     def _plainly(self, item: Item, heads: HeadSet) -> float:
         steering = replace(self.steering, heads=by_layer(heads)) if heads else None
         texts = [text for text in (item.gold, item.foil) if text]
@@ -118,6 +133,11 @@ class Margins:
                     item = self.items[number]
                     out[i] = self._total(item, gold) - (self._total(item, foil) if foil else 0.0)
         return out
+
+
+def _measured(model: Any, asked: tuple[int, Sequence[HeadSet], Item, Steering, int]) -> tuple[int, Any, list[float]]:
+    number, sets, item, steering, target_tokens = asked
+    return number, sets, Margins(model, [item], steering, target_tokens=target_tokens)(0, sets)
 
 
 class _Laid:

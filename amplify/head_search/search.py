@@ -26,7 +26,7 @@ from amplify.files import Journal, shown
 from amplify.head_search.margins import HeadSet, Item, Margins, by_layer, heads_of
 from amplify.methods import make
 from amplify.methods.program import answer_shots
-from amplify.models.base import ScoringModel, need_scoring
+from amplify.models.base import ScoringModel, each, need_scoring
 from amplify.steering import Steering
 from amplify.steering.spec import model_shape
 from amplify.tasks import Task
@@ -253,32 +253,21 @@ class Recorded:
     def __call__(self, sets: Sequence[HeadSet], samples: Sequence[int]) -> Floats:
         """Margins, [head sets, samples]."""
         names = [_name(heads) for heads in sets]
-        out = np.zeros((len(sets), len(samples)))
-        for column, number in enumerate(samples):
-            item = self.margins.items[number].id
-            todo = [i for i, name in enumerate(names) if (item, name) not in self.known]
-            if todo:
-                found = self.margins(number, [sets[i] for i in todo])
-                rows = []
-                for i, exact in zip(todo, found, strict=True):
-                    margin = round(float(exact), 6)  # as the file has it, so that a resumed search is the same one
-                    self.known[item, names[i]] = margin
-                    rows.append(
-                        {
-                            "task": self.task,
-                            "key": self.key,
-                            "item": item,
-                            "heads": names[i],
-                            "margin": margin,
-                        }
-                    )
-                self.made += len(rows)
-                if self._journal is not None:
-                    self._journal.append(rows)
-                if self.progress:
-                    self.progress(len(rows))
-            out[:, column] = [self.known[item, name] for name in names]
-        return out
+        items = {number: self.margins.items[number].id for number in samples}
+        todo = {n: [s for s in sets if (item, _name(s)) not in self.known] for n, item in items.items()}
+        for number, measured, found in self.margins.each([(n, some) for n, some in todo.items() if some]):
+            rows = []
+            for heads, exact in zip(measured, found, strict=True):
+                margin = round(float(exact), 6)  # as the file has it, so that a resumed search is the same one
+                self.known[items[number], _name(heads)] = margin
+                where = {"task": self.task, "key": self.key, "item": items[number]}
+                rows.append({**where, "heads": _name(heads), "margin": margin})
+            self.made += len(rows)
+            if self._journal is not None:
+                self._journal.append(rows)
+            if self.progress:
+                self.progress(len(rows))
+        return np.array([[self.known[items[number], name] for number in samples] for name in names])
 
 
 def _name(heads: HeadSet) -> str:
@@ -408,10 +397,7 @@ def find_heads(
     if len({task.name for task in tasks}) < len(tasks):
         raise InputError(f"a task is named twice: {', '.join(task.name for task in tasks)}")
     scorer = need_scoring(model, "a search for heads")
-    config = getattr(getattr(model, "module", None), "config", None)
-    if config is None:
-        raise InputError("a search for heads needs to know the model's layers and heads: open it with transformers:")
-    shape = model_shape(config)
+    [shape] = each(model, _shape, [None])
     layers, heads = shape["layers"], shape["heads"]
     base = steering or Steering(heads={0: (0,)})
     options = {k: v for k, v in base.to_dict().items() if k not in ("heads", "model", "provenance")}
@@ -465,6 +451,14 @@ def find_heads(
     return Profile(
         replace(base, heads=by_layer(chosen.heads), model=model, provenance=provenance), rankings, chosen, runs
     )
+
+
+def _shape(model: Any, _: None) -> dict[str, Any]:
+    """Layers and heads of a model that is open here."""
+    config = getattr(getattr(model, "module", None), "config", None)
+    if config is None:
+        raise InputError("a search for heads needs to know the model's layers and heads: open it with transformers:")
+    return model_shape(config)
 
 
 def held_out(task: Task, model: Any, steering: Steering, *, samples: int = 32, seed: int = 1) -> tuple[float, float]:

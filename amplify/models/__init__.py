@@ -1,15 +1,25 @@
-"""Ways to reach a model: `transformers:`, `vllm:`, `openai:`, `scripted:`, and those that are registered."""
+"""Ways to reach a model: `transformers:`, `vllm:`, `openai:`, `scripted:`, `ray:`, and those that are registered."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from inspect import Parameter, getattr_static, signature
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from amplify.errors import InputError, UnknownNameError, extras
-from amplify.models.base import LanguageModel, LocalModel, ScoringModel, SimpleModel, Usage, need_local, need_scoring
+from amplify.models.base import (
+    LanguageModel,
+    LocalModel,
+    ScoringModel,
+    SimpleModel,
+    Spread,
+    Usage,
+    need_local,
+    need_scoring,
+)
 from amplify.registry import Table, register
 
 __all__ = [
@@ -18,6 +28,7 @@ __all__ = [
     "LocalModel",
     "ScoringModel",
     "SimpleModel",
+    "Spread",
     "Usage",
     "load_model",
     "need_local",
@@ -44,8 +55,8 @@ def load_model(name: str, **options: Any) -> LanguageModel:
     """Open a model.
 
     Args:
-        name: "transformers:MODEL", "vllm:MODEL", "openai:MODEL@URL" or "scripted:NAME". MODEL is an alias
-            (`amplify list models`), a hub id or a folder.
+        name: "transformers:MODEL", "vllm:MODEL", "openai:MODEL@URL" or "scripted:NAME", or "ray:N×" before one of
+            these for N workers. MODEL is an alias (`amplify list models`), a hub id or a folder.
         **options: engine options by keyword, checked by the model (e.g. dtype="float32", max_model_len=2048).
 
     Raises:
@@ -127,6 +138,16 @@ def _scripted(name: str, **options: Any) -> LanguageModel:
 
     _check(options, ScriptedModel)
     return ScriptedModel(name, **options)
+
+
+@register("model", "ray")
+def _ray(name: str, **options: Any) -> LanguageModel:
+    """A model on N workers of a Ray cluster: ray:N×KIND:MODEL."""
+    from amplify.models.ray import Cluster, connect
+
+    own = {field.name: options.pop(field.name) for field in fields(Cluster) if field.name in options}
+    _check(own, Cluster)
+    return connect(name, Cluster(**own), options)
 
 
 def _check(options: Mapping[str, Any], *opens: Callable[..., Any], without: str = "") -> None:

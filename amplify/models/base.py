@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, runtime_checkable
 
 from amplify.errors import CapabilityError, ContextLengthError, InputError, ModelError
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from amplify.models.tree.tree import TokenTree
     from amplify.steering import Steering
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass
@@ -165,6 +168,28 @@ class LocalModel(ScoringModel, Protocol):
 def sharing(model: LanguageModel) -> AbstractContextManager[None]:
     """See `LocalModel.sharing`; nothing for another model (servers share beginnings by themselves)."""
     return model.sharing() if isinstance(model, LocalModel) else nullcontext()
+
+
+@runtime_checkable
+class Spread(LanguageModel, Protocol):
+    """A model that is open in several workers.
+
+    Attributes:
+        workers: how many.
+    """
+
+    workers: int
+
+    def each(self, function: Callable[[Any, T], R], items: Iterable[T]) -> Iterator[R]:
+        """`function(model, item)` for each item at one of the workers, with its own model; results as they come."""
+        ...
+
+
+def each(model: LanguageModel, function: Callable[[Any, T], R], items: Iterable[T]) -> Iterator[R]:
+    """`function(model, item)` for each item: at the workers of a model that has some (in any order), else here."""
+    if isinstance(model, Spread):
+        return model.each(function, items)
+    return (function(model, item) for item in items)
 
 
 def need_scoring(model: LanguageModel, what: str) -> ScoringModel:

@@ -248,7 +248,7 @@ class OpenAIModel:
         if sampling.temperature > 0:
             body["top_p"] = sampling.top_p
             if sampling.seed is not None:
-                body["seed"] = own_seed(sampling.seed, index)
+                body["seed"] = own_seed(sampling.seed, sampling.offset + index)
         body |= self._with(asked)
         if sampling.logprobs:
             chat = ids is None and prompt.text is None

@@ -162,9 +162,10 @@ class VLLMModel:
         if sampling.logprobs:
             common["logprobs"] = 0  # the token itself, no alternatives
         seed = sampling.seed if sampling.temperature > 0 else None
+        seeds = [None if seed is None else own_seed(seed, sampling.offset + i) for i in range(len(ids))]
         params = [
-            SamplingParams(**common, seed=None if seed is None else own_seed(seed, i), extra_args=_extra(asked[i]))
-            for i in range(len(ids))
+            SamplingParams(**common, seed=own, extra_args=_extra(extra))
+            for own, extra in zip(seeds, asked, strict=True)
         ]
         done: dict[int, Completion] = {}
         with _completed(done, len(ids)):

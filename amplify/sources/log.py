@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import amplify
 from amplify import codec, files
 from amplify.errors import DataError, InputError
-from amplify.models.base import LanguageModel
+from amplify.models.base import LanguageModel, each
 from amplify.progress import progress
 from amplify.render import page_template
 from amplify.sources.attribute import attribute_sources
 from amplify.sources.result import SourceAttribution
 
 RESULTS, PAGES, INDEX = "attributions.jsonl", "pages", "index.html"
+ON_A_PAGE = 1000
+Json = dict[str, Any]
 _KEYS = ("question", "documents", "messages", "sources", "answer")
 
 
@@ -37,19 +41,54 @@ class Explained:
     problem: str = ""
 
 
+class ExplainedLog(Sequence[Explained]):
+    """What came of a log, in the order of its lines; each result is read from the file when it is asked for.
+
+    Attributes:
+        explained: how many lines.
+        skipped: the numbers of the others.
+    """
+
+    def __init__(self, path: Path, places: Mapping[int, int], skipped: Collection[int]) -> None:
+        self._path, self._places, self._lines = path, places, sorted(places)
+        self.skipped = sorted(skipped)
+        self.explained = len(places) - len(skipped)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> Explained: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Explained]: ...
+
+    def __getitem__(self, index: int | slice) -> Explained | list[Explained]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.line(self._lines[index])
+
+    def line(self, number: int) -> Explained:
+        """What came of a line of the log, by its number from 1."""
+        with self._path.open("rb") as file:
+            file.seek(self._places[number])
+            return _read(codec.parse(file.readline()))
+
+
 def explain_log(
     source: str | Path, out: str | Path, model: LanguageModel, options: Mapping[str, Any], shown: bool = True
-) -> list[Explained]:
+) -> ExplainedLog:
     """Explain every conversation of a log, and write a page about all of them.
 
     A line is an object with `question`, `documents` and perhaps `answer`, or with `messages`, perhaps `sources` (spans)
     or `documents` (which stand in them) and `answer`; without it the last message is the answer where it is the
-    assistant's. A line that is no conversation is skipped and named.
+    assistant's. A line that is no conversation is skipped and named. Neither the log nor its results are held in
+    memory, so it may be of any length; a model with workers (`ray:`) explains as many conversations at a time.
 
     Args:
         source: JSON lines.
-        out: folder for `attributions.jsonl` (a line as soon as it is known), `pages/` and `index.html`. The same call
-            goes on where it was stopped.
+        out: folder for `attributions.jsonl` (a line as soon as it is known), `pages/` and `index.html`, for every
+            further thousand conversations `index-2.html` and so on. The same call goes on where it was stopped.
         model: who is asked.
         options: of `attribute_sources`, for every line.
         shown: say how many lines are done.
@@ -59,43 +98,73 @@ def explain_log(
         ModelError: the model failed; what was done is kept.
     """
     folder, path = Path(out), Path(source)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    lines = [(k, line) for k, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
-        raise InputError(f"{path} is empty")
+    total, digest = _measured(path)
     header = {
-        "log": files.digest(text), "model": model.describe(), "options": codec.encode(dict(options)),
+        "log": digest, "model": model.describe(), "options": codec.encode(dict(options)),
         "amplify": amplify.__version__,
     }  # fmt: skip
-    journal = files.Journal(folder / RESULTS, header, what="the results of this log", again="name another --out")
-    done = {found.line: found for found in map(_read, journal.rows)}
+    places: dict[int, int] = {}  # line -> where its result begins in the file
+    skipped: set[int] = set()
+
+    def note(row: Mapping[str, Any], begins: int) -> None:
+        places[row["line"]] = begins
+        if row["attribution"] is None:
+            skipped.add(row["line"])
+
+    results = folder / RESULTS
+    journal = files.Journal(results, header, what="the results of this log", again="name another --out", keep=note)
     (folder / PAGES).mkdir(exist_ok=True)
-    with progress(total=len(lines), unit="line", initial=len(done), shown=shown) as bar:
-        for number, line in lines:
-            if number in done:
-                continue
-            done[number] = _explained(number, line, model, options)
-            journal.append([_row(done[number])])
-            _page(folder, done[number])
+    before = set(places)
+    waiting = ((number, line) for number, line in _lines(path) if number not in before)
+    with progress(total=total, unit="line", initial=len(before), shown=shown) as bar:
+        for row, page in each(model, partial(_explained, options=options), waiting):
+            note(row, journal.append([row]))
+            if page:
+                files.write(folder / PAGES / f"{row['line']}.html", page)
             bar.update(1)
-    found = [done[number] for number, _ in lines]
-    files.write(folder / INDEX, _index(found, path.name))
+    found = ExplainedLog(results, places, skipped)
+    _write_index(folder, found, path.name)
     return found
 
 
-def _explained(number: int, line: str, model: LanguageModel, options: Mapping[str, Any]) -> Explained:
-    name = str(number)
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line
+
+
+def _measured(path: Path) -> tuple[int, str]:
+    """How many lines a log has, and its hash.
+
+    Raises:
+        InputError: it cannot be read, or is empty.
+    """
+    try:
+        total = sum(1 for _ in _lines(path))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not total:
+        raise InputError(f"{path} is empty")
+    return total, digest
+
+
+def _explained(model: LanguageModel, asked: tuple[int, str], options: Mapping[str, Any]) -> tuple[Json, str]:
+    """What stands in the results about a line, and its page."""
+    number, line = asked
+    row: Json = {"line": number, "id": str(number), "problem": "", "attribution": None}
     try:
         given = codec.parse(line)
         if not isinstance(given, dict):
             raise InputError("it is no object")
-        name = str(given.get("id", number))
-        return Explained(number, name, attribute_sources(model=model, **conversation(given), **options))
+        row["id"] = str(given.get("id", number))
+        result = attribute_sources(model=model, **conversation(given), **options)
     except (InputError, DataError) as error:
-        return Explained(number, name, problem=str(error))
+        return {**row, "problem": str(error)}, ""
+    return {**row, "attribution": result.to_dict()}, result.to_html()
 
 
 def conversation(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,30 +185,23 @@ def conversation(given: Mapping[str, Any]) -> dict[str, Any]:
     return asked
 
 
-def _row(found: Explained) -> dict[str, Any]:
-    held = None if found.result is None else found.result.to_dict()
-    return {"line": found.line, "id": found.id, "problem": found.problem, "attribution": held}
-
-
 def _read(row: Any) -> Explained:
     held = row["attribution"]
     result = None if held is None else SourceAttribution.from_dict(held)
     return Explained(row["line"], row["id"], result, row["problem"])
 
 
-def _page(folder: Path, found: Explained) -> None:
-    if found.result is not None:
-        found.result.to_html(folder / PAGES / f"{found.line}.html")
-
-
-def _index(found: list[Explained], name: str) -> str:
-    rows = [_summary(each) for each in found]
-    return page_template("amplify.sources", "log.html.jinja").render(
-        name=name,
-        rows=rows,
-        explained=sum(each.result is not None for each in found),
-        skipped=[each for each in found if each.result is None],
-    )
+def _write_index(folder: Path, found: ExplainedLog, name: str) -> None:
+    template = page_template("amplify.sources", "log.html.jinja")
+    count = -(-len(found) // ON_A_PAGE)
+    names = [INDEX, *(f"index-{k}.html" for k in range(2, count + 1))]
+    for k, own in enumerate(names):
+        on_page = range(k * ON_A_PAGE, min((k + 1) * ON_A_PAGE, len(found)))
+        text = template.render(
+            name=name, rows=[_summary(found[i]) for i in on_page], explained=found.explained,
+            skipped=len(found.skipped), names=names if count > 1 else [], own=own,
+        )  # fmt: skip
+        files.write(folder / own, text)
 
 
 def _summary(found: Explained) -> dict[str, Any]:

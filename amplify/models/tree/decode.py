@@ -175,5 +175,5 @@ def _uniform(sampling: Sampling, count: int) -> torch.Tensor:
     """(prompts, max_tokens) random numbers. Prompt i has its own stream, so its batch does not change its text."""
     if not sampling.temperature:
         return torch.empty(0)
-    seeds = [None if sampling.seed is None else [sampling.seed, i] for i in range(count)]
+    seeds = [None if sampling.seed is None else [sampling.seed, sampling.offset + i] for i in range(count)]
     return torch.from_numpy(np.stack([np.random.default_rng(s).random(sampling.max_tokens) for s in seeds]))
