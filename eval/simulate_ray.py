@@ -3,10 +3,11 @@
     python eval/simulate_ray.py [--workers 64] [--parts 640] [--kills 10] [--out eval/results/ray_schedule.json]
 
 Each part takes a time of its own (log-normal, spread 0.6, mean 0.25 s), some workers die in the middle of a part, and
-a new one takes two seconds to open. Nothing is computed, so 64 of them fit any machine, and what is seen is the schedule
-alone: `amplify.models.pool` decides it, here as on a cluster. Beside it stands what the same times give on paper: a
-worker that is free takes the next part, and no start, death or message costs anything; and the least that is possible,
-all times added up over the workers, or the longest part. The plot shows each part as a line on its worker's row.
+a new one takes two seconds to open. Nothing is computed, so 64 of them fit any machine, and what is seen is the
+schedule alone: `amplify.models.pool` decides it, here as on a cluster. Beside it stands what the same times give on
+paper (a worker that is free takes the next part, and no start, death or message costs anything), and the least that is
+possible: all times added up over the workers, or the longest part. The plot shows each part as a line on its worker's
+row.
 """
 
 from __future__ import annotations

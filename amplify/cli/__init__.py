@@ -16,7 +16,7 @@ from amplify.cli.explaining import attribute, explain
 from amplify.cli.listing import list_, models, proxy
 from amplify.cli.running import apply, report, run
 from amplify.cli.serving import serve
-from amplify.cli.steering import generate, heads
+from amplify.cli.steering import generate, heads, projections
 from amplify.cli.tuning import tune
 from amplify.errors import AmplifyError, PromptFormatError, extras
 
@@ -64,7 +64,9 @@ def first_contact() -> Iterator[str]:
         yield f"  {command:41}{what}"
 
 
-for command in (doctor, tune, run, report, apply, explain, attribute, serve, generate, heads, models, list_, proxy):
+for command in (
+    doctor, tune, run, report, apply, explain, attribute, serve, generate, heads, projections, models, list_, proxy,
+):  # fmt: skip
     cli.add_command(command)
 
 

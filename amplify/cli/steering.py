@@ -1,4 +1,4 @@
-"""`amplify generate` and `heads`: answer with emphasis, and find the heads that follow it."""
+"""`amplify generate`, `heads` and `projections`: answer with emphasis, and find what in a model follows it."""
 
 from __future__ import annotations
 
@@ -129,3 +129,49 @@ def heads(
     found.steering.save(out)
     chosen = sum(map(len, (found.steering.heads or {}).values()))
     say(f"{chosen} heads from {found.runs} runs: {out}")
+
+
+@click.command()
+@takes_model
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Profile (.yaml) to write.")
+@click.option(
+    "--layers", type=click.IntRange(min=0), default=10, show_default=True, help="Last ones edited; 0 for all."
+)
+@click.option(
+    "--mass",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="Share of the singular values' sum that the relevant directions hold.",
+)
+@click.option(
+    "--least",
+    type=click.FloatRange(0),
+    default=0.2,
+    show_default=True,
+    help="Key heads that a question moves less are left alone.",
+)
+@click.option("--samples", type=click.IntRange(min=1), default=200, show_default=True, help="Texts made by rule.")
+@click.option("--positive-gain", type=float, default=0.8, show_default=True, help="Along the relevant directions.")
+@click.option("--negative-gain", type=float, default=0.2, show_default=True, help="Along what is left otherwise.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the texts.")
+def projections(
+    model: str | None,
+    model_option: tuple[str, ...],
+    out: Path,
+    positive_gain: float,
+    negative_gain: float,
+    **options: Any,
+) -> None:
+    """Find how SEKA is to edit the keys of marked words: a profile, and its projections in a file beside it."""
+    from amplify.models import need_local
+    from amplify.steering.keys import save_profile
+
+    if out.suffix not in (".yaml", ".yml"):
+        raise InputError(f"--out names a .yaml file, not {str(out)!r}")
+    with opened_model(required(model, "--model"), model_option) as opened:
+        found = save_profile(
+            need_local(opened, "a search for projections"), out, gains=(positive_gain, negative_gain), **options
+        )
+    learned = found.provenance
+    say(f"{learned['key_heads']} key heads from {learned['tokens']} tokens of {learned['texts']} texts: {out}")

@@ -400,6 +400,8 @@ def find_heads(
     [shape] = each(model, _shape, [None])
     layers, heads = shape["layers"], shape["heads"]
     base = steering or Steering(heads={0: (0,)})
+    if base.edits_keys:
+        raise InputError(f"mode {base.mode!r} steers no heads: find its projections with `amplify projections`")
     options = {k: v for k, v in base.to_dict().items() if k not in ("heads", "model", "provenance")}
     about = model.describe()
     scores: dict[str, Recorded] = {}

@@ -206,6 +206,53 @@ class InstaBoost(PromptMethod):
         return _tried(ShotProgram(self.form(task), (), self.notes_on(task, model), steering=steering), task, model)
 
 
+@dataclass(frozen=True)
+class Seka(PromptMethod):
+    """Edit the keys of what the task emphasises (SEKA, arXiv 2603.01281); attention stays as it is.
+
+    Attributes:
+        profile: by name or file, as `amplify projections` writes it; "" for MODEL-seka.
+        positive_gain, negative_gain: how strongly, see `amplify.steering.keys`; None for the profile's own.
+        random: projections of equal rank on random directions, drawn with the seed.
+    """
+
+    seeded: ClassVar[bool] = False
+    steers: ClassVar[bool] = True
+
+    profile: str = ""
+    positive_gain: float | None = None
+    negative_gain: float | None = None
+    random: bool = False
+
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> ShotProgram:
+        """Take the profile, and try it on the task's first prompt (see `Pasta.fit`)."""
+        check_options(self)
+        need_emphasis(task)
+        name = self.profile or f"{model_name(model)}-seka"
+        if not self.profile and name not in profiles():
+            raise InputError(
+                f"no projections are named {name!r}: find them with `amplify projections --model {model.id} --out "
+                "mine.yaml` and give them as profile=mine.yaml"
+            )
+        found = Steering.load(name)
+        if not found.edits_keys:
+            raise InputError(f"the profile {name!r} is of mode {found.mode!r} and holds no projections")
+        gains = {"positive_gain": self.positive_gain, "negative_gain": self.negative_gain}
+        given = {option: gain for option, gain in gains.items() if gain is not None}
+        steering = replace(found, **given, rotation=seed if self.random else found.rotation)  # type: ignore[arg-type]
+        return _tried(ShotProgram(self.form(task), (), self.notes_on(task, model), steering=steering), task, model)
+
+
+register("method", "seka", Preset(Seka, fixed={"random": False}))
+register(
+    "method", "seka_random",
+    Preset(
+        Seka, "SEKA's control: projections of equal rank on random directions, drawn with the seed.", "control", True,
+        fixed={"random": True},
+    ),
+)  # fmt: skip
+
+
 def _tried(program: ShotProgram, task: Task, model: LanguageModel) -> ShotProgram:
     """The program, after one token with it: what cannot steer is refused before anything is answered."""
     model.generate([program.prompt(task.test[0])], Sampling(max_tokens=1), steering=program.steering)

@@ -100,6 +100,7 @@ def connect(spec: str, cluster: Cluster | None = None, options: Mapping[str, Any
     reached = _Ray(how, count)
     try:
         gpus = how.num_gpus if how.num_gpus is not None else reached.gpus(kind, given)
+        reached.check(count, how.num_cpus, gpus)
         opened = partial(reached.worker, f"{kind}:{rest}", given, how.num_cpus, gpus)
         pool = Pool(opened, count)
         try:
@@ -340,6 +341,7 @@ class _Ray:
             elif _Ray._users:
                 self._mine = True  # another model's, that was opened here: the last one ends it
             _Ray._users += self._mine
+            self._local = self._mine and not address
 
     @property
     def about(self) -> About:
@@ -351,6 +353,20 @@ class _Ray:
         """CPUs and GPUs of the cluster, in words."""
         there = self.ray.cluster_resources()
         return f"{there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU"
+
+    def check(self, count: int, cpus: float, gpus: float) -> None:
+        """Refuse at once what a cluster of this machine, which never grows, has no room for.
+
+        Raises:
+            ModelError: it has not.
+        """
+        free = self.ray.available_resources() if self._local else {}
+        for name, each in (("CPU", cpus), ("GPU", gpus)):
+            if self._local and count * each > (left := free.get(name, 0)):
+                raise ModelError(
+                    f"{count} workers of {each:g} {name} each do not fit this machine's cluster, which has {left:g} "
+                    f"left: take fewer, close another model, or say num_{name.lower()}s=0"
+                )
 
     def gpus(self, kind: str, options: Mapping[str, Any]) -> float:
         """GPUs that a worker reserves unless it is said otherwise."""
@@ -432,4 +448,5 @@ class _RayWorker:
     def end(self) -> None:
         """See `Worker`."""
         with suppress(Exception):
-            self.ray.kill(self.actor)
+            if self.ray.is_initialized():  # else this would start a cluster
+                self.ray.kill(self.actor)

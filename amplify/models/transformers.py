@@ -28,6 +28,7 @@ from amplify.models.tree.tree import TokenTree, TreePlan, plan_tree, trie
 from amplify.steering import Steering
 from amplify.steering.attention import Marked, Stream, check_model
 from amplify.steering.formula import token_spans
+from amplify.steering.keys import KeyStream
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -469,7 +470,7 @@ class TransformersModel:
         rendered: Sequence[chat.Rendered],
         encoded: Sequence[chat.Encoded],
         prompt_tokens: Sequence[int],
-    ) -> Stream | None:
+    ) -> Stream | KeyStream | None:
         """What steers a call; None where nothing is steered."""
         if steering is None:
             return None
@@ -479,10 +480,12 @@ class TransformersModel:
             Marked(e.ids, token_spans(e.offsets, r.emphasis, steering, r.text), n)
             for e, r, n in zip(encoded, rendered, prompt_tokens, strict=True)
         ]
-        return Stream(self.module, steering, marked) if any(m.spans for m in marked) else None
+        if not any(m.spans for m in marked):
+            return None
+        return (KeyStream if steering.edits_keys else Stream)(self.module, steering, marked)
 
     def _tree(
-        self, laid: TreePlan, steered: Stream | None = None, memory: PrefixCache | None = None
+        self, laid: TreePlan, steered: Stream | KeyStream | None = None, memory: PrefixCache | None = None
     ) -> list[list[float]]:
         """Log-probabilities of a plan's wanted tokens, node by node."""
         around = None

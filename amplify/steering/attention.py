@@ -34,6 +34,7 @@ from amplify.locks import lock_of
 from amplify.models.chat import render, tokenise
 from amplify.models.tree.forward import grouped_sdpa
 from amplify.steering.formula import TokenSpan, generated_log_weight, key_log_weights, token_spans
+from amplify.steering.keys import edited_keys
 from amplify.steering.plan import WIDER, SteeringPlan, plan_steering, split
 from amplify.steering.spec import Steering
 from amplify.types import Prompt
@@ -408,5 +409,13 @@ def steered(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # hidden by the mask
     ids = torch.tensor([[pad] * (longest - len(e.ids)) + list(e.ids) for e in encoded], device=model.device)
     mask = torch.tensor([[0] * (longest - len(e.ids)) + [1] * len(e.ids) for e in encoded], device=model.device)
-    with steered_by(model, plan_steering(model, steering, spans, mask)):
+    if steering.edits_keys:
+        marks = torch.zeros(mask.shape, device=model.device)
+        for row, (e, own) in enumerate(zip(encoded, spans, strict=True)):
+            for span in own:
+                marks[row, longest - len(e.ids) + span.start : longest - len(e.ids) + span.end] = 1
+        around = edited_keys(model, steering, marks)
+    else:
+        around = steered_by(model, plan_steering(model, steering, spans, mask))
+    with around:
         yield {"input_ids": ids, "attention_mask": mask}

@@ -68,10 +68,9 @@ def token_spans(
     """
     weights: dict[int, tuple[float, Span]] = {}
     for span in spans:
-        if steering.dynamic and span.weight is not None:
-            raise InputError(
-                f"mode {steering.mode!r} finds the factor from its target; the span {_quote(span, text)} gives one"
-            )
+        if (steering.dynamic or steering.edits_keys) and span.weight is not None:
+            why = "has no factors" if steering.edits_keys else "finds the factor from its target"
+            raise InputError(f"mode {steering.mode!r} {why}; the span {_quote(span, text)} gives one")
         weight = 1.0 if steering.dynamic else span.weight if span.weight is not None else steering.default_weight
         inside = [i for i, (a, b) in enumerate(offsets) if max(a, span.start) < min(b, span.end)]
         if not inside:

@@ -144,6 +144,8 @@ def payload(steering: Steering, spans: Sequence[TokenSpan], prompt: int) -> str 
     Raises:
         CapabilityError: a mode that engines do not offer.
     """
+    if steering.edits_keys:
+        raise CapabilityError(f"mode {steering.mode!r} edits keys inside the model: use a transformers: model")
     if steering.dynamic:
         raise CapabilityError(
             f"mode {steering.mode!r} needs each row's attention mass before the factor is known, which takes a second "

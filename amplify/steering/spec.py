@@ -30,18 +30,20 @@ class SteeringMode:
             outside them; arrays or tensors of one shape, to be used with arithmetic alone. 1 leaves a row as it is.
             Modes with factors need a second look at a row's attention, which not every engine offers.
         chosen_heads: whether the heads must be named, steering all of them being no use.
+        keys: instead of a factor: whether the marked tokens' keys are edited by a profile's projections.
     """
 
     description: str
     weight: Callable[[Steering], float] | None = None
     factors: Callable[[Any, Any, Steering], Any] | None = None
     chosen_heads: bool = False
+    keys: bool = False
 
 
 def _adopt(name: str, value: Any) -> SteeringMode:
     if isinstance(value, SteeringMode):
-        if (value.weight is None) == (value.factors is None):
-            raise InputError(f"the steering mode {name!r} has either a weight or factors")
+        if (value.weight is not None) + (value.factors is not None) + value.keys != 1:
+            raise InputError(f"the steering mode {name!r} has either a weight or factors (or edits keys)")
         return value
     if not callable(value):
         raise InputError(f"the steering mode {name!r} is a function of a Steering, or a SteeringMode, not {value!r}")
@@ -77,10 +79,12 @@ register(
 register(
     "steering_mode", "target_mass", SteeringMode("the span's attention mass exactly the target", factors=_target_mass)
 )
+register("steering_mode", "seka", SteeringMode("the span's keys edited once, by a profile's projections", keys=True))
 
 
 Phase = Literal["both", "prefill", "decode"]
 FORMAT = 1
+_MOST_GAIN = 100
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 
 
@@ -96,7 +100,8 @@ class Steering:
             "pasta", a span's attention times 1/alpha before the row is renormalised (the same as alpha outside);
             "instaboost", times exp(bonus);
             "spotlight", times target/psi in those rows whose attention mass psi on the spans is below `target`;
-            "target_mass", the factor that makes the mass exactly `target`, in every row that sees a span.
+            "target_mass", the factor that makes the mass exactly `target`, in every row that sees a span;
+            "seka", no factor: the span's keys are edited by `projections` (see `amplify.steering.keys`).
         bonus: what "instaboost" adds to the logits of the spans' keys.
         target: attention mass on the spans, for "spotlight" and "target_mass"; in (0, 1).
         exempt_generated: the released PASTA code's way: generated (and scored continuation) tokens are not
@@ -105,6 +110,10 @@ class Steering:
             down-weighted; in "spotlight" and "target_mass" it keeps exactly the mass that it had.
         phase: which query rows are steered: of the prompt ("prefill"), of generated and scored tokens ("decode"), or
             both.
+        projections: for "seka": the .safetensors file of the projections; a profile names it relative to itself.
+        positive_gain, negative_gain: for "seka": how strongly keys are edited along the directions of relevance, and
+            along those that are left where a text is not relevant.
+        rotation: for "seka": seed that turns the projections into random ones of equal rank, as a control.
         model: what is known of the model that the heads were measured on, compared by `check`; empty for any model.
         provenance: how a profile was measured; carried along, never interpreted.
     """
@@ -117,6 +126,10 @@ class Steering:
     exempt_generated: bool = False
     keep_attention_sink: bool = False
     phase: Phase = "both"
+    projections: str = ""
+    positive_gain: float = 0.8
+    negative_gain: float = 0.2
+    rotation: int | None = None
     model: Mapping[str, Any] = field(default_factory=dict, compare=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -143,6 +156,7 @@ class Steering:
                 f"mode {self.mode!r} gives the factor {self.default_weight!r}, which is none from {1 / STRONGEST:g} to "
                 f"{STRONGEST:g}"
             )
+        self._check_keys(mode)
         if self.heads is None:
             if mode.chosen_heads:
                 raise InputError(
@@ -150,6 +164,29 @@ class Steering:
                 )
             return
         object.__setattr__(self, "heads", head_sets(self.heads))
+
+    def _check_keys(self, mode: SteeringMode) -> None:
+        gains = (self.positive_gain, self.negative_gain)
+        if not all(is_number(gain) and abs(gain) <= _MOST_GAIN for gain in gains):
+            raise InputError(f"positive_gain and negative_gain are numbers from -{_MOST_GAIN} to {_MOST_GAIN}: {gains}")
+        if self.rotation is not None and (type(self.rotation) is not int or self.rotation < 0):
+            raise InputError(f"rotation is a seed, a whole number from 0, got {self.rotation!r}")
+        if mode.keys and not self.projections:
+            raise InputError(
+                "seka edits keys by a model's projections: find them with `amplify projections --model MODEL --out "
+                'mine.yaml`, and take Steering.load("mine.yaml")'
+            )
+        if mode.keys and (
+            self.heads is not None or self.exempt_generated or self.keep_attention_sink or self.phase != "both"
+        ):
+            raise InputError("seka edits the keys of marked tokens alone: heads, phase and what is spared mean nothing")
+        if not mode.keys and (self.projections or self.rotation is not None):
+            raise InputError(f"projections belong to mode 'seka', not {self.mode!r}")
+
+    @property
+    def edits_keys(self) -> bool:
+        """Whether the marked tokens' keys are edited, and attention is left as it is."""
+        return MODES[self.mode].keys
 
     @property
     def dynamic(self) -> bool:
@@ -250,8 +287,11 @@ class Steering:
             raise InputError(f"steering is not valid JSON: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write a profile as YAML, its provenance included."""
-        text = yaml.safe_dump({"format": FORMAT, **self.to_dict()}, sort_keys=False, default_flow_style=None, width=120)
+        """Write a profile as YAML, its provenance included; projections are named relative to it."""
+        data = self.to_dict()
+        if self.projections:
+            data["projections"] = os.path.relpath(self.projections, Path(path).resolve().parent)
+        text = yaml.safe_dump({"format": FORMAT, **data}, sort_keys=False, default_flow_style=None, width=120)
         files.write(path, text)
 
     @classmethod
@@ -274,6 +314,8 @@ class Steering:
             raise DataError(f"{path} is not a readable steering profile: {error}") from error
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise DataError(f"{path} is not a steering profile of format {FORMAT}")
+        if isinstance(data.get("projections"), str):
+            data["projections"] = str(path.resolve().parent / data["projections"])
         try:
             return cls.from_dict(data)
         except InputError as error:

@@ -36,7 +36,7 @@ def scripted() -> Iterator[amplify.models.LanguageModel]:
 
 @pytest.fixture(scope="module")
 def tiny(scripted: object, tiny_lm: Path) -> Iterator[amplify.models.ScoringModel]:
-    with load_model(f"ray:2x transformers:{tiny_lm}", batch_size=4, dtype="float32", num_cpus=0.5) as model:
+    with load_model(f"ray:2x transformers:{tiny_lm}", batch_size=4, dtype="float32", num_cpus=0) as model:
         yield model
 
 
@@ -71,8 +71,10 @@ def test_errors_come_as_what_they_are(scripted) -> None:
         load_model("ray:2×scripted:nothing", num_cpus=0)
     with pytest.raises(UnknownNameError, match="max_context"):
         load_model("ray:2×scripted:echo", max_contexts=5, num_cpus=0)
-    with pytest.raises(ModelError, match=r"0 of 2 workers were ready within 1 s; the cluster has .* CPU"):
-        load_model("ray:2×scripted:echo", num_cpus=1000, patience=1.0)
+    with pytest.raises(ModelError, match=r"2 workers of 1000 CPU each do not fit .* num_cpus=0"):
+        load_model("ray:2×scripted:echo", num_cpus=1000)
+    with pytest.raises(ModelError, match=r"0 of 2 workers were ready within 0.01 s; the cluster has 3 CPU"):
+        load_model("ray:2×scripted:echo", num_cpus=0, patience=0.01)
 
 
 def test_what_was_answered_before_a_failure_is_kept(scripted) -> None:

@@ -15,6 +15,7 @@ from amplify.types import Sampling
 
 if TYPE_CHECKING:
     from amplify.steering.attention import Stream
+    from amplify.steering.keys import KeyStream
 
 
 def prompt_plan(prompts: Sequence[Sequence[int]]) -> TreePlan:
@@ -57,7 +58,7 @@ def decode(
     finished: Callable[[int, list[int]], bool],
     done: Callable[[int, list[int], list[float]], None],
     limits: Limits,
-    steered: Stream | None = None,
+    steered: Stream | KeyStream | None = None,
 ) -> None:
     """Continue every prompt.
 
