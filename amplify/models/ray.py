@@ -440,7 +440,8 @@ class _RayWorker:
         except self.ray.exceptions.GetTimeoutError as error:
             raise ModelError(f"no worker was ready within {patience:g} s") from error
         except self.ray.exceptions.RayTaskError as error:
-            raise ModelError(f"a worker failed: {error.cause if error.cause is not None else error}") from error
+            said = str(error.cause if error.cause is not None else error).strip().splitlines()
+            raise ModelError(f"a worker failed: {said[0] if said else type(error.cause).__name__}") from error
         except self.ray.exceptions.RayError as error:
             self.end()
             raise WorkerDiedError(" ".join(str(error).split())[:300]) from error

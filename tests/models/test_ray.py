@@ -61,7 +61,7 @@ def test_errors_come_as_what_they_are(scripted) -> None:
         scripted.generate(PROMPTS, Sampling(), steering=Steering(heads={0: (0,)}))
     with (
         load_model("ray:2×scripted:echo", batch_size=2, max_context=15, num_cpus=0) as small,
-        pytest.raises(ContextLengthError, match="prompt 3 has"),
+        pytest.raises(ContextLengthError, match="prompt 4 has"),
     ):
         small.generate(PROMPTS, Sampling(max_tokens=4))
     assert small.usage.calls == 0
@@ -87,18 +87,17 @@ def test_what_was_answered_before_a_failure_is_kept(scripted) -> None:
     assert raised.value.completed == dict(enumerate(alone[:5]))
 
 
-def _slow(model, number: int) -> tuple[int, int, str]:
-    time.sleep(0.02)
-    return number, os.getpid(), model.generate([PROMPTS[number % 11]], Sampling())[0].text
-
-
 def test_ten_workers_are_killed_and_nothing_is_lost_or_doubled(scripted) -> None:
+    def slow(model, number: int) -> tuple[int, int, str]:
+        time.sleep(0.02)
+        return number, os.getpid(), model.generate([PROMPTS[number % 11]], Sampling())[0].text
+
     answers = [one.text for one in load_model("scripted:echo").generate(PROMPTS, Sampling())]
     found: dict[int, str] = {}
     killed: list[int] = []
     replaced = scripted._pool.replaced
     calls = scripted.usage.calls
-    for number, worker, text in scripted.each(_slow, iter(range(150))):
+    for number, worker, text in scripted.each(slow, iter(range(150))):
         assert number not in found
         found[number] = text
         if len(killed) < 10 and len(found) % 8 == 0 and worker not in killed:
@@ -111,20 +110,19 @@ def test_ten_workers_are_killed_and_nothing_is_lost_or_doubled(scripted) -> None
     assert scripted.generate(PROMPTS, Sampling())[10].text == answers[10]
 
 
-def _fail_on_seven(model, number: int) -> int:
-    if number == 7:
-        raise ValueError("seven")
-    return number
-
-
 def test_a_function_that_fails_at_a_worker(scripted) -> None:
+    def fail_on_seven(model, number: int) -> int:
+        if number == 7:
+            raise ValueError("seven")
+        return number
+
     given: list[int] = []
     with pytest.raises(ModelError, match="ValueError: seven"):
-        given.extend(scripted.each(_fail_on_seven, range(1000)))
+        given.extend(scripted.each(fail_on_seven, range(1000)))
     assert set(range(7)) <= set(given)
     assert len(given) < 30
     with pytest.raises(ModelError, match="a worker failed"):
-        list(scripted.each(_fail_on_seven, [open(os.devnull)]))  # noqa: SIM115  nothing that can be sent
+        list(scripted.each(fail_on_seven, [open(os.devnull)]))  # noqa: SIM115  nothing that can be sent
 
 
 def test_a_log_is_spread_and_its_results_are_those_of_one(scripted, tmp_path: Path) -> None:
@@ -150,7 +148,7 @@ def test_secrets_reach_workers_and_no_record(scripted, monkeypatch: pytest.Monke
     monkeypatch.setenv("OPENAI_API_KEY", "sk-only-for-the-server")  # after the cluster was started
     with script("fake_server").FakeServer() as server, load_model(f"ray:2×openai:m@{server.url}", num_cpus=0) as model:
         assert len(model.generate(PROMPTS, Sampling())) == 11
-        keys = {asked.headers.get("authorization") for asked in server.asked if "completions" in asked.path}
+        keys = {asked.headers.get("authorization") for asked in server.seen if "completions" in asked.path}
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         texts = [path.read_bytes() for path in session.rglob("*") if path.is_file()]
     assert keys == {"Bearer sk-only-for-the-server"}

@@ -9,7 +9,8 @@ each kind of process, and nothing else: an engine runs as it would without ampli
   request, layer and head, keys get log(w)/scale, values nothing that counts; the output is cut back;
 - before each forward pass the model runner (V1 or V2) lays these numbers out by request and position;
 - the prefix cache keys blocks from the first token on whose attention changes;
-- the front end refuses a request that does not fit, so that no bad one reaches a worker.
+- the front end refuses an engine in which steering would not be exact (`refusing`), and a request that does not fit,
+  so that no bad one reaches a worker.
 
 A vLLM whose inside is another one is refused there and then, by what differs (`fitting`).
 
@@ -36,6 +37,7 @@ from amplify.steering.payload import KEY, enabled, layers_of, steering_of
 from amplify.steering.spec import resolve
 from amplify.steering.vllm_plugin.fitting import differences
 from amplify.steering.vllm_plugin.layers import extend_attention, extend_runners
+from amplify.steering.vllm_plugin.refusing import check_engine
 
 _MARK = "amplify_looks"  # on a constructor with a look-out
 
@@ -107,6 +109,7 @@ def _looking(plain: Any) -> Any:
     def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         if enabled(vllm_config):
             extend()
+            check_engine(vllm_config)
         plain(self, vllm_config, *args, **kwargs)
 
     setattr(init, _MARK, True)
@@ -152,12 +155,7 @@ def extend_front_end() -> None:
             if wanted is not None:
                 if request.prompt_token_ids is None:
                     raise InputError("steering needs a prompt of token ids, not of embeddings")
-                model = self.model_config
-                if model.use_mla or model.is_hybrid or model.is_attention_free:
-                    raise InputError(
-                        "this model's layers do not all hold keys and values by head: it cannot be steered"
-                    )
-                text = model.hf_text_config
+                text = self.model_config.hf_text_config
                 wanted.check(text.num_hidden_layers, text.num_attention_heads, len(request.prompt_token_ids))
                 named = resolve(wanted.heads, text.num_hidden_layers, text.num_attention_heads)
                 if closed := named.keys() - layers_of(self.vllm_config):

@@ -16,6 +16,7 @@ from typing import Any
 CALLS: dict[str, tuple[str, ...]] = {
     "model_executor.layers.attention.attention:Attention.__init__": (
         "num_heads", "head_size", "scale", "num_kv_heads", "logits_soft_cap", "prefix", "attn_type", "head_size_v",
+        "kv_sharing_target_layer_name",
     ),
     "model_executor.layers.attention.attention:Attention.forward": (
         "query", "key", "value", "output_shape", "output_dtype",
@@ -42,14 +43,16 @@ CALLS: dict[str, tuple[str, ...]] = {
 OBJECTS: dict[str, tuple[str, ...]] = {
     "config:VllmConfig": (
         "additional_config", "compilation_config", "model_config", "scheduler_config", "cache_config",
-        "parallel_config", "speculative_config",
+        "parallel_config", "speculative_config", "kv_transfer_config",
     ),
     "config:CompilationConfig": ("static_forward_context",),
-    "config:ParallelConfig": ("use_ubatching",),
+    "config:ParallelConfig": ("use_ubatching", "prefill_context_parallel_size"),
     "config:SchedulerConfig": ("max_num_batched_tokens", "max_num_seqs"),
     "config:CacheConfig": ("cache_dtype",),
     "config:ModelConfig": ("hf_text_config", "hf_config", "dtype", "use_mla", "is_hybrid", "is_attention_free"),
-    "model_executor.layers.attention.attention:Attention": ("num_heads", "num_kv_heads", "head_size"),
+    "model_executor.layers.attention.attention:Attention": (
+        "num_heads", "num_kv_heads", "head_size", "kv_cache_dtype", "kv_cache_torch_dtype",
+    ),
     "v1.attention.backend:AttentionType": ("DECODER",),
     "v1.worker.gpu_model_runner:GPUModelRunner": (
         "compilation_config", "input_batch", "requests", "query_start_loc",

@@ -143,12 +143,6 @@ def _buffers(config: Any, heads: int) -> SteeringBuffers:
         if found.heads != heads:
             raise ValueError("steering needs the same number of query heads in every layer")
         return found
-    if config.speculative_config is not None:
-        raise ValueError("steering and speculative decoding cannot be combined: the draft model is not steered")
-    if config.parallel_config.use_ubatching:
-        raise ValueError("steering and micro-batching cannot be combined")
-    if config.cache_config.cache_dtype.startswith(("fp8", "nvfp4", "int8", "turboquant")):
-        raise ValueError(f"steering needs a KV cache in the model's own dtype, not {config.cache_config.cache_dtype}")
     model, scheduler = config.model_config, config.scheduler_config
     text = model.hf_text_config
     return SteeringBuffers(
@@ -183,6 +177,10 @@ def extend_attention(attention: Any) -> None:
             return
         if options["logits_soft_cap"]:
             raise ValueError("steering acts behind a soft cap, which this kernel applies inside: use transformers")
+        if options["kv_sharing_target_layer_name"] and layers_of(config) != set(
+            range(config.model_config.hf_text_config.num_hidden_layers)
+        ):
+            raise ValueError("layers share their keys here, so all of them are steered or none: give no layers")
         if options["head_size_v"] not in (None, options["head_size"]):
             raise ValueError("steering needs keys and values of one width")
         size = options["head_size"]
@@ -190,6 +188,8 @@ def extend_attention(attention: Any) -> None:
         options["head_size"] = wide_size(size, buffers.dtype, {**options, **options.get("extra_impl_args", {})})
         options["head_size_v"] = None
         plain_init(*given.args, **given.kwargs)
+        if self.kv_cache_torch_dtype != buffers.dtype:  # as the checkpoint may ask for layer by layer
+            raise ValueError(f"layer {layer} holds its keys as {self.kv_cache_dtype}: give kv_cache_dtype yourself")
         self.amplify_buffers = buffers
         self.amplify_size = size
         self.register_buffer("amplify_gates", buffers.gates[layer], persistent=False)
