@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 import re
@@ -173,6 +174,7 @@ def _interval(attribution: Attribution, i: int) -> str:
     return "" if low == high else f"  [{_score(attribution, low)}, {_score(attribution, high)}]"
 
 
+@functools.lru_cache(8)
 def page_template(package: str, name: str, **filters: Callable[[Any], str]) -> Template:
     """The template of a self-contained page: all text is escaped and made visible, a missing variable is an error.
 
