@@ -425,8 +425,16 @@ class _RayWorker:
         self.ray, self.actor = ray, actor
 
     def call(self, asked: tuple[Callable[[Any, Any], Any], Any]) -> Any:
-        """See `Worker`; (result, usage, error)."""
-        return self.get(self.actor.run.remote(*asked))
+        """See `Worker`; (result, usage, error).
+
+        Raises:
+            InputError: what it is asked cannot be sent.
+        """
+        try:
+            reference = self.actor.run.remote(*asked)
+        except TypeError as error:
+            raise InputError(f"this cannot be sent to a worker: {str(error).strip().splitlines()[0]}") from error
+        return self.get(reference)
 
     def get(self, reference: Any, patience: float | None = None) -> Any:
         """What a call of the actor gives, waited for so many seconds.

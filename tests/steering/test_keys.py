@@ -17,7 +17,15 @@ from amplify.cli import cli
 from amplify.errors import CapabilityError, DataError, InputError
 from amplify.head_search.search import HeadSearch, find_heads
 from amplify.models import chat
-from amplify.steering.keys import Projections, Triple, find_projections, load_projections, save_profile, triples
+from amplify.steering.keys import (
+    Projections,
+    Triple,
+    edited_keys,
+    find_projections,
+    load_projections,
+    save_profile,
+    triples,
+)
 from amplify.tasks import load_task
 
 TOLERANCE = 1e-4
@@ -241,3 +249,55 @@ def test_what_cannot_be_is_refused(model, profile, tmp_path: Path):
     with pytest.raises(CapabilityError, match="transformers"):
         payload(profile, [], 3)
     assert isinstance(PROMPTS[0], Prompt)
+
+
+def _own_model(kind):
+    from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(**shape, n_embd=16, n_layer=2, n_head=2, n_positions=64)).eval()
+    config = Qwen3Config(
+        **shape, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, initializer_range=0.4, attn_implementation="eager",
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config).eval()
+
+
+def test_keys_are_edited_behind_their_norm_where_they_have_one(tmp_path: Path):
+    draw = np.random.default_rng(0)
+    matrices = {1: draw.standard_normal((2, 16, 16)).astype(np.float32)}
+    Projections(matrices, {1: np.zeros_like(matrices[1])}).save(tmp_path / "p.safetensors")
+    steering = Steering(mode="seka", projections=str(tmp_path / "p.safetensors"), positive_gain=2.0)
+    ids, marks = torch.tensor([[5, 9, 11, 3, 8]]), torch.tensor([[0.0, 1, 1, 0, 0]])
+    model, plain = _own_model("qwen3"), _own_model("qwen3")
+    with edited_keys(model, steering, marks), torch.inference_mode():
+        found = model(ids).logits
+    norm = plain.model.layers[1].self_attn.k_norm
+    stock = norm.forward
+
+    def edited(x):
+        keys = stock(x).clone()  # [rows, tokens, key heads, head size]
+        for place in (1, 2):
+            for head in range(2):
+                keys[0, place, head] += torch.from_numpy(matrices[1][head]) @ keys[0, place, head]
+        return keys
+
+    untouched = plain(ids).logits
+    norm.forward = edited
+    with torch.inference_mode():
+        expected = plain(ids).logits
+    assert found.flatten().tolist() == pytest.approx(expected.flatten().tolist(), abs=TOLERANCE)
+    assert not torch.allclose(expected, untouched, atol=1e-3)
+
+
+def test_an_architecture_without_key_layers_is_refused(tmp_path: Path):
+    matrices = {0: np.eye(8, dtype=np.float32)[None].repeat(2, 0)}
+    Projections(matrices, matrices).save(tmp_path / "p.safetensors")
+    steering = Steering(mode="seka", projections=str(tmp_path / "p.safetensors"))
+    with (
+        pytest.raises(InputError, match="does not compute its keys by a layer of their own"),
+        edited_keys(_own_model("gpt2"), steering, torch.ones(1, 3)),
+    ):
+        pass
