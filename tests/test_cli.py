@@ -134,7 +134,7 @@ def test_tasks_and_models_are_listed_with_what_is_here(amplify, tmp_path: Path, 
     assert tasks["support_tickets"].startswith("ready")
     assert tasks["hotpotqa"].startswith("no data")
     models = listed(amplify, "models")
-    assert list(models) == [*(f"{kind}:…" for kind in ("transformers", "vllm", "openai", "scripted")), *ALIASES]
+    assert list(models) == [*(f"{kind}:…" for kind in ("transformers", "vllm", "openai", "scripted", "ray")), *ALIASES]
     assert all(models[alias].startswith("not pulled") for alias in ALIASES)
 
 
