@@ -48,8 +48,8 @@ ROLES = {
     "control": {
         "amplify_no_rationale", "amplify_random_words", "amplify_shuffled_rationales", "amplify_tfidf_words",
         "amplify_test_words", "answer_format_only", "rag_rerank_random", "self_amplify_no_rationale",
-        "self_amplify_random_words", "pasta_random_heads", "auto_pasta_random", "few_shot_pasta_random_heads", "seka_random",
-        "proxy_hint_random", "shuffled_shots",
+        "self_amplify_random_words", "pasta_random_heads", "auto_pasta_random", "few_shot_pasta_random_heads",
+        "proxy_hint_random", "shuffled_shots", "seka_random",
     },
     "method": {
         "amplify", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley", "rag_highlight_pasta",
