@@ -5,7 +5,7 @@
 Task `counterfact_known/efficacy`, scored: right is the new object likelier than the old one. Projections are learned
 from texts made by rule, so nothing of the task is in them; the two gains are chosen on the validation split (SEKA's
 published ones stand beside it) and looked at once on test items. Controls: projections of equal rank on random
-directions with the same gains, three seeds, and for PASTA as many random heads, three seeds. The differences are of
+directions with the same gains, two seeds, and for PASTA as many random heads, two seeds. The differences are of
 pairs of items; intervals and p-values as in reports (Holm over the comparisons named).
 """
 
@@ -27,8 +27,8 @@ from amplify.evaluation.statistics import compare, holm, interval_of
 from amplify.methods import make
 from amplify.steering.keys import save_profile
 
-GAINS = ((0.8, 0.2), (1.6, 0.4), (3.2, 0.8), (6.4, 1.6), (1.6, 0.0), (3.2, 0.0), (-0.8, -0.2))
-SEEDS = (0, 1, 2)
+GAINS = ((0.8, 0.2), (1.6, 0.4), (3.2, 0.8), (3.2, 0.0))
+SEEDS = (0, 1)
 
 
 def right(name: str, task: Any, model: Any, examples: Sequence[Any], seed: int = 0, **options: Any) -> list[float]:
@@ -43,12 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", "-m", default="transformers:qwen2.5-coder-0.5b")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--limit", type=int, default=150, help="test items")
-    parser.add_argument("--layers", type=int, nargs="*", default=[10, 0], help="last layers edited, 0 for all")
+    parser.add_argument("--limit", type=int, default=80, help="test items")
+    parser.add_argument("--validation", type=int, default=40, help="items that the gains are chosen on")
+    parser.add_argument("--layers", type=int, nargs="*", default=[10], help="last layers edited, 0 for all")
     parser.add_argument("--out", type=Path, default=Path("eval/results/seka.json"))
     args = parser.parse_args()
     task = amplify.load_task("counterfact_known/efficacy")
-    validation, test = task.validation, task.test[: args.limit]
+    validation, test = task.validation[: args.validation], task.test[: args.limit]
     with amplify.load_model(args.model, dtype=args.dtype) as model, tempfile.TemporaryDirectory() as scratch:
         chosen: dict[str, Any] = {}
         tried = []
@@ -70,9 +71,9 @@ def main() -> None:
         seconds_of: dict[str, float] = {}
         for name, method, seeds, options in (
             ("seka", "seka", (0,), chosen["options"]),
-            ("seka, published gains", "seka", (0,), published),
-            ("seka, random directions", "seka_random", SEEDS, chosen["options"]),
             ("pasta", "pasta", (0,), {}),
+            ("seka, random directions", "seka_random", SEEDS, chosen["options"]),
+            ("seka, published gains", "seka", (0,), published),
             ("pasta, random heads", "pasta_random_heads", SEEDS, {}),
         ):
             begun = time.process_time()

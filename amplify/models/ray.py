@@ -430,6 +430,8 @@ class _RayWorker:
         Raises:
             InputError: what it is asked cannot be sent.
         """
+        if not self.ray.is_initialized():  # somebody else ended it; a call would start another one
+            raise ModelError("the cluster is not reached any more: open the model again")
         try:
             reference = self.actor.run.remote(*asked)
         except TypeError as error:
