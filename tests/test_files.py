@@ -250,3 +250,18 @@ def test_a_name_that_no_file_can_have_is_one_error(name: str) -> None:
         with pytest.raises(AmplifyError):
             read()
     assert contents(make("amplify", proxy=name)) == {}
+
+
+def test_a_journal_remembers_what_it_is_told_to(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    journal = files.Journal(path, {"format": 1})
+    begins = [journal.append([{"row": i, "text": "x" * i}]) for i in range(4)]
+    kept = files.Journal(path, {"format": 1}, keep=lambda row, begin: (row["row"], begin)).rows
+    assert kept == list(enumerate(begins))
+    for number, begin in kept:
+        assert json.loads(path.read_bytes()[begin:].partition(b"\n")[0])["row"] == number
+    with path.open("ab") as file:
+        file.write(b'{"row": 4, "te')  # a kill
+    again = files.Journal(path, {"format": 1}, keep=lambda row, begin: begin)
+    assert again.rows == begins
+    assert again.append([{"row": 4}]) == path.stat().st_size - len(b'{"row": 4}\n')

@@ -91,3 +91,24 @@ def test_command_line(log: Path, tmp_path: Path) -> None:
     assert "is empty" in str(none.exception)
     missing = CliRunner().invoke(cli, ["attribute", "-q", "How?", "-m", "scripted:echo"])
     assert "--documents is missing" in str(missing.exception)
+
+
+def test_a_long_log_has_several_index_pages(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amplify.sources.log.ON_A_PAGE", 2)
+    out = tmp_path / "why"
+    found = explain_log(log, out, model(), {"budget": 24, "granularity": "documents"}, shown=False)
+    pages = [(out / name).read_text() for name in ("index.html", "index-2.html", "index-3.html")]
+    assert [page.count("<article") for page in pages] == [2, 2, 1]
+    assert all("3 explained, 2 skipped" in page for page in pages)
+    assert 'href="index-3.html"' in pages[0]
+    assert (found.explained, found.skipped, len(found)) == (3, [2, 4], 5)
+    assert found.line(3).id == found[2].id == "b"
+    assert [each.line for each in found[1:4]] == [2, 3, 4]
+
+
+def test_lines_end_where_json_lines_do(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    line = {"question": "How\u2028long?", "documents": DOCUMENTS, "answer": "Two\x85years."}
+    path.write_text(json.dumps(line, ensure_ascii=False) + "\r\n\n" + json.dumps(line, ensure_ascii=False), "utf-8")
+    found = explain_log(path, tmp_path / "why", model(), {"budget": 8, "granularity": "documents"}, shown=False)
+    assert [(each.line, each.problem) for each in found] == [(1, ""), (3, "")]
