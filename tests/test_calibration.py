@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ import pytest
 import amplify
 from amplify.calibration import Calibration, affine, from_answers, log_softmax, simplest
 from amplify.errors import InputError, UnknownNameError
+from amplify.evaluation import plan
+from amplify.evaluation.configuration import DEFAULT, FEWEST, Scoring
 from amplify.methods.base import Program
 from amplify.methods.calibrated import CalibratedProgram, calibrated
 from amplify.methods.few_shot import ZeroShot
@@ -51,7 +55,7 @@ def colours(split: str, n: int, start: int = 0) -> tuple[Example, ...]:
 
 def task(**changes: object) -> Task:
     splits = {"train": colours("t", 30), "validation": colours("v", 30, 100), "test": colours("x", 30, 200)}
-    return Task(name="colours", instruction="Which?", labels=LABELS, **{**splits, **changes})  # type: ignore[arg-type]
+    return Task(name="colours", instruction="Which?", **{"labels": LABELS, **splits, **changes})  # type: ignore[arg-type]
 
 
 def accuracy(program: Program, items: Sequence[Example]) -> float:
@@ -188,3 +192,66 @@ def test_a_run_keeps_raw_and_calibrated_scores(tmp_path: Path) -> None:
     assert any(row["raw_label_scores"] != row["label_scores"] for row in rows)
     assert "labels scored, calibrated (batch)" in (tmp_path / "report.md").read_text()
     assert str(report)
+
+
+def chosen(n: int, options: bool) -> Task:
+    """A task whose items bring their choices: letters of options, or names of their own."""
+    rows = [
+        Example(f"v{i}", f"which {i}?", "A", ("A", "B"), (f"one {i}", f"two {i}"))
+        if options
+        else Example(f"v{i}", f"which {i}?", f"name {i}", (f"name {i}", f"other {i}"))
+        for i in range(n + 1)
+    ]
+    return task(labels=(), train=(), validation=tuple(rows[:n]), test=tuple(rows[n:]))
+
+
+@pytest.mark.parametrize(
+    ("loaded", "mode", "form", "way"),
+    [
+        (task(), "score", "letters", DEFAULT),
+        (task(), "generate", "letters", "none"),
+        (
+            task(train=(), validation=task().train[: FEWEST - 1]),
+            "score",
+            "letters",
+            "none",
+        ),  # too little to see a prior by
+        (chosen(FEWEST, True), "score", "letters", DEFAULT),
+        (chosen(FEWEST, True), "score", "texts", "none"),
+        (chosen(FEWEST, False), "score", "letters", "none"),
+    ],
+)
+def test_what_none_stands_for(loaded: Task, mode: Any, form: Any, way: str) -> None:
+    assert Scoring.of(loaded, mode, None, form).calibrate == way
+    assert Scoring.of(loaded, mode, "pmi", form).calibrate == "pmi"
+
+
+def test_a_run_without_the_option_says_what_it_did(tmp_path: Path) -> None:
+    """The same numbers as with the default by name; a plan counts what it asks."""
+    loaded = amplify.load_task("support_tickets")
+    with amplify.load_model("scripted:first_option") as model:
+        for folder, way in (("given", DEFAULT), ("left", None)):
+            amplify.evaluate(
+                loaded, model, ["few_shot"], seeds=[0], limit=6, mode="score", calibrate=way, out=tmp_path / folder,
+                progress=False,
+            )  # fmt: skip
+        given, left = ((tmp_path / folder / "records.jsonl").read_bytes() for folder in ("given", "left"))
+        assert given == left
+        assert json.loads((tmp_path / "left" / "run.json").read_text())["calibrate"] == DEFAULT
+        [plain], [counted] = (
+            plan(loaded, model, ["few_shot"], seeds=[0], limit=6, mode="score", calibrate=way).rows
+            for way in ("none", "batch")
+        )
+    assert counted.fit_calls - plain.fit_calls == 64 * 5  # inputs and labels
+    assert counted.calls == plain.calls
+
+
+def test_what_abstains_goes_on_abstaining() -> None:
+    class Silent(Biased):
+        kind = "test_silent"
+
+        def answer(self, examples: Sequence[Example], model: object) -> list[Answer]:
+            return [replace(a, value=None) if "red" in a.scores else a for a in super().answer(examples, model)]
+
+    fitted = CalibratedProgram(Silent(), Calibration("batch", {"red": 3.0}))
+    assert [a.value for a in fitted.answer(task().test[:3], MODEL)] == [None] * 3  # type: ignore[arg-type]

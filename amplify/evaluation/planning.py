@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from amplify.evaluation.configuration import checked_seeds, chosen_items, make_methods
+from amplify.calibration import Way
+from amplify.evaluation.configuration import Scoring, checked_seeds, chosen_items, make_methods
 from amplify.methods.base import Method, Mode
+from amplify.methods.calibrated import calibrated
 from amplify.models.base import LanguageModel, Usage
 from amplify.tasks import Task
 from amplify.types import Completion, Example, Prompt, Sampling, TokenLogProbs
@@ -74,6 +76,7 @@ def plan(
     limit: int | None = None,
     mode: Mode = "generate",
     options: Mapping[str, Any] | None = None,
+    calibrate: Way | None = None,
 ) -> Plan:
     """Calls and tokens that `evaluate` will take with the same arguments. Nothing is asked of the model.
 
@@ -82,21 +85,24 @@ def plan(
     embedders) prompts are taken to be as long as with random shots and random words.
 
     Args:
-        task, methods, seeds, limit, mode, options: see `evaluate`.
+        task, methods, seeds, limit, mode, options, calibrate: see `evaluate`.
         model: only its `count_tokens` is used; None counts four characters a token.
     """
     seeds, made = checked_seeds(seeds), make_methods(methods, mode, options or {})
     items = chosen_items(task, limit)
     counted = f"counted by {model.id}" if model else f"estimated as one per {_CHARACTERS} characters"
-    return Plan(tuple(_plan(task, model, method, seeds, items) for method in made), counted)
+    way = Scoring.of(task, made[0].mode, calibrate, "letters").calibrate
+    return Plan(tuple(_plan(task, model, method, seeds, items, way) for method in made), counted)
 
 
 def _plan(
-    task: Task, model: LanguageModel | None, method: Method, seeds: Sequence[int], items: Sequence[Example]
+    task: Task, model: LanguageModel | None, method: Method, seeds: Sequence[int], items: Sequence[Example], way: Way
 ) -> MethodPlan:
     runs = len(seeds) if method.seeded else 1
     stand = _StandIn(model, task)
     rehearsal = method.rehearse(task, stand, seeds[0])
+    if rehearsal.program is not None:
+        calibrated(rehearsal.program, task, stand, way, seeds[0])
     fit = stand.usage.snapshot()
     sample = items[:: max(1, len(items) // _SAMPLE)]
     if rehearsal.program is not None:

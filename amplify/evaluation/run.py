@@ -46,7 +46,7 @@ def evaluate(
     progress: bool = True,
     baseline: str | Sequence[str] | None = None,
     resume: bool = True,
-    calibrate: Way = "none",
+    calibrate: Way | None = None,
     option_form: OptionForm = "letters",
 ) -> Report:
     """Evaluate methods on the test split of a task.
@@ -70,6 +70,7 @@ def evaluate(
             every method proper; where there are only baselines, or none, the first method with the others.
         resume: False refuses a folder that already holds a run.
         calibrate: how label scores are calibrated, of every method alike (`amplify.calibration`); score mode only.
+            None: "none"; `configuration.DEFAULT` where all items have the same labels or letters.
         option_form: how lettered options are scored, of every method alike: by their letters, their texts, or the
             letters in every order (`amplify.methods.lettered`); score mode only.
 
@@ -90,13 +91,14 @@ def evaluate(
         >>> [row.method for row in report.rows]
         ['zero_shot']
     """
-    made, scoring = make_methods(methods, mode, options or {}), Scoring(calibrate, option_form)
+    made = make_methods(methods, mode, options or {})
     if isinstance(model, str):
         with opened(model) as who:
             return evaluate(
                 task, who, made, seeds=seeds, limit=limit, out=out, batch_size=batch_size, progress=progress,
                 baseline=baseline, resume=resume, calibrate=calibrate, option_form=option_form,
             )  # fmt: skip
+    scoring = Scoring.of(task, made[0].mode, calibrate, option_form)
     config = configuration(task, model, made, seeds, limit, batch_size, baseline, scoring)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-") as temporary:

@@ -44,7 +44,7 @@ class CalibratedProgram(Program):
         return [self._calibrated(answer) for answer in self.program.answer(examples, model)]
 
     def _calibrated(self, answer: Answer) -> Answer:
-        if not answer.scores:
+        if not answer.scores or answer.value is None:  # what abstains goes on abstaining
             return answer
         scores = self.calibration(answer.scores)
         best = max(scores, key=scores.__getitem__)
