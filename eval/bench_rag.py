@@ -37,9 +37,9 @@ from amplify.methods import make
 from amplify.methods.base import Method
 from amplify.methods.rag import texts
 from amplify.metrics.answers import contains, token_f1
-from amplify.models.base import LanguageModel, LocalModel
+from amplify.models.base import LanguageModel
 from amplify.tasks import Task
-from amplify.types import Answer, Example, Message, Prompt, Sampling
+from amplify.types import Answer, Example, Prompt
 
 RESULTS = Path(__file__).parent / "results"
 Scores = Callable[[Answer, Example], dict[str, float]]
