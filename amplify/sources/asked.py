@@ -42,6 +42,27 @@ class Asked:
     question: str = ""
 
 
+def asked_of(
+    question: Any, documents: Any, messages: Any, sources: Any, prompt: Any, chosen: Options,
+    structure: Sequence[str] = (),
+) -> Asked:  # fmt: skip
+    """What the arguments of `attribute_sources` ask.
+
+    Args:
+        question, documents, messages, sources, prompt: see there; documents may be read more than once.
+        chosen: its options.
+        structure: special tokens of the model.
+
+    Raises:
+        InputError: they make no sense, alone or together.
+    """
+    if messages is None:
+        return from_documents(question, documents, prompt, chosen, structure)
+    if question is not None or prompt != "default" or (documents is not None and sources != "messages"):
+        raise InputError("give a question with documents, or messages= with sources= or documents=, not both")
+    return from_messages(messages, sources, documents, chosen)
+
+
 def from_messages(messages: Sequence[Any], sources: Any, documents: Any, chosen: Options) -> Asked:
     """Spans of a conversation as sources: those given, those where documents stand, or every message but the last.
 

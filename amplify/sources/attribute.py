@@ -15,7 +15,7 @@ from amplify.models import opened
 from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
 from amplify.shapley.budget import PrefixCost
 from amplify.shapley.game import Coalitions, Floats
-from amplify.sources.asked import Asked, from_documents, from_messages
+from amplify.sources.asked import Asked, asked_of
 from amplify.sources.ballots import votes
 from amplify.sources.context import Context, check_window, special_tokens
 from amplify.sources.document import Source
@@ -96,17 +96,12 @@ def attribute_sources(
     if isinstance(documents, Iterable) and not isinstance(documents, str | Mapping):
         given = tuple(documents)  # it is read twice where the model is opened here
 
-    def asked(structure: Sequence[str]) -> Asked:
-        if messages is not None:
-            if question is not None or prompt != "default" or (given is not None and sources != "messages"):
-                raise InputError("give a question with documents, or messages= with sources= or documents=, not both")
-            return from_messages(messages, sources, given, chosen)
-        return from_documents(question, given, prompt, chosen, structure)
-
     if isinstance(model, str):
-        asked(())  # what is wrong with the input is said before a model is loaded
+        # what is wrong with the input is said before a model is loaded
+        asked_of(question, given, messages, sources, prompt, chosen)
     with opened(model) as who:
-        return explained(asked(special_tokens(who)), who, answer, chosen)
+        asked = asked_of(question, given, messages, sources, prompt, chosen, special_tokens(who))
+        return explained(asked, who, answer, chosen)
 
 
 def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Options) -> SourceAttribution:
@@ -119,7 +114,7 @@ def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Op
         need_local(model, "control_variate=True")
     priced = need_local(model, "tokens=") if chosen.tokens is not None else None
     given = answer is not None and logprob
-    sampling, notes = _sampling(context, model, chosen, answer if given else None), list(asked.told.notes)
+    sampling, notes = sampling_of(context, model, chosen, answer if given else None), list(asked.told.notes)
     if answer is not None and not logprob and not normalize(answer):
         raise InputError(f"the answer {answer!r} has no word that votes compare (case, articles and punctuation aside)")
     own = answer is None
@@ -180,8 +175,8 @@ def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Op
     )
 
 
-def _sampling(context: Context, model: LanguageModel, chosen: Options, given: str | None) -> Sampling:
-    """How to decode, after a check that sources and answer fit the window."""
+def sampling_of(context: Context, model: LanguageModel, chosen: Options, given: str | None) -> Sampling:
+    """How to decode an answer (None), after a check that sources and answer fit the window."""
     if given is not None:
         check_window(context, model, model.count_tokens([Prompt(text=given)])[0], "the answer")
     usual = LONGEST if chosen.value == "logprob" else LONGEST_VOTE
