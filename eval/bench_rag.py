@@ -39,7 +39,7 @@ from amplify.methods.rag import texts
 from amplify.metrics.answers import contains, token_f1
 from amplify.models.base import LanguageModel
 from amplify.tasks import Task
-from amplify.types import Answer, Example, Prompt
+from amplify.types import Answer, Example, Message, Prompt, Sampling
 
 RESULTS = Path(__file__).parent / "results"
 Scores = Callable[[Answer, Example], dict[str, float]]
@@ -334,6 +334,80 @@ def pruning(
     ]  # fmt: skip
     data = {"passages": passages, "keep": keep, "budget": budget, "saved": saved, "comparisons": found, "rows": rows}
     write(out or RESULTS / "rag_pruning", "Pruned contexts", about, data, body)
+
+
+def follows(answer: Answer, item: Example) -> dict[str, float]:
+    """Whether the answer is what the passages say, and whether it is what they said before it was replaced."""
+    person = item.fields["kind"] == "person"
+    return {
+        "follows": says(answer.value, item.answers, person),
+        "before": says(answer.value, item.fields.get("before", ()), person),
+    }
+
+
+def from_memory(model: LanguageModel, items: Sequence[Example]) -> dict[str, str]:
+    """What the model answers to each question without any passage."""
+    asked = [f"Question: {item.text}\nAnswer with a short phrase.\n\nAnswer:" for item in items]
+    prompts = [Prompt(messages=(Message("user", text),)) for text in asked]
+    said = model.generate(prompts, Sampling(max_tokens=24, stop=("\n",)))
+    return {item.id: completion.text for item, completion in zip(items, said, strict=True)}
+
+
+@main.command()
+@shared
+@click.option("--bonus", default=1.0, show_default=True, help="Of InstaBoost.")
+@click.option("--sentences", default=2, show_default=True, help="That are emphasised.")
+def conflicts(
+    model: str, dtype: str, passages: int, items: int, skip: int, budget: int, batch: int, minutes: float, work: Path,
+    out: Path | None, bonus: float, sentences: int,
+) -> None:  # fmt: skip
+    """Passages whose answer was replaced: plain, the loop, and its controls; and the same passages as they were."""
+    loaded = amplify.load_task("nq_open")
+    pairs: list[Example] = []
+    for example in shuffled(loaded):
+        if changed := replaced(shorter(example, passages), loaded.test):
+            if skip > 0:
+                skip -= 1
+                continue
+            same = {**shorter(example, passages).fields, "kind": changed.fields["kind"]}
+            pairs += [changed, replace(example, id=f"{example.id} as it was", text=f"{example.text} ", fields=same)]
+        if len(pairs) == 2 * items:
+            break
+    task = replace(loaded, name=f"nq_open, answers replaced, {passages} passages", test=tuple(pairs))
+    steering: dict[str, Any] = {"bonus": bonus, "sentences": sentences}
+    methods = {
+        "plain": make("rag"),
+        "loop": make("rag_loop", budget=budget, **steering),
+        "highlight, no gate": make("rag_highlight_pasta", budget=budget, **steering),
+        "random spans": make("rag_loop_random", **steering),
+    }
+    with amplify.load_model(model, **({"dtype": dtype} if model.startswith("transformers:") else {})) as who:
+        rows = Bench("conflicts", task, methods, follows).run(who, work, batch, minutes)
+        about = who.describe()
+        asked = {row["id"] for row in rows}
+        own = from_memory(who, [item for item in pairs[1::2] if item.id in asked])
+    changed_, same_ = ([r for r in rows if r["id"].endswith("as it was") is kept] for kept in (False, True))
+    answers = {item.id: item for item in pairs}
+    known = {i for i, text in own.items() if says(text, answers[i].answers, answers[i].fields["kind"] == "person")}
+    against = [("loop", other, "follows") for other in ("plain", "highlight, no gate", "random spans")]
+    found = {
+        "replaced": comparisons(changed_, against),
+        "as they were": comparisons(same_, against[:1]),
+        **({"as they were, known by heart": comparisons(same_, against[:1], sorted(known))} if known else {}),
+    }
+    body = [
+        f"{passages} passages a question, budget {budget}, {sentences} sentences emphasised (InstaBoost, bonus "
+        f"{bonus:g}, all heads). `follows`: the answer holds what the passages say, `before`: what they said before it was "
+        "replaced; percent with 95 % intervals.", "",
+        "## Answers replaced", "", *means(changed_, ("follows", "before"), ("forwarded",)), "",
+        *listed(found["replaced"]), "",
+        "## Passages as they were", "", *means(same_, ("follows",), ("forwarded",)), "",
+        *listed(found["as they were"]), "",
+        f"Without passages the model answers {len(known)} of {len(own)} questions rightly (known by heart).", "",
+        *(listed(found["as they were, known by heart"]) if known else []),
+    ]  # fmt: skip
+    data = {"passages": passages, "budget": budget, "bonus": bonus, "comparisons": found, "by_heart": own, "rows": rows}
+    write(out or RESULTS / "rag_conflicts", "Passages that contradict what a model knows", about, data, body)
 
 
 if __name__ == "__main__":

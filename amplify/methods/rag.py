@@ -19,9 +19,10 @@ from amplify.errors import InputError
 from amplify.methods.base import Method, Preset, Program
 from amplify.methods.parse import parse_text
 from amplify.methods.pasta import find_profile
-from amplify.models.base import LanguageModel, Usage, need_scoring
+from amplify.models.base import LanguageModel, Usage, need_scoring, sharing
 from amplify.registry import register
 from amplify.retrieval import RETRIEVERS, open_retriever
+from amplify.sources.claims import MEMORY
 from amplify.sources.keeping import Operation, keep
 from amplify.steering import Steering
 from amplify.templates import Template
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["auto", "chat", "text"]
 By = Literal["given", "shapley", "loo", "random"]
-Change = Operation | Literal["all", "highlight"]
+Change = Operation | Literal["all", "highlight", "loop"]
 Place = Literal["first", "last"]
 STOP = ("\n",)  # an answer is one line
 
@@ -62,7 +63,8 @@ class Rag(Method):
         bonus: what InstABoost adds to the attention logits of the emphasised words.
         by: what scores the documents: nothing ("given"), Shapley values, leaving each one out ("loo"), or chance.
         operation: what becomes of them: "all" stay; for "rerank", "prune" and "distil" see `sources.keeping.keep`;
-            "highlight" steers attention to the sentences of highest score.
+            "highlight" steers attention to the sentences of highest score; "loop" to those of largest effect, for or
+            against, and returns the first answer where the second one does not rest on them.
     """
 
     reads_documents: ClassVar[bool] = True
@@ -81,6 +83,7 @@ class Rag(Method):
     profile: str = ""
     sentences: int = 2
     bonus: float = 1.0
+    least: float = MEMORY
     by: By = field(default="given", kw_only=True)
     operation: Change = field(default="all", kw_only=True)
 
@@ -96,7 +99,13 @@ class Rag(Method):
             need_scoring(model, self.name)
         if self.operation == "distil" and self.k < 1:
             raise InputError(f"{self.name}: k is the number of documents to keep, 1 or more, got {self.k}")
-        steering, notes = self._steering(task, model) if self.operation == "highlight" else (None, ())
+        steers = self.operation in ("highlight", "loop")
+        if self.operation == "loop":
+            from amplify.sources.loop import check
+
+            check(self.sentences, self.least)
+            need_scoring(model, self.name)
+        steering, notes = self._steering(task, model) if steers else (None, ())
         if self.by == "shapley":
             if self.value == "logprob":
                 need_scoring(model, f"{self.name} with value='logprob'")
@@ -131,6 +140,7 @@ class Rag(Method):
             value=self.value,
             index=self.index,
             sentences=self.sentences,
+            least=self.least,
             steering=steering.to_dict() if steering else {},
             notes=notes,
         )
@@ -154,7 +164,7 @@ class Rag(Method):
 
 def _variant(name: str, about: str, by: By, operation: Change, *options: str, **more: Any) -> None:
     """Register a variant that has these options beside those of documents and prompts."""
-    every = ("budget", "value", "index", "k", "best", "threshold", "profile", "sentences", "bonus")
+    every = ("budget", "value", "index", "k", "best", "threshold", "profile", "sentences", "bonus", "least")
     fixed, without = {"by": by, "operation": operation}, tuple(o for o in every if o not in options)
     register("method", name, Preset(Rag, about, fixed=fixed, without=without, **more))
 
@@ -192,6 +202,17 @@ _variant(
     "Steer attention to the sentences of highest Shapley value for the first answer, then answer again.",
     "shapley", "highlight", *_GAME, "profile", "sentences", "bonus", steers=True,
 )  # fmt: skip
+_variant(
+    "rag_loop",
+    "Steer attention to the sentences that the first answer depends on, answer again, and return that answer where "
+    "Shapley values say that it rests on them, else the first.",
+    "shapley", "loop", "budget", "index", "profile", "sentences", "bonus", "least", steers=True,
+)  # fmt: skip
+_variant(
+    "rag_loop_random",
+    "The loop with sentences drawn by chance, the control of what chooses them.",
+    "random", "loop", "profile", "sentences", "bonus", "least", steers=True, role="control",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -206,13 +227,13 @@ class RagProgram(Program):
         layout, search, documents, max_tokens: see `Rag`.
         seed: of samples and random orders.
         by: what scores the documents: nothing ("given"), Shapley values, leaving each one out, or chance.
-        use: what becomes of them: "all" stay as they are; see `keep` for the others; "highlight" emphasises the
-            `sentences` highest sentences for attention steering.
+        operation: what becomes of them, see `Rag`.
         k, threshold: see `keep`.
         best: whether a re-ranked context has its best document first or last.
         budget, value, index: of the attribution, see `attribute_sources`.
-        sentences: how many sentences "highlight" emphasises.
-        steering: of "highlight", as JSON values.
+        sentences: how many sentences "highlight" and "loop" emphasise.
+        least: see `Rag`.
+        steering: of "highlight" and "loop", as JSON values.
         notes: what a reader of the results must know.
     """
 
@@ -234,6 +255,7 @@ class RagProgram(Program):
     value: str = "logprob"
     index: str = "shapley"
     sentences: int = 2
+    least: float = MEMORY
     steering: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -250,6 +272,9 @@ class RagProgram(Program):
             need_scoring(model, self.method)
         read = [self._read(example, model) for example in examples]
         sampling = Sampling(max_tokens=self.max_tokens, stop=STOP)
+        if self.operation == "loop":
+            with sharing(model):
+                return self._looped(read, model, sampling)
         if self.by not in ("shapley", "loo"):
             read = [self._reordered(r) for r in read]
             prompts = [r.context.prompt(r.context.everything()) for r in read]
@@ -269,6 +294,42 @@ class RagProgram(Program):
             self._answer(r, second[i], (said[i],) if i in final else (), final.get(i, said[i]))
             for i, r in enumerate(scored)
         ]
+
+    def _looped(self, read: Sequence[Reading], model: LanguageModel, sampling: Sampling) -> list[Answer]:
+        """The first answers, the steered ones, and which of the two each example gets."""
+        from amplify.sources.loop import judged
+
+        whole = [r.context.prompt(r.context.everything()) for r in read]
+        said = model.generate(whole, sampling)
+        if self.by == "shapley":
+            read = [self._scored(r, completion, model) for r, completion in zip(read, said, strict=True)]
+        marked = [self._telling(r) if c.text.strip() else () for r, c in zip(read, said, strict=True)]
+        turned = [i for i, parts in enumerate(marked) if parts]
+        prompts = [read[i].context.marked(marked[i]) for i in turned]
+        steered = model.generate(prompts, sampling, steering=Steering.from_dict(self.steering)) if turned else []
+        answers = [self._answer(r, p, (), c) for r, p, c in zip(read, whole, said, strict=True)]
+        for i, prompt, second in zip(turned, prompts, steered, strict=True):
+            before = model.usage.mine
+            loop = judged(read[i].context, model, said[i].text, second.text, marked[i], self.least)
+            spent = read[i].spent + model.usage.mine.since(before)
+            first, last = (said[i], second) if loop.kept == "steered" else (second, said[i])
+            shown = prompt if loop.kept == "steered" else whole[i]
+            answers[i] = self._answer(replace(read[i], spent=spent), shown, (first,), last)
+        return answers
+
+    def _telling(self, read: Reading) -> Sequence[Part]:
+        """The sentences to which "loop" steers; titles are none."""
+        from amplify.sources.context import Part
+        from amplify.sources.loop import telling
+        from amplify.text import sentences
+
+        parts = [Part(d, a, b) for d, text in enumerate(read.context.documents) for a, b in sentences(text)]
+        titles = [p for p in parts if is_title(read.example, read.numbers[p.document], p.start)]
+        if read.result is not None:
+            return telling(read.result, self.sentences, titles)
+        own = [p for p in parts if p not in titles] or parts
+        chance = random.Random(f"random sentences:{self.seed}:{read.example.text}")
+        return sorted(chance.sample(own, min(self.sentences, len(own))))
 
     def _read(self, example: Example, model: LanguageModel) -> Reading:
         """The example's documents as the prompt will have them, checked against the window."""
@@ -316,12 +377,13 @@ class RagProgram(Program):
             return read
         if self.by == "loo":
             return leave_one_out(read, said.text, model)
-        granularity = "sentences" if self.operation == "highlight" else "documents"
+        granularity = "sentences" if self.operation in ("highlight", "loop") else "documents"
         result, spent = attribution(
             model, read, said.text,
             {
                 "value": self.value, "index": self.index, "budget": self.budget, "granularity": granularity,
-                "seed": self.seed, "layout": self.layout, "max_tokens": self.max_tokens, "stop": STOP,
+                "opens": "either" if self.operation == "loop" else "for", "seed": self.seed, "layout": self.layout,
+                "max_tokens": self.max_tokens, "stop": STOP,
             },
         )  # fmt: skip
         own = [[c.source for c in result.citations if c.claim == k] for k in range(len(result.claims))]

@@ -62,6 +62,9 @@ class Usage:
         tokens = prompt_tokens + completion_tokens
         self.add(calls=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, forwarded_tokens=tokens)
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
     @property
     def mine(self) -> Usage:
         """What was counted by calls from this thread: where others use the same model, the cost of one's own work."""

@@ -69,7 +69,8 @@ def attribute_sources(
         budget: distinct prompts asked, all levels together (the answer's own generation not counted). With finer levels
             the documents get half of it; what a level does not use goes to the next.
         **more: see `amplify.sources.options.Options`: value, index, engine, estimator, granularity, order, seed,
-            thresholds, max_tokens, stop, layout, inclusion_probability, control_variate, tokens, cache, progress.
+            thresholds, opens, max_tokens, stop, layout, inclusion_probability, control_variate, tokens, cache,
+            progress.
 
     Raises:
         InputError: sources, answer, budget or names that make no sense together; the message says what to change.

@@ -27,6 +27,7 @@ from amplify.sources.parts import Ask, Explained, Play, Sample, Scored, Unit
 from amplify.text import sentences
 
 Refine = Literal["documents", "sentences", "words"]
+Opens = Literal["for", "either"]
 REFINEMENTS: tuple[Refine, ...] = ("documents", "sentences", "words")
 NORMAL = 1.96
 FEW = 16  # documents that are always scored one by one
@@ -48,6 +49,7 @@ class Settings:
         thresholds: a document (sentence) is opened when its score, less one standard error (half width / 1.96, which is
             more where few values say how far they vary), reaches this in any column. The best one is always opened, and
             then the best one of each column where its score reaches it.
+        opens: which parts are opened: those that speak "for" a column, or "either" way, by the size of their score.
         relative: thresholds are shares of |v(N) - v(empty)|, not absolute; None: as the value has it.
         seed: of every sample.
     """
@@ -58,6 +60,7 @@ class Settings:
     granularity: Refine = "words"
     order: Literal["fixed", "random"] = "fixed"
     thresholds: tuple[float, float] = (0.1, 0.1)
+    opens: Opens = "for"
     relative: bool | None = None
     seed: int = 0
 
@@ -210,7 +213,8 @@ class _Hierarchy:
             pieces = cut(self.context.documents[part.document], part.start, part.end)
             inside.append(sample.inside(k, [(Part(part.document, a, b),) for a, b in pieces]))
         sizes = [len(sample.blocks[-1]) for sample in inside]
-        opened = _openings(sizes, [_missing(sample) for sample in inside], above, budget, threshold)
+        judged = above if self.settings.opens == "for" else replace(above, scores=np.abs(above.scores))
+        opened = _openings(sizes, [_missing(sample) for sample in inside], judged, budget, threshold)
         found = []
         for i in sorted(opened):
             if sizes[i] == 1:

@@ -15,7 +15,7 @@ import numpy as np
 from amplify.errors import InputError
 from amplify.metrics import normalize
 from amplify.models import opened
-from amplify.models.base import LanguageModel, need_scoring
+from amplify.models.base import LanguageModel, need_scoring, sharing
 from amplify.sources.asked import asked_of
 from amplify.sources.attribute import explained, sampling_of
 from amplify.sources.claims import MEMORY
@@ -122,16 +122,18 @@ def answer_in_loop(
         EmptyAnswerError: the model says nothing.
         ContextLengthError, ModelError: see `attribute_sources`.
     """
-    chosen = options({"granularity": "sentences", **more, "budget": budget})
+    chosen = options({"granularity": "sentences", "opens": "either", **more, "budget": budget})
     check(spans, least)
     if chosen.value != "logprob" or chosen.order != "fixed":
         raise InputError("the loop judges by log-probabilities of documents in their order: value='logprob'")
     if model is None:
         raise InputError("model= is missing: an open model, or the id that opens one")
-    given = tuple(documents) if isinstance(documents, Iterable) and not isinstance(documents, str | Mapping) else documents
+    given = (
+        tuple(documents) if isinstance(documents, Iterable) and not isinstance(documents, str | Mapping) else documents
+    )
     if isinstance(model, str):
         asked_of(question, given, messages, sources, prompt, chosen)
-    with opened(model) as who:
+    with opened(model) as who, sharing(who):
         asked = asked_of(question, given, messages, sources, prompt, chosen, special_tokens(who))
         need_scoring(who, "the loop")
         sampling = sampling_of(asked.context, who, chosen, None)

@@ -13,7 +13,7 @@ from amplify.errors import InputError, UnknownNameError
 from amplify.shapley.estimators import ESTIMATORS
 from amplify.sources.context import Layout
 from amplify.sources.engines import ENGINES, Engine
-from amplify.sources.hierarchy import REFINEMENTS, Refine, Settings
+from amplify.sources.hierarchy import REFINEMENTS, Opens, Refine, Settings
 
 VALUES = ("logprob", "votes")
 ORDERS = ("fixed", "random")
@@ -34,6 +34,7 @@ class Named(TypedDict, total=False):
     order: Literal["fixed", "random"]
     seed: int
     thresholds: tuple[float, float]
+    opens: Opens
     max_tokens: int | None
     stop: Sequence[str]
     layout: Layout
@@ -93,7 +94,8 @@ class Options(Settings):
         for kind, name, known in (
             ("value", self.value, VALUES), ("index", self.index, INDICES), ("engine", self.engine, ("auto", *ENGINES)),
             ("estimator", self.estimator, ("auto", *ESTIMATORS)), ("level", self.granularity, REFINEMENTS),
-            ("order", self.order, ORDERS), ("layout", self.layout, ("chat", "text")),
+            ("opens", self.opens, ("for", "either")), ("order", self.order, ORDERS),
+            ("layout", self.layout, ("chat", "text")),
         ):  # fmt: skip
             if name not in known:
                 raise UnknownNameError(kind, str(name), known)

@@ -73,7 +73,7 @@ def run(name: str, task: Task, model, **options):
 def test_registered() -> None:
     assert set(RAG) == {
         "rag", "rag_rerank_random", "rag_loo", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley",
-        "rag_highlight_pasta",
+        "rag_highlight_pasta", "rag_loop", "rag_loop_random",
     }  # fmt: skip
 
 
@@ -225,6 +225,43 @@ def test_highlight_emphasises_the_best_sentences(task: Task, tmp_path) -> None:
         make("rag_highlight_pasta").fit(task, ScriptedModel(reply=reader, logprob=likely), 0)
     with pytest.raises(UnknownNameError):
         make("rag_highlight_pasta", profile="no-such-profile").fit(task, model, 0)
+
+
+class Stubborn(Steered):
+    """Says what it knows by heart unless it is steered to a sentence that says where someone lives."""
+
+    def generate(self, prompts, sampling: Sampling, *, steering=None) -> list[Completion]:
+        done = super().generate(prompts, sampling, steering=steering)
+        marked = self.marked if steering is not None else [[]] * len(prompts)
+        return [
+            replace(c, text=" Bern" if "lives in Bern" in str(m) else " Oslo")
+            for c, m in zip(done, marked, strict=True)
+        ]
+
+
+def rests(text: str, answer: str) -> float:
+    """What is known by heart is likely, and less so where a document says otherwise."""
+    says = "lives in Bern" in text
+    return -2.0 - 3.0 * says if "Oslo" in answer else -9.0 + 8.0 * says
+
+
+def test_the_loop_returns_the_steered_answer_where_it_rests_on_what_was_emphasised(task: Task) -> None:
+    model = Stubborn(reply=reader, logprob=rests)
+    answers = run("rag_loop", task, model, budget=64, sentences=1)
+    assert [a.value for a in answers] == ["Bern"] * 3
+    assert model.marked == [["Ada lives in Bern."], ["Bo lives in Bern."], ["Cy lives in Bern."]]
+    assert all(a.prompt is not None and a.prompt.emphasis for a in answers)
+    strict = run("rag_loop", task, model, budget=64, sentences=1, least=0.95)
+    assert [(a.value, a.prompt.emphasis) for a in strict] == [("Oslo", ())] * 3  # type: ignore[union-attr]
+    assert strict[0].calls == answers[0].calls > 20
+    by_chance = run("rag_loop_random", task, model, sentences=1)
+    alone = [run("rag_loop_random", replace(task, test=(e,)), model, sentences=1)[0] for e in task.test]
+    assert [a.value for a in by_chance] == [a.value for a in alone]  # the draw is the question's
+    assert METHODS["rag_loop_random"].role == "control"
+    with pytest.raises(InputError, match="least"):
+        make("rag_loop", least=1.5).fit(task, model, 0)
+    with pytest.raises(InputError, match="spans"):
+        make("rag_loop", sentences=0).fit(task, model, 0)
 
 
 def test_odd_documents(model: ScriptedModel) -> None:
