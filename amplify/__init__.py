@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from amplify.sources.attribute import attribute_sources
     from amplify.sources.claims import Citation, Claim
     from amplify.sources.document import Document, Source
+    from amplify.sources.importance import SourceImportance, source_importance
+    from amplify.sources.loop import Loop, answer_in_loop
     from amplify.sources.result import SourceAttribution
     from amplify.steering import Steering, parse_emphasis
     from amplify.steering.attention import steered
@@ -61,15 +63,18 @@ _LAZY = {
     "Claim": "amplify.sources.claims",
     "Document": "amplify.sources.document",
     "Faithfulness": "amplify.attribution.faithfulness",
+    "Loop": "amplify.sources.loop",
     "Program": "amplify.methods.base",
     "Proxy": "amplify.proxies",
     "Report": "amplify.evaluation.report",
     "Source": "amplify.sources.document",
     "SourceAttribution": "amplify.sources.result",
+    "SourceImportance": "amplify.sources.importance",
     "Steering": "amplify.steering",
     "Task": "amplify.tasks",
     "TransformersModel": "amplify.models.transformers",
     "Tuned": "amplify.tuning",
+    "answer_in_loop": "amplify.sources.loop",
     "attribute_sources": "amplify.sources.attribute",
     "evaluate": "amplify.evaluation",
     "explain": "amplify.attribution",
@@ -80,6 +85,7 @@ _LAZY = {
     "parse_emphasis": "amplify.steering",
     "rationalize": "amplify.rationales",
     "register": "amplify.registry",
+    "source_importance": "amplify.sources.importance",
     "steered": "amplify.steering.attention",
     "train_proxy": "amplify.proxies",
     "tune": "amplify.tuning",
@@ -105,6 +111,7 @@ __all__ = [
     "Example",
     "Faithfulness",
     "InputError",
+    "Loop",
     "Message",
     "MissingExtraError",
     "ModelError",
@@ -118,6 +125,7 @@ __all__ = [
     "Sampling",
     "Source",
     "SourceAttribution",
+    "SourceImportance",
     "Span",
     "Steering",
     "Task",
@@ -126,6 +134,7 @@ __all__ = [
     "Tuned",
     "UnknownNameError",
     "WriteError",
+    "answer_in_loop",
     "attribute_sources",
     "evaluate",
     "explain",
@@ -136,6 +145,7 @@ __all__ = [
     "parse_emphasis",
     "rationalize",
     "register",
+    "source_importance",
     "steered",
     "train_proxy",
     "tune",

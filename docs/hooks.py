@@ -18,7 +18,10 @@ GROUPS = (
         "Models",
         ("load_model", "TransformersModel", "Prompt", "Message", "Span", "Sampling", "Completion", "TokenLogProbs"),
     ),
-    ("What they give back", ("Tuned", "Report", "SourceAttribution", "Attribution", "Faithfulness", "Rationale")),
+    (
+        "What they give back",
+        ("Tuned", "Report", "SourceAttribution", "SourceImportance", "Attribution", "Faithfulness", "Rationale"),
+    ),
     ("Tasks and programs", ("load_task", "Task", "Example", "Program", "Answer")),
     ("Words and rationales", ("explain", "explain_many", "faithfulness", "rationalize", "train_proxy", "Proxy")),
 )

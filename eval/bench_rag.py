@@ -355,7 +355,7 @@ def from_memory(model: LanguageModel, items: Sequence[Example]) -> dict[str, str
 
 @main.command()
 @shared
-@click.option("--bonus", default=1.0, show_default=True, help="Of InstaBoost.")
+@click.option("--bonus", default=2.0, show_default=True, help="Of InstaBoost.")
 @click.option("--sentences", default=2, show_default=True, help="That are emphasised.")
 def conflicts(
     model: str, dtype: str, passages: int, items: int, skip: int, budget: int, batch: int, minutes: float, work: Path,

@@ -12,7 +12,7 @@ import click
 import amplify
 from amplify.cli.common import Group, Resumable, say
 from amplify.cli.doctor import doctor
-from amplify.cli.explaining import attribute, explain
+from amplify.cli.explaining import attribute, explain, importance
 from amplify.cli.listing import list_, models, proxy
 from amplify.cli.running import apply, report, run
 from amplify.cli.serving import serve
@@ -65,7 +65,8 @@ def first_contact() -> Iterator[str]:
 
 
 for command in (
-    doctor, tune, run, report, apply, explain, attribute, serve, generate, heads, projections, models, list_, proxy,
+    doctor, tune, run, report, apply, explain, attribute, importance, serve, generate, heads, projections, models, list_,
+    proxy,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -263,3 +263,44 @@ def _explain_log(
     for number in found.skipped:
         say(f"line {number} was skipped: {found.line(number).problem}", err=True)
     say(f"{found.explained} explained, {len(found.skipped)} skipped: {folder / INDEX}")
+
+
+@click.command()
+@click.argument("log", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@takes_model
+@click.option(
+    "--by",
+    type=click.Choice(["gradient", "shapley"]),
+    default="gradient",
+    show_default=True,
+    help="Score documents by the gradient of what retrieval is worth, or by mean Shapley values for the answer wanted.",
+)
+@click.option("--k", type=click.IntRange(min=1), default=5, show_default=True, help="Documents that a reader reads.")
+@click.option("--held-out", type=float, default=0.5, show_default=True, help="Share of the questions that check.")
+@click.option(
+    "--budget", type=click.IntRange(min=2), default=64, show_default=True, help="Prompts a question: shapley."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the split and of random choices.")
+@click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="Keep answers here; resumes from them.")
+@click.option("--json", "json_", type=NewFile(), help="Write the result as JSON, for adapters.")
+@click.option("--html", type=NewFile(), help="Write the result as a page.")
+def importance(
+    log: Path,
+    model: str | None,
+    model_option: tuple[str, ...],
+    json_: Path | None,
+    html: Path | None,
+    **options: Any,
+) -> None:
+    """Say which documents help and which harm, from LOG: JSON lines with question, documents and answers."""
+    from amplify.sources.importance import source_importance
+    from amplify.sources.log import rows_of
+
+    rows = rows_of(log)
+    with opened_model(required(model, "--model"), model_option) as opened, resumes(options["cache"] is not None):
+        found = source_importance(rows, opened, shown=True, **options)
+    say(str(found))
+    if json_:
+        found.save(json_)
+    if html:
+        found.to_html(html)

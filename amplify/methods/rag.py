@@ -207,11 +207,13 @@ _variant(
     "Steer attention to the sentences that the first answer depends on, answer again, and return that answer where "
     "Shapley values say that it rests on them, else the first.",
     "shapley", "loop", "budget", "index", "profile", "sentences", "bonus", "least", steers=True,
+    defaults={"bonus": 2.0},
 )  # fmt: skip
 _variant(
     "rag_loop_random",
     "The loop with sentences drawn by chance, the control of what chooses them.",
     "random", "loop", "profile", "sentences", "bonus", "least", steers=True, role="control",
+    defaults={"bonus": 2.0},
 )  # fmt: skip
 
 

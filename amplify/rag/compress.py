@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from amplify.errors import EmptyAnswerError, InputError
 from amplify.models import load_model, need_scoring
 from amplify.models.base import LanguageModel
 from amplify.sources.attribute import attribute_sources
+from amplify.sources.importance import SourceImportance
 from amplify.sources.keeping import Operation, keep
 from amplify.sources.options import Options, options
 from amplify.sources.result import SourceAttribution
@@ -106,7 +108,8 @@ class Compression:
         operation, k, threshold: see `sources.keeping.keep`; whatever the operation, no more than `k` texts come back
             unless it is 0.
         **more: options of `amplify.attribute_sources`: budget, value, index, seed, prompt, max_tokens and so on.
-            Unless given, answers end with their line, after 64 tokens at most, and whole texts are scored.
+            Unless given, answers end with their line, after 64 tokens at most, and whole texts are scored. And
+            `importance`: an `amplify.SourceImportance`, or its file; what it says harms is not read at all.
 
     Raises:
         InputError, UnknownNameError: values that make no sense, before anything is asked.
@@ -127,11 +130,17 @@ class Compression:
         self.model = model if isinstance(model, Handle) else Handle(model)
         self.operation, self.k, self.threshold = operation, k, threshold
         self.prompt = more.pop("prompt", "default")
+        given = more.pop("importance", None)
+        self.importance = SourceImportance.load(given) if isinstance(given, str | Path) else given
+        if not isinstance(self.importance, SourceImportance | None):
+            raise InputError(f"importance is an amplify.SourceImportance, or its file, not {given!r}")
         self.options = checked({"stop": STOP, "max_tokens": LONGEST, "granularity": "documents", **more})
         if not isinstance(self.model.given, str) and self.options.get("value", "logprob") == "logprob":
             need_scoring(self.model.given, "value='logprob'")
 
-    def __call__(self, question: str, texts: Sequence[str], k: int | None = None) -> list[Kept]:
+    def __call__(
+        self, question: str, texts: Sequence[str], k: int | None = None, documents: Sequence[Any] | None = None
+    ) -> list[Kept]:
         """The texts that stay, in their new order.
 
         With fewer than two different texts there is nothing to compare, and where the model says nothing there is
@@ -142,10 +151,19 @@ class Compression:
             question: what was searched for.
             texts: what was found.
             k: instead of the one given at first.
+            documents: what the texts are of, in the host's own form: by these `importance` knows them.
 
         Raises:
             ContextLengthError: the texts do not fit the model's window; retrieve fewer.
         """
+        if self.importance is not None and documents is not None:
+            read = [i for i, document in enumerate(documents) if self.importance.keeps(document)]
+            read = read or [0]  # where all harm: the one that was retrieved first
+            kept = self._kept(question, [texts[i] for i in read], k) if texts else []
+            return [replace(each, number=read[each.number]) for each in kept]
+        return self._kept(question, texts, k)
+
+    def _kept(self, question: str, texts: Sequence[str], k: int | None) -> list[Kept]:
         if not question.strip():
             raise InputError("the question is empty, so there is no answer to explain")
         most = self.k if k is None else k

@@ -44,7 +44,7 @@ class ShapleyRanker:
             top_k: how many stay at most; needed by "distil", else 0 for all.
             threshold: "prune" drops a document when the upper end of its interval is under this.
             budget, value, seed: see `amplify.attribute_sources`.
-            options: any further option of it, by name.
+            options: any further option of it, by name; and `importance`, the file of an `amplify.SourceImportance`.
 
         Raises:
             InputError: values that make no sense.
@@ -90,7 +90,7 @@ class ShapleyRanker:
         """
         if any(d.content is None for d in documents):
             raise InputError("ShapleyRanker reads text: leave out documents without content")
-        kept = self._compress(query, [str(d.content) for d in documents], top_k)
+        kept = self._compress(query, [str(d.content) for d in documents], top_k, documents)
         return {
             "documents": [
                 replace(

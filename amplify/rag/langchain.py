@@ -30,7 +30,8 @@ class ShapleyCompressor(BaseDocumentCompressor):
         top_n: how many stay at most; needed by "distil", else 0 for all.
         threshold: "prune" drops a document when the upper end of its interval is under this.
         budget, value, seed: see `amplify.attribute_sources`.
-        options: any further option of it, by name, e.g. {"prompt": "my_rag.jinja", "max_tokens": 100}.
+        options: any further option of it, by name, e.g. {"prompt": "my_rag.jinja", "stop": ["."]}; and `importance`,
+            see `amplify.source_importance`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
@@ -68,7 +69,7 @@ class ShapleyCompressor(BaseDocumentCompressor):
         Raises:
             ContextLengthError: the documents do not fit the model's window.
         """
-        kept = self._compression()(query, [d.page_content for d in documents])
+        kept = self._compression()(query, [d.page_content for d in documents], documents=documents)
         return [
             documents[k.number].model_copy(
                 update={

@@ -30,7 +30,7 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
         top_n: how many stay at most; needed by "distil", else 0 for all.
         threshold: "prune" drops a node when the upper end of its interval is under this.
         budget, value, seed: see `amplify.attribute_sources`.
-        options: any further option of it, by name.
+        options: any further option of it, by name; and `importance`, see `amplify.source_importance`.
     """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
@@ -89,7 +89,8 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
         if not nodes:
             return []
         texts = [n.node.get_content(metadata_mode=MetadataMode.LLM) for n in nodes]
-        return [_scored(nodes[k.number], k) for k in self._compression()(query_bundle.query_str, texts)]
+        kept = self._compression()(query_bundle.query_str, texts, documents=nodes)
+        return [_scored(nodes[k.number], k) for k in kept]
 
     def close(self) -> None:
         """Let go of the model; one that was given open stays open."""

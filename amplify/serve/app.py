@@ -4,10 +4,11 @@
   `"background": true` a job, whose state is at `GET /v1/attributions/ID`.
 - `POST /v1/chat/completions`: as OpenAI-compatible servers have it. Behind a server (an `openai:` model) requests and
   answers pass through byte for byte, streams included; a field `"citations": true` (or options of an attribution) makes
-  the answer's citations its last event, or a field of the answer.
+  the answer's citations its last event, or a field of the answer; a field `"loop": true` answers twice and returns
+  what rests on the sources (`amplify.sources.loop`).
 - `GET /health`, `GET /metrics` (Prometheus).
 
-No text of a request or an answer is logged.
+No text of a request or an answer is logged, or written into a span (`amplify.serve.tracing`).
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from amplify.errors import AmplifyError, InputError, ModelError, extras
 from amplify.models.base import LanguageModel
 from amplify.models.openai import OpenAIModel
 from amplify.models.server import read_key
+from amplify.serve import tracing
 from amplify.serve.limits import BusyError, Counts, Limits, Places
 from amplify.sources.attribute import attribute_sources
 from amplify.sources.log import conversation
+from amplify.sources.loop import BONUS, Loop, answer_in_loop
+from amplify.sources.loop import check as check_loop
 from amplify.sources.options import options as checked
+from amplify.steering import Steering
 from amplify.types import Completion, Prompt, Sampling
 
 with extras():
@@ -38,7 +44,10 @@ with extras():
 
 _ASKED = ("id", "question", "documents", "messages", "sources", "answer", "background")
 _HIDDEN = ("cache", "progress")  # options that reach into the server
-_OURS = ("citations", "documents", "sources")  # fields of a chat request that the server behind never sees
+_OURS = ("citations", "documents", "loop", "sources")  # fields of a chat request that the server behind never sees
+
+_TRIES = 2  # of a request that a connection lost before anything was answered
+T = TypeVar("T")
 
 
 class Refused(Exception):
@@ -60,22 +69,26 @@ class Service:
         self.model, self.limits, self.counts = model, limits, Counts()
         self.places = Places(limits.running, limits.waiting)
         self.jobs: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[asyncio.Task[Any], threading.Event] = {}
         self.client: httpx.AsyncClient | None = None
 
     async def body(self, request: Request) -> dict[str, Any]:
         """The object that a request brings.
 
         Raises:
-            Refused: no key, too large, or no object.
+            Refused: no key, too large, too slow, or no object.
         """
         if not self.limits.admits(request.headers.get("authorization")):
             raise Refused(401, "this service asks for a key: Authorization: Bearer KEY")
         held = bytearray()
-        async for chunk in request.stream():
-            held += chunk
-            if len(held) > self.limits.body:
-                raise Refused(413, f"a request has {self.limits.body:,} bytes at most")
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                async for chunk in request.stream():
+                    held += chunk
+                    if len(held) > self.limits.body:
+                        raise Refused(413, f"a request has {self.limits.body:,} bytes at most")
+        except TimeoutError:
+            raise Refused(408, f"the request did not arrive within {self.limits.seconds:g} seconds") from None
         try:
             data = json.loads(held)
         except (ValueError, RecursionError):
@@ -104,28 +117,76 @@ class Service:
             raise Refused(400, f"the budget is at most {self.limits.budget}, got {made.budget}")
         return {**given, **more}
 
-    async def attribute(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The attribution, when there is a place for it.
+    async def placed(self, work: Callable[[threading.Event], T]) -> T:
+        """What a thread makes of it, when there is a place, which it keeps until it has ended.
+
+        Args:
+            work: gets an event that is set when nobody waits for its result any more.
 
         Raises:
-            Refused: too many wait (429), it takes too long (503), or it cannot be made (400, 502).
+            Refused: too many wait (429), it takes too long (503), or it cannot be done (400, 502).
         """
-        begun = time.perf_counter()
+        stop, running = threading.Event(), threading.Event()
 
-        async def placed() -> dict[str, Any]:
+        async def run() -> T:
             async with self.places.one():
-                return await asyncio.to_thread(lambda: attribute_sources(model=self.model, **given).to_dict())
+                running.set()
+                return await asyncio.to_thread(work, stop)
 
+        task = self.kept(asyncio.create_task(run()), stop)
         try:
-            found = await asyncio.wait_for(placed(), self.limits.seconds)
+            await asyncio.wait({task}, timeout=self.limits.seconds)
+        finally:
+            if not task.done():
+                stop.set()
+                if not running.is_set():
+                    task.cancel()
+        if not task.done():
+            raise Refused(503, f"it takes longer than {self.limits.seconds:g} seconds: lower the budget")
+        try:
+            return task.result()
         except BusyError:
             raise Refused(429, "too many requests wait: try again later") from None
-        except TimeoutError:
-            raise Refused(503, f"it takes longer than {self.limits.seconds:g} seconds: lower the budget") from None
         except ModelError as error:
             raise Refused(502, str(error)) from error
         except AmplifyError as error:
             raise Refused(400, str(error)) from error
+
+    def kept(self, task: asyncio.Task[T], stop: threading.Event | None = None) -> asyncio.Task[T]:
+        """Remember a task until it has ended."""
+
+        def ended(done: asyncio.Task[T]) -> None:
+            self.tasks.pop(done, None)
+            if not done.cancelled():
+                done.exception()  # it is seen, also where nobody waits any more
+
+        self.tasks[task] = stop or threading.Event()
+        task.add_done_callback(ended)
+        return task
+
+    async def attribute(self, given: Mapping[str, Any], told: Callable[[int], None] | None = None) -> dict[str, Any]:
+        """The attribution, when there is a place for it.
+
+        Args:
+            given: arguments of `attribute_sources`.
+            told: is given the number of prompts asked so far, in another thread.
+
+        Raises:
+            Refused: see `placed`.
+        """
+        begun = time.perf_counter()
+
+        def work(stop: threading.Event) -> dict[str, Any]:
+            return attribute_sources(model=self.model, progress=_while_wanted(stop, told), **given).to_dict()
+
+        with tracing.span("amplify.attribution") as span:
+            found = await self.placed(work)
+            span.note(
+                amplify_prompts=found["cost"]["calls"],
+                amplify_tokens=found["cost"]["tokens"],
+                amplify_sources=len(found["documents"]["sources"]),
+                amplify_claims=len(found["claims"]),
+            )
         self.counts.add("attributions")
         self.counts.add("attribution_seconds", amount=time.perf_counter() - begun)
         self.counts.add("prompts", amount=found["cost"]["calls"])
@@ -140,17 +201,18 @@ class Service:
         if self.places.held >= self.limits.running + self.limits.waiting:
             raise Refused(429, "too many requests wait: try again later")
         number = secrets.token_urlsafe(12)
-        self.jobs[number] = {"id": number, "status": "running"}
+        job = self.jobs[number] = {
+            "id": number, "status": "running", "prompts": 0, "budget": checked(_options(given)).budget,
+        }  # fmt: skip
 
         async def work() -> None:
             try:
-                self.jobs[number] = {"id": number, "status": "done", "attribution": await self.attribute(given)}
+                found = await self.attribute(given, lambda prompts: job.update(prompts=prompts))
+                self.jobs[number] = {**job, "status": "done", "attribution": found}
             except Refused as error:
-                self.jobs[number] = {"id": number, "status": "failed", "error": str(error)}
+                self.jobs[number] = {**job, "status": "failed", "error": str(error), "code": error.status}
 
-        task = asyncio.create_task(work())
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.kept(asyncio.create_task(work()))
         done = [each for each, job in self.jobs.items() if job["status"] != "running"]
         for old in done[: max(0, len(done) - self.limits.jobs)]:
             del self.jobs[old]
@@ -181,22 +243,19 @@ def create_app(model: LanguageModel, limits: Limits | None = None, transport: An
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         timeout = httpx.Timeout(service.limits.seconds, connect=10.0)
-        async with httpx.AsyncClient(timeout=timeout, transport=transport) as client:
+        # who asks too much is held back by the server behind, not here
+        pool = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+        async with httpx.AsyncClient(timeout=timeout, limits=pool, transport=transport) as client:
             service.client = client
             yield
-            for task in service.tasks:
+            for task, stop in list(service.tasks.items()):
+                stop.set()
                 task.cancel()
 
     app = FastAPI(title="amplify", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service  # for tests and metrics of others
 
-    @app.middleware("http")
-    async def counted(request: Request, call: Callable[..., Any]) -> Response:
-        response: Response = await call(request)
-        path = request.scope.get("route")
-        label = getattr(path, "path", "other")
-        service.counts.add("requests", f'path="{label}",status="{response.status_code}"')
-        return response
+    app.add_middleware(_Counted, service=service)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> Response:
@@ -237,11 +296,41 @@ def create_app(model: LanguageModel, limits: Limits | None = None, transport: An
                 **(data["citations"] if isinstance(data["citations"], dict) else {}),
                 "messages": data["messages"], "answer": "x",
             })  # fmt: skip
+        if data.get("loop"):
+            return await _looped(service, data)
         if isinstance(model, OpenAIModel):
             return await _behind(service, model, data)
         return await _here(service, data)
 
     return app
+
+
+class _Counted:
+    """Counts requests by path and status, and puts a span around each; streams pass through untouched."""
+
+    def __init__(self, app: Any, service: Service) -> None:
+        self.app, self.service = app, service
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 500
+
+        async def sent(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        with tracing.span("request", headers) as span:
+            try:
+                await self.app(scope, receive, sent)
+            finally:
+                path = getattr(scope.get("route"), "path", "other")
+                span.named(f"{scope['method']} {path}", status)
+                self.service.counts.add("requests", f'path="{path}",status="{status}"')
 
 
 async def _behind(service: Service, model: OpenAIModel, data: dict[str, Any]) -> Response:
@@ -253,19 +342,28 @@ async def _behind(service: Service, model: OpenAIModel, data: dict[str, Any]) ->
         "content-type": "application/json",
         "accept-encoding": "identity",
         **({"authorization": f"Bearer {key}"} if key else {}),
+        **tracing.passed_on(),
     }
-    request = service.client.build_request("POST", f"{model.url}/chat/completions", json=body, headers=headers)
-    try:
-        answer = await service.client.send(request, stream=True)
-    except httpx.HTTPError as error:
-        raise Refused(502, f"the server behind cannot be reached ({type(error).__name__})") from error
+    for tried in range(_TRIES):
+        request = service.client.build_request("POST", f"{model.url}/chat/completions", json=body, headers=headers)
+        try:
+            answer = await service.client.send(request, stream=True)
+            break
+        except httpx.HTTPError as error:
+            # a server that was restarted has closed the connections that were kept: the next one is new
+            lost = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
+            if not lost or tried == _TRIES - 1:
+                raise Refused(502, f"the server behind cannot be reached ({type(error).__name__})") from error
     kind = answer.headers.get("content-type", "application/json")
     if answer.status_code >= 400 or not data.get("stream"):
-        held = await answer.aread()
-        await answer.aclose()
-        if answer.status_code < 400 and data.get("citations"):
+        try:
+            held = await answer.aread()
+        except httpx.HTTPError as error:
+            raise Refused(502, f"the server behind broke off its answer ({type(error).__name__})") from error
+        finally:
+            await answer.aclose()
+        if answer.status_code < 400 and data.get("citations") and (text := _said(held)) is not None:
             found = json.loads(held)
-            text = found["choices"][0]["message"].get("content") or ""
             found["amplify"] = await service.citations(data, text) if text.strip() else {"citations": []}
             return JSONResponse(found)
         return Response(held, answer.status_code, media_type=kind)
@@ -282,7 +380,9 @@ async def _behind(service: Service, model: OpenAIModel, data: dict[str, Any]) ->
                     break
                 said += _deltas(line)
                 yield f"{line}\n".encode()
-        except httpx.HTTPError:  # what was said so far has been sent; the end is missing, as it is behind
+        except httpx.HTTPError as error:  # what was said so far has been sent: a client must not take it for the whole
+            message = f"the server behind broke off its answer ({type(error).__name__})"
+            yield _line({"error": {"message": message, "type": "server_error", "code": 502}})
             return
         finally:
             await answer.aclose()
@@ -305,41 +405,106 @@ async def _here(service: Service, data: dict[str, Any]) -> Response:
         )
     except (AmplifyError, TypeError, ValueError) as error:
         raise Refused(400, str(error)) from error
+    [done] = await service.placed(lambda _: service.model.generate([prompt], sampling))
+    return await _reply(service, data, done.text, done.finish_reason, {"usage": _usage(done)})
+
+
+async def _looped(service: Service, data: dict[str, Any]) -> Response:
+    """Answer a chat request by the loop; greedy."""
+    given = _loop(service, data)
+
+    def work(stop: threading.Event) -> Loop:
+        return answer_in_loop(None, data.get("documents"), service.model, progress=_while_wanted(stop), **given)
+
+    with tracing.span("amplify.loop") as span:
+        found = await service.placed(work)
+        span.note(amplify_kept=found.kept)
+    service.counts.add("loops", f'kept="{found.kept}"')
+    return await _reply(service, data, found.answer, "stop", {}, {"loop": found.to_dict()})
+
+
+def _loop(service: Service, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `answer_in_loop` from a chat request, checked.
+
+    Raises:
+        Refused: they make no sense; says why.
+    """
+    own = dict(data["loop"]) if isinstance(data["loop"], Mapping) else {}
+    loop = {name: own.pop(name) for name in ("spans", "least") if name in own}
     try:
-        async with service.places.one():
-            [done] = await asyncio.to_thread(service.model.generate, [prompt], sampling)
-    except BusyError:
-        raise Refused(429, "too many requests wait: try again later") from None
-    except ModelError as error:
-        raise Refused(502, str(error)) from error
+        check_loop(loop.get("spans", 1), loop.get("least", 0.0))
+        steering = Steering(mode="instaboost", bonus=own.pop("bonus", BONUS))
     except AmplifyError as error:
         raise Refused(400, str(error)) from error
+    for name in ("max_tokens", "stop"):
+        if data.get(name) is not None:
+            own.setdefault(name, data[name])
+    kept = {key: data[key] for key in ("messages", "documents", "sources") if data.get(key) is not None}
+    asked = service.asked({"budget": 32, **own, **kept})
+    asked.pop("documents", None)
+    return {**asked, **loop, "steering": steering}
+
+
+async def _reply(
+    service: Service, data: dict[str, Any], text: str, reason: str, more: dict[str, Any],
+    ours: dict[str, Any] | None = None,
+) -> Response:  # fmt: skip
+    """An answer in the form of the chat API, whole or as a stream, with its citations where they are asked for."""
     head = {"id": f"chatcmpl-{secrets.token_hex(8)}", "created": int(time.time()), "model": service.model.id}
-    if not data.get("stream"):
-        choice = {
-            "index": 0, "message": {"role": "assistant", "content": done.text}, "finish_reason": done.finish_reason,
-        }  # fmt: skip
-        found = {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(done)}
+
+    async def added() -> dict[str, Any]:
+        cited = {}
         if data.get("citations"):
-            found["amplify"] = await service.citations(data, done.text) if done.text.strip() else {"citations": []}
-        return JSONResponse(found)
+            cited = await service.citations(data, text) if text.strip() else {"citations": []}
+        return {**(ours or {}), **cited}
+
+    if not data.get("stream"):
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+        found = {**head, "object": "chat.completion", "choices": [choice], **more}
+        own = await added()
+        return JSONResponse({**found, "amplify": own} if own else found)
 
     async def events() -> AsyncIterator[bytes]:
-        delta = {"role": "assistant", "content": done.text}
-        for each, reason in ((delta, None), ({}, done.finish_reason)):
-            choice = {"index": 0, "delta": each, "finish_reason": reason}
+        for each, ended in (({"role": "assistant", "content": text}, None), ({}, reason)):
+            choice = {"index": 0, "delta": each, "finish_reason": ended}
             yield _line({**head, "object": "chat.completion.chunk", "choices": [choice]})
-        if data.get("citations"):
-            yield await _event(service, data, done.text)
+        if own := await added():
+            yield _line({"object": "amplify.citations", "choices": [], "amplify": own})
         yield b"data: [DONE]\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream")
+
+
+def _while_wanted(stop: threading.Event, told: Callable[[int], None] | None = None) -> Callable[[int], None]:
+    """Passes on how many prompts were answered, and ends the work when nobody waits for it any more."""
+
+    def progress(prompts: int) -> None:
+        if stop.is_set():
+            raise InputError("nobody waits for this attribution any more")
+        if told is not None:
+            told(prompts)
+
+    return progress
 
 
 def _messages(data: Mapping[str, Any]) -> list[Any]:
     from amplify.sources.document import as_messages
 
     return list(as_messages(data["messages"]))
+
+
+def _said(body: bytes) -> str | None:
+    """The text of a whole answer of a server; None where it is none."""
+    try:
+        content = json.loads(body)["choices"][0]["message"].get("content")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return content if isinstance(content, str) else ""
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of arguments of `attribute_sources` that are options."""
+    return {name: value for name, value in given.items() if name not in _ASKED}
 
 
 def _usage(done: Completion) -> dict[str, int]:

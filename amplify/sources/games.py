@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-3  # how far above 0 a log-probability may lie in half precision
 FORMAT = 1  # of the cache file
+Progress = bool | Callable[[int], None]
 EVERY = 1.0  # seconds between two writes, at least
 PART = 256  # selections asked for at a time
 
@@ -45,7 +46,7 @@ class Memory:
     Args:
         identity: everything that the results depend on; a file of another identity is refused.
         path: JSON lines; None keeps nothing.
-        progress: say how many selections are asked for.
+        progress: say how many selections are asked for; or a function that is given how many were answered so far.
 
     Raises:
         RunError: the file belongs to other documents, another question, answer or model (what differs is listed), or
@@ -53,8 +54,9 @@ class Memory:
         WriteError: it cannot be written.
     """
 
-    def __init__(self, identity: Mapping[str, Any], path: str | Path | None = None, progress: bool = False) -> None:
+    def __init__(self, identity: Mapping[str, Any], path: str | Path | None = None, progress: Progress = False) -> None:
         self._progress = progress
+        self._answered = 0
         self._known: dict[Selection, Any] = {}
         self.used: dict[Selection, None] = {}  # those that this run needed, in order
         self._journal: Journal | None = None
@@ -107,7 +109,7 @@ class Memory:
     def _ask(self, new: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]) -> None:
         if not new:
             return
-        with progress(total=len(new), unit="prompt", shown=self._progress, leave=False) as bar:
+        with progress(total=len(new), unit="prompt", shown=self._progress is True, leave=False) as bar:
             for at in range(0, len(new), PART):
                 self._ask_part(new[at : at + PART], ask, bar)
 
@@ -121,6 +123,9 @@ class Memory:
                 self._known[part[i]] = result
                 bar.update(1)
                 rows.append([part[i], result])
+                self._answered += 1
+                if callable(self._progress):
+                    self._progress(self._answered)
                 if time.monotonic() - written > EVERY:
                     rows, written = self._keep(rows), time.monotonic()
         finally:

@@ -152,6 +152,25 @@ def _measured(path: Path) -> tuple[int, str]:
     return total, digest
 
 
+def rows_of(source: str | Path) -> list[Json]:
+    """The objects of a file of JSON lines.
+
+    Raises:
+        InputError: it cannot be read, is empty, or a line is no object; says which.
+    """
+    path, rows = Path(source), []
+    _measured(path)
+    for number, line in _lines(path):
+        try:
+            row = codec.parse(line)
+        except DataError as error:
+            raise InputError(f"line {number} of {source} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"line {number} of {source} is no object")
+        rows.append(row)
+    return rows
+
+
 def _explained(model: LanguageModel, asked: tuple[int, str], options: Mapping[str, Any]) -> tuple[Json, str]:
     """What stands in the results about a line, and its page."""
     number, line = asked

@@ -29,7 +29,7 @@ from amplify.steering import Steering
 from amplify.templates import Template
 from amplify.types import Completion, Sampling
 
-BONUS = 1.0  # of InstaBoost, where no steering is given
+BONUS = 2.0  # of InstaBoost, where no steering is given
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def answer_in_loop(
     Args:
         question, documents, model, messages, sources, prompt: see `attribute_sources`. The model gives
             log-probabilities and can be steered.
-        steering: heads and strength; all heads by InstaBoost with a bonus of 1 unless given.
+        steering: heads and strength; all heads by InstaBoost with a bonus of 2 unless given.
         spans: how many sentences.
         least: a share of surprise, in [0, 1].
         budget: distinct prompts that the attribution may ask; the judgement takes six more.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -42,7 +42,7 @@ class Named(TypedDict, total=False):
     control_variate: bool
     tokens: int | None
     cache: str | Path | None
-    progress: bool
+    progress: bool | Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Options(Settings):
             prompts and fewer tokens. The answer's own generation is not counted. Needs a `LocalModel` that keeps as
             many tokens (`max_prefix_tokens`), fixed order, "logprob", granularity="documents" and engine="trie".
         cache: file that keeps every value as soon as it is known; the same call goes on where a stopped one was.
-        progress: say on standard error how many prompts are asked.
+        progress: say on standard error how many prompts are asked; or a function that is given how many were answered
+            so far, and may raise to stop.
 
     Raises:
         InputError, UnknownNameError: values that make no sense, alone or together.
@@ -86,7 +87,7 @@ class Options(Settings):
     control_variate: bool = False
     tokens: int | None = None
     cache: str | Path | None = None
-    progress: bool = False
+    progress: bool | Callable[[int], None] = False
 
     def __post_init__(self) -> None:
         stop: Any = self.stop

@@ -46,6 +46,32 @@ def test_compression(model: ScriptedModel) -> None:
     assert [k.number for k in Compression(model, k=1)(QUERY, TEXTS)] == [1]
 
 
+def test_what_is_known_to_harm_is_not_read(model: ScriptedModel, tmp_path) -> None:
+    from amplify.sources.importance import SourceImportance, SourceLine
+
+    lines = tuple(SourceLine(str(i), "", 9, s, s, s, float(s > -1)) for i, s in enumerate(SCORES))
+    known = SourceImportance(lines, (), "gradient", 3, 0.5, True, 9, 9)
+    known.save(tmp_path / "i.json")
+    documents = [{"id": str(i), "text": text} for i, text in enumerate(TEXTS)]
+    for importance in (known, str(tmp_path / "i.json")):
+        compression = Compression(model, importance=importance)
+        assert [k.number for k in compression(QUERY, TEXTS, documents=documents)] == [1, 0, 3]
+        assert not [call for call in model.calls if "not live anywhere" in call.text]
+    assert [k.number for k in compression(QUERY, TEXTS)] == [1, 0, 3, 2]  # without documents nothing is known of them
+    only = Compression(model, importance=known)(QUERY, TEXTS[2:3], documents=documents[2:3])
+    assert [k.number for k in only] == [0]  # an empty context would answer another question
+    with pytest.raises(InputError, match="importance"):
+        Compression(model, importance=3)
+    if importlib.util.find_spec("langchain_core"):
+        from langchain_core.documents import Document
+
+        from amplify.rag.langchain import ShapleyCompressor
+
+        host = [Document(page_content=text, id=str(i)) for i, text in enumerate(TEXTS)]
+        found = ShapleyCompressor(model=model, options={"importance": str(tmp_path / "i.json")})
+        assert [d.id for d in found.compress_documents(host, QUERY)] == ["1", "0", "3"]
+
+
 def test_votes_explain_an_answer_that_would_go_on(model: ScriptedModel) -> None:
     """Answers end with their line, in the model's own answer and in every coalition's."""
 

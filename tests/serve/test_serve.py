@@ -231,3 +231,218 @@ def test_command_line_refuses_wrong_limits() -> None:
     assert isinstance(done.exception, InputError)
     missing = CliRunner().invoke(cli, ["serve"])
     assert "--model is missing" in str(missing.exception)
+
+
+def slowly(inside: threading.Event, go: threading.Event) -> ScriptedModel:
+    def scored(text: str, answer: str) -> float:
+        inside.set()
+        go.wait(20)
+        return -1.0
+
+    return ScriptedModel(logprob=scored)
+
+
+def until(true, patience: float = 20.0) -> None:  # type: ignore[no-untyped-def]
+    ends = time.monotonic() + patience
+    while not true() and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert true()
+
+
+ASKED = {"question": "How long?", "documents": DOCUMENTS, "answer": "Two years.", "budget": 4}
+
+
+def test_what_takes_too_long_is_stopped_and_keeps_its_place_until_then() -> None:
+    inside, go = threading.Event(), threading.Event()
+    who = slowly(inside, go)
+    with TestClient(create_app(who, Limits(running=1, waiting=0, seconds=0.3))) as client:
+        late = client.post("/v1/attributions", json=ASKED)
+        assert late.status_code == 503
+        assert "longer than 0.3 seconds" in late.json()["error"]["message"]
+        assert client.post("/v1/attributions", json=ASKED).status_code == 429  # the thread is still at work
+        asked = len(who.calls)
+        go.set()
+        until(lambda: "amplify_held 0" in client.get("/metrics").text)
+        assert len(who.calls) <= asked + 4  # what is in the batch is finished, no more is asked
+        assert client.post("/v1/attributions", json=ASKED).status_code == 200
+
+
+def test_who_waits_too_long_gives_up_the_place_in_the_queue() -> None:
+    inside, go = threading.Event(), threading.Event()
+    with TestClient(create_app(slowly(inside, go), Limits(running=1, waiting=1, seconds=0.5))) as client:
+        first = threading.Thread(target=lambda: client.post("/v1/attributions", json=ASKED))
+        first.start()
+        assert inside.wait(20)
+        assert client.post("/v1/attributions", json=ASKED).status_code == 503
+        until(lambda: "amplify_held 1" in client.get("/metrics").text)
+        go.set()
+        first.join()
+
+
+def test_a_job_says_how_far_it_is() -> None:
+    inside, go = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def scored(text: str, answer: str) -> float:
+        return -1.0
+
+    class Slow(ScriptedModel):
+        def score(self, prompts, continuations, *, steering=None):  # type: ignore[no-untyped-def]
+            if seen:
+                inside.set()
+                go.wait(20)
+            seen.append(len(prompts))
+            return super().score(prompts, continuations)
+
+    asked = {**ASKED, "budget": 32, "background": True, "engine": "naive"}
+    with TestClient(create_app(Slow(logprob=scored))) as client:
+        where = f"/v1/attributions/{client.post('/v1/attributions', json=asked).json()['id']}"
+        assert inside.wait(20)
+        job = client.get(where).json()
+        assert (job["status"], job["prompts"], job["budget"]) == ("running", 1, 32)
+        go.set()
+        until(lambda: client.get(where).json()["status"] == "done")
+        done = client.get(where).json()
+        assert done["prompts"] == done["attribution"]["cost"]["calls"] > 1
+
+
+class Broken(httpx.AsyncByteStream):
+    """Half of an answer, and then nothing."""
+
+    async def __aiter__(self):  # type: ignore[no-untyped-def]
+        yield STREAM[:80]
+        raise httpx.ReadError("gone")
+
+
+@pytest.mark.parametrize("ours", [{}, {"citations": True}])
+def test_a_server_behind_that_breaks_off_is_no_whole_answer(ours) -> None:  # type: ignore[no-untyped-def]
+    who = Behind("small@http://127.0.0.1:9/v1")
+    kind = {"content-type": "text/event-stream"}
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Broken(), headers=kind))
+    asked = {"messages": [{"role": "user", "content": CHAT}], **ours}
+    with TestClient(create_app(who, transport=transport)) as client:
+        text = client.post("/v1/chat/completions", json={**asked, "stream": True}).text
+        assert "[DONE]" not in text
+        assert json.loads(text.strip().rpartition("data: ")[2])["error"]["code"] == 502
+        assert client.post("/v1/chat/completions", json=asked).status_code == 502
+    who.close()
+
+
+def test_a_kept_connection_that_a_restart_closed_is_made_anew() -> None:
+    who = Behind("small@http://127.0.0.1:9/v1")
+    tries: list[str] = []
+
+    def restarted(request: httpx.Request) -> httpx.Response:
+        tries.append(request.url.path)
+        if len(tries) == 1:
+            raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+        if len(tries) > 2:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json={"choices": [{"message": {"content": "yes"}}]})
+
+    with TestClient(create_app(who, transport=httpx.MockTransport(restarted))) as client:
+        asked = {"messages": [{"role": "user", "content": "x"}]}
+        assert client.post("/v1/chat/completions", json=asked).status_code == 200
+        away = client.post("/v1/chat/completions", json=asked)
+        assert (away.status_code, len(tries)) == (502, 3)
+        assert "cannot be reached" in away.json()["error"]["message"]
+    who.close()
+
+
+@pytest.mark.parametrize("body", [b"{}", b"not json", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"[1]"])
+def test_an_odd_answer_of_the_server_behind_is_passed_on_uncited(body: bytes) -> None:
+    who = Behind("small@http://127.0.0.1:9/v1")
+    with TestClient(create_app(who, transport=httpx.MockTransport(lambda r: httpx.Response(200, content=body)))) as c:
+        done = c.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}], "citations": True})
+        assert (done.status_code, done.content) == (200, body)
+    who.close()
+
+
+def test_a_request_that_never_arrives_ends() -> None:
+    """From outside: half a request to a real server."""
+    import socket
+
+    import uvicorn
+
+    app = create_app(model(), Limits(seconds=1.0))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), 20) as half:
+            half.sendall(b"POST /v1/attributions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+            assert half.recv(100).startswith(b"HTTP/1.1 408")
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class Turned(ScriptedModel):
+    """Says what it knows by heart, and something else when it is steered."""
+
+    def generate(self, prompts, sampling, *, steering=None):  # type: ignore[no-untyped-def]
+        said = "One year." if steering is None else "Two years."
+        self.seen = [p.emphasis for p in prompts]
+        return ScriptedModel(reply=lambda text: said).generate(prompts, sampling)
+
+
+def by_heart(text: str, answer: str) -> float:
+    return -2.0 - 3.0 * ("two years" in text) if "One" in answer else -9.0 + 8.0 * ("two years" in text)
+
+
+def test_the_loop_answers_from_the_sources() -> None:
+    who = Turned(logprob=by_heart)
+    asked = {"messages": [{"role": "user", "content": CHAT}], "documents": DOCUMENTS}
+    with TestClient(create_app(who)) as client:
+        done = client.post("/v1/chat/completions", json={**asked, "loop": {"spans": 1, "budget": 8}}).json()
+        assert done["choices"][0]["message"]["content"] == "Two years."
+        assert done["amplify"]["loop"]["kept"] == "steered"
+        assert done["amplify"]["loop"]["first"] == "One year."
+        strict = client.post("/v1/chat/completions", json={**asked, "loop": {"least": 0.99}, "citations": True}).json()
+        assert strict["choices"][0]["message"]["content"] == "One year."
+        assert strict["amplify"]["claims"][0]["verdict"] == "contradicted"
+        stream = client.post("/v1/chat/completions", json={**asked, "loop": True, "stream": True}).text
+        events = [line[6:] for line in stream.splitlines() if line.startswith("data: ")]
+        assert events[-1] == "[DONE]"
+        assert json.loads(events[-2])["amplify"]["loop"]["kept"] == "steered"
+        assert 'amplify_loops_total{kept="steered"} 2' in client.get("/metrics").text
+        for wrong in ({"spans": 0}, {"least": 3}, {"bonus": 1e9}, {"budgt": 3}, {"budget": 10_000}):
+            assert client.post("/v1/chat/completions", json={**asked, "loop": wrong}).status_code == 400
+    with TestClient(create_app(model())) as client:  # a model that cannot be steered
+        refused = client.post("/v1/chat/completions", json={**asked, "loop": True})
+        assert refused.status_code == 400
+        assert "steer" in refused.json()["error"]["message"]
+
+
+def test_spans_tell_numbers_and_no_text() -> None:
+    trace = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
+    from amplify.serve import tracing
+
+    provider = trace.TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(memory))
+    asked = {"question": SECRET, "documents": [f"{SECRET} a", f"{SECRET} b"], "answer": SECRET}
+    above = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracing.trace, "get_tracer", provider.get_tracer)
+        with TestClient(create_app(model())) as client:
+            client.post("/v1/attributions", json=asked, headers={"traceparent": above})
+            client.post("/v1/attributions", json={"question": SECRET})
+        inner, outer, refused = memory.get_finished_spans()
+        assert (inner.name, outer.name) == ("amplify.attribution", "POST /v1/attributions")
+        assert inner.parent.span_id == outer.context.span_id
+        assert f"{outer.context.trace_id:032x}" == above.split("-")[1]
+        assert inner.attributes["amplify.sources"] == 2
+        assert inner.attributes["amplify.prompts"] > 1
+        assert (outer.attributes["http.response.status_code"], refused.attributes["http.response.status_code"]) == (
+            200,
+            400,
+        )
+        assert SECRET not in "".join(each.to_json() for each in memory.get_finished_spans())
+        patch.setattr(tracing, "trace", None)  # without the package
+        with TestClient(create_app(model())) as client:
+            assert client.post("/v1/attributions", json=asked).status_code == 200
+        assert len(memory.get_finished_spans()) == 3

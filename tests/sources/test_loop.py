@@ -51,7 +51,7 @@ def test_the_sentence_that_contradicts_what_is_known_is_steered_to_and_the_secon
     model = reader()
     found = answer_in_loop(QUESTION, DOCUMENTS, model, spans=1, budget=16)
     assert model.marked == [["Adam Caine painted the Mona Lisa."]]
-    assert model.steering == Steering(mode="instaboost", bonus=1.0)
+    assert model.steering == Steering(mode="instaboost", bonus=2.0)
     assert (found.answer, found.kept, found.first, found.steered) == ("Adam Caine", "steered", "Leonardo", "Adam Caine")
     assert found.rests is not None
     first, second = found.rests
