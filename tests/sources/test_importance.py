@@ -167,24 +167,22 @@ def test_without_gold_answers_the_models_own_stand_in_and_it_says_so() -> None:
     assert "number 6" in left.notes[0]
 
 
-def test_nothing_is_claimed_where_no_document_differs() -> None:
-    """A null: whether an answer is right is a coin's throw, in logs of twenty questions."""
+def test_documents_that_are_all_alike_are_seldom_said_to_harm() -> None:
+    """Whether a document answers rightly is a coin's throw: none of them harms, and the first nearly does nothing."""
     wrong = 0
     for seed in range(20):
         drawn = np.random.default_rng(seed)
-        asked = {f"q{i}": drawn.random(4) < 0.5 for i in range(20)}
+        right = {i: drawn.random(4) < 0.5 for i in range(20)}
 
-        def reply(text: str, asked=asked) -> str:  # type: ignore[no-untyped-def]
+        def reply(text: str, right=right) -> str:  # type: ignore[no-untyped-def]
             number = int(text.split("number ")[1].split()[0])
-            return "Bern" if asked[f"q{number}"][next(i for i in range(4) if f"text {i}" in text)] else "Rome"
+            return "Bern" if right[number][next(i for i in range(4) if f"text {i}" in text)] else "Rome"
 
-        rows = [
-            {"question": f"Where is number {i} ?", "documents": [{"id": str(j), "text": f"text {j}"} for j in range(4)],
-             "answers": "Bern"} for i in range(20)
-        ]  # fmt: skip
-        found = source_importance(rows, ScriptedModel(reply=reply), k=2, seed=seed)
-        wrong += sum(line.verdict != "unclear" for line in found.lines if line.key != "0")
-    assert wrong <= 12  # of 60 at 5 % each side of an interval: a document's score depends on those before it
+        documents = [{"id": str(j), "text": f"text {j}"} for j in range(4)]
+        rows = [{"question": f"Where is number {i} ?", "documents": documents, "answers": "Bern"} for i in range(20)]
+        found = source_importance(rows, ScriptedModel(reply=reply), k=1, seed=seed)
+        wrong += sum(line.verdict == "harms" for line in found.lines)
+    assert wrong <= 4  # of 80; 2.5 % of those whose score is 0
 
 
 def test_saved_shown_and_consulted(tmp_path) -> None:  # type: ignore[no-untyped-def]
