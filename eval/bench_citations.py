@@ -3,7 +3,7 @@
     python eval/bench_citations.py --model transformers:qwen2.5-coder-0.5b
 
 Thirty questions about made-up things, each with five short documents and an answer of two or three sentences, every one
-of which one document carries (`suites/citations.jsonl`). All of three cite the same answers: amplify (32 prompts, exact),
+of which one document carries (`suites/citations.jsonl`). All three cite the same answers: amplify (32 prompts, exact),
 context-cite as its package runs (32 ablations, its own prompt), and the cosine of MiniLM's embeddings. amplify cites by
 its own rule; the other two, which have none, by the threshold that serves them best in hindsight. Killed and started
 again it goes on.
@@ -196,7 +196,8 @@ def main(model: str, dtype: str, items: int, seconds: float, work: Path, out: Pa
     out.with_suffix(".json").write_text(json.dumps({**head, "ways": found, "rows": rows}, indent=1) + "\n")
     lines = [
         "# Citations of written answers", "",
-        f"{head['date']}, {about['id']} ({dtype}), {head['items']} answers, {head['claims']} claims, `{head['command']}`",
+        f"{head['date']}, {about['id']} ({dtype}), {head['items']} answers, {head['claims']} claims, "
+        f"`{head['command']}`",
         "", "| | precision (95 %) | recall (95 %) | best document is right | F1, best threshold in hindsight |",
         "|---|---:|---:|---:|---:|",
     ]  # fmt: skip
@@ -209,8 +210,8 @@ def main(model: str, dtype: str, items: int, seconds: float, work: Path, out: Pa
             f"| {way} | {cells[0]} | {cells[1]} | {row['best_is_right']:.2f} | {row['best_f1_in_hindsight']:.2f} |"
         )
     lines += [
-        "", "amplify cites by its own rule (a tenth of what the context gives a claim, surely above 0); the others by the "
-        "threshold that gives them the best F1 on these very claims. Intervals: bootstrap over answers.",
+        "", "amplify cites by its own rule (a tenth of what the context gives a claim, surely above 0); the others by "
+        "the threshold that gives them the best F1 on these very claims. Intervals: bootstrap over answers.",
     ]  # fmt: skip
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
     click.echo("\n".join(lines))

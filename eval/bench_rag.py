@@ -96,6 +96,8 @@ def replaced(example: Example, pool: Sequence[Example]) -> Example | None:
         pool: where other answers come from.
     """
     own = kind(example)
+    if not own or len(example.answers) > 1 or any(_whole(a).search(example.text) for a in example.answers):
+        return None
     passages = "\n".join(texts(example))
     known = {a.casefold() for a in example.answers}
     others = sorted({
@@ -106,12 +108,7 @@ def replaced(example: Example, pool: Sequence[Example]) -> Example | None:
         and other.answers[0].casefold() not in known
         and (own != "person" or not _whole(other.answers[0].split()[-1]).search(passages))
     })  # fmt: skip
-    if (
-        not own
-        or not others
-        or len(example.answers) > 1
-        or any(_whole(a).search(example.text) for a in example.answers)
-    ):
+    if not others:
         return None
     new = random.Random(f"another answer: {example.text}").choice(others)
     swaps = [(example.answers[0], new)]
@@ -397,8 +394,8 @@ def conflicts(
     }
     body = [
         f"{passages} passages a question, budget {budget}, {sentences} sentences emphasised (InstaBoost, bonus "
-        f"{bonus:g}, all heads). `follows`: the answer holds what the passages say, `before`: what they said before it was "
-        "replaced; percent with 95 % intervals.", "",
+        f"{bonus:g}, all heads). `follows`: the answer holds what the passages say, `before`: what they said before "
+        "it was replaced; percent with 95 % intervals.", "",
         "## Answers replaced", "", *means(changed_, ("follows", "before"), ("forwarded",)), "",
         *listed(found["replaced"]), "",
         "## Passages as they were", "", *means(same_, ("follows",), ("forwarded",)), "",
