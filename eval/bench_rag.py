@@ -132,7 +132,7 @@ def replaced(example: Example, pool: Sequence[Example]) -> Example | None:
 def says(text: str | None, answers: Sequence[str], person: bool = False) -> float:
     """1.0 where an answer holds one of these (of a person the last name is enough)."""
     wanted = [*answers, *([a.split()[-1] for a in answers] if person else [])]
-    return max(contains(text or "", a) for a in wanted)
+    return max((contains(text or "", a) for a in wanted), default=0.0)
 
 
 # asking
@@ -383,28 +383,37 @@ def conflicts(
         about = who.describe()
         asked = {row["id"] for row in rows}
         own = from_memory(who, [item for item in pairs[1::2] if item.id in asked])
-    changed_, same_ = ([r for r in rows if r["id"].endswith("as it was") is kept] for kept in (False, True))
-    answers = {item.id: item for item in pairs}
-    known = {i for i, text in own.items() if says(text, answers[i].answers, answers[i].fields["kind"] == "person")}
-    against = [("loop", other, "follows") for other in ("plain", "highlight, no gate", "random spans")]
-    found = {
-        "replaced": comparisons(changed_, against),
-        "as they were": comparisons(same_, against[:1]),
-        **({"as they were, known by heart": comparisons(same_, against[:1], sorted(known))} if known else {}),
-    }
-    body = [
+    known = [i.id for i in pairs[1::2] if i.id in own and says(own[i.id], i.answers, i.fields["kind"] == "person")]
+    found, body = conflict_tables(rows, known, len(own))
+    said = [
         f"{passages} passages a question, budget {budget}, {sentences} sentences emphasised (InstaBoost, bonus "
         f"{bonus:g}, all heads). `follows`: the answer holds what the passages say, `before`: what they said before "
-        "it was replaced; percent with 95 % intervals.", "",
-        "## Answers replaced", "", *means(changed_, ("follows", "before"), ("forwarded",)), "",
-        *listed(found["replaced"]), "",
-        "## Passages as they were", "", *means(same_, ("follows",), ("forwarded",)), "",
-        *listed(found["as they were"]), "",
-        f"Without passages the model answers {len(known)} of {len(own)} questions rightly (known by heart).", "",
-        *(listed(found["as they were, known by heart"]) if known else []),
+        "it was replaced; percent with 95 % intervals. `forwarded`: tokens that went through the model for an answer; "
+        "what an earlier method of the table has asked is not asked again.", "",
     ]  # fmt: skip
     data = {"passages": passages, "budget": budget, "bonus": bonus, "comparisons": found, "by_heart": own, "rows": rows}
-    write(out or RESULTS / "rag_conflicts", "Passages that contradict what a model knows", about, data, body)
+    write(out or RESULTS / "rag_conflicts", "Passages that contradict what a model knows", about, data, [*said, *body])
+
+
+def conflict_tables(
+    rows: Sequence[Mapping[str, Any]], known: Sequence[str], asked: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Comparisons, and the tables of both kinds of passages.
+
+    Args:
+        rows: of `Bench.run`.
+        known: items that the model answers rightly without passages, of so many `asked`.
+    """
+    changed, same = ([r for r in rows if r["id"].endswith("as it was") is kept] for kept in (False, True))
+    against = [("loop", other, "follows") for other in ("plain", "highlight, no gate", "random spans")]
+    found = {"replaced": comparisons(changed, against), "as they were": comparisons(same, against[:1])}
+    if len(known) > 1:
+        found["as they were, known by heart"] = comparisons(same, against[:1], known)
+    body = ["## Answers replaced", "", *means(changed, ("follows", "before"), ("forwarded",)), ""]
+    body += [*listed(found["replaced"]), "", "## Passages as they were", ""]
+    body += [*means(same, ("follows",), ("forwarded",)), "", *listed(found["as they were"]), ""]
+    body += [f"Without passages the model answers {len(known)} of {asked} questions rightly (known by heart).", ""]
+    return found, body + listed(found.get("as they were, known by heart", []))
 
 
 if __name__ == "__main__":
