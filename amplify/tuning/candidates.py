@@ -38,6 +38,7 @@ INGREDIENTS: Mapping[str, tuple[str, ...]] = {
     "rag": (),
     "rag_distil_shapley": ("documents kept",),
     "rag_rerank_shapley": ("documents ordered",),
+    "rag_loop": ("documents emphasised",),
 }
 """Method -> what it adds to the question alone; one that is not listed is an ingredient of its own name."""
 ADDED: Mapping[str, str] = {
@@ -182,7 +183,7 @@ _SEVERAL = ("shuffled_shots[inner=few_shot[shots=4]]+batch", "augmented[inner=fe
 def _with_documents() -> list[str]:
     last = "template=question_last"
     return [f"rag[{last}]", f"rag[search=minilm,documents=3,{last}]", f"rag_distil_shapley[{last}]",
-            f"rag_rerank_shapley[best=last,{last}]"]  # fmt: skip
+            f"rag_rerank_shapley[best=last,{last}]", f"rag_loop[{last}]"]  # fmt: skip
 
 
 def _with_emphasis(task: Task, model: LanguageModel) -> list[str]:
