@@ -65,8 +65,8 @@ def first_contact() -> Iterator[str]:
 
 
 for command in (
-    doctor, tune, run, report, apply, explain, attribute, importance, serve, generate, heads, projections, models, list_,
-    proxy,
+    doctor, tune, run, report, apply, explain, attribute, importance, serve, generate, heads, projections, models,
+    list_, proxy,
 ):  # fmt: skip
     cli.add_command(command)
 
