@@ -14,12 +14,12 @@ from typing import Any
 
 
 def command() -> str:
-    """The command that runs, without where it writes to (--out, --results), the data's folder by its variable."""
+    """The command that runs, without where it writes to (--out, --results, --work), the data's folder by its variable."""
     kept, given = [], iter(sys.argv[1:])
     for word in given:
-        if word in ("--out", "--results"):
+        if word in ("--out", "--results", "--work"):
             next(given, None)
-        elif not word.startswith(("--out=", "--results=")):
+        elif not word.startswith(("--out=", "--results=", "--work=")):
             kept.append(word)
     line = shlex.join(["python", f"eval/{Path(sys.argv[0]).name}", *kept])
     return line.replace(os.environ.get("AMPLIFY_DATA") or "\0", "$AMPLIFY_DATA")

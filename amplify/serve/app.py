@@ -41,6 +41,7 @@ with extras():
     import httpx
     from fastapi import FastAPI, Request, Response
     from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+    from starlette.exceptions import HTTPException
 
 _ASKED = ("id", "question", "documents", "messages", "sources", "answer", "background")
 _HIDDEN = ("cache", "progress")  # options that reach into the server
@@ -259,8 +260,11 @@ def create_app(model: LanguageModel, limits: Limits | None = None, transport: An
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> Response:
-        body = {"error": {"message": str(error), "type": "invalid_request_error", "code": error.status}}
-        return JSONResponse(body, error.status, {"Retry-After": "5"} if error.status == 429 else None)
+        return _error(error.status, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, error: HTTPException) -> Response:
+        return _error(error.status_code, str(error.detail))
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -303,6 +307,12 @@ def create_app(model: LanguageModel, limits: Limits | None = None, transport: An
         return await _here(service, data)
 
     return app
+
+
+def _error(status: int, message: str) -> Response:
+    """An error in the form of the chat API."""
+    body = {"error": {"message": message, "type": "invalid_request_error", "code": status}}
+    return JSONResponse(body, status, {"Retry-After": "5"} if status == 429 else None)
 
 
 class _Counted:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from amplify.types import Example
 
-EVAL = Path(__file__).parents[2] / "eval"
-
 
 @pytest.fixture(scope="module")
-def bench():  # type: ignore[no-untyped-def]
-    sys.path.insert(0, str(EVAL))
-    spec = importlib.util.spec_from_file_location("bench_rag", EVAL / "bench_rag.py")
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules["bench_rag"] = found
-    spec.loader.exec_module(found)
-    yield found
-    sys.path.remove(str(EVAL))
+def bench(script: Any) -> Any:
+    return script("bench_rag")
 
 
 def item(question: str, answer: str, *texts: str) -> Example:

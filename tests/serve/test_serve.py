@@ -97,6 +97,12 @@ def test_what_is_malformed_is_refused_with_the_reason(body, status, says) -> Non
     assert not who.calls
 
 
+def test_what_there_is_not_is_an_error_of_the_same_form(client) -> None:  # type: ignore[no-untyped-def]
+    for method, path, status in (("GET", "/v1/nothing", 404), ("PUT", "/v1/attributions", 405)):
+        done = client.request(method, path)
+        assert (done.status_code, done.json()["error"]["code"]) == (status, status)
+
+
 def test_only_those_with_the_key_are_heard() -> None:
     who = model()
     with TestClient(create_app(who, Limits(key="k3y"))) as client:
