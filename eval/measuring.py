@@ -14,7 +14,7 @@ from typing import Any
 
 
 def command() -> str:
-    """The command that runs, without where it writes to (--out, --results, --work), the data's folder by its variable."""
+    """The command that runs, without where it writes (--out, --results, --work), the data's folder by its variable."""
     kept, given = [], iter(sys.argv[1:])
     for word in given:
         if word in ("--out", "--results", "--work"):

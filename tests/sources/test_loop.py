@@ -105,6 +105,19 @@ def test_two_players_have_the_shapley_values_of_their_definition() -> None:
     assert found.spans + found.others == pytest.approx(v[3] - v[0])
 
 
+def test_a_document_that_speaks_against_the_answer_is_opened_where_that_is_asked_for() -> None:
+    import amplify
+
+    given = {"budget": 16, "granularity": "sentences"}
+    inside = [Part(0, 0, 16), Part(0, 16, len(DOCUMENTS[0]))]
+    usual = amplify.attribute_sources(QUESTION, DOCUMENTS, reader(), "Leonardo", **given).sentences
+    assert usual is None or not set(inside) & set(usual.sources)
+    either = amplify.attribute_sources(QUESTION, DOCUMENTS, reader(), "Leonardo", opens="either", **given).sentences
+    assert either is not None
+    scores = dict(zip(either.sources, either.scores.tolist(), strict=True))
+    assert [scores[part] for part in inside] == pytest.approx([0.0, -3.0])
+
+
 def test_titles_are_chosen_last() -> None:
     result = answer_in_loop(QUESTION, DOCUMENTS, reader(), spans=1, budget=16).attribution
     assert result is not None
