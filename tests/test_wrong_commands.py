@@ -93,6 +93,18 @@ attribute -q Where? {S} -d latin.txt -d a.txt => latin.txt is not UTF-8
 {ATTRIBUTE} --estimator shap => 'shap' is not one of
 {ATTRIBUTE} --json no/x.json => cannot write no/x.json
 {ATTRIBUTE} --granularity letters => 'letters' is not one of
+importance => LOG
+importance nothing.jsonl {S} => 'nothing.jsonl' does not exist
+importance log.jsonl => --model is missing
+importance log.jsonl -m scripted => a model is written KIND:MODEL
+importance blank.txt {S} => blank.txt is empty
+importance rows.csv {S} => line 1 of rows.csv is not JSON
+importance log.jsonl {S} --k 0 => '--k': 0
+importance log.jsonl {S} --held-out 2 => held_out is a share between 0 and 1
+importance log.jsonl {S} --by banzhaf => 'banzhaf' is not one of
+importance log.jsonl {S} --json no/x.json => cannot write no/x.json
+importance log.jsonl {S} --budget 1 => '--budget': 1
+importance log.jsonl {S} extra => (extra)
 generate => PROMPT
 generate hello => --model is missing
 generate hello {S} --steering nothing => unknown steering profile 'nothing'
@@ -205,7 +217,7 @@ def amplify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     files = {
         "rows.csv": b"message,label\nhello,a\nbye,b\n", "empty.csv": b"", "a.txt": b"Paris.", "b.txt": b"Rome.",
         "blank.txt": b" \n", "latin.txt": b"caf\xe9", "bad.yaml": b"task: [\n", "odd.yaml": b"tusk: x\n",
-        "broken.json": b"{",
+        "broken.json": b"{", "log.jsonl": b'{"question": "Q?", "documents": ["a", "b"], "answers": "a"}\n' * 4,
     }  # fmt: skip
     for name, content in files.items():
         Path(name).write_bytes(content)

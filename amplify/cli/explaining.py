@@ -296,8 +296,8 @@ def importance(
     from amplify.sources.importance import source_importance
     from amplify.sources.log import rows_of
 
-    rows = rows_of(log)
-    with opened_model(required(model, "--model"), model_option) as opened, resumes(options["cache"] is not None):
+    named, rows = required(model, "--model"), rows_of(log)
+    with opened_model(named, model_option) as opened, resumes(options["cache"] is not None):
         found = source_importance(rows, opened, shown=True, **options)
     say(str(found))
     if json_:

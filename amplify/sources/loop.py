@@ -121,6 +121,18 @@ def answer_in_loop(
         InputError: values that make no sense. CapabilityError: a model that cannot score or be steered.
         EmptyAnswerError: the model says nothing.
         ContextLengthError, ModelError: see `attribute_sources`.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> class Steerable(ScriptedModel):
+        ...     def generate(self, prompts, sampling, *, steering=None):
+        ...         said = "One year." if steering is None else "Two years."
+        ...         return ScriptedModel(reply=lambda text: said).generate(prompts, sampling)
+        >>> model = Steerable(logprob=lambda text, said: -9.0 + 8.0 * ("two years" in text and "Two" in said))
+        >>> documents = ["The warranty is two years.", "Shipping is free."]
+        >>> found = answer_in_loop("How long is the warranty?", documents, model, spans=1)
+        >>> found.first, found.answer, found.kept
+        ('One year.', 'Two years.', 'steered')
     """
     chosen = options({"granularity": "sentences", "opens": "either", **more, "budget": budget})
     check(spans, least)
