@@ -402,4 +402,5 @@ def engine(model: str, clients: int, count: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives a bench that is stopped
     main()
