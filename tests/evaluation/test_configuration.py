@@ -49,10 +49,10 @@ ROLES = {
         "amplify_no_rationale", "amplify_random_words", "amplify_shuffled_rationales", "amplify_tfidf_words",
         "amplify_test_words", "answer_format_only", "rag_rerank_random", "self_amplify_no_rationale",
         "self_amplify_random_words", "pasta_random_heads", "auto_pasta_random", "few_shot_pasta_random_heads",
-        "proxy_hint_random", "shuffled_shots", "seka_random",
+        "proxy_hint_random", "shuffled_shots", "seka_random", "rag_loop_random",
     },
     "method": {
-        "amplify", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley", "rag_highlight_pasta",
+        "amplify", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley", "rag_highlight_pasta", "rag_loop",
         "self_amplify_topk", "self_amplify_phcot", "self_amplify_autocot", "self_amplify_shap", "self_amplify_lime",
         "self_amplify_occlusion", "self_amplify_gradient", "self_amplify_deeplift", "self_amplify_shapley_sampling",
         "pasta", "seka", "spotlight", "instaboost", "auto_pasta", "few_shot_pasta", "ignore_word", "rephrase",
