@@ -1,0 +1,213 @@
+"""What each page of the documentation presumes of its reader: files of theirs, a server, a model in hand."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SMOLLM2 = "transformers:smollm2-135m"
+NOTES = {
+    "museum.md": "The museum of Brakel opened in 1931.",
+    "river.md": "Brakel lies on the river Nethe.",
+    "nieheim.md": "The museum of Nieheim opened in 2006.",
+}
+REVIEWS = [
+    (f"{text} ({i})", label)
+    for i in range(6)
+    for text, label in (
+        ("Great phone, I love it.", "positive"),
+        ("It broke after a week, awful.", "negative"),
+        ("Works as it should and looks good.", "positive"),
+        ("The battery is terrible and nobody answers.", "negative"),
+    )
+]
+ANSWER = "The museum of Brakel opened in 1931."
+MESSAGES = [
+    {"role": "system", "content": "Answer from the notes. Be short."},
+    {"role": "user", "content": f"{NOTES['museum.md']}\n\n{NOTES['river.md']}\n\nWhen did the museum of Brakel open?"},
+    {"role": "assistant", "content": ANSWER},
+]
+
+
+@dataclass
+class Reader:
+    """Someone who follows a page in an empty folder.
+
+    Attributes:
+        page: its path.
+        instead: what is written on the page, and what this reader has in its place.
+    """
+
+    page: str
+    instead: list[tuple[str, str]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def prepared(self) -> Iterator[dict[str, Any]]:
+        """The files in this folder; the names that the page's Python takes for granted."""
+        _files()
+        with contextlib.ExitStack() as stack:
+            names: dict[str, Any] = {"__name__": "page"}
+            if given := GIVEN.get(self.page):
+                names |= given(self, stack)
+            yield names
+
+
+def _files() -> None:
+    Path("notes").mkdir()
+    for name, text in NOTES.items():
+        Path("notes", name).write_text(text, encoding="utf-8")
+    for name in ("my_reviews.csv", "reviews.csv", "my.csv"):
+        _table(name, [{"review": text, "stars": label} for text, label in REVIEWS])
+    _table("new.csv", [{"review": text, "message": "I was charged twice."} for text, _ in REVIEWS[:3]])
+    conversation = {"messages": MESSAGES, "sources": "messages"}
+    Path("log.jsonl").write_text(json.dumps(conversation) + "\n", encoding="utf-8")
+    Path("my_rag.jinja").write_text(
+        "{% for text in documents %}* {{ text }}\n{% endfor %}\n{{ question }}", encoding="utf-8"
+    )
+
+
+def _table(name: str, rows: list[dict[str, str]]) -> None:
+    with Path(name).open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _smollm2(stack: contextlib.ExitStack) -> Any:
+    import amplify
+
+    return stack.enter_context(amplify.load_model(SMOLLM2))
+
+
+def _server(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """An OpenAI-compatible server in place of the page's."""
+    from fake_server import FakeServer
+
+    server = stack.enter_context(FakeServer(say="billing"))
+    reader.instead += [("http://127.0.0.1:8000/v1", server.url), ("openai:NAME@", "openai:m@")]
+    return {}
+
+
+def _service(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """`amplify serve`, as it starts its service, on a free port."""
+    import uvicorn
+
+    from amplify.serve.app import checked_limits, create_app
+
+    app = create_app(_smollm2(stack), checked_limits(key="k"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.05)
+        assert thread.is_alive(), "the service did not start"
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join()
+
+    stack.callback(stop)
+    reader.instead += [("http://127.0.0.1:8100", f"http://127.0.0.1:{port}"), ("Bearer …", "Bearer k")]
+    return {}
+
+
+def _in_hand(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """A model and a classifier that are loaded already, as a user of transformers has them."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    import amplify
+    from amplify import hub
+
+    folder, encoder = hub.resolve("smollm2-135m"), hub.resolve("minilm")
+    reader.instead += [("OWNER/NAME", "smollm2-135m"), ("./my-model", str(folder))]
+    return {
+        "module": AutoModelForCausalLM.from_pretrained(folder),
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
+        "classifier": AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2),
+        "task": amplify.load_task("my_reviews.csv", text="review", label="stars"),
+        "my_api": lambda text: "positive",
+    }
+
+
+def _module(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """A model of transformers and its tokenizer, under the names that a script gives them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import amplify
+    from amplify import hub
+
+    folder = hub.resolve("smollm2-135m")
+    return {
+        "amplify": amplify,
+        "model": AutoModelForCausalLM.from_pretrained(folder),
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
+    }
+
+
+def _proxy(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """A proxy that the reader trained before, on their own reviews, and two texts."""
+    import amplify
+
+    task = amplify.load_task("my_reviews.csv", text="review", label="stars")
+    proxy = amplify.train_proxy(task, "minilm", epochs=1, out="proxies/reviews")
+    texts, targets = zip(*REVIEWS[:2], strict=True)
+    return {"amplify": amplify, "proxy": proxy, "text": texts[1], "texts": list(texts), "targets": list(targets)}
+
+
+def _pipelines(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """What a user of LangChain and of LlamaIndex has: documents, a chain, a query engine."""
+    from langchain_core.documents import Document
+    from langchain_core.runnables import RunnableLambda
+    from llama_index.core import get_response_synthesizer
+    from llama_index.core.llms import MockLLM
+    from llama_index.core.query_engine import RetrieverQueryEngine
+    from llama_index.core.retrievers import BaseRetriever
+    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+
+    class Found(BaseRetriever):
+        def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+            return [NodeWithScore(node=TextNode(text=text)) for text in NOTES.values()]
+
+    engine = RetrieverQueryEngine(Found(), get_response_synthesizer(llm=MockLLM(max_tokens=8)))
+    documents = [Document(page_content=text) for text in NOTES.values()]
+    chain = RunnableLambda(lambda question: {"question": question, "documents": documents, "answer": ANSWER})
+    return {"documents": documents, "rag_chain": chain, "engine": engine}
+
+
+def _conversation(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """The messages of a pipeline with its answer, and its documents."""
+    import amplify
+
+    return {
+        "amplify": amplify,
+        "model": _smollm2(stack),
+        "messages": MESSAGES[:-1],
+        "answer": ANSWER,
+        "question": "When did the museum of Brakel open?",
+        "my_prompt": lambda documents: "\n".join([*documents, "When did the museum of Brakel open?"]),
+    }
+
+
+GIVEN: dict[str, Callable[[Reader, contextlib.ExitStack], dict[str, Any]]] = {
+    "README.md": _in_hand,
+    "docs/explain.md": _proxy,
+    "docs/rationales.md": _proxy,
+    "docs/faithfulness.md": _proxy,
+    "docs/steer.md": _module,
+    "docs/textgenshap.md": _conversation,
+    "docs/rag.md": _pipelines,
+    "docs/howto/models.md": _in_hand,
+    "docs/howto/serve.md": _service,
+    "docs/howto/servers.md": _server,
+}
+"""What a page presumes besides the files that every reader has, by its path."""
