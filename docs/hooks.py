@@ -1,9 +1,10 @@
-"""What the site takes from the program itself: its commands, its public names, what was measured, the changelog."""
+"""What the site takes from the project itself: commands, public names, what was measured, its pictures, the changelog."""
 
 from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import click
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import figures  # noqa: E402
+
 GROUPS = (
     ("The four verbs", ("tune", "Budget", "attribute_sources", "steered", "parse_emphasis", "Steering", "evaluate")),
     (
@@ -35,6 +39,7 @@ def on_files(files: Files, config: Any) -> Files:
         "reference/python.md": "\n".join(python()),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         "results.md": (ROOT / "eval" / "results" / "README.md").read_text(encoding="utf-8"),
+        **{f"figures/{name}-{theme}.svg": figures.draw(name, theme) for name in figures.FIGURES for theme in figures.INK},
     }
     for path, content in made.items():
         if (old := files.get_file_from_path(path)) is not None:
