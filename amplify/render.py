@@ -135,6 +135,14 @@ def escape(text: str) -> str:
     return html.escape(visible(text))
 
 
+def framed(page: str, title: str, height: int = 640) -> str:
+    """A whole page as a fragment to embed, e.g. in a notebook: a sandboxed frame that holds it."""
+    return (
+        f'<iframe srcdoc="{escape(page)}" sandbox="allow-scripts" title="{escape(title)}" '
+        f'style="width:100%;height:{height}px;border:0"></iframe>'
+    )
+
+
 def visible(text: str) -> str:
     """Control characters as their picture (␀ ␛ …), lone surrogates as �; tabs and line ends stay."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\ud800-\udfff]", _picture, text)

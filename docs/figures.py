@@ -24,22 +24,26 @@ Theme = Literal["light", "dark"]
 INK: dict[Theme, str] = {"light": "#1f2430", "dark": "#d8dbe2"}
 OURS: dict[Theme, str] = {"light": "#3f51b5", "dark": "#9fa8ff"}
 OTHER: dict[Theme, str] = {"light": "#9aa0ad", "dark": "#7b8190"}
-AGAINST: dict[Theme, str] = {"light": "#b5483f", "dark": "#ff9f94"}
 
 
 def attribute(axes: Axes, theme: Theme) -> None:
-    """What each document did to one answer, with its interval."""
+    """What each sentence, or document that was not opened, did to one answer, with its interval."""
     found = read("demo_answer")
-    level = found["documents"]
-    names = [Path(source["id"]).name for source in found["sources"]]
-    order = np.argsort(level["scores"])
-    scores = np.array(level["scores"])[order]
-    ends = np.array([level["low"], level["high"]])[:, order]
-    colours = [OURS[theme] if score > 0 else AGAINST[theme] for score in scores]
-    axes.barh(range(len(order)), scores, xerr=np.abs(ends - scores), color=colours, ecolor=INK[theme], height=0.6)
-    axes.set_yticks(range(len(order)), [names[i] for i in order])
-    axes.set_xlabel("Shapley value of the answer's log-probability, 95 % interval")
-    axes.set_title(f"“{found['answer'].strip()}”: what it rests on")
+    texts = found["prompt"]["messages"][-1]["content"].split("\n\n")
+    opened = {document for document, *_ in found["sentences"]["sources"]}
+    rows = []
+    for level in (found["documents"], found["sentences"]):
+        for (document, start, end), *values in zip(
+            *(level[key] for key in ("sources", "scores", "low", "high")), strict=True
+        ):
+            if level is found["sentences"] or document not in opened:
+                text = texts[document][start:end]
+                rows.append((text if len(text) <= 40 else f"{text[:40].rstrip()} …", *(value[0] for value in values)))
+    rows.sort(key=lambda row: -row[1])
+    dots(axes, theme, rows, ours={rows[0][0]})
+    axes.axvline(0, color=OTHER[theme], linewidth=0.8)
+    axes.set_xlabel("Shapley value, nats, 95 % interval")
+    axes.set_title(f"What the answer “{found['answer'].strip()}” rests on")
 
 
 def steer(axes: Axes, theme: Theme) -> None:
@@ -64,9 +68,10 @@ def tune(axes: Axes, theme: Theme) -> None:
         axes.scatter([tuned], [height], color=OURS[theme], label="tuned" if not height else None, zorder=2)
     axes.set_yticks(range(len(names)), list(reversed(names)))
     axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.figure.set_figheight(1.3 + 0.35 * len(names))
     axes.set_xlim(0, 100)
     axes.set_xlabel("right on test items, %")
-    axes.legend(frameon=False, labelcolor=INK[theme], loc="lower right")
+    axes.legend(frameon=False, labelcolor=INK[theme], loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_title("Tuned, and the best plain prompt")
 
 
@@ -83,7 +88,7 @@ def evaluate(axes: Axes, theme: Theme) -> None:
 
 
 FIGURES: dict[str, tuple[Callable[[Axes, Theme], None], float]] = {
-    "attribute": (attribute, 2.6),
+    "attribute": (attribute, 2.8),
     "steer": (steer, 2.0),
     "tune": (tune, 3.2),
     "evaluate": (evaluate, 1.8),

@@ -1,8 +1,9 @@
-"""What the site takes from the project itself: commands, public names, what was measured, its pictures, the changelog."""
+"""What the site takes from the project itself: commands, names, what was measured, pictures, notebooks, the changelog."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 import figures  # noqa: E402
 
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 GROUPS = (
     ("The four verbs", ("tune", "Budget", "attribute_sources", "steered", "parse_emphasis", "Steering", "evaluate")),
     (
@@ -39,7 +41,12 @@ def on_files(files: Files, config: Any) -> Files:
         "reference/python.md": "\n".join(python()),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         "results.md": (ROOT / "eval" / "results" / "README.md").read_text(encoding="utf-8"),
-        **{f"figures/{name}-{theme}.svg": figures.draw(name, theme) for name in figures.FIGURES for theme in figures.INK},
+        **{f"notebooks/{path.stem}.md": "\n".join(notebook(path)) for path in NOTEBOOKS},
+        **{
+            f"figures/{name}-{theme}.svg": figures.draw(name, theme)
+            for name in figures.FIGURES
+            for theme in figures.INK
+        },
     }
     for path, content in made.items():
         if (old := files.get_file_from_path(path)) is not None:
@@ -53,6 +60,20 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     deep = "../" * page.file.src_uri.count("/")
     markdown = re.sub(r"\]\((?:\.\./)+eval/results/README\.md", f"]({deep}results.md", markdown)
     return re.sub(r"\[([^\]]+)\]\((?:\.\./)+((?:eval|tests|prompts|tasks|steering)/[^)]*)\)", r"\1 (`\2`)", markdown)
+
+
+def notebook(path: Path) -> Iterator[str]:
+    """A notebook as a page: its text, its code, and what that gave."""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        yield source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "text/html" in data:
+                yield f"\n<div>{''.join(data['text/html'])}</div>\n"
+            else:
+                yield f"\n```text\n{''.join(data['text/plain']).rstrip()}\n```\n"
+        yield ""
 
 
 def command_line() -> Iterator[str]:

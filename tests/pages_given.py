@@ -20,7 +20,7 @@ NOTES = {
 }
 REVIEWS = [
     (f"{text} ({i})", label)
-    for i in range(6)
+    for i in range(16)
     for text, label in (
         ("Great phone, I love it.", "positive"),
         ("It broke after a week, awful.", "negative"),
@@ -28,6 +28,17 @@ REVIEWS = [
         ("The battery is terrible and nobody answers.", "negative"),
     )
 ]
+SMALLER = (
+    ("qwen2.5-coder-0.5b", "smollm2-135m"),
+    ("amplify.Budget(minutes=20)", "amplify.Budget(calls=1500)"),
+    ("limit=50", "limit=4"),
+)
+SHORTER = {
+    "run": ["--limit", "2", "--seeds", "0", "--mode", "score"],
+    "heads": ["--samples", "2", "--most", "4"],
+    "proxy": ["--epochs", "1"],
+    "tune": ["--budget", "calls=1500"],
+}
 ANSWER = "The museum of Brakel opened in 1931."
 MESSAGES = [
     {"role": "system", "content": "Answer from the notes. Be short."},
@@ -43,10 +54,12 @@ class Reader:
     Attributes:
         page: its path.
         instead: what is written on the page, and what this reader has in its place.
+        shorter: what a command is given besides, so that a page takes seconds.
     """
 
     page: str
-    instead: list[tuple[str, str]] = field(default_factory=list)
+    instead: list[tuple[str, str]] = field(default_factory=lambda: list(SMALLER))
+    shorter: dict[str, list[str]] = field(default_factory=lambda: dict(SHORTER))
 
     @contextlib.contextmanager
     def prepared(self) -> Iterator[dict[str, Any]]:
@@ -63,8 +76,13 @@ def _files() -> None:
     Path("notes").mkdir()
     for name, text in NOTES.items():
         Path("notes", name).write_text(text, encoding="utf-8")
-    for name in ("my_reviews.csv", "reviews.csv", "my.csv"):
-        _table(name, [{"review": text, "stars": label} for text, label in REVIEWS])
+    for name, rows in {"my_reviews.csv": 64, "my.csv": 64, "reviews.csv": 4}.items():
+        _table(name, [{"review": text, "stars": label} for text, label in REVIEWS[:rows]])
+    tickets = [
+        {"message": text, "department": d} for d in ("billing", "technical", "shipping") for text, _ in REVIEWS[:8]
+    ]
+    for name in ("train.jsonl", "test.jsonl"):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in tickets), encoding="utf-8")
     _table("new.csv", [{"review": text, "message": "I was charged twice."} for text, _ in REVIEWS[:3]])
     conversation = {"messages": MESSAGES, "sources": "messages"}
     Path("log.jsonl").write_text(json.dumps(conversation) + "\n", encoding="utf-8")
@@ -164,6 +182,20 @@ def _proxy(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     return {"amplify": amplify, "proxy": proxy, "text": texts[1], "texts": list(texts), "targets": list(targets)}
 
 
+def _highlights(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """A file in the layout of e-SNLI, and attributions of its items."""
+    import amplify
+    from amplify.attribution.agreement import load_esnli
+
+    columns = ("pairID", "gold_label", "Sentence1", "Sentence2", "Sentence1_marked_1", "Sentence2_marked_1")
+    row = ("7", "contradiction", "A dog runs.", "A dog sleeps.", "A dog *runs*.", "A dog *sleeps*.")
+    _table("esnli_dev.csv", [dict(zip(columns, row, strict=True))])
+    reader.instead += [("amplify proxy amazon_sentiment", "amplify proxy my_reviews.csv --text review --label stars")]
+    model = _smollm2(stack)
+    texts = [item.example.text for item in load_esnli("esnli_dev.csv")]
+    return {"attributions": [amplify.explain(text, target=" no", model=model, method="occlusion") for text in texts]}
+
+
 def _pipelines(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     """What a user of LangChain and of LlamaIndex has: documents, a chain, a query engine."""
     from langchain_core.documents import Document
@@ -178,6 +210,8 @@ def _pipelines(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
         def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
             return [NodeWithScore(node=TextNode(text=text)) for text in NOTES.values()]
 
+    reader.instead.append(("rag,rag_rerank_shapley,rag_prune_shapley,", ""))  # each would attribute ten paragraphs
+    reader.shorter["run"] = ["--limit", "1", "--set", "*.budget=12"]
     engine = RetrieverQueryEngine(Found(), get_response_synthesizer(llm=MockLLM(max_tokens=8)))
     documents = [Document(page_content=text) for text in NOTES.values()]
     chain = RunnableLambda(lambda question: {"question": question, "documents": documents, "answer": ANSWER})
@@ -202,7 +236,7 @@ GIVEN: dict[str, Callable[[Reader, contextlib.ExitStack], dict[str, Any]]] = {
     "README.md": _in_hand,
     "docs/explain.md": _proxy,
     "docs/rationales.md": _proxy,
-    "docs/faithfulness.md": _proxy,
+    "docs/faithfulness.md": _highlights,
     "docs/steer.md": _module,
     "docs/textgenshap.md": _conversation,
     "docs/rag.md": _pipelines,

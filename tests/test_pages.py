@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,6 @@ PAGES.remove(ROOT / "docs" / "extending.md")  # tests/test_extending.py installs
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.S | re.M)
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 
-SHORTER = {
-    "run": ["--limit", "4", "--seeds", "0"],
-    "heads": ["--samples", "2", "--most", "4"],
-    "proxy": ["--epochs", "1"],
-    "tune": ["--budget", "calls=1500"],
-}
-"""What a command is given besides, so that a page takes seconds."""
-SMALLER = (
-    ("qwen2.5-coder-0.5b", "smollm2-135m"),
-    ("amplify.Budget(minutes=20)", "amplify.Budget(calls=1500)"),
-    ("limit=50", "limit=4"),
-)
-"""What is written on a page, and what is run in its place."""
 ELSEWHERE = {
     "make ": "the gate itself",
     "pip install ": "tests/test_package.py, and eval/check_release.py on every Python",
@@ -46,8 +34,8 @@ ELSEWHERE = {
     "curl ": "tests/steering/test_vllm_steering.py sends this request",
     "AMPLIFY_API_KEY=… amplify serve": "the page's service is started in this process",
     'with amplify.load_model("vllm:': "tests/steering/test_vllm_steering.py steers in this engine",
-    "amplify run json_formatting --methods pasta --model openai:NAME": "tests/steering/test_vllm_steering.py, over HTTP",
-    "amplify generate \"Name a colour.\" --model vllm:": "tests/models/test_real_models.py",
+    "amplify run json_formatting --methods pasta --model openai:NAME": "the same test, over HTTP",
+    'amplify generate "Name a colour." --model vllm:': "tests/models/test_real_models.py",
 }
 """What is not run here, by how it begins, and where it is."""
 
@@ -65,7 +53,7 @@ def blocks(page: Path) -> Iterator[Block]:
     """The blocks of a page that can be run, with the block `text` that follows directly."""
     content = page.read_text(encoding="utf-8")
     found = list(FENCE.finditer(content))
-    for block, following in zip(found, [*found[1:], None], strict=True):
+    for block, following in zip_longest(found, found[1:]):
         if block[1] in ("python", "console", "yaml", "jinja"):
             behind = following and following[1] == "text" and not content[block.end() : following.start()].strip()
             yield Block(block[1], block[2], following[2] if following and behind else None)
@@ -79,20 +67,22 @@ def commands(block: str) -> list[str]:
 
 def run_command(line: str, reader: Reader) -> str:
     """Run `amplify …` as a shell would in this folder; what it prints."""
-    for shown, run in (*SMALLER, *reader.instead):
+    for shown, run in reader.instead:
         line = line.replace(shown, run)
     words = [
         name
         for word in shlex.split(line, comments=True)[1:]
         for name in (sorted(str(p) for p in Path().glob(word)) if "*." in word and "=" not in word else [word])
     ]
-    done = CliRunner().invoke(cli, [*words, *(SHORTER.get(words[0], []) if words else [])], catch_exceptions=True)
+    done = CliRunner().invoke(
+        cli, [*words, *(reader.shorter.get(words[0], []) if words else [])], catch_exceptions=True
+    )
     assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
     return done.stdout
 
 
 def run_python(code: str, names: dict[str, Any], reader: Reader) -> str:
-    for shown, run in (*SMALLER, *reader.instead):
+    for shown, run in reader.instead:
         code = code.replace(shown, run)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

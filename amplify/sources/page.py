@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amplify.render import escape, page_template, visible
+from amplify.render import escape, framed, page_template, visible
 
 if TYPE_CHECKING:
     from amplify.sources.result import Level, SourceAttribution
@@ -72,10 +72,7 @@ def as_html(result: SourceAttribution) -> str:
 
 def as_frame(result: SourceAttribution, height: int = 640) -> str:
     """The page as a fragment to embed: a sandboxed frame that holds it whole, e.g. for a notebook."""
-    return (
-        f'<iframe srcdoc="{escape(as_html(result))}" sandbox="allow-scripts" title="why this answer" '
-        f'style="width:100%;height:{height}px;border:0"></iframe>'
-    )
+    return framed(as_html(result), "why this answer", height)
 
 
 def header(result: SourceAttribution) -> list[tuple[str, str]]:

@@ -203,6 +203,12 @@ class Tuned:
 
         return as_html(self, folder)
 
+    def _repr_html_(self) -> str:
+        """The report inside a notebook."""
+        from amplify.render import framed
+
+        return framed(self.to_html(), "tuned")
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the program, as JSON values."""
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "program"}
