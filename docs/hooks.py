@@ -1,4 +1,4 @@
-"""What the site takes from the project itself: commands, names, what was measured, pictures, notebooks, the changelog."""
+"""What the site takes from the project itself: commands, names, results, pictures, notebooks, the changelog."""
 
 from __future__ import annotations
 
