@@ -20,7 +20,7 @@ NOTES = {
 }
 REVIEWS = [
     (f"{text} ({i})", label)
-    for i in range(16)
+    for i in range(32)
     for text, label in (
         ("Great phone, I love it.", "positive"),
         ("It broke after a week, awful.", "negative"),
@@ -32,6 +32,9 @@ SMALLER = (
     ("qwen2.5-coder-0.5b", "smollm2-135m"),
     ("amplify.Budget(minutes=20)", "amplify.Budget(calls=1500)"),
     ("limit=50", "limit=4"),
+    ('["zero_shot", "few_shot", "amplify"]', '["zero_shot", "few_shot", amplify.methods.Amplify(pool=8)]'),
+    ("Amplify(shots=4)", "Amplify(shots=4, pool=8)"),
+    (",my_method", ""),  # a plugin's: tests/test_extending.py
 )
 SHORTER = {
     "run": ["--limit", "2", "--seeds", "0", "--mode", "score"],
@@ -76,19 +79,15 @@ def _files() -> None:
     Path("notes").mkdir()
     for name, text in NOTES.items():
         Path("notes", name).write_text(text, encoding="utf-8")
-    for name, rows in {"my_reviews.csv": 64, "my.csv": 64, "reviews.csv": 4}.items():
+    for name, rows in {"my_reviews.csv": 64, "my.csv": 128, "reviews.csv": 4}.items():
         _table(name, [{"review": text, "stars": label} for text, label in REVIEWS[:rows]])
-    tickets = [
-        {"message": text, "department": d} for d in ("billing", "technical", "shipping") for text, _ in REVIEWS[:8]
-    ]
-    for name in ("train.jsonl", "test.jsonl"):
-        Path(name).write_text("".join(json.dumps(row) + "\n" for row in tickets), encoding="utf-8")
+    departments = ("billing", "technical", "shipping")
+    for split in ("train", "test"):
+        items = [{"message": f"{split}: {d}, {i}", "department": d} for d in departments for i in range(9)]
+        Path(f"{split}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     _table("new.csv", [{"review": text, "message": "I was charged twice."} for text, _ in REVIEWS[:3]])
-    conversation = {"messages": MESSAGES, "sources": "messages"}
-    Path("log.jsonl").write_text(json.dumps(conversation) + "\n", encoding="utf-8")
-    Path("my_rag.jinja").write_text(
-        "{% for text in documents %}* {{ text }}\n{% endfor %}\n{{ question }}", encoding="utf-8"
-    )
+    Path("log.jsonl").write_text(json.dumps({"messages": MESSAGES, "sources": "messages"}) + "\n", encoding="utf-8")
+    Path("my_rag.jinja").write_text("{{ documents | join('\\n') }}\n{{ question }}", encoding="utf-8")
 
 
 def _table(name: str, rows: list[dict[str, str]]) -> None:
@@ -191,6 +190,7 @@ def _highlights(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     row = ("7", "contradiction", "A dog runs.", "A dog sleeps.", "A dog *runs*.", "A dog *sleeps*.")
     _table("esnli_dev.csv", [dict(zip(columns, row, strict=True))])
     reader.instead += [("amplify proxy amazon_sentiment", "amplify proxy my_reviews.csv --text review --label stars")]
+    reader.shorter["run"] = ["--dry-run"]  # it measures four explainers on every item
     model = _smollm2(stack)
     texts = [item.example.text for item in load_esnli("esnli_dev.csv")]
     return {"attributions": [amplify.explain(text, target=" no", model=model, method="occlusion") for text in texts]}
@@ -198,6 +198,7 @@ def _highlights(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
 
 def _pipelines(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     """What a user of LangChain and of LlamaIndex has: documents, a chain, a query engine."""
+    from haystack import Pipeline
     from langchain_core.documents import Document
     from langchain_core.runnables import RunnableLambda
     from llama_index.core import get_response_synthesizer
@@ -211,11 +212,11 @@ def _pipelines(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
             return [NodeWithScore(node=TextNode(text=text)) for text in NOTES.values()]
 
     reader.instead.append(("rag,rag_rerank_shapley,rag_prune_shapley,", ""))  # each would attribute ten paragraphs
-    reader.shorter["run"] = ["--limit", "1", "--set", "*.budget=12"]
+    reader.shorter["run"] = ["--limit", "1", "--set", "*.budget=8", "--set", "*.documents=3"]
     engine = RetrieverQueryEngine(Found(), get_response_synthesizer(llm=MockLLM(max_tokens=8)))
     documents = [Document(page_content=text) for text in NOTES.values()]
     chain = RunnableLambda(lambda question: {"question": question, "documents": documents, "answer": ANSWER})
-    return {"documents": documents, "rag_chain": chain, "engine": engine}
+    return {"documents": documents, "rag_chain": chain, "engine": engine, "pipeline": Pipeline()}
 
 
 def _conversation(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:

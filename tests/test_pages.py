@@ -74,9 +74,10 @@ def run_command(line: str, reader: Reader) -> str:
         for word in shlex.split(line, comments=True)[1:]
         for name in (sorted(str(p) for p in Path().glob(word)) if "*." in word and "=" not in word else [word])
     ]
-    done = CliRunner().invoke(
-        cli, [*words, *(reader.shorter.get(words[0], []) if words else [])], catch_exceptions=True
-    )
+    shorter = reader.shorter.get(words[0], []) if words else []
+    if words[:1] == ["run"] and "amplify" in line.partition("--methods ")[2]:
+        shorter = [*shorter, "--set", "*.pool=8"]
+    done = CliRunner().invoke(cli, [*words, *shorter], catch_exceptions=True)
     assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
     return done.stdout
 
