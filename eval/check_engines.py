@@ -37,7 +37,9 @@ RUN: Mapping[str, dict[str, Any]] = {
     "no chunked prefill": {"enable_chunked_prefill": False},
     "no prefix cache": {"enable_prefix_caching": False},
     "compiled": {"enforce_eager": False},
-    "two adapters and the plain model in one batch": {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8},
+    "two adapters and the plain model in one batch": {
+        "enable_lora": True, "max_loras": 2, "max_lora_rank": 8, "max_num_batched_tokens": 64,
+    },
     "tensor parallel over two processes": {"tensor_parallel_size": 2},
     "pipeline parallel over two processes": {"pipeline_parallel_size": 2},
     "float16 cache of a bfloat16 model": {"dtype": "bfloat16", "kv_cache_dtype": "float16"},
