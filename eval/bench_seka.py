@@ -1,6 +1,6 @@
 """SEKA beside PASTA on facts that the context has changed: effect, its control, and what a pass costs.
 
-    python eval/bench_seka.py [--model transformers:qwen2.5-coder-0.5b] [--limit 80] [--skip 80] [--out eval/results/seka.json]
+    python eval/bench_seka.py [--model transformers:qwen2.5-coder-0.5b] [--limit 80] [--skip 80]
 
 Task `counterfact_known/efficacy`, scored: right is the new object likelier than the old one. Projections are learned
 from texts made by rule, so nothing of the task is in them; the two gains are chosen on the validation split (SEKA's
