@@ -176,7 +176,8 @@ def main() -> None:
         found = json.loads(last) if done.returncode == 0 else {"verdict": "failed", "reason": done.stderr[-1500:]}
         cases[name] = {"options": RUN[name], **found}
         print(f"{name}: {found['verdict']} {found.get('largest_difference', found.get('reason', ''))}", flush=True)
-        about = {"command": command(), "tolerance": TOLERANCE, "cases": cases, "not_run": NOT_RUN}
+        about: dict[str, Any] = {"command": command(), "tolerance": TOLERANCE, "cases": cases}
+        about["not_run"] = {name: "not reached" for name in RUN if name not in cases} | NOT_RUN
         args.out.write_text(json.dumps(about, indent=2) + "\n")
     if any(case["verdict"] in ("NOT exact", "failed") for case in cases.values()):
         raise SystemExit(1)
