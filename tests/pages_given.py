@@ -41,6 +41,7 @@ SHORTER = {
     "heads": ["--samples", "2", "--most", "4"],
     "proxy": ["--epochs", "1"],
     "tune": ["--budget", "calls=1500"],
+    "projections": ["--samples", "4"],
 }
 ANSWER = "The museum of Brakel opened in 1931."
 MESSAGES = [
@@ -135,6 +136,13 @@ def _service(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
 
     stack.callback(stop)
     reader.instead += [("http://127.0.0.1:8100", f"http://127.0.0.1:{port}"), ("Bearer …", "Bearer k")]
+    return {}
+
+
+def _many(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Two workers with a model that needs nothing."""
+    workers = "ray:2×scripted:first_option"
+    reader.instead += [("ray:4×vllm:smollm2-135m", workers), ("ray:4×transformers:smollm2-135m", workers)]
     return {}
 
 
@@ -241,6 +249,7 @@ GIVEN: dict[str, Callable[[Reader, contextlib.ExitStack], dict[str, Any]]] = {
     "docs/steer.md": _module,
     "docs/textgenshap.md": _conversation,
     "docs/rag.md": _pipelines,
+    "docs/howto/cluster.md": _many,
     "docs/howto/models.md": _in_hand,
     "docs/howto/serve.md": _service,
     "docs/howto/servers.md": _server,

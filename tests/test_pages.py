@@ -36,6 +36,7 @@ ELSEWHERE = {
     'with amplify.load_model("vllm:': "tests/steering/test_vllm_steering.py steers in this engine",
     "amplify run json_formatting --methods pasta --model openai:NAME": "the same test, over HTTP",
     'amplify generate "Name a colour." --model vllm:': "tests/models/test_real_models.py",
+    "amplify heads json_formatting --model ray:": "tests/models/test_ray.py",
 }
 """What is not run here, by how it begins, and where it is."""
 
