@@ -33,6 +33,32 @@ def open_exact(spec: str, **options: Any) -> Any:
     return amplify.load_model(spec, **{**exact, **options})
 
 
+def evaluated(dry_run: bool, task: Any, model: Any, methods: Any, **how: Any) -> Any:
+    """The report of a run, which is printed; with `dry_run` what it would take is printed, and nothing comes back.
+
+    Args:
+        dry_run: say the cost alone.
+        task, model, methods, **how: of `amplify.evaluate`.
+    """
+    import amplify
+    from amplify.evaluation import plan
+
+    if dry_run:
+        limits = {name: how[name] for name in ("seeds", "limit") if name in how}
+        print(f"{task.name}, {len(how['seeds'])} seeds\n{plan(task, model, methods, **limits)}\n", flush=True)
+        return None
+    report = amplify.evaluate(task, model, methods, **how)
+    print(report, flush=True)
+    return report
+
+
+def model_options(given: Sequence[str]) -> dict[str, Any]:
+    """Options of a model as the command line has them, KEY=VALUE."""
+    from amplify.cli.common import pairs
+
+    return pairs(tuple(given), "--model-option")
+
+
 def timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> tuple[Any, float]:
     """What it gives, and its seconds; `time.process_time` where other jobs share the processor."""
     begun = clock()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import command, open_exact
+from measuring import command, evaluated, model_options, open_exact
 
 import amplify
 from amplify.errors import AmplifyError
@@ -106,6 +106,8 @@ def methods_of(
 @click.option("--tasks", default="support_tickets,amazon_sentiment,bbh/snarks", show_default=True)
 @click.option("--paper", is_flag=True, help="The paper's seven tasks with every test item.")
 @click.option("--model", default="transformers:smollm2-135m", show_default=True)
+@click.option("--model-option", "-B", "options", multiple=True, metavar="KEY=VALUE", help="Of the model. Repeatable.")
+@click.option("--dry-run", is_flag=True, help="Say what it takes, and ask nothing.")
 @click.option("--proxy", default=None, help="Encoder or language model instead of the methods' default.")
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--limit", type=int, default=60, show_default=True, help="Test items a task; 0 for all of them.")
@@ -121,6 +123,8 @@ def main(
     tasks: str,
     paper: bool,
     model: str,
+    options: tuple[str, ...],
+    dry_run: bool,
     proxy: str | None,
     seeds: str,
     limit: int,
@@ -133,10 +137,11 @@ def main(
     """Reproduce TABLE on each task and write one table over all of them."""
     reports = {}
     names = PAPER_TASKS if paper else tasks.split(",")
-    with open_exact(model) as opened:
+    with open_exact(model, **model_options(options)) as opened:
         for each in names:
             task = amplify.load_task(each)
-            reports[each] = amplify.evaluate(
+            reports[each] = evaluated(
+                dry_run,
                 task,
                 opened,
                 methods_of(table, task, mode, proxy, dict(s.split("=", 1) for s in settings)),
@@ -144,8 +149,9 @@ def main(
                 limit=None if paper else limit or None,
                 out=out / f"{table}-{mode}" / each.replace("/", "-"),
             )
-            click.echo(str(reports[each]))
         about = opened.describe()
+    if dry_run:
+        return
     write(results / (name or f"amplify_{table}_{mode}"), table, model, about, reports)
 
 

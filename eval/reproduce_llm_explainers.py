@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
-from measuring import open_exact
+from measuring import model_options, open_exact
 from tqdm import tqdm
 
 import amplify
@@ -145,7 +145,11 @@ def measured(
 
 @click.command()
 @click.option("--tasks", default="support_tickets", show_default=True)
-@click.option("--explainer", default="transformers:smollm2-135m", show_default=True, help="Model that explains.")
+@click.option(
+    "--explainer", "--model", default="transformers:smollm2-135m", show_default=True, help="Model that explains."
+)
+@click.option("--model-option", "-B", "options", multiple=True, metavar="KEY=VALUE", help="Of it. Repeatable.")
+@click.option("--dry-run", is_flag=True, help="Say what it takes, and ask nothing.")
 @click.option("--proxy", default="minilm", show_default=True, help="Model that is trained and explained.")
 @click.option("--items", type=int, default=12, show_default=True, help="Inputs explained a task; 0 for all of them.")
 @click.option("--neighbours", type=int, default=NEIGHBOURS, show_default=True)
@@ -153,17 +157,36 @@ def measured(
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/llm_explainers"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True)
+@click.option("--name", default="llm_explainers", show_default=True, help="Name of the result files.")
 def main(
-    tasks: str, explainer: str, proxy: str, items: int, neighbours: int, k: int, seed: int, out: Path, results: Path
+    tasks: str,
+    explainer: str,
+    options: tuple[str, ...],
+    dry_run: bool,
+    proxy: str,
+    items: int,
+    neighbours: int,
+    k: int,
+    seed: int,
+    out: Path,
+    results: Path,
+    name: str,
 ) -> None:
     """Explain a proxy's labels by prompting, and measure how faithful that is."""
     found = {}
-    with open_exact(explainer) as opened:
-        for name in tasks.split(","):
-            task = amplify.load_task(name)
+    if dry_run:
+        for one in tasks.split(","):
+            task = amplify.load_task(one)
+            inputs = min(items or len(task.test), len(task.test))
+            asked = f"{inputs * len(STRATEGIES):,} prompts to {explainer} or more, where replies cannot be read"
+            click.echo(f"{one}: a proxy trained on {len(task.train)} items; {inputs} inputs explained, {asked}")
+        return
+    with open_exact(explainer, **model_options(options)) as opened:
+        for one in tasks.split(","):
+            task = amplify.load_task(one)
             trained = amplify.train_proxy(task, proxy, seed=seed)
-            found[name] = measured(task, trained, opened, items, k, neighbours, seed, out)
-            found[name]["proxy"] = {"name": trained.name, "identity": trained.identity}
+            found[one] = measured(task, trained, opened, items, k, neighbours, seed, out)
+            found[one]["proxy"] = {"name": trained.name, "identity": trained.identity}
         data = {
             "explainer": {"id": explainer, **opened.describe()},
             "date": datetime.date.today().isoformat(),
@@ -175,12 +198,12 @@ def main(
             "tasks": found,
         }
     results.mkdir(parents=True, exist_ok=True)
-    stem = results / "llm_explainers"
+    stem = results / name
     stem.with_suffix(".json").write_text(json.dumps(data, indent=1, default=str) + "\n")
     head = f"# Language models as explainers\n\n{data['date']}, {data['machine']}, `{explainer}`, proxy `{proxy}`\n"
     body = "".join(
-        f"\n## {name}\n\n```\n{one['text']}\n```\n\nReplies: {json.dumps(one['replies'])}\n"
-        for name, one in found.items()
+        f"\n## {task}\n\n```\n{one['text']}\n```\n\nReplies: {json.dumps(one['replies'])}\n"
+        for task, one in found.items()
     )
     stem.with_suffix(".md").write_text(head + body)
     click.echo(f"written: {stem}.json, {stem}.md")

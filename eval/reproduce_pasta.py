@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from measuring import open_exact
+from measuring import evaluated, model_options, open_exact
 from reproduce_amplify import write
 
 import amplify
@@ -113,6 +113,8 @@ def methods_of(
 @click.option("--tasks", default=REDUCED, show_default=True)
 @click.option("--paper", is_flag=True, help="The paper's tasks, every test item.")
 @click.option("--model", default="transformers:smollm2-135m", show_default=True)
+@click.option("--model-option", "-B", "options", multiple=True, metavar="KEY=VALUE", help="Of the model. Repeatable.")
+@click.option("--dry-run", is_flag=True, help="Say what it takes, and ask nothing.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Default: $AMPLIFY_DATA.")
 @click.option("--profile", default="", help="Head profile instead of the one shipped for model and task.")
 @click.option("--alpha", type=float, default=0.0, help="Instead of the profile's own.")
@@ -132,6 +134,8 @@ def main(
     tasks: str,
     paper: bool,
     model: str,
+    options: tuple[str, ...],
+    dry_run: bool,
     data: Path | None,
     profile: str,
     alpha: float,
@@ -146,9 +150,9 @@ def main(
     name: str,
 ) -> None:
     """Reproduce TABLE on each task and write one table over all of them."""
-    options = {"steering": True} if model.startswith("vllm:") else {}
+    steers = {"steering": True} if model.startswith("vllm:") else {}
     reports = {}
-    with open_exact(model, **options) as opened:
+    with open_exact(model, **{**steers, **model_options(options)}) as opened:
         if not multi and model_name(opened) in profiles():
             multi = model_name(opened)
         for task_name in (PAPER_TASKS if paper else tasks).split(","):
@@ -156,7 +160,8 @@ def main(
                 task = amplify.load_task(task_name, data, instruction=instruction)
                 way = mode or ("score" if task.labels_of(task.test[0]) else "generate")
                 label = f"{task_name} ({wording})" if wording else task_name
-                reports[label] = amplify.evaluate(
+                reports[label] = evaluated(
+                    dry_run,
                     task,
                     opened,
                     methods_of(table, task, opened, way, shots, profile, alpha, multi, agnostic),
@@ -164,8 +169,9 @@ def main(
                     limit=None if paper else limit or None,
                     out=out / table / "-".join([*task_name.split("/"), *([wording] if wording else [])]),
                 )
-                click.echo(str(reports[label]))
         about = opened.describe()
+    if dry_run:
+        return
     write(results / (name or f"pasta_{table}"), table, model, about, reports, title="PASTA")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import open_exact
+from measuring import evaluated, model_options, open_exact
 from reproduce_amplify import write
 
 import amplify
@@ -91,6 +91,8 @@ def _needs_more(method: Method, scores: bool) -> bool:
 @click.option("--tasks", default="support_tickets,amazon_sentiment", show_default=True)
 @click.option("--paper", is_flag=True, help="The paper's five tasks with every test item.")
 @click.option("--model", default="transformers:smollm2-135m", show_default=True)
+@click.option("--model-option", "-B", "options", multiple=True, metavar="KEY=VALUE", help="Of the model. Repeatable.")
+@click.option("--dry-run", is_flag=True, help="Say what it takes, and ask nothing.")
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--limit", type=int, default=60, show_default=True, help="Test items a task; 0 for all of them.")
 @click.option("--skip", type=int, default=0, show_default=True, help="Leave out so many first test items of a task.")
@@ -106,6 +108,8 @@ def main(
     tasks: str,
     paper: bool,
     model: str,
+    options: tuple[str, ...],
+    dry_run: bool,
     seeds: str,
     limit: int,
     skip: int,
@@ -117,10 +121,11 @@ def main(
 ) -> None:
     """Reproduce TABLE on each task and write one table over all of them."""
     reports = {}
-    with open_exact(model) as opened:
+    with open_exact(model, **model_options(options)) as opened:
         for each in PAPER_TASKS if paper else tasks.split(","):
             task = amplify.load_task(each)
-            reports[each] = amplify.evaluate(
+            reports[each] = evaluated(
+                dry_run,
                 replace(task, test=task.test[skip:]),
                 opened,
                 methods_of(table, opened, mode, dict(s.split("=", 1) for s in settings)),
@@ -128,8 +133,9 @@ def main(
                 limit=None if paper else limit or None,
                 out=out / f"{table}-{mode}" / each.replace("/", "-"),
             )
-            click.echo(str(reports[each]))
         about = opened.describe()
+    if dry_run:
+        return
     write(results / (name or f"self_amplify_{table}_{mode}"), table, model, about, reports, title="Self-AMPLIFY")
 
 

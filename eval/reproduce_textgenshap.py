@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import time
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import click
-from measuring import command, open_exact
+from measuring import command, evaluated, model_options, open_exact
 
 import amplify
 from amplify import templates
@@ -79,12 +80,16 @@ def numbers(value: str) -> list[int]:
 
 shared = [
     click.option("--model", default="transformers:smollm2-135m", show_default=True),
+    click.option(
+        "--model-option", "-B", "options", multiple=True, metavar="KEY=VALUE", help="Of the model. Repeatable."
+    ),
+    click.option("--dry-run", is_flag=True, help="Say what it takes, and ask nothing."),
     click.option("--budget", type=int, default=32, show_default=True, help="Distinct prompts an item."),
     click.option("--value", type=click.Choice(["logprob", "votes"]), default="logprob", show_default=True),
     click.option("--results", type=click.Path(path_type=Path), default=Path("eval/results"), show_default=True),
     click.option("--name", default=None, help="Name of the result files.  [default: textgenshap_COMMAND]"),
 ]
-evaluated = [
+run_options = [
     click.option("--tasks", default="hotpotqa,nq_open", show_default=True),
     click.option("--limit", type=int, default=20, show_default=True, help="Items a task; 0 for all."),
     click.option("--seeds", default="0", show_default=True),
@@ -114,8 +119,8 @@ def with_options(*lists: list[Any]) -> Any:
 @click.option("--granularities", default="documents,sentences", show_default=True)
 @click.option("--engines", default="naive,trie", show_default=True, help="naive, trie or packed (random order).")
 def speed(
-    model: str, budget: int, value: str, results: Path, name: str | None, task: str, items: int, counts: str,
-    granularities: str, engines: str,
+    model: str, options: tuple[str, ...], dry_run: bool, budget: int, value: str, results: Path, name: str | None,
+    task: str, items: int, counts: str, granularities: str, engines: str,
 ) -> None:  # fmt: skip
     """Seconds, prompts and tokens of one attribution, by granularity, number of documents and engine.
 
@@ -124,7 +129,12 @@ def speed(
     """
     rows = []
     loaded = amplify.load_task(task).test
-    with open_exact(model) as opened:
+    if dry_run:
+        asked = [len(listed.split(",")) for listed in (counts, granularities, engines)]
+        lines = len(loaded[:items]) * math.prod(asked)
+        click.echo(f"{lines} attributions of at most {budget} prompts each: {lines * budget:,} prompts")
+        return
+    with open_exact(model, **model_options(options)) as opened:
         for count in numbers(counts):
             for example in loaded[:items]:
                 pool = [d for e in (example, *loaded) for d in e.fields["documents"]]
@@ -166,7 +176,7 @@ def own_answer(question: str, documents: list[str], model: LanguageModel) -> str
 
 
 @main.command()
-@with_options(shared, evaluated)
+@with_options(shared, run_options)
 def recall(**given: Any) -> None:
     """Gold documents among the first k: as they come, by retrievers, by chance, by leaving out, by Shapley values."""
     common = {name: given[name] for name in ("documents", "search", "template")}
@@ -182,7 +192,7 @@ def recall(**given: Any) -> None:
 
 
 @main.command()
-@with_options(shared, evaluated)
+@with_options(shared, run_options)
 @click.option("--keep", default="1,3", show_default=True, help="Documents that stay.")
 def accuracy(keep: str, **given: Any) -> None:
     """Answers from the k best documents: by Shapley values, by chance, by a retriever; and from all of them.
@@ -203,7 +213,7 @@ def accuracy(keep: str, **given: Any) -> None:
 
 
 @main.command()
-@with_options(shared, evaluated)
+@with_options(shared, run_options)
 @click.option("--keep", type=int, default=3, show_default=True, help="Documents that distillation keeps.")
 def uses(keep: int, **given: Any) -> None:
     """What re-ranking, pruning, distilling and highlighting do to answers, against chance and leaving one out."""
@@ -222,19 +232,20 @@ def uses(keep: int, **given: Any) -> None:
 
 
 def evaluate_all(
-    table: str, methods: list[Method], *, model: str, tasks: str, limit: int, seeds: str, out: Path, results: Path,
-    name: str | None, baseline: list[str] | None = None, **rest: Any,
+    table: str, methods: list[Method], *, model: str, options: tuple[str, ...], dry_run: bool, tasks: str, limit: int,
+    seeds: str, out: Path, results: Path, name: str | None, baseline: list[str] | None = None, **rest: Any,
 ) -> None:  # fmt: skip
     """One run a task, and one file over all of them."""
     reports = {}
-    with open_exact(model) as opened:
+    with open_exact(model, **model_options(options)) as opened:
         for task in tasks.split(","):
-            reports[task] = amplify.evaluate(
-                amplify.load_task(task), opened, methods, seeds=numbers(seeds), limit=limit or None,
+            reports[task] = evaluated(
+                dry_run, amplify.load_task(task), opened, methods, seeds=numbers(seeds), limit=limit or None,
                 batch_size=4, out=out / table / task.replace("/", "-"), baseline=baseline,
             )  # fmt: skip
-            click.echo(str(reports[task]))
         about = opened.describe()
+    if dry_run:
+        return
     body = "\n\n".join(f"## {task}\n\n{report.to_markdown()}" for task, report in reports.items())
     data = {"tasks": {task: report.to_dict() for task, report in reports.items()}}
     write(results / (name or f"textgenshap_{table}"), table, about, data, body)

@@ -1,0 +1,108 @@
+"""One command a table: the cost first, then the run, then the table beside what was published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def reproduce(script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    module = script("reproduce")
+    monkeypatch.syspath_prepend(str(Path(module.__file__ or "").parent))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(module.main, [str(w) for w in words], catch_exceptions=False)
+
+    return run
+
+
+def test_it_runs_small_on_a_scripted_model_and_goes_on(reproduce: Run, tmp_path: Path) -> None:
+    asked = ("self_amplify", "shots", "--small", "--model", "scripted:say=yes")
+    first = reproduce(*asked)
+    assert first.exit_code == 0, first.output
+    assert first.output.index("What it will cost") < first.output.index("together") < first.output.index("## Beside")
+    stem = tmp_path / "runs" / "reproduce" / "results" / "self_amplify_shots_small"
+    held = json.loads(stem.with_suffix(".json").read_text())
+    assert held["model"]["id"] == "scripted:say=yes"
+    assert held["tasks"]["coin_flip"]["finished"]
+    assert "±49 points" in stem.with_suffix(".md").read_text()
+    records = next((tmp_path / "runs").rglob("records.jsonl"))
+    before = (records.read_bytes(), records.stat().st_mtime_ns)
+    again = reproduce(*asked)
+    assert again.exit_code == 0, again.output
+    assert (records.read_bytes(), records.stat().st_mtime_ns) == before
+
+
+def test_a_dry_run_asks_nothing(reproduce: Run, tmp_path: Path) -> None:
+    further = ("--dry-run", "--", "--tasks", "over_refusal")
+    done = reproduce("pasta", "refusals", "--small", "--model", "scripted:echo", *further)
+    assert done.exit_code == 0, done.output
+    assert "together" in done.output
+    assert "## Beside" not in done.output
+    assert not list(tmp_path.rglob("records.jsonl"))
+
+
+def test_steering_is_reproduced_on_a_tiny_model(reproduce: Run, tiny_lm: Path, tmp_path: Path) -> None:
+    import amplify
+
+    amplify.Steering(heads={0: [0, 1]}, model={"layers": 3, "heads": 4}).save(tmp_path / "heads.yaml")
+    done = reproduce(
+        "pasta", "main", "--small", "--model", f"transformers:{tiny_lm}", "-B", "dtype=float32", "--",
+        "--profile", tmp_path / "heads.yaml", "--limit", "2",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    told = done.output.partition("## Beside")[2]
+    assert "| json_formatting | zero_shot | 54.9 | " in told
+    assert "theirs LLaMA-7B" in told
+
+
+def test_an_unknown_table_names_those_there_are(reproduce: Run) -> None:
+    done = reproduce("textgenshap", "main")
+    assert done.exit_code == 2
+    assert "speed, recall, accuracy, uses" in done.output
+
+
+@pytest.mark.parametrize("paper", ["amplify", "self_amplify", "pasta", "textgenshap", "llm_explainers"])
+def test_every_size_is_a_command_line_that_its_script_takes(script: Callable[[str], ModuleType], paper: str) -> None:
+    module = script("reproduce")
+    main = script(f"reproduce_{paper}").main
+    for table in module.tables_of(paper):
+        for size in ("small", "paper", "reduced"):
+            line = module.arguments(paper, table, size, ["--dry-run", "-B", "dtype=float32", "--name", "x"])
+            command = main.commands[line.pop(0)] if hasattr(main, "commands") else main
+            command.make_context(table, list(line))
+
+
+def test_published_figures_are_of_tables_and_methods_that_exist(script: Callable[[str], ModuleType]) -> None:
+    from amplify.methods import METHODS
+
+    module = script("reproduce")
+    known = yaml.safe_load(module.PUBLISHED.read_text())
+    assert set(known) == set(module.SMALL)
+    for paper, one in known.items():
+        for table, held in (one.get("tables") or {}).items():
+            assert table in module.tables_of(paper)
+            assert set(held["columns"]) <= set(METHODS)
+            for figures in held["rows"].values():
+                assert set(figures) - {"score"} <= set(held["columns"].values())
+
+
+def test_ours_is_compared_by_the_published_score(script: Callable[[str], ModuleType]) -> None:
+    theirs = {"scale": 100, "columns": {"pasta": "p"}, "rows": {"t": {"score": "paper_x", "p": 90.0}}}
+    row = {"method": "pasta[alpha=0.1]", "score": 0.5, "low": 0.4, "high": 0.6, "n": 20, "metrics": {"paper_x": 0.75}}
+    tasks = {"t": {"rows": [row, {**row, "method": "zero_shot"}]}}
+    compared = script("reproduce").compared
+    assert compared(theirs, tasks) == [("t", "pasta[alpha=0.1]", "90.0", "75.0", "", "20")]
+    del theirs["rows"]["t"]["score"]  # type: ignore[index]
+    assert compared(theirs, tasks) == [("t", "pasta[alpha=0.1]", "90.0", "50.0", "40.0 to 60.0", "20")]
