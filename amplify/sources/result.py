@@ -292,7 +292,10 @@ class SourceAttribution:
             DataError: it is none of these, or was changed; says where.
         """
         if data.get("format") != FORMAT:
-            raise DataError("it was written by another version")
+            raise DataError(
+                f"it is of format {data.get('format')!r}, and this version of amplify reads {FORMAT}: attribute again, "
+                "or read it with the version that wrote it"
+            )
         held = codec.from_fields(_Saved, {k: v for k, v in data.items() if k not in ("format", "claims", "citations")})
         held.check()
         columns = len(held.columns)
