@@ -168,6 +168,7 @@ def main(
                     seeds=[int(seed) for seed in seeds.split(",")],
                     limit=None if paper else limit or None,
                     out=out / table / "-".join([*task_name.split("/"), *([wording] if wording else [])]),
+                    calibrate="none",  # as published
                 )
         about = opened.describe()
     if dry_run:

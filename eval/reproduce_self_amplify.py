@@ -132,6 +132,7 @@ def main(
                 seeds=[int(seed) for seed in seeds.split(",")],
                 limit=None if paper else limit or None,
                 out=out / f"{table}-{mode}" / each.replace("/", "-"),
+                calibrate="none",  # as published
             )
         about = opened.describe()
     if dry_run:

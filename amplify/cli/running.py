@@ -40,7 +40,7 @@ from amplify.errors import InputError
 @click.option(
     "--calibrate",
     type=Listed("amplify.calibration:WAYS"),
-    help="How label scores are calibrated, of every method alike (score mode).  [default: none]",
+    help="How label scores are calibrated, of every method alike.  [default: batch where labels are scored, else none]",
 )
 @click.option(
     "--option-form",

