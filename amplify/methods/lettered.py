@@ -79,8 +79,8 @@ class OptionsProgram(Program):
             differences = [{text: a.scores[text] - b.scores[text] for text in a.scores} for a, b in given]
         made = []
         for example, mine, found in zip(examples, given, differences, strict=True):
-            letter = dict(zip(example.options, example.choices, strict=True))
-            made.append(_together(mine, {letter[text]: score for text, score in found.items()}))
+            scores = {letter: found[text] for letter, text in zip(example.choices, example.options, strict=True)}
+            made.append(_together(mine, scores))
         return made
 
 
@@ -118,18 +118,12 @@ def task_in_texts(task: Task) -> Task:
 
 
 def in_texts(example: Example) -> Example:
-    """A question whose choices are the texts themselves.
-
-    Raises:
-        InputError: two options with the same text.
-    """
+    """A question whose choices are the texts themselves, each once: options with the same text share their score."""
     if not example.options:
         return example
-    if len(set(example.options)) < len(example.options):
-        raise InputError(f"example {example.id!r} has two options with the same text: score them by their letters")
     text = dict(zip(example.choices, example.options, strict=True))
     label = None if example.label is None else text[example.label]
-    return replace(example, choices=example.options, options=(), label=label)
+    return replace(example, choices=tuple(dict.fromkeys(example.options)), options=(), label=label)
 
 
 def rotated(example: Example, turn: int) -> Example:

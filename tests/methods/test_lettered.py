@@ -120,13 +120,21 @@ def test_a_run_in_another_form() -> None:
     assert "options permuted scored" in str(report)
 
 
+def test_options_with_the_same_text_share_its_score() -> None:
+    twice = Example("1", "x", "C", ("A", "B", "C"), ("cat", "dog", "cat"))
+    assert in_texts(twice).choices == ("cat", "dog")
+    assert in_texts(twice).label == "cat"
+    for form in ("texts", "texts_pmi"):
+        [answer] = fit_in_form(make("zero_shot", mode="score"), task(), MODEL, 0, form).answer([twice], MODEL)
+        assert set(answer.scores) == {"A", "B", "C"}
+        assert answer.scores["A"] == answer.scores["C"] != answer.scores["B"]
+
+
 def test_bad_input_is_one_clear_error() -> None:
     with pytest.raises(UnknownNameError, match="option form 'text'"):
         fit_in_form(make("zero_shot", mode="score"), task(), MODEL, 0, "text")  # type: ignore[arg-type]
     plain = Task(name="t", instruction="?", labels=("a",), train=(), validation=(), test=(Example("1", "x", "a"),))
     with pytest.raises(InputError, match="no lettered options"):
         fit_in_form(make("zero_shot", mode="score"), plain, MODEL, 0, "permuted")
-    with pytest.raises(InputError, match="same text"):
-        in_texts(Example("1", "x", "A", ("A", "B"), ("cat", "cat")))
     with pytest.raises(InputError, match="score mode"):
         amplify.evaluate(task(), MODEL, ["zero_shot"], option_form="permuted", progress=False)

@@ -193,8 +193,8 @@ def test_a_selective_program_keeps_the_risk_it_was_asked_for(sentiment: Task) ->
 
 def test_a_run_with_all_of_them(sentiment: Task, model: ScriptedModel, tiny_encoder: Path) -> None:
     report = amplify.evaluate(
-        sentiment, model, ["zero_shot", "proxy_pool", "cascade"], seeds=[0], mode="score", calibrate="none", progress=False,
-        options={"*.proxy": str(tiny_encoder), "*.epochs": 1, "*.inner": "zero_shot"},
+        sentiment, model, ["zero_shot", "proxy_pool", "cascade"], seeds=[0], mode="score", calibrate="none",
+        progress=False, options={"*.proxy": str(tiny_encoder), "*.epochs": 1, "*.inner": "zero_shot"},
     )  # fmt: skip
     assert report.row("zero_shot").score == 0.5
     assert report.finished
