@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from amplify.methods.base import Program
     from amplify.models import load_model
     from amplify.models.transformers import TransformersModel
+    from amplify.prompting import PromptExplanation, explain_prompt
     from amplify.proxies import Proxy, train_proxy
     from amplify.rationales import rationalize
     from amplify.registry import register
@@ -65,6 +66,7 @@ _LAZY = {
     "Faithfulness": "amplify.attribution.faithfulness",
     "Loop": "amplify.sources.loop",
     "Program": "amplify.methods.base",
+    "PromptExplanation": "amplify.prompting",
     "Proxy": "amplify.proxies",
     "Report": "amplify.evaluation.report",
     "Source": "amplify.sources.document",
@@ -79,6 +81,7 @@ _LAZY = {
     "evaluate": "amplify.evaluation",
     "explain": "amplify.attribution",
     "explain_many": "amplify.attribution",
+    "explain_prompt": "amplify.prompting",
     "faithfulness": "amplify.attribution.faithfulness",
     "load_model": "amplify.models",
     "load_task": "amplify.tasks",
@@ -91,8 +94,8 @@ _LAZY = {
     "tune": "amplify.tuning",
 }
 _MODULES = (
-    "attribution", "evaluation", "hub", "methods", "metrics", "models", "proxies", "rag", "rationales", "shapley",
-    "sources", "steering", "tasks", "tuning",
+    "attribution", "evaluation", "hub", "methods", "metrics", "models", "prompting", "proxies", "rag", "rationales",
+    "shapley", "sources", "steering", "tasks", "tuning",
 )  # fmt: skip
 
 __all__ = [
@@ -117,6 +120,7 @@ __all__ = [
     "ModelError",
     "Program",
     "Prompt",
+    "PromptExplanation",
     "PromptFormatError",
     "Proxy",
     "Rationale",
@@ -139,6 +143,7 @@ __all__ = [
     "evaluate",
     "explain",
     "explain_many",
+    "explain_prompt",
     "faithfulness",
     "load_model",
     "load_task",

@@ -29,7 +29,10 @@ GROUPS = (
         ("Tuned", "Report", "SourceAttribution", "SourceImportance", "Attribution", "Faithfulness", "Rationale"),
     ),
     ("Tasks and programs", ("load_task", "Task", "Example", "Program", "Answer")),
-    ("Words and rationales", ("explain", "explain_many", "faithfulness", "rationalize", "train_proxy", "Proxy")),
+    (
+        "Words and rationales",
+        ("explain", "explain_many", "explain_prompt", "faithfulness", "rationalize", "train_proxy", "Proxy"),
+    ),
 )
 """Public names that stand together; whatever else is public follows by kind."""
 

@@ -14,6 +14,7 @@ from amplify.cli.common import Group, Resumable, say
 from amplify.cli.doctor import doctor
 from amplify.cli.explaining import attribute, explain, importance
 from amplify.cli.listing import list_, models, proxy
+from amplify.cli.prompting import explain_prompt
 from amplify.cli.running import apply, report, run
 from amplify.cli.serving import serve
 from amplify.cli.steering import generate, heads, projections
@@ -65,8 +66,8 @@ def first_contact() -> Iterator[str]:
 
 
 for command in (
-    doctor, tune, run, report, apply, explain, attribute, importance, serve, generate, heads, projections, models,
-    list_, proxy,
+    doctor, tune, run, report, apply, explain, explain_prompt, attribute, importance, serve, generate, heads,
+    projections, models, list_, proxy,
 ):  # fmt: skip
     cli.add_command(command)
 

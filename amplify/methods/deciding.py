@@ -45,6 +45,15 @@ def entropies(log_p: Floats) -> Floats:
     return -np.where(p > 0, p * np.where(p > 0, log_p, 0.0), 0.0).sum(axis=-1)
 
 
+def log_odds(log_p: Floats, gold: int) -> float:
+    """Log of p / (1 - p) of one label, from scores of all labels (any constant added to all changes nothing).
+
+    >>> round(log_odds(np.log([0.8, 0.1, 0.1]), 0), 3) == round(math.log(4), 3)
+    True
+    """
+    return float(log_p[gold] - np.logaddexp.reduce(np.delete(log_p, gold)))
+
+
 def aggregated(opinions: Floats, how: Aggregate) -> Floats:
     """One distribution over labels made of several, each of equal standing.
 
