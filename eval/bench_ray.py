@@ -1,6 +1,6 @@
 """Several workers against one, on work that waits for a server: `ray:N×openai:…` in interleaved rounds.
 
-    python eval/bench_ray.py [--workers 4] [--rounds 7] [--out eval/results/bench_ray.json]
+    python eval/bench_ray.py [--workers 4] [--rounds 6] [--out eval/results/bench_ray.json]
 
 The server is this process's own, answers each request after a fixed wait, and keeps count: every prompt must be asked
 exactly once a round. What is compared is the same work by the same kind of worker (each with the same number of
@@ -55,9 +55,9 @@ def main() -> None:
     """Measure, print, write; a missed goal is the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--prompts", type=int, default=320)
-    parser.add_argument("--delay", type=float, default=0.1, help="seconds before each answer")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--prompts", type=int, default=96)
+    parser.add_argument("--delay", type=float, default=0.5, help="seconds before each answer")
     parser.add_argument("--concurrency", type=int, default=4, help="requests in flight of each worker")
     parser.add_argument("--out", type=Path, default=Path("eval/results/bench_ray.json"))
     args = parser.parse_args()
