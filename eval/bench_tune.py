@@ -18,7 +18,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,11 @@ def proxy_alone(cell: dict[str, Any], model: LanguageModel, work: Path) -> list[
     return tested("proxy", program, task, cell["limit"], model, folder)
 
 
-def rivals(cell: dict[str, Any], model: LanguageModel, how: Rivalry, work: Path) -> dict[str, Any]:
-    """What DSPy's optimisers and the best of n plain prompts make of the same labelled items, by name.
+def rivals(cell: dict[str, Any], model: LanguageModel, how: Rivalry, work: Path) -> Iterator[None]:
+    """Fill `cell["rivals"]`: what the best of n plain prompts and DSPy's optimisers make of the same labelled items.
+
+    Yields:
+        after each rival.
 
     Raises:
         InputError: a task without fixed labels.
@@ -149,13 +152,16 @@ def rivals(cell: dict[str, Any], model: LanguageModel, how: Rivalry, work: Path)
     items, scores = chosen_items(task, cell["limit"]), scorer(task)[1]
     folder = work / f"{cell['task'].replace('/', '-')}-{seed}"
     cell["prompts"] = prompts
-    found = {"best_of_n": best_of_n(task, folds, held, calls, model, folder, cell)}
+    found = cell.setdefault("rivals", {})
+    if "best_of_n" not in found:
+        found["best_of_n"] = best_of_n(task, folds, held, calls, model, folder, cell)
+        yield
     asked = folder / "rivals.json"
     labelled = {"train": folds.task.train, "validation": held}
     rows = {split: [{"text": e.text, "label": e.label} for e in given] for split, given in labelled.items()}
     words = {"instruction": task.instruction, "input_name": task.input_name, "labels": task.labels}
     asked.write_text(json.dumps({**words, **rows, "test": [{"text": e.text} for e in items]}))
-    for name in OPTIMISERS:
+    for name in [name for name in OPTIMISERS if name not in found]:
         answers = folder / f"{name}-{calls}.json"
         if not answers.exists():
             script = Path(__file__).parent / "dspy_rivals.py"
@@ -165,7 +171,7 @@ def rivals(cell: dict[str, Any], model: LanguageModel, how: Rivalry, work: Path)
         pairs_ = zip(said["answers"], items, strict=True)
         values = [next(iter(scores(Answer(value=a, text=a or ""), e).values())) for a, e in pairs_]
         found[name] = {"calls": said["calls"], "scores": values, "dspy": said["dspy"]}
-    return found
+        yield
 
 
 def best_of_n(
@@ -283,7 +289,7 @@ def main(model_id: str, model_option: tuple[str, ...], tasks: str, budget: str, 
         for name in tasks.split(","):
             there = next((cell for cell in cells if cell["task"] == name and cell["seed"] == seed), None)
             wanted = (
-                (there and "rivals" not in there)
+                (there and len(there.get("rivals", {})) <= len(OPTIMISERS))
                 if python
                 else (there and "proxy" not in there["scores"])
                 if proxies
@@ -294,7 +300,8 @@ def main(model_id: str, model_option: tuple[str, ...], tasks: str, budget: str, 
             begun = time.process_time()
             try:
                 if there and python:
-                    there["rivals"] = rivals(there, model, Rivalry(python, url, served, calls), work)
+                    for _ in rivals(there, model, Rivalry(python, url, served, calls), work):
+                        write(out, model_id, model, cells)
                 elif there:
                     there["scores"]["proxy"] = proxy_alone(there, model, work)
                 else:
@@ -303,18 +310,24 @@ def main(model_id: str, model_option: tuple[str, ...], tasks: str, budget: str, 
                 click.echo(f"{name}: {error}", err=True)
                 continue
             click.echo(f"{name}: {time.process_time() - begun:.0f} s of processor time", err=True)
-            header = {
-                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "machine": f"{platform.system()}, {os.cpu_count()} cores",
-                "model": model.describe(),
-            }
-            out.write_text(json.dumps({**header, "cells": cells}, indent=1) + "\n")
-            commands = "; ".join(f"`{one}`" for one in dict.fromkeys(cell["command"] for cell in cells))
-            about = f"{model_id}, {model.describe().get('dtype', '')}, seed {seed}; {commands}"
-            out.with_suffix(".md").write_text(
-                f"# What amplify tune is worth\n\n{about}\n\n{table(cells)}\n{rival_table(cells)}\n"
-            )
+            write(out, model_id, model, cells)
             click.echo(table(cells))
+
+
+def write(out: Path, model_id: str, model: LanguageModel, cells: Sequence[dict[str, Any]]) -> None:
+    """The numbers as JSON, the tables as Markdown."""
+    header = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()}, {os.cpu_count()} cores",
+        "model": model.describe(),
+    }
+    out.write_text(json.dumps({**header, "cells": cells}, indent=1) + "\n")
+    commands = "; ".join(f"`{one}`" for one in dict.fromkeys(cell["command"] for cell in cells))
+    about = (
+        f"{model_id}, {model.describe().get('dtype', '')}, seed {', '.join(sorted({str(c['seed']) for c in cells}))}"
+    )
+    text = f"# What amplify tune is worth\n\n{about}; {commands}\n\n{table(cells)}\n{rival_table(cells)}"
+    out.with_suffix(".md").write_text(text.rstrip() + "\n")
 
 
 if __name__ == "__main__":

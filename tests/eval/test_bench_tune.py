@@ -64,7 +64,7 @@ STAND_IN = """#!{python}
 import json, sys
 script, name, asked, answers = sys.argv[1:5]
 held = json.load(open(asked))
-assert len(held["validation"]) == 16 and len(held["train"]) == 60
+assert len(held["validation"]) == 16 and len(held["train"]) == 30
 assert all(set(row) == {{"text"}} for row in held["test"])
 shown = {{row["text"] for split in ("train", "validation") for row in held[split]}}
 assert not shown & {{row["text"] for row in held["test"]}}
@@ -83,7 +83,9 @@ def test_rivals_are_given_the_labelled_items_and_no_answer_of_a_test_item(
     one = cell([1.0] * 60, [0.0] * 60)
     model = ScriptedModel("red", reply=lambda text: "red.", logprob=lambda text, label: -1.0 - ("red" not in label))
     how = bench_tune.Rivalry(str(python), "http://127.0.0.1:9", "model", 0)
-    one["rivals"] = found = bench_tune.rivals(one, model, how, tmp_path)
+    assert len(list(bench_tune.rivals(one, model, how, tmp_path))) == 4
+    assert not list(bench_tune.rivals(one, model, how, tmp_path))  # nothing is left to do
+    found = one["rivals"]
     assert one["prompts"] == 100
     assert {name: rival["calls"] for name, rival in found.items()} == {
         "best_of_n": 96, "bootstrap": 7, "mipro": 7, "gepa": 7,
