@@ -5,6 +5,7 @@ from amplify.methods.base import METHODS, Method, Mode, Preset, Program, PromptP
 from amplify.methods.calibrated import CalibratedProgram
 from amplify.methods.cascade import Cascade, Selective
 from amplify.methods.few_shot import AnswerFormatOnly, FewShot, FewShotNearest, HumanCoT, ZeroShot
+from amplify.methods.instructions import FoundInstruction, InstructionSearch, Proposal, find_instruction
 from amplify.methods.pasta import InstaBoost, Pasta, Spotlight
 from amplify.methods.program import ShotProgram
 from amplify.methods.prompt import Form, PromptMethod
@@ -26,8 +27,10 @@ __all__ = [
     "FewShot",
     "FewShotNearest",
     "Form",
+    "FoundInstruction",
     "HumanCoT",
     "InstaBoost",
+    "InstructionSearch",
     "Method",
     "Mode",
     "Pasta",
@@ -35,6 +38,7 @@ __all__ = [
     "Program",
     "PromptMethod",
     "PromptProgram",
+    "Proposal",
     "ProxyAlone",
     "ProxyHint",
     "ProxyPool",
@@ -47,5 +51,6 @@ __all__ = [
     "ShotProgram",
     "Spotlight",
     "ZeroShot",
+    "find_instruction",
     "make",
 ]

@@ -49,7 +49,6 @@ ADDED: Mapping[str, str] = {
     "shuffled_shots": "several answers",
     "instruction_search": "instruction",
     "instruction_paraphrases": "instruction",
-    "pruned_prompt": "parts left out",
 }
 """Method around another one -> what it adds to that."""
 OPTIONAL = ("zero_shot_cot",)  # plain, but so dear that it comes last
@@ -177,7 +176,11 @@ def _for_labels(task: Task, mode: Mode) -> list[str]:
     ]
 
 
-_SEVERAL = ("shuffled_shots[inner=few_shot[shots=4]]+batch", "augmented[inner=few_shot[shots=4]]+batch")
+_SEVERAL = (
+    "shuffled_shots[inner=few_shot[shots=4]]+batch",
+    "instruction_search[inner=few_shot[shots=4]]+batch",
+    "augmented[inner=few_shot[shots=4]]+batch",
+)
 
 
 def _with_documents() -> list[str]:

@@ -21,7 +21,8 @@ RUNS = {
     "answer_format_only", "proxy_alone", "self_amplify_topk", "self_amplify_phcot", "self_amplify_autocot",
     "self_amplify_no_rationale", "self_amplify_random_words", "marked_prompt", "few_shot_marked", "rag",
     "rag_rerank_random", "cascade", "proxy_hint", "proxy_hint_random",
-    "self_consistency", "augmented", "shuffled_shots",
+    "self_consistency", "augmented", "shuffled_shots", "instruction_search",
+    "instruction_paraphrases",
 }  # fmt: skip
 """What needs text alone."""
 SCORED = {"proxy_pool", "selective"}
