@@ -38,14 +38,14 @@ models: setup
 demo: setup
 	$(BIN)/amplify models pull $(DEMO_MODEL) minilm
 	@echo; echo "1 of 3: what makes this model better at support tickets?"
-	$(BIN)/amplify tune support_tickets --model transformers:$(DEMO_MODEL) --budget 4m --out $(DEMO)/tickets
+	$(BIN)/amplify tune support_tickets --model transformers:$(DEMO_MODEL) --budget 4m --out $(DEMO)/tickets --cache $(DEMO)/replies
 	@echo; echo "2 of 3: facts that the context has changed, with and without steered attention"
-	@if test -f "$(AMPLIFY_DATA)/known_facts.json"; then $(BIN)/amplify run --config eval/suites/demo_facts.yaml; \
+	@if test -f "$(AMPLIFY_DATA)/known_facts.json"; then $(BIN)/amplify run --config eval/suites/demo_facts.yaml --cache $(DEMO)/replies; \
 	  else echo "left out: needs https://rome.baulab.info/data/dsets/known_1000.json as known_facts.json in AMPLIFY_DATA"; fi
 	@echo; echo "3 of 3: which document made this answer?"
 	$(BIN)/amplify attribute --model transformers:$(DEMO_MODEL) --granularity sentences \
 	  --question "Within how many days can shoes that were bought online be sent back?" \
-	  --html $(DEMO)/answer.html --documents eval/suites/demo/*.md
+	  --html $(DEMO)/answer.html --cache $(DEMO)/replies --documents eval/suites/demo/*.md
 	@echo; echo "pages: $(DEMO)/tickets/report.html $(DEMO)/facts/report.html $(DEMO)/answer.html"
 
 # the documentation as a site, in site/; a broken link is an error

@@ -31,7 +31,10 @@ TESTS = (
     "tests/steering/test_attention.py", "tests/steering/test_model_steering.py", "tests/proxies/test_proxies.py",
     "tests/attribution/test_gradients.py",
 )  # fmt: skip
-FITS = "from amplify.steering.vllm_plugin.fitting import differences; print(differences())"
+FITS = (
+    "import json, vllm; from amplify.steering.vllm_plugin.fitting import differences; "
+    "print(json.dumps([vllm.__version__, vllm.__file__, differences()]))"
+)
 
 
 def fetched(folder: Path, *packages: str, alone: bool) -> dict[str, str]:
@@ -112,8 +115,13 @@ def fits(version: str) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-c", FITS], env=environment, capture_output=True, text=True, check=False
         )
-        said = done.stdout.strip().splitlines()[-1:] or done.stderr.strip().splitlines()[-1:]
-        return {"passes": said == ["[]"], "differs": said[0] if said else "nothing was said"}
+        try:
+            seen, place, differs = json.loads(done.stdout.strip().splitlines()[-1])
+        except (ValueError, IndexError):
+            return {"passes": False, "why": (done.stderr.strip().splitlines() or ["nothing was said"])[-1]}
+        if not place.startswith(folder):
+            return {"passes": False, "why": f"{place} was looked at instead"}
+        return {"passes": not differs, "version": seen, "differs": differs}
 
 
 def main() -> None:

@@ -160,13 +160,19 @@ def test_what_was_answered_under_another_rule_for_special_tokens_is_not_gone_on_
 
     def attribute() -> None:
         attribute_sources(
-            "Where?", ["Ann lives here.", "Bob."], model, answer="Bern", budget=4, cache=tmp_path / "cache.jsonl"
+            "Where?", ["Ann lives here.", "Bob."], model, answer="Bern", budget=4, cache=tmp_path / "kept"
         )
 
     for work in (run, apply, attribute):
         monkeypatch.delenv(ALLOW, raising=False)
         work()
+        asked = len(model.calls)
         work()
+        assert len(model.calls) == asked
         monkeypatch.setenv(ALLOW, "allow")
+        if work is attribute:  # a cache holds both
+            work()
+            assert len(model.calls) > asked
+            continue
         with pytest.raises(RunError, match="special_tokens"):
             work()

@@ -131,11 +131,22 @@ def pairs(settings: tuple[str, ...], option: str) -> dict[str, Any]:
     return pairs
 
 
-def opened_model(spec: str, options: tuple[str, ...]) -> LanguageModel:
-    """The model that --model and --model-option describe."""
+@contextmanager
+def opened_model(spec: str, options: tuple[str, ...], cache: str | None = None) -> Iterator[LanguageModel]:
+    """The model that --model, --model-option and --cache describe; what the cache was good for is said at the end."""
     from amplify.models import load_model
 
-    return load_model(spec, **pairs(options, "--model-option"))
+    chosen = pairs(options, "--model-option")
+    if cache in (None, "", "off"):
+        with load_model(spec, **chosen) as model:
+            yield model
+        return
+    from amplify.models.cache import Cache
+    from amplify.models.cached import cached
+
+    with Cache(cache) as store, load_model(spec, **chosen) as model:  # the file before an engine starts
+        yield cached(model, store)
+        say(f"{store.path}: {store.found:,} replies were there, {store.asked:,} were asked", err=True)
 
 
 def takes_model(command: Command) -> Command:
@@ -144,6 +155,14 @@ def takes_model(command: Command) -> Command:
     engine = "Engine option, e.g. dtype=float32. Repeatable."
     command = click.option("--model-option", "-B", multiple=True, metavar="KEY=VALUE", help=engine)(command)
     return click.option("--model", "-m", metavar="KIND:MODEL", help=kinds)(command)
+
+
+def takes_cache(command: Command) -> Command:
+    """Add --cache, the folder of replies that all runs share."""
+    line = (
+        "Folder of the model's replies, which all commands can share: what stands there is not asked again; off: none."
+    )
+    return click.option("--cache", metavar="DIR|off", envvar="AMPLIFY_CACHE", help=line)(command)
 
 
 def takes_data(command: Command) -> Command:

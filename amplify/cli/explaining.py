@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import Listed, NewFile, names, opened_model, required, resumes, say, takes_model
+from amplify.cli.common import Listed, NewFile, names, opened_model, required, resumes, say, takes_cache, takes_model
 from amplify.errors import InputError
 
 
@@ -201,7 +201,7 @@ def explain(
     "--inclusion-probability", type=float, default=0.5, show_default=True, help="Of other documents: penrose_banzhaf."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is sampled.")
-@click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="Keep values here; resumes from them.")
+@takes_cache
 @click.option("--json", "json_", type=NewFile(), help="Write the result as JSON.")
 @click.option("--html", type=NewFile(), help="Write the result as a page.")
 def attribute(
@@ -218,12 +218,12 @@ def attribute(
     from amplify.sources.attribute import attribute_sources
     from amplify.sources.document import Document
 
-    question, out = options.pop("question"), options.pop("out")
+    question, out, cache = options.pop("question"), options.pop("out"), options.pop("cache")
     if source is not None:
-        if question or documents or json_ or html or options["answer"] or options["cache"]:
+        if question or documents or json_ or html or options["answer"]:
             raise InputError("--input has its own questions, documents and answers, and --out keeps all results")
-        options = {name: value for name, value in options.items() if name not in ("answer", "cache")}
-        _explain_log(source, out, required(model, "--model"), model_option, options)
+        options = {name: value for name, value in options.items() if name != "answer"}
+        _explain_log(source, out, (required(model, "--model"), model_option, cache), options)
         return
     required(question, "--question")
     if not documents:
@@ -234,7 +234,7 @@ def attribute(
             files.append(Document(path.read_text(encoding="utf-8-sig"), str(path), path.name))
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 text: {error}") from error
-    with opened_model(required(model, "--model"), model_option) as opened, resumes(options["cache"] is not None):
+    with opened_model(required(model, "--model"), model_option, cache) as opened, resumes(cache not in (None, "off")):
         result = attribute_sources(question, files, opened, progress=True, **options)
     if sys.stdout.isatty():
         import shutil
@@ -251,14 +251,14 @@ def attribute(
 
 
 def _explain_log(
-    source: Path, out: Path | None, model: str, model_option: tuple[str, ...], options: dict[str, Any]
+    source: Path, out: Path | None, model: tuple[str, tuple[str, ...], str | None], options: dict[str, Any]
 ) -> None:
     from amplify.sources.log import INDEX, explain_log
     from amplify.sources.options import options as checked
 
     checked({name: value for name, value in options.items() if name != "prompt"})
     folder = out or Path("runs") / "why"
-    with opened_model(model, model_option) as opened, resumes():
+    with opened_model(*model) as opened, resumes():
         found = explain_log(source, folder, opened, options)
     for number in found.skipped:
         say(f"line {number} was skipped: {found.line(number).problem}", err=True)

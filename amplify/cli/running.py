@@ -23,6 +23,7 @@ from amplify.cli.common import (
     required,
     resumes,
     say,
+    takes_cache,
     takes_model,
     takes_task,
 )
@@ -61,6 +62,7 @@ from amplify.errors import InputError
 @click.option("--metric", help="Instead of the task's: see `amplify list metrics`; evaluate:FOLDER of Hugging Face.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Examples answered between two writes.  [default: 32]")
 @takes_task
+@takes_cache
 @click.option("--dry-run", is_flag=True, help="Print the calls and tokens to expect, and stop.")
 def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_run: bool, **given: Any) -> None:
     """Evaluate methods on TASK: a name, a YAML file, a CSV/JSONL file or a hub data set.
@@ -82,7 +84,7 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
         return
     steers = any(method.steers for method in methods)
     settings = for_vllm(suite["model"], tuple(suite.get("model_option") or ()), steering=steers)
-    with opened_model(suite["model"], settings) as model:
+    with opened_model(suite["model"], settings, None if dry_run else suite.get("cache")) as model:
         if dry_run:
             say(str(plan(loaded, model, methods, **common)))
             return
@@ -99,13 +101,15 @@ def default_folder(suite: Mapping[str, Any]) -> Path:
     task = str(suite["task"])
     name = Path(task).stem if os.path.isfile(task) else task
     short = re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "task"
-    told = json.dumps({key: value for key, value in suite.items() if key != "out"}, sort_keys=True, default=str)
+    told = json.dumps(
+        {key: value for key, value in suite.items() if key not in ("out", "cache")}, sort_keys=True, default=str
+    )
     return Path("runs") / f"{short}-{hashlib.sha256(told.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
 
 
 SUITE_KEYS = (
     "task", "model", "model_option", "methods", "seeds", "limit", "out", "mode", "options",
-    "baseline", "batch_size", "calibrate", "option_form", "data", "text", "label", "metric",
+    "baseline", "batch_size", "calibrate", "option_form", "data", "text", "label", "metric", "cache",
 )  # fmt: skip
 
 
@@ -144,7 +148,7 @@ def _check_kinds(suite: dict[str, Any], where: str) -> None:
         (
             "a text",
             lambda v: isinstance(v, str),
-            ("task", "model", "out", "mode", "baseline", "data", "text", "label"),
+            ("task", "model", "out", "mode", "baseline", "data", "text", "label", "cache"),
         ),
         ("a whole number from 1", lambda v: type(v) is int and v > 0, ("limit", "batch_size")),
         ("a list of whole numbers", lambda v: isinstance(v, str) or _all(v, int), ("seeds",)),
@@ -172,6 +176,7 @@ def _all(value: Any, kind: type) -> bool:
 )
 @click.option("--text", required=True, help="Column that holds the input.")
 @takes_model
+@takes_cache
 @click.option("--out", required=True, type=NewFile(), help="CSV to write.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows between two writes."
@@ -185,6 +190,7 @@ def apply(
     text: str,
     model: str | None,
     model_option: tuple[str, ...],
+    cache: str | None,
     out: Path,
     batch_size: int,
     as_they_are: bool,
@@ -194,7 +200,7 @@ def apply(
     from amplify.methods.base import Program
 
     loaded = Program.load(program)
-    with opened_model(required(model, "--model"), model_option) as opened, resumes():
+    with opened_model(required(model, "--model"), model_option, cache) as opened, resumes():
         counts = apply_program(loaded, source, text, opened, out, batch_size=batch_size, as_they_are=as_they_are)
     say(f"{counts.rows} rows, {counts.unparsed} without an answer: {out}")
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from amplify.cli.common import for_vllm, names, opened_model, required, resumes, say, takes_model, takes_task
+from amplify.cli.common import (
+    for_vllm,
+    names,
+    opened_model,
+    required,
+    resumes,
+    say,
+    takes_cache,
+    takes_model,
+    takes_task,
+)
 
 
 @click.command()
@@ -29,8 +39,9 @@ from amplify.cli.common import for_vllm, names, opened_model, required, resumes,
 )
 @click.option("--metric", help="Instead of the task's: see `amplify list metrics`.")
 @takes_task
+@takes_cache
 def tune(task: str, model: str | None, model_option: tuple[str, ...], budget: str, out: Path, seed: int,
-         candidates: str | None, mode: Any, **given: Any) -> None:  # fmt: skip
+         candidates: str | None, mode: Any, cache: str | None, **given: Any) -> None:  # fmt: skip
     """Find what makes a model's answers to TASK better: a race of methods under a budget.
 
     Nothing of the test split is looked at. The winner is confirmed on items that the search has not seen; else the best
@@ -45,7 +56,7 @@ def tune(task: str, model: str | None, model_option: tuple[str, ...], budget: st
     loaded = load_task(task, **{key: given.get(key) for key in ("data", "text", "label", "metric")})
     listed = None if candidates is None else [text.replace(";", ",") for text in names(candidates)]
     settings = for_vllm(model, model_option, steering=bool(loaded.emphasis))
-    with opened_model(required(model, "--model"), settings) as opened, resumes():
+    with opened_model(required(model, "--model"), settings, cache) as opened, resumes():
         found = search(loaded, opened, limit, seed=seed, out=out, candidates=listed, mode=mode)
     say(str(found))
     say(f"\ndeploy: {command(found, str(out))}\nreport: {out / 'report.html'}")

@@ -15,7 +15,7 @@ from amplify.errors import DataError, InputError, ModelError, RunError, WriteErr
 from amplify.evaluation.folder import plain
 from amplify.files import Journal
 from amplify.models.base import sharing
-from amplify.models.kept import KeptGenerator, batch, keeping
+from amplify.models.cached import begun, forget, keeping
 from amplify.progress import progress
 from amplify.tasks import read_rows
 from amplify.types import Answer, Example
@@ -74,7 +74,7 @@ def apply_program(
     taken = sorted(set(COLUMNS).intersection(_columns(text, examples)))
     if taken:
         raise InputError(f"{source} already has the column(s) {', '.join(taken)}; rename them, the answers go there")
-    path, begun = (out.with_name(f"{out.name}.{end}.jsonl") for end in ("answers", "unfinished"))
+    path, unfinished = (out.with_name(f"{out.name}.{end}") for end in ("answers.jsonl", "unfinished.sqlite"))
     busy = f"another process is writing {files.shown(out)}; wait for it, or choose another --out"
     with files.lock(out, busy):
         header = _depends_on(program, examples, model, batch_size)
@@ -86,11 +86,11 @@ def apply_program(
             locked=False,
         )
         try:
-            done = _answer(program, examples, keeping(model, begun, files.digest(header)), kept, batch_size)
+            with keeping(model, unfinished, files.digest(header)) as keeps:
+                done = _answer(program, examples, keeps, kept, batch_size)
             _write_csv(out, text, examples, done, as_they_are)
         except WriteError as error:
             raise WriteError(f"{error}. What was answered is in {files.shown(path)}; the same call goes on") from error
-        begun.unlink(missing_ok=True)
     return Applied(rows=len(done), unparsed=sum(not row["answer"] for row in done))
 
 
@@ -132,11 +132,9 @@ def _answer(
         for start in range(len(done), len(examples), batch_size):
             asked = examples[start : start + batch_size]
             try:
-                with batch(model, str(start)):
-                    answers = program.answer(asked, model)
+                answers = program.answer(asked, model)
             except ModelError as error:
-                begun = model.begun if isinstance(model, KeptGenerator) else 0
-                more = f" and {begun} replies of the unfinished batch" if begun else ""
+                more = f" and {count} replies of the unfinished batch" if (count := begun(model)) else ""
                 raise ModelError(
                     f"{error} {len(done)} of {len(examples)} rows{more} are kept: the same command resumes"
                 ) from error
@@ -144,6 +142,7 @@ def _answer(
                 raise RunError(f"the program gave {len(answers)} answers to {len(asked)} rows")
             rows = [{"row": start + i, **_row(answer)} for i, answer in enumerate(answers)]
             kept.append(rows)
+            forget(model)
             done += rows
             bar.update(len(rows))
     return done

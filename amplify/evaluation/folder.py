@@ -4,7 +4,7 @@ run.json        configuration, versions, seeds, template hashes, declared compar
 programs/       each fitted program, before its first record
 records.jsonl   one line per example x method x seed, in plan order, no times: equal runs give equal bytes
 timing.jsonl    seconds and token counts per fit and per batch
-unfinished.jsonl  what a server had answered of a batch, or of a fit, when it failed; gone once the run is finished
+unfinished.sqlite  what a server has answered of the batch, or of the fit, at hand; gone once the run is finished
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from amplify.errors import DataError, RunError, WriteError
 from amplify.files import Json, differences
 
 FORMAT = 1
+UNFINISHED = "unfinished.sqlite"
 _MOST = 1e12  # of any number in a line; beyond it no mean or interval means anything
 
 
@@ -206,7 +207,7 @@ def open_run(folder: Path, config: Json, resume: bool) -> bool:
             run while `resume` is False.
     """
     path = folder / "run.json"
-    names = ("programs", "records.jsonl", "timing.jsonl", "unfinished.jsonl")
+    names = ("programs", "records.jsonl", "timing.jsonl", UNFINISHED)
     there = [folder / name for name in names if (folder / name).exists()]
     if there and not path.exists():
         raise RunError(f"{folder} holds {', '.join(p.name for p in there)} but no run.json; choose another folder")

@@ -24,8 +24,8 @@ from amplify.methods.calibrated import calibrated
 from amplify.methods.lettered import OptionForm, fit_in_form
 from amplify.models import opened
 from amplify.models.base import LanguageModel, sharing
-from amplify.models.kept import KeptGenerator, keeping
-from amplify.models.kept import batch as answering
+from amplify.models.cache import Cache
+from amplify.models.cached import begun, caching, forget, keeping
 from amplify.tasks import Task
 from amplify.types import Answer, Example, Prompt
 
@@ -48,6 +48,7 @@ def evaluate(
     resume: bool = True,
     calibrate: Way | None = None,
     option_form: OptionForm = "letters",
+    cache: Cache | str | Path | None = None,
 ) -> Report:
     """Evaluate methods on the test split of a task.
 
@@ -74,6 +75,7 @@ def evaluate(
             header says which.
         option_form: how lettered options are scored, of every method alike: by their letters, their texts, or the
             letters in every order (`amplify.methods.lettered`); score mode only.
+        cache: folder (or open `amplify.models.Cache`) of replies that all runs share: what stands there is not asked.
 
     Returns:
         The report; with `out`, also written as report.html and report.md.
@@ -95,6 +97,12 @@ def evaluate(
     made = make_methods(methods, mode, options or {})
     if isinstance(model, str):
         with opened(model) as who:
+            return evaluate(
+                task, who, made, seeds=seeds, limit=limit, out=out, batch_size=batch_size, progress=progress,
+                baseline=baseline, resume=resume, calibrate=calibrate, option_form=option_form, cache=cache,
+            )  # fmt: skip
+    if cache is not None:
+        with caching(model, cache) as who:
             return evaluate(
                 task, who, made, seeds=seeds, limit=limit, out=out, batch_size=batch_size, progress=progress,
                 baseline=baseline, resume=resume, calibrate=calibrate, option_form=option_form,
@@ -125,13 +133,31 @@ def _run(
 ) -> Report:
     if not kept:
         store.open_run(path, config, resume=True)
+        return _answer(path, config, task, model, methods, progress, kept=False)
+    try:
+        with keeping(model, path / store.UNFINISHED, files.digest(config)) as keeps:
+            return _answer(path, config, task, keeps, methods, progress, kept=True)
+    except WriteError as error:
+        raise store.cannot_write(path, error) from error
+
+
+def _answer(
+    path: Path,
+    config: Json,
+    task: Task,
+    model: LanguageModel,
+    methods: Sequence[Method],
+    progress: bool,
+    *,
+    kept: bool,
+) -> Report:
+    """Fit what is not fitted, answer what is not answered."""
     rows = store.read_records(path)
     done = store.whole_batches(config, rows)
     plan = store.batches_of(config)
     whole = sum(len(places) for _, _, places in plan[:done])
     records, timing = Journal(path / "records.jsonl", locked=False), Journal(path / "timing.jsonl", locked=False)
     records.cut(whole)
-    model = keeping(model, path / "unfinished.jsonl", files.digest(config)) if kept else model
     total = sum(len(places) for _, _, places in plan)
     with _says_how_to_resume(path if kept else None, model):
         programs = _fit_all(path, config, task, model, methods, rows[:whole], timing, progress)
@@ -144,8 +170,7 @@ def _run(
                 bar.set_description(cell.method if cell.seed is None else f"{cell.method} seed {cell.seed}")
                 batch = [items[config["items"][place]["id"]] for place in places]
                 before, start = model.usage.snapshot(), time.perf_counter()
-                with answering(model, f"{cell.file} {number}"):
-                    answers = programs[cell].answer(batch, model)
+                answers = programs[cell].answer(batch, model)
                 seconds = time.perf_counter() - start
                 if len(answers) != len(batch):
                     raise RunError(f"{cell.method} gave {len(answers)} answers to {len(batch)} items")
@@ -160,8 +185,8 @@ def _run(
                 if places.start == 0:  # one prompt per program is enough to see what was asked
                     lines[0]["prompt"] = _shown(answers[0].prompt)
                 records.append(lines)
+                forget(model)
                 bar.update(len(batch))
-        (path / "unfinished.jsonl").unlink(missing_ok=True)
     return load_report(path)
 
 
@@ -185,13 +210,13 @@ def _fit_all(
                 raise RunError(f"{file} is missing, but records.jsonl holds answers of it; put it back or start anew")
             before, start = model.usage.snapshot(), time.perf_counter()
             seed = config["seeds"][0] if cell.seed is None else cell.seed
-            with answering(model, f"{cell.file} fit"):
-                program = fit_in_form(methods[cell.index], task, model, seed, config["option_form"])
-                program = calibrated(program, task, model, config["calibrate"], seed)
+            program = fit_in_form(methods[cell.index], task, model, seed, config["option_form"])
+            program = calibrated(program, task, model, config["calibrate"], seed)
             spent = {"seconds": time.perf_counter() - start, **asdict(model.usage.since(before))}
             timing.append([{"method": cell.method, "seed": cell.seed, "fit": True, **store.plain(spent)}])
             files.make_folder(file.parent)
             program.save(file)
+            forget(model)
         programs[cell] = Program.load(file)
     return programs
 
@@ -268,14 +293,11 @@ def _shown(prompt: Prompt | None) -> Json | None:
 def _says_how_to_resume(path: Path | None, model: LanguageModel) -> Iterator[None]:
     try:
         yield
-    except WriteError as error:
-        raise (error if path is None else store.cannot_write(path, error)) from error
     except ModelError as error:
         if path is None:
             raise ModelError(f"{error} Nothing was kept: give out= a folder to be able to go on") from error
         n = len(store.read_records(path))
-        begun = model.begun if isinstance(model, KeptGenerator) else 0
-        more = f", and {begun} replies of the unfinished batch" if begun else ""
+        more = f", and {count} replies of the unfinished batch" if (count := begun(model)) else ""
         raise ModelError(
             f"{error}\n{n} answers are kept in {files.shown(path)}{more}; run the same command again to go on from "
             "there"

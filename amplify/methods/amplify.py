@@ -19,7 +19,7 @@ from amplify.methods.program import ShotProgram, with_rationales
 from amplify.methods.prompt import Form, PromptMethod, check_options
 from amplify.methods.proxy import TestWordsProgram, find_proxy, keep
 from amplify.models.base import LanguageModel
-from amplify.models.kept import origin
+from amplify.models.cached import origin
 from amplify.rationales import others, random_words, rationalize, tfidf_words
 from amplify.rationales.salience import SEARCHES
 from amplify.rationales.wording import Words, kind_of, opening, variables, verbalise

@@ -18,7 +18,7 @@ from amplify.methods.few_shot import ZeroShot
 from amplify.methods.prompt import PromptMethod, check_options
 from amplify.methods.self_attribution import explain_shots
 from amplify.models.base import LanguageModel, need_scoring
-from amplify.models.kept import origin
+from amplify.models.cached import origin
 from amplify.selection import (
     likely_mislabelled,
     misclassification_confidence,

@@ -20,16 +20,20 @@ from amplify.models.base import (
     need_local,
     need_scoring,
 )
+from amplify.models.cache import Cache
+from amplify.models.cached import cached
 from amplify.registry import Table, register
 
 __all__ = [
     "MODELS",
+    "Cache",
     "LanguageModel",
     "LocalModel",
     "ScoringModel",
     "SimpleModel",
     "Spread",
     "Usage",
+    "cached",
     "load_model",
     "need_local",
     "need_scoring",

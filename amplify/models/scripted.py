@@ -121,6 +121,7 @@ class ScriptedGenerator:
             raise InputError(f"fail_after is a number of prompts, got {fail_after}")
         self._reply = reply or _script(name or "echo")
         self._name = name or ("custom" if reply else "echo")
+        self._told = bool(name) or reply is None  # whether the name says what it does
         self._left = fail_after
         self._batches = 0
         self.id = f"scripted:{self._name}"
@@ -161,7 +162,12 @@ class ScriptedGenerator:
 
     def describe(self) -> dict[str, Any]:
         """What ran: the script's name; tokens are words."""
-        return {"id": self.id, "model": {"name": self._name}, "tokens": "words", "max_context": self.max_context}
+        return {
+            "id": self.id,
+            "model": {"name": self._name} if self._told else None,
+            "tokens": "words",
+            "max_context": self.max_context,
+        }
 
     def close(self) -> None:
         """Nothing to free."""
@@ -203,6 +209,7 @@ class ScriptedModel(ScriptedGenerator):
         """
         super().__init__(name, reply=reply, max_context=max_context, fail_after=fail_after)
         self._logprob = logprob or self._likely_if_said
+        self._told = (bool(name) and reply is not None) or (reply is None and logprob is None)
 
     @one_at_a_time
     def score(

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from amplify import files
 from amplify.errors import (
     CapabilityError,
     InputError,
@@ -227,6 +228,7 @@ class VLLMModel:
         return {
             "id": self.id,
             "model": hub.identity(self.folder),
+            "config": files.digest((self.folder / "config.json").read_text(encoding="utf-8")),
             "dtype": str(self.llm.llm_engine.model_config.dtype).removeprefix("torch."),
             "device": "cpu" if self._cpu else torch.cuda.get_device_name(),
             "max_context": self.max_context,

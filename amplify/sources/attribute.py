@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import amplify
-from amplify import untrusted
 from amplify.errors import EmptyAnswerError, InputError
 from amplify.metrics import normalize
 from amplify.models import opened
 from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
+from amplify.models.cached import CachedGenerator, caching
 from amplify.shapley.budget import PrefixCost
 from amplify.shapley.game import Coalitions, Floats
 from amplify.sources.asked import Asked, asked_of
@@ -100,9 +100,9 @@ def attribute_sources(
     if isinstance(model, str):
         # what is wrong with the input is said before a model is loaded
         asked_of(question, given, messages, sources, prompt, chosen)
-    with opened(model) as who:
+    with opened(model) as who, caching(who, chosen.cache) as kept:
         asked = asked_of(question, given, messages, sources, prompt, chosen, special_tokens(who))
-        return explained(asked, who, answer, chosen)
+        return explained(asked, kept, answer, chosen)
 
 
 def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Options) -> SourceAttribution:
@@ -128,12 +128,7 @@ def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Op
             notes.append(f"the model's answer was cut after {sampling.max_tokens} tokens: max_tokens= sets how many")
     if answer is not None and logprob:
         answer = context.continued(answer)
-    identity = {
-        "documents": context.documents, **context.frame.identity(), "value": chosen.value, "model": model.describe(),
-        "asked": answer if logprob else [sampling.max_tokens, *sampling.stop], "exact": chosen.chosen != "blocks",
-        "special_tokens": untrusted.special_tokens(), "amplify": amplify.__version__,
-    }  # fmt: skip
-    memory = Memory(identity, chosen.cache, chosen.progress)
+    memory = Memory(chosen.progress, model.cache.path if isinstance(model, CachedGenerator) else None)
     settings = replace(chosen, relative=chosen.shares)
     spans: tuple[tuple[int, int], ...] = ()
     if logprob:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from amplify.errors import InputError, ModelError
 from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
+from amplify.models.cached import CachedGenerator, origin
 from amplify.models.chat import encode_with_targets, render
 from amplify.models.tree.tree import TokenTree
 from amplify.sources.context import Context, Selection
@@ -61,8 +62,8 @@ def prefix_cache(engine: Engine, model: LanguageModel) -> PrefixCache | None:
     if engine in ("trie", "packed") and isinstance(model, LocalModel):
         from amplify.models.transformers import TransformersModel
 
-        if isinstance(model, TransformersModel):
-            return model.prefix_cache()
+        if isinstance(who := origin(model), TransformersModel):
+            return who.prefix_cache()
     return None
 
 
@@ -132,9 +133,11 @@ def generate(
         from amplify.models.transformers import TransformersModel
         from amplify.models.tree.speculative import DraftCache, generate_speculative
 
-        if isinstance(model, TransformersModel):
-            remembered = DraftCache() if known is None else known
-            ask = partial(generate_speculative, model, sampling=sampling, known=remembered)
+        if isinstance(who := origin(model), TransformersModel):
+            drafts = DraftCache() if known is None else known
+            ask = partial(generate_speculative, who, sampling=sampling, known=drafts)
+            if isinstance(model, CachedGenerator):
+                ask = partial(model.generate_by, ask, sampling=sampling)
     for wave in waves(selections, model):
         yield from _rescued(wave, partial(ask, [context.prompt(selections[i]) for i in wave]))
 

@@ -1,26 +1,24 @@
 """From sources, question and model to a value function: what an answer's probability, or the answer itself, becomes.
 
 Both games are asked about *ordered* coalitions, int[m, n]: -1 where a source is absent, else its place. What was asked
-once is remembered, on disk too if a file is given, so that a stopped run goes on where it was.
+once is remembered, and by a model that has a cache (`amplify.models.cache`) on disk too, so that a stopped run goes on.
 """
 
 from __future__ import annotations
 
-import json
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amplify import codec
-from amplify.errors import DataError, InputError, ModelError, RunError
-from amplify.files import Journal, digest, shown
+from amplify.errors import InputError, ModelError
+from amplify.files import shown
 from amplify.metrics import normalize
 from amplify.models.base import LanguageModel, LocalModel
+from amplify.models.cache import ROUNDING
 from amplify.models.chat import encode_with_targets, render
 from amplify.progress import progress
 from amplify.shapley.game import Coalitions, Floats
@@ -33,44 +31,23 @@ from amplify.types import Sampling, TokenLogProbs
 if TYPE_CHECKING:
     from amplify.models.tree.speculative import DraftCache
 
-ROUNDING = 1e-3  # how far above 0 a log-probability may lie in half precision
-FORMAT = 1  # of the cache file
 Progress = bool | Callable[[int], None]
-EVERY = 1.0  # seconds between two writes, at least
 PART = 256  # selections asked for at a time
 
 
 class Memory:
-    """What is known of selections: in memory, and line by line in a file.
+    """What is known of selections, and which of them a call needed.
 
     Args:
-        identity: everything that the results depend on; a file of another identity is refused.
-        path: JSON lines; None keeps nothing.
         progress: say how many selections are asked for; or a function that is given how many were answered so far.
-
-    Raises:
-        RunError: the file belongs to other documents, another question, answer or model (what differs is listed), or
-            is none of these.
-        WriteError: it cannot be written.
+        kept: the file where the model's replies are kept as well; None where they are not.
     """
 
-    def __init__(self, identity: Mapping[str, Any], path: str | Path | None = None, progress: Progress = False) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress = False, kept: Path | None = None) -> None:
+        self._progress, self._kept = progress, kept
         self._answered = 0
         self._known: dict[Selection, Any] = {}
-        self.used: dict[Selection, None] = {}  # those that this run needed, in order
-        self._journal: Journal | None = None
-        if path is None:
-            return
-        header = {"format": FORMAT, "identity": {key: _digest(value) for key, value in identity.items()}}
-        self._journal = Journal(path, header, what="the cache of this call", again="name another file, or delete it")
-        for number, row in enumerate(self._journal.rows, start=2):
-            try:
-                selection, result = codec.decode(tuple[Selection, str | float | list[float]], row)
-            except DataError as error:
-                raise RunError(f"line {number} of {shown(path)} was changed: {error}; delete the file") from error
-            if isinstance(result, str) or np.isfinite(result).all():
-                self._known[selection] = result
+        self.used: dict[Selection, None] = {}  # in order
 
     def __contains__(self, selection: Selection) -> bool:
         return selection in self._known
@@ -88,60 +65,31 @@ class Memory:
     def fill(
         self, selections: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]
     ) -> None:
-        """Ask for those that are not known, and keep each as soon as it is.
+        """Ask for those that are not known.
 
         Raises:
             ModelError: it failed; says where the values so far are.
         """
         self.used |= dict.fromkeys(selections)
         new = sorted({s for s in selections if s not in self._known})
-        try:
-            self._ask(new, ask)
-        except ModelError as failure:
-            where = (
-                "give cache=FILE to keep them" if self._journal is None else f"{shown(self._journal.path)} keeps them"
-            )
-            raise ModelError(
-                f"{failure}. Values of {len(self)} prompts were known: {where}, and the same call goes on from there",
-                failure.completed,
-            ) from failure
-
-    def _ask(self, new: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]]) -> None:
         if not new:
             return
         with progress(total=len(new), unit="prompt", shown=self._progress is True, leave=False) as bar:
             for at in range(0, len(new), PART):
-                self._ask_part(new[at : at + PART], ask, bar)
-
-    def _ask_part(
-        self, part: Sequence[Selection], ask: Callable[[Sequence[Selection]], Iterator[tuple[int, Any]]], bar: Any
-    ) -> None:
-        rows: list[Any] = []
-        written = time.monotonic()
-        try:
-            for i, result in ask(part):
-                self._known[part[i]] = result
-                bar.update(1)
-                rows.append([part[i], result])
-                self._answered += 1
-                if callable(self._progress):
-                    self._progress(self._answered)
-                if time.monotonic() - written > EVERY:
-                    rows, written = self._keep(rows), time.monotonic()
-        finally:
-            self._keep(rows)
-
-    def _keep(self, rows: list[Any]) -> list[Any]:
-        """Write rows; returns those still to be written, which are none."""
-        if self._journal is not None and rows:
-            self._journal.append(codec.encode(rows))
-        return []
-
-
-def _digest(value: Any) -> Any:
-    """A short value as it is, so that what differs can be said; a long one by its hash."""
-    plain = codec.encode(value)
-    return plain if len(json.dumps(plain)) <= 200 else {"sha256": digest(plain)}
+                part = new[at : at + PART]
+                try:
+                    for i, result in ask(part):
+                        self._known[part[i]] = result
+                        bar.update(1)
+                        self._answered += 1
+                        if callable(self._progress):
+                            self._progress(self._answered)
+                except ModelError as failure:
+                    where = f"{shown(self._kept)} keeps them" if self._kept else "give cache=FOLDER to keep them"
+                    raise ModelError(
+                        f"{failure}. Values of {len(self)} prompts were known: {where}, and the same call goes on",
+                        failure.completed,
+                    ) from failure
 
 
 @dataclass
@@ -162,7 +110,7 @@ class LogProbGame:
     model: LanguageModel
     answer: str
     engine: Engine = "trie"
-    memory: Memory = field(default_factory=lambda: Memory({}))
+    memory: Memory = field(default_factory=Memory)
 
     def __post_init__(self) -> None:
         if not self.answer.strip():
@@ -291,7 +239,7 @@ class VoteGame:
     model: LanguageModel
     sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=16))
     engine: Engine = "trie"
-    memory: Memory = field(default_factory=lambda: Memory({}))
+    memory: Memory = field(default_factory=Memory)
     answers: dict[str, str] = field(default_factory=dict)
     known: DraftCache | None = None
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from amplify.errors import InputError, UnknownNameError
+from amplify.models.cache import Cache
 from amplify.shapley.estimators import ESTIMATORS
 from amplify.sources.context import Layout
 from amplify.sources.engines import ENGINES, Engine
@@ -41,7 +42,7 @@ class Named(TypedDict, total=False):
     inclusion_probability: float
     control_variate: bool
     tokens: int | None
-    cache: str | Path | None
+    cache: Cache | str | Path | None
     progress: bool | Callable[[int], None]
 
 
@@ -70,7 +71,8 @@ class Options(Settings):
             tells for the tokens that it adds to those that earlier prompts share with it; the same error takes more
             prompts and fewer tokens. The answer's own generation is not counted. Needs a `LocalModel` that keeps as
             many tokens (`max_prefix_tokens`), fixed order, "logprob", granularity="documents" and engine="trie".
-        cache: file that keeps every value as soon as it is known; the same call goes on where a stopped one was.
+        cache: folder (or open `amplify.models.Cache`) that keeps what the model says as soon as it is known: the same
+            call goes on where a stopped one was, and what any call asked before is not asked again.
         progress: say on standard error how many prompts are asked; or a function that is given how many were answered
             so far, and may raise to stop.
 
@@ -86,7 +88,7 @@ class Options(Settings):
     inclusion_probability: float = 0.5
     control_variate: bool = False
     tokens: int | None = None
-    cache: str | Path | None = None
+    cache: Cache | str | Path | None = None
     progress: bool | Callable[[int], None] = False
 
     def __post_init__(self) -> None:

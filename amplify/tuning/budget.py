@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from amplify.errors import InputError, ModelError
+from amplify.models.cache import Reply
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 _MINUTES = {"s": 1 / 60, "m": 1.0, "min": 1.0, "h": 60.0}
@@ -104,6 +105,8 @@ class Ledger:
     Attributes:
         spent: so far.
         open: share of the budget that may be spent now, 0 to 1; what is left is kept back for later.
+        asked: tokens of every reply that was given, also of what had been asked before: the cost without a memory and
+            without shared beginnings.
     """
 
     def __init__(self, budget: Budget, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -115,6 +118,8 @@ class Ledger:
         """
         self.budget, self.clock = budget, clock
         self.spent, self.open = Spent(), 1.0
+        self.asked = 0.0
+        self._paid: set[str] = set()
         self._charged = 0.0  # seconds that model calls have taken inside the stage at hand
 
     def charge(self, cost: Spent) -> None:
@@ -137,6 +142,17 @@ class Ledger:
         for name, left in self.left().items():
             if getattr(cost, name) > left:
                 raise BudgetSpentError(f"{name}: {getattr(cost, name):g} needed, {max(0.0, left):g} left")
+
+    def before(self, tokens: float, calls: int) -> None:
+        """See `amplify.models.cached.Meter`: refuse what cannot be afforded."""
+        self.afford(Spent(self.expected_seconds(tokens), tokens, calls))
+
+    def said(self, key: str, reply: Reply) -> None:
+        """See `amplify.models.cached.Meter`: each reply is paid once, at what it cost when it was asked."""
+        self.asked += reply.tokens
+        if key not in self._paid:
+            self._paid.add(key)
+            self.charge(Spent(reply.seconds, reply.tokens, len(reply.parts), reply.forwarded))
 
     def fits(self, cost: Spent) -> bool:
         """Whether work of this cost may be done."""

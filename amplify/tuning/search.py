@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,13 @@ from amplify.methods.base import Method, Mode, Program
 from amplify.methods.contents import contents, template_hashes
 from amplify.models import opened
 from amplify.models.base import LanguageModel, ScoringModel, sharing
+from amplify.models.cache import Cache, Reply
+from amplify.models.cached import CachedGenerator, cached
 from amplify.streams import stream
 from amplify.tuning import race as racing
 from amplify.tuning.budget import Budget, BudgetSpentError, Ledger, Spent
 from amplify.tuning.candidates import Candidate, candidates_for, checked
 from amplify.tuning.ingredients import Ingredient, ingredients
-from amplify.tuning.memory import RememberedGenerator, remembered
 from amplify.types import Example
 from amplify.untrusted import special_tokens
 
@@ -226,6 +227,7 @@ def tune(
     mode: Mode | None = None,
     show_progress: bool = True,
     clock: Callable[[], float] = time.perf_counter,
+    cache: Cache | str | Path | None = None,
 ) -> Tuned:
     """Find what makes a model's answers to a task better, and the program to deploy.
 
@@ -246,6 +248,9 @@ def tune(
         mode: of candidates given by name; None: labels are scored where the model can.
         show_progress: show how far it is.
         clock: seconds, for tests.
+        cache: folder (or open `amplify.models.Cache`) of replies that all runs share. What stands there is not asked,
+            and charged at what it cost then, so that the same search takes the same decisions. None keeps what is asked
+            in `out`.
 
     Raises:
         InputError: a budget too small for one race, too few labelled items, or candidates that make no sense.
@@ -258,7 +263,7 @@ def tune(
         >>> listed = ["zero_shot", "few_shot[shots=2]", "few_shot[shots=2]+batch"]
         >>> tuned = amplify.tune(task, "scripted:first_option", "calls=5000", candidates=listed, show_progress=False)
         >>> tuned.label, tuned.better
-        ('few_shot[shots=2]', False)
+        ('zero_shot', False)
     """
     import tempfile
 
@@ -266,7 +271,7 @@ def tune(
         with opened(model) as who:
             return tune(
                 task, who, budget, seed=seed, out=out, candidates=candidates, mode=mode, show_progress=show_progress,
-                clock=clock,
+                clock=clock, cache=cache,
             )  # fmt: skip
 
     limit = Budget.parse(budget) if isinstance(budget, str) else budget
@@ -279,10 +284,17 @@ def tune(
     config = _config(task, model, limit, seed, listed)
 
     def search(folder: Path) -> Tuned:
+        again = "choose another --out, or delete the folder to start anew"
+        files.Journal(folder / "search.jsonl", config, what="of this search", again=again, locked=False)
         ledger = Ledger(limit, clock)
-        memory = remembered(model, ledger, folder / "asked.jsonl", config)
-        with sharing(model):
-            return _Search(task, memory, folds, listed, notes, seed, config, show_progress).found()
+        given = model.cache if cache is None and isinstance(model, CachedGenerator) else cache
+        with ExitStack() as opened_here:
+            store = given or opened_here.enter_context(Cache(folder / "asked.sqlite", shared=False))
+            memory = opened_here.enter_context(
+                cached(model, store, about=None if given else config, meter=ledger),
+            )
+            opened_here.enter_context(sharing(model))
+            return _Search(task, memory, ledger, folds, listed, notes, seed, config, show_progress).found()
 
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-tune-") as temporary:
@@ -370,7 +382,8 @@ class _Search:
     def __init__(
         self,
         task: Task,
-        memory: RememberedGenerator,
+        memory: CachedGenerator,
+        ledger: Ledger,
         folds: Folds,
         listed: Sequence[Candidate],
         notes: Sequence[str],
@@ -380,7 +393,7 @@ class _Search:
     ) -> None:
         self.task, self.model, self.folds, self.listed = task, memory, folds, listed
         self.notes, self.seed, self.config = list(notes), seed, config
-        self.ledger = memory.ledger
+        self.ledger = ledger
         self.programs: dict[int, Program] = {}
         self.answers: dict[int, list[Spent]] = {}  # what each answer would cost if nothing were remembered
         self.scores = scorer(task)[1]
@@ -430,7 +443,7 @@ class _Search:
             cross_fitted=crossed,
             race={"rounds": list(race.rounds), "ended": race.ended, "items": len(self.folds.race)},
             spent=self.ledger.spent,
-            one_by_one=self.model.asked,
+            one_by_one=self.ledger.asked,
             notes=tuple(self.notes),
             config=self.config,
         )
@@ -456,19 +469,27 @@ class _Search:
 
     def _raced(self, index: int, places: Sequence[int]) -> list[float]:
         if index not in self.programs:
-            with _or_out(), self.model.stage(f"fit {index}"):
+            with _or_out(), self._stage(f"fit {index}"):
                 program = self.listed[index].fit(self.folds.task, self.model, self.seed)
             # what is used is what the file will give back
             self.programs[index] = Program.of(codec.parse(json.dumps(program.tagged())))
         with _or_out():
             return self._answered(index, "race", [self.folds.race[i] for i in places], places[0])
 
+    def _stage(self, name: str) -> AbstractContextManager[None]:
+        """Work told by a name, for its time besides the model's; what it took is kept with the replies."""
+        key = files.digest([self.config, name])
+        kept = self.model.cache.read([key]).get(key)
+        return self.ledger.stage(
+            kept.seconds if kept else None, lambda seconds: self.model.cache.write({key: Reply(seconds=seconds)})
+        )
+
     def _answered(self, index: int, fold: str, items: Sequence[Example], start: int) -> list[float]:
         """Scores of a candidate's answers, batch by batch."""
         found: list[float] = []
         for at in range(0, len(items), BATCH):
             batch = items[at : at + BATCH]
-            with self.model.stage(f"{fold} {index} {start + at}"):
+            with self._stage(f"{fold} {index} {start + at}"):
                 answers = self.programs[index].answer(batch, self.model)
             costs = [Spent(tokens=a.prompt_tokens + a.completion_tokens, calls=a.calls) for a in answers]
             self.answers.setdefault(index, []).extend(costs)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 from fake_server import FAULTS, FakeServer
 
+from amplify.models.cache import FILE
 from tortures import commands
 from tortures.children import Children, Ended
 from tortures.outcome import Group, Groups, Setting
@@ -58,9 +61,12 @@ def _records(folder: Path) -> dict[str, Any]:
 
 
 def _cache(folder: Path) -> dict[str, Any]:
-    path = folder / "cache.jsonl"
-    lines = path.read_text().splitlines()[1:] if path.exists() else []
-    found = {json.dumps(selection): value for selection, value, *_ in map(json.loads, lines)}
+    path = folder / "cache.jsonl" / FILE
+    found: dict[str, Any] = {}
+    if path.exists():
+        with closing(sqlite3.connect(path)) as base:
+            rows = base.execute("SELECT key, reply FROM replies").fetchall()
+        found = {key: [(reply := json.loads(text))["answers"], reply["logprobs"]] for key, text in rows}
     if (folder / "why.json").exists():
         result = json.loads((folder / "why.json").read_text())
         found["scores"] = result["documents"]["scores"]

@@ -113,7 +113,7 @@ def test_a_failing_model_keeps_what_was_answered(tmp_path):
     again = fake_model()
     run(tmp_path, model=again)
     assert len(again.texts) == 210 - 51
-    assert not (tmp_path / "unfinished.jsonl").exists()
+    assert not (tmp_path / "unfinished.sqlite").exists()
     whole = run(None)
     assert load_report(tmp_path).comparisons == whole.comparisons
 

@@ -16,7 +16,6 @@ from amplify.errors import (
     DataError,
     InputError,
     ModelError,
-    RunError,
     UnknownNameError,
 )
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel
@@ -43,7 +42,7 @@ def reply(text: str) -> str:
 
 
 def scripted(**options) -> ScriptedModel:  # type: ignore[no-untyped-def]
-    return ScriptedModel(reply=reply, logprob=worth, **options)
+    return ScriptedModel("capitals", reply=reply, logprob=worth, **options)
 
 
 def test_scores_ranking_pruning_citing_highlighting() -> None:
@@ -266,15 +265,6 @@ def test_something_that_is_no_model() -> None:
         amplify.attribute_sources(QUESTION, DOCUMENTS, 3)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("held", ["notes of mine", "notes of mine\n", "[1, 2]\n", '{"identity": 3}\n', None])
-def test_a_file_that_is_no_cache_is_left_alone(tmp_path, held) -> None:  # type: ignore[no-untyped-def]
-    file = tmp_path / "notes"
-    file.mkdir() if held is None else file.write_text(held)
-    with pytest.raises(RunError, match="notes"):
-        amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), granularity="documents", cache=file)
-    assert held is None or file.read_text() == held
-
-
 def test_a_question_cannot_break_out_of_the_prompt_to_steer(tiny_lm) -> None:  # type: ignore[no-untyped-def]
     with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
         token = next(iter(model.tokenizer.all_special_tokens))
@@ -335,18 +325,17 @@ def test_documents_that_do_not_fit_are_named() -> None:
 
 @pytest.mark.parametrize("value", ["logprob", "votes"])
 def test_a_server_that_dies_is_resumed(tmp_path, value) -> None:  # type: ignore[no-untyped-def]
-    cache = tmp_path / "values.jsonl"
+    cache = tmp_path / "kept"
     whole = amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(), value=value)
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=r"replies\.sqlite keeps them"):
         amplify.attribute_sources(QUESTION, DOCUMENTS, scripted(fail_after=12), value=value, cache=cache)
-    kept = len(cache.read_text().splitlines()) - 1
-    assert kept >= 10
     again = scripted()
     r = amplify.attribute_sources(QUESTION, DOCUMENTS, again, value=value, cache=cache)
     assert r.documents.table.tolist() == whole.documents.table.tolist()
-    assert len(again.calls) <= whole.cost.calls - kept + 1
-    with pytest.raises(RunError, match=r"identity\.question: .* in the file, .Why\?. in this call"):
-        amplify.attribute_sources("Why?", DOCUMENTS, scripted(), value=value, cache=cache)
+    assert len(again.calls) <= whole.cost.calls - 12 + 1
+    other = scripted()
+    amplify.attribute_sources("Why?", DOCUMENTS, other, value=value, cache=cache)
+    assert len(other.calls) >= whole.cost.calls  # another question: nothing of it is known
 
 
 def test_command_line(tmp_path) -> None:  # type: ignore[no-untyped-def]

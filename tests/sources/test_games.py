@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplify import templates
-from amplify.errors import ContextLengthError, InputError, ModelError, RunError
+from amplify.errors import ContextLengthError, InputError, ModelError
+from amplify.models import Cache, cached
 from amplify.models.scripted import ScriptedModel, plain_text
 from amplify.shapley.exact import all_coalitions, exact_scores
 from amplify.shapley.votes import (
@@ -247,41 +247,32 @@ def test_penrose_banzhaf_against_every_coalition_of_the_others(inclusion_probabi
 
 
 def test_a_dead_server_keeps_what_was_known_and_resumes(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    file = tmp_path / "values.jsonl"
     rows = in_place(all_coalitions(3))
-    dying = ScriptedModel(logprob=additive, fail_after=5)
-    with pytest.raises(ModelError, match=r"Values of 5 prompts were known: .*values\.jsonl keeps them"):
-        LogProbGame(context(), dying, "France", memory=Memory({"a": 1}, file))(rows)
-    with file.open("a") as half_written:
-        half_written.write("[[[0, [[0,")
-    alive = ScriptedModel(logprob=additive)
-    game = LogProbGame(context(), alive, "France", memory=Memory({"a": 1}, file))
-    assert len(game.memory) == 5
-    assert exact_scores(game(rows))[:, 0] == pytest.approx([2.0, 3.0, -2.0])
-    assert len(alive.calls) == 3
-    assert len([json.loads(line) for line in file.read_text().splitlines()]) == 9
-    with pytest.raises(RunError, match=r"identity\.a: 1 in the file, 2 in this call"):
-        Memory({"a": 2}, file)
+    with Cache(tmp_path / "kept") as cache:
+        dying = cached(ScriptedModel("rule", reply=str, logprob=additive, fail_after=5), cache)
+        with pytest.raises(ModelError, match=r"Values of 5 prompts were known: .*replies\.sqlite keeps them"):
+            LogProbGame(context(), dying, "France", memory=Memory(kept=cache.path))(rows)
+        alive = ScriptedModel("rule", reply=str, logprob=additive)
+        game = LogProbGame(context(), cached(alive, cache), "France")
+        assert exact_scores(game(rows))[:, 0] == pytest.approx([2.0, 3.0, -2.0])
+        assert len(alive.calls) == 3
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf"), 0.5])
-def test_what_is_no_log_probability_is_neither_a_value_nor_a_line_of_the_cache(broken: float, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    file = tmp_path / "values.jsonl"
+def test_what_is_no_log_probability_is_neither_a_value_nor_kept(broken: float, tmp_path) -> None:  # type: ignore[no-untyped-def]
     rows = in_place(all_coalitions(3))
     ill = [True]
 
     def logprob(text: str, answer: str) -> float:
         return broken if ill[0] and "Rome" in text and "Cats" not in text else -1.0
 
-    def game() -> LogProbGame:
-        return LogProbGame(context(), ScriptedModel(logprob=logprob), "France", memory=Memory({}, file))
-
-    with pytest.raises(ModelError, match=r"scripted:.* of log-probability -?(nan|inf|0.5) with document 1 "):
-        game()(rows[[0, 2]])
-    with file.open("a") as lines:  # as an earlier version kept it
-        lines.write(json.dumps([[[1, [[0, 17]]]], [broken if broken != 0.5 else float("nan")]]) + "\n")
-    ill[0] = False
-    np.testing.assert_array_equal(game()(rows), -1.0)
+    with Cache(tmp_path / "kept") as cache:
+        game = LogProbGame(context(), cached(ScriptedModel("rule", reply=str, logprob=logprob), cache), "France")
+        with pytest.raises(ModelError, match=r"scripted:.* of log-probability -?(nan|inf|0.5) with document 1 "):
+            game(rows[[0, 2]])
+        ill[0] = False
+        again = LogProbGame(context(), cached(ScriptedModel("rule", reply=str, logprob=logprob), cache), "France")
+        np.testing.assert_array_equal(again(rows), -1.0)
 
 
 def test_a_whole_document_is_looked_through_once_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,171 @@
+"""The file of replies: several threads and processes, damage, a full disk, its size."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from amplify.errors import InputError, RunError, WriteError
+from amplify.models.cache import FILE, Cache, Reply
+from amplify.types import Completion, TokenLogProbs
+
+SAID = Reply(answers=(Completion("Paris “é” \ud800", "stop", 3, 1),), prompt_tokens=3, tokens=4.0, seconds=0.5)
+SCORED = Reply(logprobs=(TokenLogProbs(("a", "b"), (1, 2), (-0.1234567890123456, -2.0)),), forwarded=2.5)
+
+
+def test_what_is_written_is_read_by_others_and_later(tmp_path: Path) -> None:
+    with Cache(tmp_path / "kept") as one, Cache(tmp_path / "kept") as other:
+        one.write({"x": SAID, "y": SCORED})
+        assert other.read(["y", "z", "x", "y"]) == {"x": SAID, "y": SCORED}
+        other.write({"x": SCORED})  # what is there stays
+    with Cache(tmp_path / "kept" / FILE) as later:
+        assert later.read(["x"]) == {"x": SAID}
+        assert len(later) == 2
+        later.clear()
+        assert not later.read(["x"])
+        later.remove()
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_only_its_owner_reads_it(tmp_path: Path) -> None:
+    with Cache(tmp_path) as cache:
+        assert stat.S_IMODE(cache.path.stat().st_mode) == 0o600
+
+
+def test_threads_and_processes_lose_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom amplify.models.cache import Cache, Reply\n"
+        "cache = Cache(sys.argv[1])\n"
+        "for i in range(100): cache.write({f'{sys.argv[2]} {i}': Reply(tokens=i)})\n"
+    )
+    others = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
+    with Cache(tmp_path) as cache:
+
+        def work(name: str) -> None:
+            for i in range(100):
+                cache.write({f"{name} {i}": Reply(tokens=i)})
+                assert cache.read([f"{name} {i}"])
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in "cd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [process.wait() for process in others] == [0, 0]
+        found = cache.read([f"{name} {i}" for name in "abcd" for i in range(100)])
+        assert {key: reply.tokens for key, reply in found.items()} == {
+            f"{name} {i}": i for name in "abcd" for i in range(100)
+        }
+
+
+def test_what_a_killed_process_had_written_is_there(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom amplify.models.cache import Cache, Reply\n"
+        "cache = Cache(sys.argv[1])\n"
+        "for i in range(10**6):\n cache.write({str(i): Reply(tokens=i)})\n print(i, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) == 20:
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with Cache(tmp_path) as cache:
+        assert [reply.tokens for reply in cache.read([str(i) for i in range(21)]).values()] == list(range(21))
+
+
+def test_a_changed_reply_is_refused(tmp_path: Path) -> None:
+    with Cache(tmp_path) as cache:
+        cache.write({"x": SAID, "y": SCORED})
+    base = sqlite3.connect(tmp_path / FILE)
+    base.execute("UPDATE replies SET reply = replace(reply, 'Paris', 'Parma')")
+    base.commit()
+    base.close()
+    with Cache(tmp_path) as cache:
+        assert cache.read(["y"]) == {"y": SCORED}
+        with pytest.raises(RunError, match=r"replies\.sqlite is damaged \(a reply was changed\): delete it"):
+            cache.read(["x"])
+
+
+@pytest.mark.parametrize("held", ["notes of mine\n" * 100, "x"])
+def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path, held: str) -> None:
+    (tmp_path / FILE).write_text(held)
+    with pytest.raises(RunError, match=r"replies\.sqlite is damaged"):
+        Cache(tmp_path)
+    assert (tmp_path / FILE).read_text() == held
+    with pytest.raises(InputError, match="is a file: a cache is a folder"):
+        Cache(Path(__file__))
+
+
+def test_somebody_elses_database_is_left_alone(tmp_path: Path) -> None:
+    base = sqlite3.connect(tmp_path / FILE)
+    base.execute("CREATE TABLE replies (mine TEXT)")
+    base.commit()
+    base.close()
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(RunError, match="no cache of this version"):
+        Cache(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_pages_that_were_overwritten_are_one_error_or_right(tmp_path: Path) -> None:
+    with Cache(tmp_path) as cache:
+        replies = {str(i): Reply(answers=(Completion(f"{i} " * 50, "stop", 1, 50),)) for i in range(200)}
+        cache.write(replies)
+    whole = (tmp_path / FILE).read_bytes()
+    wrong = 0
+    for at in range(0, len(whole), len(whole) // 40):
+        (tmp_path / FILE).write_bytes(whole[:at] + bytes(64) + whole[at + 64 :])
+        try:
+            with Cache(tmp_path) as cache:
+                for key, reply in cache.read(list(replies)).items():
+                    assert reply == replies[key]
+        except RunError:
+            wrong += 1
+    assert wrong > 5
+
+
+def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path) -> None:
+    with Cache(tmp_path) as cache:
+        cache.write({"x": SAID})
+        cache._base.execute("PRAGMA max_page_count=8")  # SQLite's own full disk
+        with pytest.raises(WriteError, match=r"cannot write .*replies\.sqlite: database or disk is full"):
+            cache.write({str(i): Reply(answers=(Completion("word " * 1000, "stop", 1, 1),)) for i in range(50)})
+        assert cache.read(["x"]) == {"x": SAID}
+        assert len(cache) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(WriteError, match="cannot write"):
+            Cache(tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_place_that_cannot_be_is_one_error() -> None:
+    with pytest.raises(WriteError, match="cannot write"):
+        Cache("/proc/nowhere/cache")
+
+
+def test_the_oldest_go_when_it_is_too_large(tmp_path: Path) -> None:
+    with Cache(tmp_path, most_bytes=2**18) as cache:
+        for i in range(200):
+            cache.write({str(i): Reply(answers=(Completion(f"{i} " * 1000, "stop", 1, 1),))})
+        kept = sorted(map(int, cache.read([str(i) for i in range(200)])))
+    assert (tmp_path / FILE).stat().st_size < 2**18 + 2**15
+    assert kept == list(range(kept[0], 200))
+    assert 0 < kept[0] < 195
+    with pytest.raises(InputError, match="most_bytes"):
+        Cache(tmp_path, most_bytes=10)
