@@ -50,8 +50,8 @@ def main() -> None:
     lm = dspy.LM(
         f"openai/{given.model}", api_base=given.url, api_key="none", temperature=0.0, max_tokens=256, cache=False
     )
-    # the second adapter would ask again where the first could not read an answer
-    dspy.configure(lm=lm, callbacks=[counter], adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+    # as DSPy is set up by default: where an answer cannot be read it is asked for again as JSON, which counts
+    dspy.configure(lm=lm, callbacks=[counter])
     answer: Any = Literal[tuple(held["labels"])] if held["labels"] else str
     name = "".join(c if c.isalnum() else "_" for c in held["input_name"].lower())
     signature = dspy.Signature(
