@@ -37,14 +37,6 @@ ELSEWHERE = {
     "amplify run json_formatting --methods pasta --model openai:NAME": "the same test, over HTTP",
     'amplify generate "Name a colour." --model vllm:': "tests/models/test_real_models.py",
     "amplify heads json_formatting --model ray:": "tests/models/test_ray.py",
-    "import lm_eval": "tests/bridges/test_lm_eval.py, with tasks of its own: the published ones come from a hub",
-    "import amplify\nfrom amplify.bridges.lm_eval": "the same file",
-    "inspect eval": "tests/bridges/test_inspect_ai.py",
-    "import dspy": "tests/bridges/test_dspy.py",
-    "import amplify\nfrom amplify.bridges.hugging_face": "tests/bridges/test_hugging_face.py, with a local hub",
-    "from amplify.bridges import mlflow": "tests/bridges/test_tables.py",
-    "from amplify.bridges.ragas": "tests/bridges/test_tables.py",
-    "from amplify.bridges.tables": "tests/bridges/test_tables.py",
 }
 """What is not run here, by how it begins, and where it is."""
 

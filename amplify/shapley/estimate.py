@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral, Real
@@ -95,6 +95,7 @@ def estimate(
     width: float | None = None,
     control_variate: Value | None = None,
     cost: PrefixCost | None = None,
+    prior: Sequence[float] | Floats | None = None,
 ) -> Estimate:
     """Estimate the Shapley or Banzhaf values of a game.
 
@@ -112,6 +113,9 @@ def estimate(
             `meta`. How far the game follows it is inferred from the values asked. For the Gaussian process only.
         cost: what coalitions cost where common beginnings are paid once, and a limit, which then holds beside `budget`:
             most is asked of what tells most for its price. What was spent is in `meta`. For the Gaussian process only.
+        prior: a guess of the scores in any unit, [n], as `amplify.sources.one_pass` makes it: the game of these sums
+            is what the values may follow, as far as the values asked say so. For the Gaussian process only, in place
+            of a control.
 
     Raises:
         InputError: n < 1, budget < 2, exact values that do not fit the budget, a value that is not a finite number, a
@@ -144,12 +148,17 @@ def estimate(
     run = ESTIMATORS[name].run
     if name == "exact" and cost is not None and not affordable:
         raise InputError(f"exact values cost {whole:,.0f}, more than the limit {cost.limit:,.0f}")
-    if name != "exact" and (control_variate is not None or cost is not None):
+    if prior is not None and control_variate is not None:
+        raise InputError("the values follow a prior or a control_variate: give one of them")
+    if name != "exact" and (control_variate is not None or cost is not None or prior is not None):
         if name != "gaussian_process":
             raise InputError(
-                f"estimator {name!r} takes no control_variate and no cost: use estimator='auto', or leave them out"
+                f"estimator {name!r} takes no control_variate, no prior and no cost: use estimator='auto', or leave "
+                "them out"
             )
-        helper = None if control_variate is None else _helper(control_variate, n, index, budget, seed)
+        helper = None if prior is None else _guessed(prior, n)
+        if control_variate is not None:
+            helper = _helper(control_variate, n, index, budget, seed)
         run = partial(gaussian_process, helper=helper, cost=cost)
     raw = None
     for stage in _stages(n, budget) if width is not None and name != "exact" else [budget]:
@@ -195,6 +204,14 @@ def _stages(n: int, budget: int) -> list[int]:
         stages.append(now)
         now = now * 3 // 2
     return [*stages, budget]
+
+
+def _guessed(prior: Sequence[float] | Floats, n: int) -> Helper:
+    """The game of a guess's sums, the same for every answer."""
+    guess = np.asarray(prior, dtype=np.float64)
+    if guess.shape != (n,) or not np.isfinite(guess).all():
+        raise InputError(f"the prior is a finite number for each of {n} sources, got shape {guess.shape}")
+    return Helper(CachedValue(lambda held: held @ guess, n), guess[:, None], np.zeros((n, 1)), "prior")
 
 
 def _helper(control_variate: Value, n: int, index: Index, budget: int, seed: int) -> Helper:

@@ -213,17 +213,21 @@ class Helper:
 
     Attributes:
         game: gives its values at any coalition.
-        scores, half: its own scores and half the widths of their intervals (0 where exact), [n, answers].
+        scores, half: its own scores and half the widths of their intervals (0 where exact), [n, answers], or [n, 1]
+            for all answers.
+        name: what it is called in `meta`.
     """
 
     game: CachedValue
     scores: Floats
     half: Floats
+    name: str = "control_variate"
 
-    def at(self, coalitions: Coalitions) -> list[gp.Control]:
-        """What is known of it where the game was asked, column by column."""
+    def at(self, coalitions: Coalitions, answers: int) -> list[gp.Control]:
+        """What is known of it where the game was asked, for each answer."""
         scaled, _, spread = standardised(self.game(coalitions))
-        return [gp.Control(u, own) for u, own in zip(scaled.T, (self.scores / spread).T, strict=True)]
+        found = [gp.Control(u, own) for u, own in zip(scaled.T, (self.scores / spread).T, strict=True)]
+        return found * answers if len(found) == 1 else found
 
 
 def standardised(values: Floats) -> tuple[Floats, Floats, Floats]:
@@ -263,7 +267,7 @@ def gaussian_process(
     while True:
         seen = game.coalitions
         scaled, _, _ = standardised(game.values)
-        controls = helper.at(seen) if helper else [None] * scaled.shape[1]
+        controls = helper.at(seen, scaled.shape[1]) if helper else [None] * scaled.shape[1]
         kernels = [gp.fit(seen, y, u) for y, u in zip(scaled.T, controls, strict=True)]
         shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
         # each round doubles what is known: few large rounds share more prompt prefixes, at no cost in error
@@ -307,11 +311,9 @@ def conditioned(
         slope = np.array([f.slope for f in found]) * spread / standardised(u)[2]
         half = np.hypot(half, slope * helper.half)
         together = np.mean(standardised(u)[0] * scaled, axis=0)
-        meta["control_variate"] = {
-            "correlation": together.tolist(),
-            "slope": slope.tolist(),
-            "calls": helper.game.calls,
-        }
+        meta[helper.name] = {"correlation": together.tolist(), "slope": slope.tolist()}
+        if helper.name == "control_variate":
+            meta[helper.name]["calls"] = helper.game.calls
     return Raw(scores, half, meta)
 
 

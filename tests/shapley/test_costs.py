@@ -81,7 +81,7 @@ def test_impossible_costs_are_refused() -> None:
     cost = PrefixCost(LENGTHS, 7, 200, 3)
     with pytest.raises(InputError, match="6 sources"):
         estimate(lambda s: s.sum(1), 5, cost=PrefixCost(LENGTHS, 7, 200, 3))
-    with pytest.raises(InputError, match="takes no control_variate and no cost"):
+    with pytest.raises(InputError, match="takes no control_variate, no prior and no cost"):
         estimate(lambda s: s.sum(1), 6, estimator="kernel_shap", cost=cost)
     with pytest.raises(InputError, match="more than the limit"):
         estimate(lambda s: s.sum(1), 6, estimator="exact", cost=cost)
