@@ -30,6 +30,7 @@ from amplify.methods.base import Program
 from amplify.metrics.kinds import HARNESS, OPENED, Kind
 from amplify.models import load_model
 from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
+from amplify.models.chat_template import switches_of
 from amplify.steering import Steering, parse_emphasis
 from amplify.tasks import Task
 from amplify.tasks.rows import content_hash
@@ -216,6 +217,7 @@ class AmplifyLM(LM):
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
                     continue_final_message=not add_generation_prompt,
+                    **switches_of(self.model.tokenizer),
                 )
             )
         return _CHAT + json.dumps(chat_history, ensure_ascii=False)

@@ -85,6 +85,11 @@ def switched(tokenizer: PreTrainedTokenizerBase, switches: Mapping[str, Any]) ->
     return tokenizer
 
 
+def switches_of(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
+    """The switches that `switched` set."""
+    return getattr(tokenizer, SWITCHES, {})
+
+
 def filled(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]]) -> str:
     """`tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)`, with bounded work.
 
@@ -103,7 +108,7 @@ def filled(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]
     """
     from transformers import PreTrainedTokenizerBase as Plain
 
-    switches = getattr(tokenizer, SWITCHES, {})
+    switches = switches_of(tokenizer)
     if getattr(type(tokenizer), "apply_chat_template", None) is not Plain.apply_chat_template:
         return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True, **switches))
     given = {**tokenizer.special_tokens_map, "tools": None, "documents": None, **switches}
