@@ -64,11 +64,11 @@ def special_tokens() -> Literal["allowed", "neutralised"]:
 
 def _neutral_values(value: Any) -> Any:
     if isinstance(value, str):
-        return value if isinstance(value, Trusted) else neutral(value)
+        return value if not value or isinstance(value, Trusted) else neutral(value)
     if isinstance(value, Mapping):
         return {k: _neutral_values(v) for k, v in value.items()}
     if type(value) in (list, tuple):
-        return type(value)([_neutral_values(v) for v in value])
+        return type(value)([v if type(v) is Trusted else _neutral_values(v) for v in value])
     return value
 
 
