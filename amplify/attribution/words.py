@@ -41,6 +41,7 @@ _WORD = regex.compile(
     flags=regex.V1,
 )
 _LETTER = regex.compile(r"[a-z]")
+_AFTER_BLANK = regex.compile(r"(?<=\s)[ \t]+")
 
 # scikit-learn's list holds these, but they turn a sentence round or carry meaning of their own
 # ("Stop Word Lists in Free Open-source Software Packages", Nothman et al. 2018, on the faults of such lists).
@@ -251,13 +252,15 @@ def without_words(example: Example, spans: Collection[tuple[int, int]]) -> Examp
         'Great phone, battery'
     """
 
+    ordered = sorted(spans)
+
     def cut(text: str, start: int) -> str:
         kept, at = [], 0
-        for a, b in sorted(spans):
+        for a, b in ordered:
             if start <= a and b <= start + len(text):
                 kept.append(text[at : a - start])
                 at = b - start
-        return regex.sub(r"(?<=\s)[ \t]+", "", "".join([*kept, text[at:]])).strip() if kept else text
+        return _AFTER_BLANK.sub("", "".join([*kept, text[at:]])).strip() if kept else text
 
     options = tuple(cut(o, start) for o, (start, _) in zip(example.options, option_spans(example), strict=True))
     return replace(example, text=cut(example.text, 0), options=options)

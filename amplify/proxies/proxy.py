@@ -111,11 +111,12 @@ def _pair_row(proxy: Reader, example: Example, option: int) -> Row:
 
 def _row(encoded: BatchEncoding, i: int, text: str, answers: tuple[int, ...], shift: tuple[int, int]) -> Row:
     """Number `i` of what was encoded; `shift`: where each part begins in the input's text, -1 for one that is none."""
-    offsets, read = [], 0
-    for (start, end), part in zip(encoded["offset_mapping"][i], encoded.sequence_ids(i), strict=True):
-        seen = part is not None and shift[part] >= 0
-        offsets.append((start + shift[part], end + shift[part]) if seen else (0, 0))
-        read = max(read, end if part == 0 else 0)
+    places, parts = encoded["offset_mapping"][i], encoded.sequence_ids(i)
+    offsets = [
+        (0, 0) if part is None or shift[part] < 0 else (start + shift[part], end + shift[part])
+        for (start, end), part in zip(places, parts, strict=True)
+    ]
+    read = max((end for (_, end), part in zip(places, parts, strict=True) if part == 0), default=0)
     types = tuple(encoded["token_type_ids"][i]) if "token_type_ids" in encoded else ()
     unread = max(len(text.rstrip()) - read, 0)
     return Row(tuple(encoded["input_ids"][i]), types, tuple(offsets), answers, unread=unread)
