@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 REMOVALS = ("delete", "pad", "mask", "attention")
 
 CPU_TOKENS, GPU_TOKENS = 512, 16_384  # padded tokens of a pass; on a CPU what its caches hold (measured with MiniLM)
+CPU_WIDTH = 384  # of the hidden states that this was measured with: of narrower ones the caches hold more
 
 NOTHING = "\n"  # stands for a prompt without a word: a model that puts no token in front needs one to go on from
 
@@ -164,7 +165,9 @@ def prompt_value(
 
 def batch_tokens(proxy: Proxy) -> int:
     """Padded tokens in one pass of perturbed inputs."""
-    return CPU_TOKENS if proxy.module.device.type == "cpu" else GPU_TOKENS
+    if proxy.module.device.type != "cpu":
+        return GPU_TOKENS
+    return CPU_TOKENS * max(1, CPU_WIDTH // proxy.module.get_input_embeddings().weight.shape[1])
 
 
 def check_removal(masking: str) -> None:
