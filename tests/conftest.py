@@ -16,7 +16,11 @@ from typing import Any
 
 import pytest
 import tiny_models
+from hypothesis import HealthCheck, settings
 
+# whether a test passes does not rest on how long it takes
+settings.register_profile("amplify", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("amplify")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
