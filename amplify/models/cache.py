@@ -217,6 +217,9 @@ class Cache:
         with self._lock:
             self.asked, self.found = self.asked + fresh, self.found + (not fresh)
 
+    def __bool__(self) -> bool:  # also without replies
+        return True
+
     def __len__(self) -> int:
         with self._told():
             count: int = self._base.execute("SELECT count(*) FROM replies").fetchone()[0]

@@ -289,10 +289,11 @@ def tune(
         ledger = Ledger(limit, clock)
         given = model.cache if cache is None and isinstance(model, CachedGenerator) else cache
         with ExitStack() as opened_here:
-            store = given or opened_here.enter_context(Cache(folder / "asked.sqlite", shared=False))
-            memory = opened_here.enter_context(
-                cached(model, store, about=None if given else config, meter=ledger),
-            )
+            store: Cache | str | Path | None = given
+            if store is None:
+                store = opened_here.enter_context(Cache(folder / "asked.sqlite", shared=False))
+            about = config if given is None else None
+            memory = opened_here.enter_context(cached(model, store, about=about, meter=ledger))
             opened_here.enter_context(sharing(model))
             return _Search(task, memory, ledger, folds, listed, notes, seed, config, show_progress).found()
 

@@ -189,6 +189,12 @@ def test_runs_of_all_kinds_share_a_cache(tmp_path: Path) -> None:
     for turn in "ab":
         with load_model(name, dtype="float32") as model:
             cache = tmp_path / "kept"
+            kept = Cache(tmp_path / "tuned")  # empty at first
+            amplify.tune(
+                task, cached(model, kept), "calls=2000", candidates=["zero_shot"], mode="score", show_progress=False
+            )
+            assert (kept.asked > 0) == (turn == "a")
+            assert kept.found > 0 or turn == "a"
             run = amplify.evaluate(
                 task, model, ["zero_shot", "few_shot"], seeds=[0], limit=4, mode="score", cache=cache,
                 out=tmp_path / turn, progress=False,
