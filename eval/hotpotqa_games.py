@@ -27,11 +27,12 @@ from measuring import command, open_exact
 
 from amplify import templates
 from amplify.models import LocalModel, need_local
+from amplify.models.cached import caching
 from amplify.shapley import all_coalitions
 from amplify.sources.context import harmless, in_place, select, special_tokens
 from amplify.sources.engines import Engine, blocks_tree
 from amplify.sources.frames import asking
-from amplify.sources.games import LogProbGame, Memory, fixed_order
+from amplify.sources.games import LogProbGame, fixed_order
 from amplify.types import Sampling
 
 CHECKED = (0, 421, 1023)  # coalitions that are asked again as single prompts
@@ -43,7 +44,7 @@ def paragraphs(row: dict[str, Any], sentences: int) -> list[str]:
     return sorted((f"{title}\n{''.join(s[: sentences or None]).strip()}" for title, s in pairs), key=len, reverse=True)
 
 
-def play(model: LocalModel, row: dict[str, Any], sentences: int, work: Path) -> dict[str, Any]:
+def play(model: LocalModel, row: dict[str, Any], sentences: int) -> dict[str, Any]:
     """All values of one item, by the engines "trie" (exact) and "blocks"."""
     structure = special_tokens(model)
     documents = tuple(harmless(d, structure) for d in paragraphs(row, sentences))
@@ -54,9 +55,7 @@ def play(model: LocalModel, row: dict[str, Any], sentences: int, work: Path) -> 
         raise SystemExit(f"the model gives no answer to {row['question']!r}: choose another item")
 
     def values(engine: Engine) -> np.ndarray:
-        about = [row["question"], documents, answer, engine, model.id]
-        game = LogProbGame(context, model, answer, engine, Memory({"game": about}, work / f"{engine}.jsonl"))
-        return fixed_order(game)(held)[:, 0]
+        return fixed_order(LogProbGame(context, model, answer, engine))(held)[:, 0]
 
     exact, blocks = values("trie"), values("blocks")
     head, *parts, tail, said = blocks_tree(context, model.tokenizer, [context.everything()], answer)[0].segments
@@ -97,7 +96,8 @@ def main() -> None:
         if name in done["games"]:
             continue
         begun = time.perf_counter()
-        game = play(model, rows[item], args.sentences, args.work / name)
+        with caching(model, args.work) as keeping:
+            game = play(need_local(keeping, "engine 'blocks'"), rows[item], args.sentences)
         done["games"][name] = game
         done = {
             "command": command(),

@@ -34,11 +34,12 @@ from amplify import templates
 from amplify.errors import RunError
 from amplify.files import lock, write
 from amplify.models import LocalModel, need_local
+from amplify.models.cached import caching
 from amplify.retrieval import open_retriever
 from amplify.shapley import all_coalitions
 from amplify.sources.context import Context, harmless, in_place, select
 from amplify.sources.frames import asking
-from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
+from amplify.sources.games import LogProbGame, VoteGame, fixed_order
 from amplify.text import sentences
 from amplify.types import Sampling
 
@@ -125,20 +126,18 @@ def in_turn(names: Mapping[str, Any]) -> Iterator[str]:
                 yield queue.pop(0)
 
 
-def play(model: LocalModel, context: Context, place: Path, value: str, most: int) -> dict[str, Any] | None:
+def play(model: LocalModel, context: Context, value: str, most: int) -> dict[str, Any] | None:
     """All values of one game; None where the model says nothing."""
     everything = context.prompt(context.everything())
     held = all_coalitions(len(context.documents))
     answer = model.generate([everything], Sampling(max_tokens=most))[0].text
     if not answer.strip():
         return None
-    about = {"game": [context.documents, context.frame.identity(), answer, value, model.describe()]}
-    memory = Memory(about, place)
     if value == "votes":
-        votes = VoteGame(context, model, Sampling(max_tokens=most), "trie", memory)
+        votes = VoteGame(context, model, Sampling(max_tokens=most), "trie")
         said = votes.ask([select(row, context.sources) for row in in_place(held).tolist()])
         return {"answer": answer, "values": [int(s == said[-1]) for s in said], "answers": len(set(said))}
-    exact = fixed_order(LogProbGame(context, model, answer, "trie", memory))(held)[:, 0]
+    exact = fixed_order(LogProbGame(context, model, answer, "trie"))(held)[:, 0]
     singles = [context.prompt(select(r, context.sources)) for r in in_place(held[list(CHECKED)]).tolist()]
     scored = [model.score([p], [answer])[0] for p in singles]
     return {
@@ -183,16 +182,16 @@ def main() -> None:
         known: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"games": {}}
         if len(known["games"]) >= args.games or start - begun > args.seconds:
             break
-        place = args.work / f"{args.model.rpartition(':')[2]}-{name}-{args.value}.jsonl"
+        place = args.work / f"{args.model.rpartition(':')[2]}-{name}-{args.value}"
         if name in known["games"]:
             continue
         try:
-            with lock(place.with_suffix(".lock"), "another process plays it"):
-                game = play(model, every[name], place, args.value, args.max_tokens)
+            with lock(place, "another process plays it"), caching(model, args.work / "replies") as keeping:
+                game = play(need_local(keeping, "exact games"), every[name], args.value, args.max_tokens)
         except RunError:  # two of these commands may run side by side
             continue
         if game is not None:
-            with lock(args.out.with_suffix(".lock"), "another process adds to it", patience=60):
+            with lock(args.out, "another process adds to it", patience=60):
                 add(args.out, model, name, game)
             print(f"{name}: {time.perf_counter() - start:.0f} s, {game['answer']!r}", flush=True)
 
