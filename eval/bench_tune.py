@@ -221,11 +221,13 @@ def paired(mine: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 def table(cells: Sequence[dict[str, Any]]) -> str:
     """Tuned against plain, and against the better of plain and proxy alone; Holm over all tasks, for each of both."""
     against: dict[str, list[dict[str, float]]] = {"plain": [], "best": []}
+    known = ["proxy" in cell["scores"] for cell in cells]  # None where a task has no labels to train one on
     for cell in cells:
         scores = cell["scores"]
         others = [scores["plain"], *([scores["proxy"]] if scores.get("proxy") else [])]
         against["plain"].append(paired(scores["tuned"], scores["plain"]))
-        against["best"].append(paired(scores["tuned"], max(others, key=lambda s: float(np.mean(s)))))
+        if "proxy" in scores:
+            against["best"].append(paired(scores["tuned"], max(others, key=lambda s: float(np.mean(s)))))
     for found in against.values():
         for each, p in zip(found, statistics.holm([each["p"] for each in found]), strict=True):
             each["holm"] = p
@@ -234,8 +236,10 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
         "| − better of both (95 %) | p (Holm) | minutes | reuse |",
         "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for cell, plain, best in zip(cells, against["plain"], against["best"], strict=True):
+    bests = iter(against["best"])
+    for cell, plain, there in zip(cells, against["plain"], known, strict=True):
         scores, spent = cell["scores"], cell["spent"]
+        best = next(bests) if there else None
         row = [
             cell["task"],
             str(len(scores["tuned"])),
@@ -244,9 +248,9 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
             f"{100 * plain['other']:.1f} ({cell['plain']})",
             _difference(plain),
             p_value(plain["holm"]),
-            f"{100 * np.mean(scores['proxy']):.1f}" if scores.get("proxy") else "–",
-            _difference(best),
-            p_value(best["holm"]),
+            f"{100 * np.mean(scores['proxy']):.1f}" if scores.get("proxy") else "–" if best else "not run",
+            _difference(best) if best else "",
+            p_value(best["holm"]) if best else "",
             f"{spent['seconds'] / 60:.1f}",
             f"{cell['one_by_one'] / spent['forwarded']:.1f}" if spent["forwarded"] else "–",
         ]
@@ -256,7 +260,8 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
     lines += [
         "",
         f"Of {len(cells)} tasks tuned is above the best plain program on {won[0]} (p < {WON} after Holm) and below on "
-        f"{lost[0]}; above the better of plain and proxy alone on {won[1]} and below on {lost[1]}.",
+        f"{lost[0]}; of {sum(known)} where the proxy alone was run too, above the better of plain and proxy alone on "
+        f"{won[1]} and below on {lost[1]}.",
     ]
     return "\n".join(lines)
 
