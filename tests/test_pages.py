@@ -37,6 +37,9 @@ ELSEWHERE = {
     "amplify run json_formatting --methods pasta --model openai:NAME": "the same test, over HTTP",
     'amplify generate "Name a colour." --model vllm:': "tests/models/test_real_models.py",
     "amplify heads json_formatting --model ray:": "tests/models/test_ray.py",
+    "amplify explain-prompt": "tests/prompting/test_explain.py, with a model that answers at once",
+    "from amplify import explain_prompt": "the same file",
+    "from amplify import load_model, load_task\nfrom amplify.methods": "tests/methods/test_instructions.py",
 }
 """What is not run here, by how it begins, and where it is."""
 
