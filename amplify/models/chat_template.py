@@ -101,10 +101,6 @@ def filled(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]
 
     Raises:
         jinja2.TemplateError: the template refuses the messages, or does more than a template may (`Exhausted`).
-
-    Example:
-        >>> filled(tokenizer, [{"role": "user", "content": "Hi"}])  # doctest: +SKIP
-        '<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n'
     """
     from transformers import PreTrainedTokenizerBase as Plain
 
