@@ -94,7 +94,7 @@ _LAZY = {
     "tune": "amplify.tuning",
 }
 _MODULES = (
-    "attribution", "evaluation", "hub", "methods", "metrics", "models", "prompting", "proxies", "rag", "rationales",
+    "attribution", "bridges", "evaluation", "hub", "methods", "metrics", "models", "prompting", "proxies", "rag", "rationales",
     "shapley", "sources", "steering", "tasks", "tuning",
 )  # fmt: skip
 

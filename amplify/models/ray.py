@@ -30,6 +30,7 @@ import amplify
 from amplify.errors import AmplifyError, InputError, MissingExtraError, ModelError
 from amplify.models.base import LanguageModel, ScoringModel, Usage, check_pairs, check_window, several
 from amplify.models.pool import Pool, WorkerDiedError
+from amplify.registry import table
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
@@ -87,14 +88,12 @@ def connect(spec: str, cluster: Cluster | None = None, options: Mapping[str, Any
         ModelError: the cluster cannot be reached, or not all workers were ready in time.
         AmplifyError: what opening the model raised at a worker.
     """
-    from amplify.models import MODELS
-
     how, given = cluster or Cluster(), dict(options or {})
     found = re.fullmatch(r"([0-9]+)\s*[x×]\s*([^:\s]+):(.+)", spec.strip())
     if not found or int(found[1]) < 1 or found[2] == "ray":
         raise InputError(f"workers are written ray:N×KIND:MODEL, e.g. ray:4×vllm:smollm2-135m, got 'ray:{spec}'")
     count, kind, rest = int(found[1]), found[2], found[3]
-    MODELS.find(kind)
+    table("model").find(kind)
     if kind in ("transformers", "vllm") and Path(rest).is_dir():
         rest = str(Path(rest).resolve())  # workers may stand in another folder
     reached = _Ray(how, count)
@@ -289,11 +288,9 @@ class _Host:
 
     def open(self, name: str, options: Mapping[str, Any], variables: Mapping[str, str]) -> tuple[Any, Any]:
         """Open the model: (what it says of itself, None), or (None, why not)."""
-        from amplify.models import load_model
-
         os.environ.update(variables)
         try:
-            self.model = model = load_model(name, **options)
+            self.model = model = amplify.load_model(name, **options)
             about = About(isinstance(model, ScoringModel), model.max_context, model.describe(), amplify.__version__)
         except AmplifyError as error:
             return None, error
