@@ -85,7 +85,7 @@ def commands(models: Path) -> list[Command]:
     run = ("run", "reviews.csv", *columns, "--out", "runs/r", "--seeds", "0,1")
     logs = ("records.jsonl", "timing.jsonl")
     documents = ("-d", "a.md", "b.md", "c.md")
-    attribute = ("attribute", "-q", "Where does Ann live?", *documents, "--cache", "cache.jsonl", "--json", "why.json")
+    attribute = ("attribute", "-q", "Where does Ann live?", *documents, "--cache", "replies", "--json", "why.json")
     tiny, proxy = f"transformers:{models / 'lm'}", str(models / "proxy")
     return [
         Command(

@@ -61,7 +61,7 @@ def _records(folder: Path) -> dict[str, Any]:
 
 
 def _cache(folder: Path) -> dict[str, Any]:
-    path = folder / "cache.jsonl" / FILE
+    path = folder / "replies" / FILE
     found: dict[str, Any] = {}
     if path.exists():
         with closing(sqlite3.connect(path)) as base:
@@ -107,7 +107,7 @@ def ways() -> list[Way]:
         "--granularity",
         "documents",
         "--cache",
-        "cache.jsonl",
+        "replies",
         "--json",
         "why.json",
     )
