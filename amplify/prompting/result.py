@@ -138,9 +138,11 @@ class PromptExplanation:
             f"{percent(mine.accuracy)} after, "
             f"{count(plain.tokens)} and {count(mine.tokens)} tokens a prompt"
         )
+        by_lot = "; ".join(f"{check.name}: {check.difference:+.2f}" for check in self.checks if check.control)
+        controlled = f" Beside it, {by_lot} nats." if by_lot else ""
         if self.helps:
-            return f"{what[0].upper()}{what[1:]}: {seen}."
-        return f"It does not surely help to {what}: {seen}. Leave the prompt as it is."
+            return f"{what[0].upper()}{what[1:]}: {seen}.{controlled}"
+        return f"It does not surely help to {what}: {seen}.{controlled} Leave the prompt as it is."
 
     def table(self) -> Table:
         """The parts with heading."""
