@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
@@ -364,7 +365,8 @@ def inner_method(label: str, mode: Mode) -> Method:
         InputError: a label of another shape, or a value that the option cannot take.
     """
     name, bracket, rest = label.partition("[")
-    pairs = [part.partition("=") for part in rest.removesuffix("]").split(",") if part]
+    parts = re.split(r",(?![^\[]*\])", rest.removesuffix("]"))  # not at the commas of a method inside the method
+    pairs = [part.partition("=") for part in parts if part]
     if (bracket and not rest.endswith("]")) or not all(equals and value for _, equals, value in pairs):
         raise InputError(f"a method inside another is written NAME or NAME[OPTION=VALUE,...], not {label!r}")
     return make(name.strip(), mode=mode, **{option.strip(): value.strip() for option, _, value in pairs})

@@ -222,5 +222,8 @@ def test_bad_input_is_one_clear_error(sentiment: Task, words: Task, model: Scrip
 
 
 def test_inner_methods_are_named_as_records_name_them() -> None:
-    assert inner_method("few_shot[shots=4,selection=balanced]", "score").label == "few_shot[shots=4,selection=balanced]"
+    two = "few_shot[shots=4,selection=balanced]"
+    assert inner_method(two, "score").label == two
+    nested = inner_method(f"proxy_pool[inner={two},epochs=3]", "score")
+    assert (getattr(nested, "inner", None), getattr(nested, "epochs", None)) == (two, 3)
     assert {"proxy_pool", "proxy_hint", "cascade", "selective"} <= set(METHODS)
