@@ -7,8 +7,10 @@ import hashlib
 import json
 import re
 import shutil
+import sqlite3
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -371,6 +373,9 @@ def contents(folder: Path, *, logs: Sequence[str] = ()) -> dict[str, Any]:
 
 def content(path: Path, logs: Sequence[str] = ()) -> Any:
     """What a file holds, times apart."""
+    if path.suffix == ".sqlite":  # its rows: where they lie in the file depends on what came first
+        with closing(sqlite3.connect(path)) as base:
+            return sorted(base.execute("SELECT key, reply FROM replies").fetchall())
     data = path.read_bytes()
     if path.suffix not in (".json", ".jsonl", ".md", ".html", ".yaml", ".csv"):
         return hashlib.sha256(data).hexdigest()
