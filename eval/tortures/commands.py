@@ -83,7 +83,7 @@ def commands(models: Path) -> list[Command]:
     from amplify.methods import METHODS
 
     columns = ("--text", "text", "--label", "label")
-    rag = ",".join(name for name in METHODS if name.startswith("rag") and "highlight" not in name)
+    rag = ",".join(name for name in METHODS if name.startswith("rag") and not name.endswith(STEERED))
     run = ("run", "reviews.csv", *columns, "--out", "runs/r", "--seeds", "0,1")
     logs = ("records.jsonl", "timing.jsonl")
     documents = ("-d", "a.md", "b.md", "c.md")
@@ -347,6 +347,7 @@ def inputs(folder: Path, models: Path, children: Children) -> Path:
     return folder
 
 
+STEERED = ("highlight_pasta", "loop", "loop_random")  # how methods are called that a scripted model cannot run
 _TIMES = (
     (r'"(seconds|tokens_per_second)": *[0-9.e+-]+', r'"\1": 0'),
     (r"[0-9.,]+ ?(s|ms|seconds)\b", "0 s"),
@@ -365,17 +366,21 @@ def contents(folder: Path, *, logs: Sequence[str] = ()) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if path.name.startswith(".") and path.name.endswith("lock"):
-            continue
+        if (path.name.startswith(".") and path.name.endswith("lock")) or path.name.endswith(
+            ("-wal", "-shm", "-journal")
+        ):
+            continue  # the latter are SQLite's own, of a cache that somebody did not close
         found[name] = content(path, logs)
     return found
 
 
 def content(path: Path, logs: Sequence[str] = ()) -> Any:
     """What a file holds, times apart."""
-    if path.suffix == ".sqlite":  # its rows: where they lie in the file depends on what came first
+    if path.suffix == ".sqlite":  # its rows: their places in the file and what they took depend on the day
         with closing(sqlite3.connect(path)) as base:
-            return sorted(base.execute("SELECT key, reply FROM replies").fetchall())
+            there = base.execute("SELECT 1 FROM sqlite_master WHERE name = 'replies'").fetchone()
+            rows = base.execute("SELECT key, reply FROM replies ORDER BY key").fetchall() if there else []
+        return [(key, (reply := json.loads(text))["answers"], reply["logprobs"]) for key, text in rows]
     data = path.read_bytes()
     if path.suffix not in (".json", ".jsonl", ".md", ".html", ".yaml", ".csv"):
         return hashlib.sha256(data).hexdigest()

@@ -355,7 +355,7 @@ def _programs(work: Path, inputs: Path, models: Path, children: Children) -> Ite
 
     columns = ["--text", "text", "--label", "label", "--seeds", "0", "--limit", "4"]
     some = "zero_shot,few_shot,zero_shot_cot,answer_format_only,self_amplify_topk,few_shot_marked"
-    rag = ",".join(name for name in METHODS if name.startswith("rag") and "highlight" not in name)
+    rag = ",".join(name for name in METHODS if name.startswith("rag") and not name.endswith(commands.STEERED))
     for number, argv in enumerate(
         (
             ["run", "reviews.csv", *columns, "-m", "scripted:last_answer", "-M", some],
