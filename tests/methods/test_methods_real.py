@@ -14,14 +14,14 @@ from amplify.tasks import Task
 
 pytestmark = pytest.mark.real
 # what these need (chains, documents, something to emphasise) the tickets do not have: tested on tasks that do
-ELSEWHERE = {"human_cot", "spotlight", "instaboost", "marked_prompt", "few_shot_marked"}
+ELSEWHERE = {"human_cot", "spotlight", "instaboost", "marked_prompt", "few_shot_marked", "seka", "seka_random"}
 SCORED = {"proxy_pool", "selective"}  # label scores are what these are about: written answers are refused
 NAMES = [
     name
     for name in METHODS
     if name not in ELSEWHERE and "pasta" not in name and not name.startswith(("rag", "self_amplify_"))
 ]
-SMALL = {"inner": "zero_shot", "shots": 3, "epochs": 1, "pool": 12, "max_tokens": 40}
+SMALL = {"inner": "zero_shot", "shots": 3, "epochs": 1, "pool": 12, "max_tokens": 40, "proposals": 2, "answers": 2}
 
 
 @pytest.fixture(scope="module")
