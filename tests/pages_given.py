@@ -28,9 +28,10 @@ REVIEWS = [
         ("The battery is terrible and nobody answers.", "negative"),
     )
 ]
+RACE = ["zero_shot", "few_shot[shots=2]", "few_shot[shots=2]+batch"]
 SMALLER = (
     ("qwen2.5-coder-0.5b", "smollm2-135m"),
-    ("amplify.Budget(minutes=20)", "amplify.Budget(calls=1500)"),
+    ("amplify.Budget(minutes=20)", f"amplify.Budget(calls=1500), candidates={RACE}"),
     ("limit=50", "limit=4"),
     ('["zero_shot", "few_shot", "amplify"]', '["zero_shot", "few_shot", amplify.methods.Amplify(pool=8)]'),
     ("Amplify(shots=4)", "Amplify(shots=4, pool=8)"),
@@ -40,7 +41,7 @@ SHORTER = {
     "run": ["--limit", "2", "--seeds", "0", "--mode", "score"],
     "heads": ["--samples", "2", "--most", "4"],
     "proxy": ["--epochs", "1"],
-    "tune": ["--budget", "calls=1500"],
+    "tune": ["--budget", "calls=1500", "--candidates", ",".join(RACE)],
     "projections": ["--samples", "4"],
 }
 ANSWER = "The museum of Brakel opened in 1931."
@@ -80,7 +81,7 @@ def _files() -> None:
     Path("notes").mkdir()
     for name, text in NOTES.items():
         Path("notes", name).write_text(text, encoding="utf-8")
-    for name, rows in {"my_reviews.csv": 64, "my.csv": 128, "reviews.csv": 4}.items():
+    for name, rows in {"my_reviews.csv": 128, "my.csv": 128, "reviews.csv": 4}.items():
         _table(name, [{"review": text, "stars": label} for text, label in REVIEWS[:rows]])
     departments = ("billing", "technical", "shipping")
     for split in ("train", "test"):
@@ -109,6 +110,7 @@ def _server(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     from fake_server import FakeServer
 
     server = stack.enter_context(FakeServer(say="billing"))
+    reader.shorter["run"] = ["--limit", "2", "--seeds", "0"]  # it gives no log-probabilities that scores would need
     reader.instead += [("http://127.0.0.1:8000/v1", server.url), ("openai:NAME@", "openai:m@")]
     return {}
 

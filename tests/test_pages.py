@@ -45,7 +45,7 @@ ELSEWHERE = {
     "from amplify.bridges import mlflow": "tests/bridges/test_tables.py",
     "from amplify.bridges.ragas": "tests/bridges/test_tables.py",
     "from amplify.bridges.tables": "tests/bridges/test_tables.py",
-    "amplify explain-prompt": "tests/prompting/test_explain.py, with a model that answers at once",
+    "amplify explain-prompt": "tests/prompting/test_explain_prompt.py, with a model that answers at once",
     "from amplify import explain_prompt": "the same file",
     "from amplify import load_model, load_task\nfrom amplify.methods": "tests/methods/test_instructions.py",
 }

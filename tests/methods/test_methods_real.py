@@ -21,6 +21,7 @@ NAMES = [
     for name in METHODS
     if name not in ELSEWHERE and "pasta" not in name and not name.startswith(("rag", "self_amplify_"))
 ]
+INNER = {"self_consistency": "zero_shot_cot", "shuffled_shots": "few_shot[shots=3]"}  # what these need inside
 SMALL = {"inner": "zero_shot", "shots": 3, "epochs": 1, "pool": 12, "max_tokens": 40, "proposals": 2, "answers": 2}
 
 
@@ -45,6 +46,8 @@ def test_method(name: str, mode: str, tickets: Task, model: LanguageModel, minil
     fields = METHODS[name].options
     options = {option: value for option, value in SMALL.items() if option in fields}
     options |= {option: str(minilm) for option in ("proxy", "embedder") if option in fields}
+    if name in INNER:
+        options["inner"] = INNER[name]
     method = make(name, mode=mode, **options)
     if mode == "generate" and name in SCORED:
         with pytest.raises(InputError, match="use score mode"):
