@@ -65,8 +65,9 @@ def _cache(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if path.exists():
         with closing(sqlite3.connect(path)) as base:
-            rows = base.execute("SELECT key, reply FROM replies").fetchall()
-        found = {key: [(reply := json.loads(text))["answers"], reply["logprobs"]] for key, text in rows}
+            rows = base.execute("SELECT reply FROM replies").fetchall()
+        # what was kept, not under which key: a server's address is part of that
+        found = {json.dumps([(reply := json.loads(text))["answers"], reply["logprobs"]]): True for [text] in rows}
     if (folder / "why.json").exists():
         result = json.loads((folder / "why.json").read_text())
         found["scores"] = result["documents"]["scores"]
