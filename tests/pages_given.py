@@ -47,7 +47,7 @@ SHORTER = {
 ANSWER = "The museum of Brakel opened in 1931."
 MESSAGES = [
     {"role": "system", "content": "Answer from the notes. Be short."},
-    {"role": "user", "content": f"{NOTES['museum.md']}\n\n{NOTES['river.md']}\n\nWhen did the museum of Brakel open?"},
+    {"role": "user", "content": "\n\n".join([*NOTES.values(), "When did the museum of Brakel open?"])},
     {"role": "assistant", "content": ANSWER},
 ]
 
@@ -240,7 +240,7 @@ def _conversation(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]
         "messages": MESSAGES[:-1],
         "answer": ANSWER,
         "question": "When did the museum of Brakel open?",
-        "my_prompt": lambda documents: "\n".join([*documents, "When did the museum of Brakel open?"]),
+        "my_prompt": lambda documents: "\n".join([*(d.text for d in documents), "When did the museum of Brakel open?"]),
     }
 
 
