@@ -121,8 +121,8 @@ def explain_many(
         >>> model = ScriptedModel(logprob=lambda text, answer: -1.0 if "capital" in text else -3.0)
         >>> texts = ["Name the capital of France", "the capital is where?"]
         >>> found = amplify.explain_many(texts, [" Paris", " Paris"], model=model, methods=["occlusion", "kernel_shap"])
-        >>> [a.top(1) for a in found["kernel_shap"]]
-        [['capital'], ['capital']]
+        >>> [a.top(1) for a in found["kernel_shap"]] == [["capital"], ["capital"]]
+        True
     """
     for name in methods:
         if name != "auto":

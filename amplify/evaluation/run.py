@@ -91,8 +91,8 @@ def evaluate(
     Example:
         >>> task = amplify.load_task("coin_flip", limit=5)
         >>> report = amplify.evaluate(task, amplify.load_model("scripted:say=yes"), ["zero_shot"], out="runs/coins")
-        >>> [row.method for row in report.rows]
-        ['zero_shot']
+        >>> [row.method for row in report.rows] == ["zero_shot"]
+        True
     """
     made = make_methods(methods, mode, options or {})
     if isinstance(model, str):

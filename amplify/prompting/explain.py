@@ -85,8 +85,8 @@ def explain_prompt(
         >>> task = amplify.load_task("support_tickets")
         >>> found = amplify.explain_prompt("few_shot[shots=1]", task, "scripted:last_answer", items=8, held_out=8,
         ...     show_progress=False)
-        >>> [part.name for part in found.parts]
-        ['instruction 1', 'label list', 'shot 1']
+        >>> [part.name for part in found.parts] == ["instruction 1", "label list", "shot 1"]
+        True
         >>> bool(abs(sum(part.value for part in found.parts) - (found.whole - found.empty)) < 1e-9)
         True
     """
