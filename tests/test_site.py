@@ -36,10 +36,25 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
         pytest.skip("needs the extra docs")
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = built(ROOT / "mkdocs.yml", out)
     assert done.returncode == 0, done.stderr
     return out
+
+
+def built(config: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """`mkdocs build --strict`. Not `--quiet`: that hides the very warnings that `--strict` counts."""
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--config-file",
+        str(config),
+        "--site-dir",
+        str(out),
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def text_of(path: Path) -> str:
@@ -50,6 +65,21 @@ def leaves(command: click.Command, name: str) -> list[tuple[str, click.Command]]
     if not isinstance(command, click.Group):
         return [(name, command)]
     return [leaf for inner in command.commands.values() for leaf in leaves(inner, f"{name} {inner.name}")]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"), [("[a guide](gone.md)", "gone.md"), ("[a part](index.md#gone)", "#gone"), ("Well.", "")]
+)
+def test_a_broken_link_is_an_error(line: str, told: str, tmp_path: Path) -> None:
+    """The site's own settings, over one page."""
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[0]
+    settings = re.sub(r"^hooks:.*\n", "", settings, flags=re.M)
+    (tmp_path / "mkdocs.yml").write_text(settings, encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# A page\n\n{line}\n", encoding="utf-8")
+    done = built(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert (done.returncode == 0) == (not told), done.stderr
+    assert told in done.stderr
 
 
 def test_every_public_name_has_its_place(site: Path) -> None:
