@@ -125,6 +125,11 @@ class Amplify(PromptMethod):
             METHODS.find(self.explainer, AUTO)
         SELECTIONS.find(self.selection)
 
+    @property
+    def makes(self) -> type[Program]:
+        """See `Method.makes`."""
+        return TestWordsProgram if self.rationales == "test" else ShotProgram
+
     def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
         """Select, explain, verbalise.
 

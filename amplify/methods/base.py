@@ -194,6 +194,11 @@ class Method(ABC):
     def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
         """Find the program: choose shots, train the proxy, write rationales. Never looks at the test split."""
 
+    @property
+    def makes(self) -> type[Program]:
+        """The class of its programs, as far as it is known before one is fitted."""
+        return Program
+
     def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
         """What a run of this method will be like, for a plan.
 

@@ -37,6 +37,11 @@ class Cascade(WithProxy):
 
     reverse: bool = False
 
+    @property
+    def makes(self) -> type[Program]:
+        """See `Method.makes`."""
+        return CascadeProgram
+
     def fit(self, task: Task, model: LanguageModel, seed: int) -> CascadeProgram:
         """Train the proxy, fit the inner method, find the threshold.
 
@@ -117,6 +122,11 @@ class Selective(Method):
         inner_method(self.inner, self.mode)
         if not 0 < self.risk < 1 or not 0 < self.delta < 1:
             raise InputError(f"{self.name}: risk and delta lie between 0 and 1, not at {self.risk} and {self.delta}")
+
+    @property
+    def makes(self) -> type[Program]:
+        """See `Method.makes`."""
+        return SelectiveProgram
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> SelectiveProgram:
         """Fit the inner method and its calibration on one half, find the threshold on the other.

@@ -246,6 +246,11 @@ class InstructionSearch(Method):
         super().__post_init__()
         inner_method(self.inner, self.mode)
 
+    @property
+    def makes(self) -> type[Program]:
+        """See `Method.makes`."""
+        return inner_method(self.inner, self.mode).makes
+
     def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
         """Propose, race, take the winner."""
         return find_instruction(

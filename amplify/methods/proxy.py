@@ -53,6 +53,11 @@ class ProxyAlone(Method):
         kept = keep(proxy, task, self.proxy, seed)
         return ProxyProgram(str(kept.folder), kept.identity, {"proxy": {"name": kept.name, "identity": kept.identity}})
 
+    @property
+    def makes(self) -> type[Program]:
+        """See `Method.makes`."""
+        return ProxyProgram
+
     def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
         """The language model is never asked."""
         return Rehearsal(None, "a small model answers alone")

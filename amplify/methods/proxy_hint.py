@@ -98,6 +98,11 @@ class ProxyHint(PromptMethod):
         told = program.hinted(chosen)
         return replace(program, shots=tuple(Demonstration(example) for example in told))
 
+    @property
+    def makes(self) -> type[HintProgram]:
+        """See `Method.makes`."""
+        return HintProgram
+
     def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
         """With random shots, without hints: no proxy is trained."""
         return Rehearsal(random_shots(self, task, model, seed), "estimated: prompts with random shots, without hints")

@@ -78,6 +78,11 @@ class ProxyPool(WithProxy):
     split both come from folds of the training split. Where a weight is 0 that one is not asked.
     """
 
+    @property
+    def makes(self) -> type[Program]:
+        """See `Method.makes`."""
+        return PoolProgram
+
     def fit(self, task: Task, model: LanguageModel, seed: int) -> PoolProgram:
         """Train the proxy, fit the inner method, weigh them.
 

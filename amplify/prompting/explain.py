@@ -102,10 +102,7 @@ def explain_prompt(
     whole = _opened(program, task, model, seed)
     inner = whole.program if isinstance(whole, CalibratedProgram) else whole
     if not isinstance(inner, ShotProgram) or inner.steering is not None:
-        raise InputError(
-            "only prompts with fixed shots have parts that can be left out, e.g. few_shot, amplify or zero_shot, "
-            f"calibrated or not; this program is of kind {inner.kind!r}"
-        )
+        raise _without_parts(inner.kind)
     pool = _labelled(task, inner, seed)
     game_items, check_items = pool[:items], pool[items : items + held_out]
     if len(game_items) < LEAST:
@@ -146,7 +143,17 @@ def _opened(program: Program | str | Path, task: Task, model: LanguageModel, see
         return program
     if isinstance(program, Path) or str(program).endswith(".json"):
         return Program.load(program)
-    return inner_method(program, "score").fit(task, model, seed)
+    method = inner_method(program, "score")
+    if not (issubclass(method.makes, ShotProgram) or issubclass(ShotProgram, method.makes)):
+        raise _without_parts(method.makes.kind)  # before a proxy is trained
+    return method.fit(task, model, seed)
+
+
+def _without_parts(kind: str) -> InputError:
+    return InputError(
+        "only prompts with fixed shots have parts that can be left out, e.g. few_shot, amplify or zero_shot, "
+        f"calibrated or not; this program is of kind {kind!r}"
+    )
 
 
 def _labelled(task: Task, program: ShotProgram, seed: int) -> list[Example]:

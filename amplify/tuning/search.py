@@ -77,7 +77,7 @@ def folds_of(task: Task, seed: int) -> Folds:
     rng = stream(seed, "tune folds")
     train = [task.train[i] for i in rng.permutation(len(task.train))]
     held = [task.validation[i] for i in rng.permutation(len(task.validation))]
-    moved = min(max(0, HELD - len(held)), len(train) // 2)
+    moved = min(max(0, HELD - len(held)), (len(train) + 1) // 2)
     held, train = [*held, *train[:moved]], train[moved:][:MOST_TRAIN]
     if len(held) < 2 * FIRST + 4:
         raise InputError(

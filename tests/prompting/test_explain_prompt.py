@@ -313,3 +313,25 @@ def test_the_command(tmp_path: Path) -> None:
     again = ["explain-prompt", "support_tickets", "-m", "scripted:last_answer", "--program", str(out / "program.json"),
              "--items", "8", "--held-out", "0", "--out", str(out)]  # fmt: skip
     assert CliRunner().invoke(cli, again, catch_exceptions=False).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "proxy_alone",
+        "proxy_hint",
+        "proxy_pool",
+        "cascade",
+        "amplify_test_words",
+        "instruction_search[inner=proxy_alone]",
+    ],
+)
+def test_a_method_without_fixed_shots_is_refused_before_anything_is_trained(
+    label: str, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr("amplify.proxies.train_proxy", train)
+    with pytest.raises(InputError, match="fixed shots"):
+        explained(label, task, scripted(likes))

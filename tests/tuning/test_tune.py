@@ -78,6 +78,12 @@ def test_training_items_fill_a_small_validation_split_up(colours: Task) -> None:
     folds = folds_of(replace(colours, train=colours.validation, validation=colours.train), 0)
     assert len(folds.task.train) == 130 - 65
     assert (len(folds.task.validation), len(folds.race), len(folds.confirm)) == (25, 33, 67)
+
+
+def test_sixty_labelled_items_are_enough(colours: Task) -> None:
+    """49 and 11, as the task of pronouns has: of an odd number the larger half is lent."""
+    folds = folds_of(replace(colours, train=colours.validation[:49], validation=colours.validation[49:60]), 0)
+    assert (len(folds.task.train), len(folds.race) + len(folds.confirm) + len(folds.task.validation)) == (24, 36)
     with pytest.raises(InputError, match="60 training and 0 validation items"):
         folds_of(replace(colours, validation=()), 0)  # half of the training split is too little
 
