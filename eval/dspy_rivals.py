@@ -2,7 +2,7 @@
 
     PYTHON_WITH_DSPY eval/dspy_rivals.py mipro items.json answers.json --url URL --model NAME --calls 400
 
-Needs dspy 3.4.0, gepa 0.1.4 and optuna, in an environment of their own. The file of items has `instruction`,
+Needs dspy 3.4.1, gepa 0.1.4 and optuna, in an environment of their own. The file of items has `instruction`,
 `input_name`, `labels`, labelled `train` and `validation` items, and `test` items without labels; the answers to these,
 the number of calls and the optimised program are written.
 """
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 THREADS = 8
 DEMOS = 8  # as many as amplify's few-shot programs show
+ANSWER, INSTRUCTION = 64, 512  # tokens: an answer with DSPy's field marks takes about 20
 CANDIDATES = 6  # instructions and sets of demonstrations that MIPROv2 chooses among
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     held, counter = json.loads(given.items.read_text()), Counter()
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     lm = dspy.LM(
-        f"openai/{given.model}", api_base=given.url, api_key="none", temperature=0.0, max_tokens=256, cache=False
+        f"openai/{given.model}", api_base=given.url, api_key="none", temperature=0.0, max_tokens=ANSWER, cache=False
     )
     # as DSPy is set up by default: where an answer cannot be read it is asked for again as JSON, which counts
     dspy.configure(lm=lm, callbacks=[counter])
@@ -83,11 +84,11 @@ def main() -> None:
         trials = max(2, math.floor((calls - proposing) / len(validation)) - 1)
         optimiser = dspy.MIPROv2(
             right, auto=None, num_candidates=CANDIDATES, max_bootstrapped_demos=4, max_labeled_demos=DEMOS,
-            num_threads=THREADS, seed=given.seed,
+            num_threads=THREADS, seed=given.seed, prompt_model=lm.copy(max_tokens=INSTRUCTION),
         )  # fmt: skip
         program = optimiser.compile(student, trainset=train, valset=validation, num_trials=trials, minibatch=False)
     else:
-        writer = lm.copy(temperature=1.0, max_tokens=1024)
+        writer = lm.copy(temperature=1.0, max_tokens=INSTRUCTION)
         optimiser = dspy.GEPA(
             told, max_metric_calls=calls, reflection_lm=writer, num_threads=THREADS, seed=given.seed
         )  # fmt: skip

@@ -24,7 +24,16 @@ from amplify.sources.result import SourceAttribution
 from amplify.tuning import Tuned
 from amplify.types import Attribution
 
-_FREE = ("label_scores", "label_logprobs", "raw_label_scores", "prompt", "sources", "reliability", "unread")
+_FREE = (
+    "label_scores",
+    "label_logprobs",
+    "raw_label_scores",
+    "prompt",
+    "sources",
+    "reliability",
+    "uncertainty",
+    "unread",
+)
 """Columns of which every row has a shape of its own: kept as JSON."""
 
 

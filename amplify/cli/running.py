@@ -58,6 +58,10 @@ from amplify.errors import InputError
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Suite: these options as YAML."
 )
+@click.option(
+    "--also",
+    help="Measure too: rationales (does the label follow them; score mode), uncertainty (of written answers).",
+)
 @click.option("--baseline", help="Compare with this method only, instead of with every baseline.")
 @click.option("--metric", help="Instead of the task's: see `amplify list metrics`; evaluate:FOLDER of Hugging Face.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Examples answered between two writes.  [default: 32]")
@@ -88,7 +92,7 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
         if dry_run:
             say(str(plan(loaded, model, methods, **common)))
             return
-        extra = {k: suite[k] for k in ("baseline", "batch_size", "option_form") if suite.get(k) is not None}
+        extra = {k: suite[k] for k in ("baseline", "batch_size", "option_form", "also") if suite.get(k) is not None}
         out = Path(suite.get("out") or default_folder(suite))
         with resumes():
             report = evaluate(loaded, model, methods, out=out, **common, **extra)
@@ -109,7 +113,7 @@ def default_folder(suite: Mapping[str, Any]) -> Path:
 
 SUITE_KEYS = (
     "task", "model", "model_option", "methods", "seeds", "limit", "out", "mode", "options",
-    "baseline", "batch_size", "calibrate", "option_form", "data", "text", "label", "metric", "cache",
+    "baseline", "batch_size", "calibrate", "option_form", "data", "text", "label", "metric", "cache", "also",
 )  # fmt: skip
 
 
@@ -136,6 +140,8 @@ def _suite(config: Path | None, given: dict[str, Any], options: dict[str, Any]) 
         suite["model_option"] = [suite["model_option"]]
     if isinstance(suite.get("methods"), str):
         suite["methods"] = names(suite["methods"])
+    if isinstance(suite.get("also"), str):
+        suite["also"] = names(suite["also"])
     for key, hint in (("task", "TASK"), ("model", "--model"), ("methods", "--methods")):
         if not suite.get(key):
             raise InputError(f"{hint} is missing: give it on the command line or in a --config file")
@@ -152,7 +158,7 @@ def _check_kinds(suite: dict[str, Any], where: str) -> None:
         ),
         ("a whole number from 1", lambda v: type(v) is int and v > 0, ("limit", "batch_size")),
         ("a list of whole numbers", lambda v: isinstance(v, str) or _all(v, int), ("seeds",)),
-        ("a list of texts", lambda v: isinstance(v, str) or _all(v, str), ("methods", "model_option")),
+        ("a list of texts", lambda v: isinstance(v, str) or _all(v, str), ("methods", "model_option", "also")),
         ("a mapping, e.g. amplify.k: 3", lambda v: isinstance(v, dict) and _all(list(v), str), ("options",)),
     )
     for what, fits, keys in kinds:

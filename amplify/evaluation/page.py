@@ -50,6 +50,7 @@ def as_html(report: Results) -> str:
         rows=report.rows,
         further=tables.metrics_table(report),
         relied=tables.reliability_table(report),
+        doubted=tables.uncertainty_table(report),
         curves=_curves(report),
         label=tables.name,
         notes=tables.notes,

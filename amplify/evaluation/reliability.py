@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from amplify.evaluation.uncertainty import auroc
 from amplify.files import Json
 
 BINS = 10  # of the calibration error, with equally many answers in each
 ROUNDS = 500
 COVERAGES = (0.5, 0.8)
+RIGHT_FROM = (0.3, 0.5, 1.0)  # scores from which a written answer counts as right; which one is chosen moves AUROC
 Floats = npt.NDArray[np.float64]
 
 
@@ -66,15 +68,7 @@ def reliability(records: Sequence[Json]) -> Reliability | None:
         return None
     answers = [_judged(r) for r in scored]
     confidence, right, brier = (np.array(column) for column in zip(*answers, strict=True))
-    items: dict[str, list[int]] = {}
-    for i, record in enumerate(scored):
-        items.setdefault(record["id"], []).append(i)
-    groups = [np.array(places) for places in items.values()]
-    rng = np.random.default_rng(0)
-    draws = [
-        np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
-        for _ in range(ROUNDS if len(groups) > 1 else 0)
-    ]
+    draws = _draws(scored)
 
     def estimate(of: Callable[[npt.NDArray[np.intp]], float]) -> Estimate:
         value = of(np.arange(len(scored)))
@@ -93,6 +87,40 @@ def reliability(records: Sequence[Json]) -> Reliability | None:
         coverage=tuple(coverage.tolist()),
         risk=tuple(risk.tolist()),
     )
+
+
+def _draws(records: Sequence[Json]) -> list[npt.NDArray[np.intp]]:
+    """Places of the records in each round of the bootstrap; none where there is one item."""
+    items: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        items.setdefault(record["id"], []).append(i)
+    groups = [np.array(places) for places in items.values()]
+    rng = np.random.default_rng(0)
+    return [
+        np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
+        for _ in range(ROUNDS if len(groups) > 1 else 0)
+    ]
+
+
+def told_apart(records: Sequence[Json]) -> dict[str, dict[float, Estimate]]:
+    """AUROC of each measure of uncertainty for answers being wrong, for several scores from which one is right.
+
+    Args:
+        records: of one method, those with "uncertainty".
+    """
+    known = [r for r in records if r.get("uncertainty")]
+    draws = _draws(known)
+    found: dict[str, dict[float, Estimate]] = {}
+    for name in known[0]["uncertainty"] if known else ():
+        values = np.array([r["uncertainty"][name] for r in known])
+        for least in RIGHT_FROM:
+            wrong = np.array([r["score"] < least for r in known])
+            value = auroc(values, wrong)
+            if value is not None:
+                drawn = [one for i in draws if (one := auroc(values[i], wrong[i])) is not None]
+                low, high = np.quantile(drawn, [0.025, 0.975]) if drawn else (value, value)
+                found.setdefault(name, {})[least] = Estimate(value, float(low), float(high))
+    return found
 
 
 def calibration_error(confidence: Floats, right: Floats, bins: int = BINS) -> float:

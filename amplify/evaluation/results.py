@@ -13,7 +13,7 @@ import numpy as np
 from amplify.evaluation import folder as store
 from amplify.evaluation import statistics
 from amplify.evaluation.folder import Cell
-from amplify.evaluation.reliability import Reliability, reliability
+from amplify.evaluation.reliability import Estimate, Reliability, reliability, told_apart
 from amplify.files import Json
 
 LEVEL = 0.95
@@ -65,6 +65,8 @@ class Row:
             order of summation could turn over.
         notes: what the programs say a reader must know.
         reliability: what label probabilities are worth; None where no labels were scored.
+        uncertainty: how well each measure of uncertainty tells wrong written answers from right ones: measure ->
+            threshold of the score from which an answer counts as right -> AUROC; empty where none was measured.
     """
 
     method: str
@@ -86,6 +88,7 @@ class Row:
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     reliability: Reliability | None = None
+    uncertainty: Mapping[str, Mapping[float, Estimate]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,7 @@ def _row(
         metrics=_further_metrics(config, counted),
         cost=_answer_cost(own, timing, label).times(1000 / len(own)),
         reliability=reliability(counted),
+        uncertainty=told_apart(counted),
         **common,
     )
 

@@ -15,15 +15,18 @@ from amplify import progress as bars
 from amplify.calibration import Way
 from amplify.errors import ContextLengthError, InputError, ModelError, RunError, WriteError
 from amplify.evaluation import folder as store
-from amplify.evaluation.configuration import Scoring, chosen_items, configuration, make_methods, scorer
+from amplify.evaluation.configuration import Also, Scoring, chosen_items, configuration, make_methods, scorer
 from amplify.evaluation.folder import Cell
 from amplify.evaluation.report import Report, load_report
+from amplify.evaluation.uncertainty import unsure
+from amplify.evaluation.written import followed
 from amplify.files import Journal, Json
 from amplify.methods.base import Method, Mode, Program, PromptProgram, examples_in
 from amplify.methods.calibrated import calibrated
 from amplify.methods.lettered import OptionForm, fit_in_form
+from amplify.methods.prompt import ANSWER_TOKENS
 from amplify.models import opened
-from amplify.models.base import LanguageModel, sharing
+from amplify.models.base import LanguageModel, need_scoring, sharing
 from amplify.models.cache import Cache
 from amplify.models.cached import begun, caching, forget, keeping
 from amplify.tasks import Task
@@ -49,6 +52,7 @@ def evaluate(
     calibrate: Way | None = None,
     option_form: OptionForm = "letters",
     cache: Cache | str | Path | None = None,
+    also: Sequence[Also] = (),
 ) -> Report:
     """Evaluate methods on the test split of a task.
 
@@ -75,6 +79,9 @@ def evaluate(
             header says which.
         option_form: how lettered options are scored, of every method alike: by their letters, their texts, or the
             letters in every order (`amplify.methods.lettered`); score mode only.
+        also: what else is measured of the same answers, at a cost that is not counted as theirs: "rationales" (does the
+            label follow what was written before it; score mode, `amplify.evaluation.written`), "uncertainty" (of texts
+            that are no labels, by further answers drawn; `amplify.evaluation.uncertainty`).
         cache: folder (or open `amplify.models.Cache`) of replies that all runs share: what stands there is not asked.
 
     Returns:
@@ -99,16 +106,16 @@ def evaluate(
         with opened(model) as who:
             return evaluate(
                 task, who, made, seeds=seeds, limit=limit, out=out, batch_size=batch_size, progress=progress,
-                baseline=baseline, resume=resume, calibrate=calibrate, option_form=option_form, cache=cache,
+                baseline=baseline, resume=resume, calibrate=calibrate, option_form=option_form, cache=cache, also=also,
             )  # fmt: skip
     if cache is not None:
         with caching(model, cache) as who:
             return evaluate(
                 task, who, made, seeds=seeds, limit=limit, out=out, batch_size=batch_size, progress=progress,
-                baseline=baseline, resume=resume, calibrate=calibrate, option_form=option_form,
+                baseline=baseline, resume=resume, calibrate=calibrate, option_form=option_form, also=also,
             )  # fmt: skip
     scoring = Scoring.of(task, made[0].mode, calibrate, option_form)
-    config = configuration(task, model, made, seeds, limit, batch_size, baseline, scoring)
+    config = configuration(task, model, made, seeds, limit, batch_size, baseline, scoring, also)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-") as temporary:
             return _run(Path(temporary), config, task, model, made, progress, kept=False)
@@ -182,12 +189,34 @@ def _answer(
                     _record(cell, item, answer, scores(answer, item))
                     for item, answer in zip(batch, answers, strict=True)
                 ]
+                _measure(config.get("also", ()), lines, programs[cell], batch, answers, task, model)
                 if places.start == 0:  # one prompt per program is enough to see what was asked
                     lines[0]["prompt"] = _shown(answers[0].prompt)
                 records.append(lines)
                 forget(model)
                 bar.update(len(batch))
     return load_report(path)
+
+
+def _measure(
+    also: Sequence[Also],
+    lines: Sequence[Json],
+    program: Program,
+    batch: Sequence[Example],
+    answers: Sequence[Answer],
+    task: Task,
+    model: LanguageModel,
+) -> None:
+    """Put into the records what else is measured of a batch."""
+    if "rationales" in also:
+        for line, found in zip(lines, followed(program, batch, answers, model), strict=True):
+            line["metrics"] |= store.plain(found)
+    if "uncertainty" in also:
+        scorer_, stop = need_scoring(model, "also=uncertainty"), task.stop or ("\n",)
+        drawn = unsure(batch, answers, scorer_, stop=stop, max_tokens=task.max_tokens or ANSWER_TOKENS)
+        for line, found in zip(lines, drawn, strict=True):
+            if found:
+                line["uncertainty"] = store.plain(found)
 
 
 def _fit_all(

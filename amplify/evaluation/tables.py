@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from amplify.evaluation.reliability import BINS, COVERAGES
+from amplify.evaluation.reliability import BINS, COVERAGES, RIGHT_FROM
 from amplify.evaluation.results import Comparison, Results, Row
 from amplify.methods.base import as_typed
 from amplify.render import visible
@@ -220,6 +220,19 @@ def reliability_table(report: Results) -> Table:
     return table
 
 
+def uncertainty_table(report: Results) -> Table:
+    """How well uncertainty tells wrong written answers from right ones, heading first; a line for each measure."""
+    table = [["method", "uncertainty by", *(f"AUROC, right from {percent(least, 0)}" for least in RIGHT_FROM)]]
+    for row in report.rows:
+        for measure, found in row.uncertainty.items():
+            values = [
+                f"{e.value:.3f} ({e.low:.3f} – {e.high:.3f})" if (e := found.get(least)) else "–"
+                for least in RIGHT_FROM
+            ]
+            table.append([name(row), measure.replace("_", " "), *values])
+    return table
+
+
 def unread_texts(row: Row) -> str:
     """Some of the answers that could not be read, as they were written; "" where all were."""
     if not row.unparsed:
@@ -299,7 +312,10 @@ MEANING = (
     "every prompt counts in full, also where a shared beginning was computed once. Label probabilities: their mass "
     "before they are made to sum to one; the share of answers that no redistribution of the missing mass could change; "
     "Brier score and expected calibration error (less is better); the error rate averaged over all coverages, and how "
-    "many are right among the answers of which the method is surest."
+    "many are right among the answers of which the method is surest. Rationales: by how much the probability of the "
+    "answer falls with dots in place of the rationale (filler), with its first third (early) and with other words for "
+    "it (reworded), and by how much another item's answer rises with that item's rationale (other). Uncertainty: the "
+    "probability that a wrong answer is less sure than a right one (AUROC; 0.5 by chance)."
 )
 
 
@@ -316,6 +332,8 @@ def as_text(report: Results) -> str:
         parts.append(aligned(further))
     if len(relied := reliability_table(report)) > 1:
         parts.append(aligned(relied))
+    if len(doubted := uncertainty_table(report)) > 1:
+        parts.append(aligned(doubted))
     if report.comparisons:
         parts.append(aligned(comparisons_table(report)))
     if len(read := reading_table(report)) > 1:
@@ -341,7 +359,9 @@ def aligned(table: Table) -> str:
     """A table in columns, numbers to the right."""
     table = [[visible(cell).replace("\n", " ") for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    words = {0} | {i for i, title in enumerate(table[0]) if title in ("against", "test", "left the race")}
+    words = {0} | {
+        i for i, title in enumerate(table[0]) if title in ("against", "test", "left the race", "uncertainty by")
+    }
     lines = [
         "  ".join(
             cell.ljust(w) if i in words else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
@@ -366,6 +386,9 @@ def as_markdown(report: Results) -> str:
     if len(relied := reliability_table(report)) > 1:
         parts.append("## Label probabilities")
         parts.append(md_table(relied))
+    if len(doubted := uncertainty_table(report)) > 1:
+        parts.append("## Uncertainty of written answers")
+        parts.append(md_table(doubted))
     if report.comparisons:
         parts.append("## Declared comparisons")
         parts.append(md_table(comparisons_table(report)))
