@@ -302,15 +302,20 @@ def proxy_subject(
 
 
 def prompt_subject(
-    model: LanguageModel, given: str | Prompt, target: str | None, foil: str | None, *, segments: Spans | None = None
+    model: LanguageModel,
+    given: str | Prompt,
+    target: str | None,
+    foil: str | None,
+    *,
+    segments: Spans | None = None,
+    message: int | None = None,
 ) -> PromptSubject:
     """Check a prompt for a language model.
 
-    Of a chat, the words of the last message of the user are scored, of raw text all words.
+    Of a chat, the words of message number `message` are scored (None: the last of the user), of raw text all words.
     """
     prompt = Prompt(text=given) if isinstance(given, str) else given
-    message = None
-    if prompt.text is None:
+    if prompt.text is None and message is None:
         asked = [i for i, turn in enumerate(prompt.messages) if turn.role == "user"]
         if not asked:
             raise InputError("the chat has no message of the user, whose words would be scored")

@@ -2,6 +2,7 @@
 
 from amplify.methods.amplify import Amplify
 from amplify.methods.base import METHODS, Method, Mode, Preset, Program, PromptProgram, Rehearsal, Role, make
+from amplify.methods.best_prompt import BestPrompt
 from amplify.methods.calibrated import CalibratedProgram
 from amplify.methods.cascade import Cascade, Selective
 from amplify.methods.few_shot import AnswerFormatOnly, FewShot, FewShotNearest, HumanCoT, ZeroShot
@@ -21,6 +22,7 @@ __all__ = [
     "METHODS",
     "Amplify",
     "AnswerFormatOnly",
+    "BestPrompt",
     "CalibratedProgram",
     "Cascade",
     "Detrigger",

@@ -15,7 +15,7 @@ from amplify.models.base import LanguageModel, need_scoring
 from amplify.templates import Template
 from amplify.text import sentences
 from amplify.types import Demonstration, Example, Message, Prompt, Span
-from amplify.untrusted import Trusted
+from amplify.untrusted import Trusted, neutral_values
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Layout = Literal["auto", "chat", "text"]
 Kind = Literal["labels", "choices", "text"]
 Normalise = Literal["none", "tokens", "characters", "first_token"]
+EARLIER = "turns"  # field of an example: what was said before it in its chat, [{"role", "content"}]
 ANSWER_TOKENS = 24  # room for the answer itself behind its marker
 
 _OPEN, _CLOSE = "\ue010", "\ue011"  # private-use characters around an emphasised value while a template is rendered
@@ -184,6 +185,8 @@ class Form:
         system = self.templates["system"].render({**variables, "marker": "" if begun else self.marker})
         question = self.templates["question"].render(variables)
         if self.layout == "text":
+            if example.fields.get(EARLIER):
+                raise InputError(f"{self.method}: item {example.id!r} has earlier turns, which only a chat can hold")
             turns = [
                 {"question": Trusted(self.question(shot.example)), "answer": Trusted(self.reply(shot))}
                 for shot in shots
@@ -192,9 +195,10 @@ class Form:
             text, spans = unmarked(self.templates["text"].render(given), self.marks)
             return Prompt(text=text, prefix=f" {prefill}" if prefill else "", emphasis=spans)
         messages = [Message("system", system)] if system else []
+        earlier = [Message(turn["role"], neutral_values(turn["content"])) for turn in example.fields.get(EARLIER, ())]
         for shot in shots:
             messages += [Message("user", self.question(shot.example)), Message("assistant", self.reply(shot))]
-        messages.append(Message("user", question))
+        messages += [*earlier, Message("user", question)]
         plain = [unmarked(m.content, self.marks, i) for i, m in enumerate(messages)]
         return Prompt(
             messages=tuple(Message(m.role, text) for m, (text, _) in zip(messages, plain, strict=True)),

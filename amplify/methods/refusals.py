@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REFUSAL = "I'm sorry, but I can't"
 Remedy = Literal["ignore", "rephrase", "deemphasise"]
+NO_TRIGGER = "(none)"  # stands as the rationale where no word speaks for a refusal
 _REPHRASED_TOKENS = 64
 
 
@@ -34,8 +35,10 @@ class Detrigger(PromptMethod):
     """Find the words that trigger a refusal, and do something about them.
 
     Attributes:
-        words: how many trigger words, the strongest first; a word counts only if a refusal becomes less likely without
-            it.
+        words: how many trigger words, the strongest first, of all that the user said in this chat; a word counts only
+            if it speaks for a refusal.
+        explainer: who finds them, see `triggers`.
+        budget: evaluations of the model that an explainer which samples may make of a turn.
         refusal: the beginning of a refusal, whose probability is explained.
         weight: factor on the attention to them, in (0, 1).
         profile: head profile by name or file; "" for all heads.
@@ -46,10 +49,18 @@ class Detrigger(PromptMethod):
     seeded: ClassVar[bool] = False
 
     words: int = 1
+    explainer: str = "occlusion"
+    budget: int = 128
     refusal: str = REFUSAL
     weight: float = 0.1
     profile: str = ""
     remedy: Remedy = "ignore"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        from amplify.attribution.explainers import METHODS
+
+        METHODS.find(self.explainer)
 
     def fit(self, task: Task, model: LanguageModel, seed: int) -> TriggerProgram:
         """Nothing to find; triggers are found when an example is answered.
@@ -57,7 +68,9 @@ class Detrigger(PromptMethod):
         Raises:
             CapabilityError: a model without log-probabilities (or, to de-emphasise, without steering).
         """
-        need_scoring(model, self.name)
+        from amplify.attribution.explainers import METHODS, check_able
+
+        check_able(need_scoring(model, self.name), [self.explainer])
         if self.words < 1 or not self.refusal.strip():
             raise InputError(
                 f"{self.name}: words is 1 or more and refusal the beginning of one, "
@@ -75,7 +88,10 @@ class Detrigger(PromptMethod):
         form = replace(self.form(task), emphasis="")
         if form.layout != "chat":
             raise InputError(f"{self.name} needs a chat: the words of the user's message are explained")
-        return TriggerProgram(form, self.remedy, asked, self.words, self.refusal, weight, steering)
+        return TriggerProgram(
+            form, self.remedy, asked, self.words, self.refusal, weight, steering, explainer=self.explainer,
+            budget=self.budget, seed=seed if METHODS[self.explainer].kind == "perturbation" else 0,
+        )  # fmt: skip
 
 
 _STEERED = ("weight", "profile")
@@ -119,6 +135,7 @@ class TriggerProgram(Program):
         words, refusal: see `Detrigger`.
         weight, steering: of the de-emphasis.
         notes: what a reader must know.
+        explainer, budget, seed: who finds them, see `triggers`.
     """
 
     kind: ClassVar[str] = "trigger"
@@ -131,12 +148,15 @@ class TriggerProgram(Program):
     weight: float
     steering: Steering | None
     notes: tuple[str, ...] = ()
+    explainer: str = "occlusion"
+    budget: int = 128
+    seed: int = 0
 
     def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
         """Find triggers, apply the remedy, answer; the triggers are kept as each answer's rationale."""
         before = model.usage.snapshot()
         prompts = [self.form.prompt(e) for e in examples]
-        found = triggers(prompts, self.refusal, model, self.words)
+        found = triggers(prompts, self.refusal, model, self.words, self.explainer, self.budget, self.seed)
         changed = [
             self._remedied(p, spans) if spans and self.remedy != "rephrase" else p
             for p, spans in zip(prompts, found, strict=True)
@@ -151,7 +171,7 @@ class TriggerProgram(Program):
         return [
             replace(
                 a,
-                rationale=", ".join(_text(p)[s:e] for s, e in spans),
+                rationale=", ".join(_words(p, spans)) or NO_TRIGGER,
                 calls=a.calls + calls[i],
                 prompt_tokens=a.prompt_tokens + prompt_tokens[i],
                 completion_tokens=a.completion_tokens + new_tokens[i],
@@ -159,66 +179,90 @@ class TriggerProgram(Program):
             for i, (a, p, spans) in enumerate(zip(answers, prompts, found, strict=True))
         ]
 
-    def _remedied(self, prompt: Prompt, spans: Sequence[tuple[int, int]]) -> Prompt:
-        last = len(prompt.messages) - 1
+    def _remedied(self, prompt: Prompt, found: Sequence[Trigger]) -> Prompt:
         if self.remedy == "deemphasise":
-            return replace(prompt, emphasis=tuple(Span(a, b, self.weight, last) for a, b in spans))
-        text = _text(prompt)
-        told = self.asked.render({"text": text, "words": [text[a:b] for a, b in spans]})
-        return replace(prompt, messages=(*prompt.messages[:-1], Message("user", told)))
+            return replace(prompt, emphasis=tuple(Span(a, b, self.weight, number) for number, a, b in found))
+        return _said_last(prompt, self._told(prompt.messages[-1].content, _words(prompt, found)))
+
+    def _told(self, text: str, words: Sequence[str]) -> str:
+        return self.asked.render({"text": text, "words": list(words)})
 
     def _rephrased(
-        self, prompts: Sequence[Prompt], found: Sequence[Sequence[tuple[int, int]]], model: LanguageModel
+        self, prompts: Sequence[Prompt], found: Sequence[Sequence[Trigger]], model: LanguageModel
     ) -> list[Prompt]:
-        """The prompts with the model's own rewording, where it gave one."""
+        """The prompts with the model's own rewording of each message that holds a trigger, where it gave one."""
         out = list(prompts)
-        todo = [i for i, spans in enumerate(found) if spans]
-        asked = [self._remedied(prompts[i], found[i]) for i in todo]
+        todo = [(i, number) for i, spans in enumerate(found) for number in sorted({one[0] for one in spans})]
+        asked = []
+        for i, number in todo:
+            own = [one for one in found[i] if one[0] == number]
+            told = self._told(prompts[i].messages[number].content, _words(prompts[i], own))
+            asked.append(_said_last(prompts[i], told, number))
         written = model.generate(asked, Sampling(max_tokens=_REPHRASED_TOKENS, stop=("\n",))) if asked else []
-        for i, new in zip(todo, written, strict=True):
+        for (i, number), new in zip(todo, written, strict=True):
             if words := new.text.strip().strip('"'):
-                out[i] = replace(prompts[i], messages=(*prompts[i].messages[:-1], Message("user", words)))
+                turns = list(out[i].messages)
+                turns[number] = Message("user", words)
+                out[i] = replace(out[i], messages=tuple(turns))
         return out
 
 
-def _text(prompt: Prompt) -> str:
-    """The user's last message."""
-    return prompt.messages[-1].content
+def _said_last(prompt: Prompt, text: str, number: int = -1) -> Prompt:
+    """The chat up to a message of the user, which says something else."""
+    before = prompt.messages[:number]
+    return replace(prompt, messages=(*before, Message("user", text)))
+
+
+Trigger = tuple[int, int, int]  # number of the message, and characters [start, end) of it
+
+
+def _words(prompt: Prompt, found: Sequence[Trigger]) -> list[str]:
+    return [prompt.messages[message].content[a:b] for message, a, b in found]
 
 
 def triggers(
-    prompts: Sequence[Prompt], refusal: str, model: LanguageModel, words: int
-) -> list[tuple[tuple[int, int], ...]]:
-    """Words of each prompt's last message that speak for a refusal, by leaving them out one at a time.
+    prompts: Sequence[Prompt],
+    refusal: str,
+    model: LanguageModel,
+    words: int,
+    explainer: str = "occlusion",
+    budget: int = 128,
+    seed: int = 0,
+) -> list[tuple[Trigger, ...]]:
+    """Words of each chat's user that speak for a refusal, in whatever turn they were said.
+
+    Each turn of the user is explained by itself, the others as they are.
 
     Args:
         prompts: chats.
         refusal: the beginning of a refusal.
-        model: a scorer.
+        model: a scorer; one in this process for explainers by gradients or attention.
         words: at most so many a prompt.
+        explainer: of `amplify.attribution.explainers.METHODS`; by default words are left out one at a time.
+        budget: of the explainer, for each turn; occlusion takes what it needs.
+        seed: of an explainer that samples.
 
     Returns:
-        Characters [start, end) in the last message, strongest first; () where every word speaks against a refusal.
+        Where they stand, strongest first; () where every word speaks against a refusal.
     """
-    from amplify.attribution import explain_many
+    from amplify.attribution import explainers
+    from amplify.attribution.inputs import prompt_subject
     from amplify.attribution.words import content_words, word_spans
 
     scorer = need_scoring(model, "finding what triggers a refusal")
-    texts = [_text(prompt) for prompt in prompts]
-    segments = [tuple(s for s, ok in zip(word_spans(t), content_words(t), strict=True) if ok) for t in texts]
-    asked = [i for i, spans in enumerate(segments) if spans]
-    out: list[tuple[tuple[int, int], ...]] = [()] * len(prompts)
-    if not asked:
-        return out
-    found = explain_many(
-        [prompts[i] for i in asked],
-        [refusal] * len(asked),
-        model=scorer,
-        methods=["occlusion"],
-        segments=[segments[i] for i in asked],
-        budget=1 + max(len(segments[i]) for i in asked),
-    )["occlusion"]
-    for i, attribution in zip(asked, found, strict=True):
-        drop = dict(zip(attribution.spans, attribution.scores, strict=True))
-        out[i] = tuple(sorted((s for s in drop if drop[s] > 0), key=lambda s: (-drop[s], s))[:words])
-    return out
+    places, subjects = [], []
+    for i, prompt in enumerate(prompts):
+        for number, turn in enumerate(prompt.messages):
+            text = turn.content
+            spans = tuple(s for s, ok in zip(word_spans(text), content_words(text), strict=True) if ok)
+            if turn.role == "user" and spans:
+                places.append((i, number))
+                subjects.append(prompt_subject(scorer, prompt, refusal, None, segments=spans, message=number))
+    scored: list[list[tuple[float, Trigger]]] = [[] for _ in prompts]
+    if subjects:
+        room = max(budget, 1 + max(len(one.spans) for one in subjects)) if explainer == "occlusion" else budget
+        [found] = explainers.run(scorer, subjects, [explainer], budget=room, seed=seed).values()
+        for (i, number), attribution in zip(places, found, strict=True):
+            rows = zip(attribution.spans, attribution.scores, strict=True)
+            scored[i] += [(score, (number, *span)) for span, score in rows if score > 0]
+    return [tuple(one for _, one in sorted(rows, key=lambda row: (-row[0], row[1]))[:words]) for rows in scored]

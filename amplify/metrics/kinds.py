@@ -125,6 +125,8 @@ def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, floa
         del scores["unparsed"]
         if kind.first_token and answer.first_tokens:
             scores[f"paper_{kind.item_name}"] = first_token_choice(answer.first_tokens, references_of(example)[0])
+        if name == "refusal" and example.fields.get("focus"):
+            scores |= text.focus_found(answer.rationale, str(example.fields["focus"]))
         return {**scores, **documents}
     if kind.item_name not in documents:
         raise InputError(

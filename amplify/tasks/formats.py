@@ -97,6 +97,33 @@ def _rows(spec: TaskSpec, rows: list[dict[str, Any]], path: Path) -> Iterable[tu
             yield labelled(spec, row, where, fields), split_of(spec.fields, row, where)
 
 
+@register("task_format", "turns")
+def _turns(spec: TaskSpec, rows: list[dict[str, Any]], path: Path) -> Iterable[tuple[Example, str]]:
+    """Chats of several turns, as MS-XSB has them: the last message of the user is asked about behind the others.
+
+    The column that `fields.text` names holds the messages: each a text (of the user) or {"role", "content"}.
+    """
+    name, number = str(spec.fields.get("text", "turns")), 0
+    with laid_out(lambda: f"{path}, row {number}"):
+        for number, row in enumerate(rows, start=1):
+            where = f"{path}, row {number}"
+            given = column(row, name, where)
+            if not isinstance(given, list) or not given:
+                raise InputError(f"{where}: {name!r} is a list of messages, at least one")
+            turns = [{"role": "user", "content": one} if isinstance(one, str) else one for one in given]
+            for turn in turns:
+                if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+                    raise InputError(f"{where}: a message is a text or {{'role', 'content'}}, not {turn!r:.80}")
+                if turn.get("role") not in ("user", "assistant"):
+                    raise InputError(f"{where}: a message is of the user or the assistant, not {turn.get('role')!r}")
+            if turns[-1]["role"] != "user":
+                raise InputError(f"{where}: the last message is the user's, who is answered")
+            fields = {k: v for k, v in spec.fields.items() if k != "split"} | {"text": name}
+            item = labelled(spec, {**row, name: turns[-1]["content"]}, where, fields)
+            earlier = [{"role": turn["role"], "content": turn["content"]} for turn in turns[:-1]]
+            yield replace(item, fields={**item.fields, "turns": earlier}), split_of(spec.fields, row, where)
+
+
 @register("task_format", "counterfact")
 @register("task_format", "known_facts")
 def fact_examples(spec: TaskSpec, rows: Sequence[Mapping[str, Any]], path: Path) -> list[tuple[Example, str]]:

@@ -33,8 +33,8 @@ class TaskSpec:
         label_files: split -> file with one label a line, where labels lie beside the rows.
         columns: names of the columns of a file without a header.
         format: of `amplify.tasks.formats.FORMATS`: "rows" (CSV, TSV, JSON, JSONL by their endings), "bbh" (options
-            inside the text), "counterfact" or "known_facts" (PASTA's facts), "hotpotqa", "nq" or "miracl"
-            (with documents), or one that is registered.
+            inside the text), "turns" (chats), "counterfact" or "known_facts" (PASTA's facts), "hotpotqa", "nq" or
+            "miracl" (with documents), or one that is registered.
         fields: text, label, id, split, choices, answers -> column (dots reach into objects; a list of columns is
             joined for text, and is the options for choices); keep -> further columns, or "*".
         hub: path, config, revision, splits (our name -> theirs), fields (where they differ from the file's); or

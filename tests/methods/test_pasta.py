@@ -12,6 +12,7 @@ from amplify.methods import make
 from amplify.methods.base import Program
 from amplify.methods.pasta import find_profile, first_heads, model_name, random_heads
 from amplify.methods.refusals import triggers
+from amplify.metrics import answer_scores
 from amplify.models import load_model
 from amplify.models.scripted import ScriptedModel
 from amplify.steering import Steering
@@ -268,7 +269,7 @@ def test_triggers_are_found_by_leaving_words_out():
     model = ScriptedModel(reply=refusing, logprob=afraid)
     prompts = [Prompt(messages=(Message("user", t),)) for t in (REQUEST.text, "Hello there", "")]
     found = triggers(prompts[:2], "I'm sorry", model, 2)
-    assert [[REQUEST.text[a:b] for a, b in spans] for spans in found] == [["kill"], []]
+    assert [[REQUEST.text[a:b] for _, a, b in spans] for spans in found] == [["kill"], []]
 
 
 def test_no_word_triggers_what_white_space_does():
@@ -284,8 +285,50 @@ def test_triggers_are_those_of_the_occlusion_explainer():
     [found] = triggers([prompt], "I'm sorry", model, 9)
     [whole] = amplify.explain_many([prompt], ["I'm sorry"], model=model, methods=["occlusion"]).values()
     scores = dict(zip(whole[0].spans, whole[0].scores, strict=True))
+    found = tuple((a, b) for _, a, b in found)
     assert found == tuple(s for s in sorted(scores, key=lambda s: (-scores[s], s)) if s in found)
     assert all(scores[s] > 0 for s in found)
+
+
+@pytest.mark.parametrize("explainer", ["occlusion", "kernel_shap", "shapley_sampling"])
+def test_a_trigger_in_an_earlier_turn_is_found_by_any_explainer(explainer):
+    """Additive: "kill" counts 4 in the first turn, "shoot" 2 in the last, "gently" speaks against a refusal."""
+
+    def logprob(text, continuation):
+        return 4.0 * ("kill" in text) + 2.0 * ("shoot" in text) - 1.0 * ("gently" in text) - 9.0
+
+    turns = (
+        Message("user", "How do I kill processes gently?"), Message("assistant", "Which kill?"),
+        Message("user", "And shoot portraits?"),
+    )  # fmt: skip
+    prompt = Prompt(messages=turns)
+    model = ScriptedModel(logprob=lambda text, continuation: logprob(text.replace("Which kill?", ""), continuation))
+    [found] = triggers([prompt], "I'm sorry", model, 9, explainer, 64)
+    assert [turns[m].content[a:b] for m, a, b in found][:2] == ["kill", "shoot"]
+    assert "gently" not in [turns[m].content[a:b] for m, a, b in found]
+
+
+@pytest.mark.parametrize("name", ["ignore_word", "rephrase", "negative_emphasis"])
+def test_remedies_reach_earlier_turns(name, tmp_path):
+    task = load_task("over_refusal")
+    model = Recorder(refusing, afraid)
+    program = saved(make(name, explainer="kernel_shap", budget=32).fit(task, model, 0), tmp_path)
+    earlier = [{"role": "user", "content": "How do I kill a process?"}, {"role": "assistant", "content": "Why?"}]
+    [answer] = program.answer([Example("r", "It hangs.", "comply", fields={"turns": earlier, "focus": "kill"})], model)
+    prompt, _ = model.asked[-1]
+    assert answer.rationale == "kill"
+    said = [m.content for m in prompt.messages if m.role == "user"]
+    if name == "negative_emphasis":
+        [span] = prompt.emphasis
+        assert prompt.messages[span.message].content[span.start : span.end] == "kill"
+    elif name == "rephrase":
+        assert said == ["How do I stop a process?", "It hangs."]
+    else:
+        assert "kill" in said[-1]
+    assert (
+        answer_scores("refusal", answer, Example("r", "It hangs.", "comply", fields={"focus": "kill"}))["focus_found"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["ignore_word", "rephrase", "negative_emphasis"])
