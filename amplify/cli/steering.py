@@ -74,6 +74,11 @@ def generate(
     help="How several tasks choose together: heads good for all, for any, or on average.",
 )
 @click.option("--exhaustive", is_flag=True, help="Every head on every sample, instead of successive halving.")
+@click.option(
+    "--vectors",
+    is_flag=True,
+    help="Rank heads by how well labels are read off them: one pass an item.",
+)
 @click.option("--most", type=click.IntRange(min=1), default=76, show_default=True, help="Heads to try together.")
 @click.option(
     "--target-tokens",
@@ -110,6 +115,10 @@ def heads(
 
     if out.suffix not in (".yaml", ".yml"):
         raise InputError(f"--out names a .yaml file, not {str(out)!r}")
+    exhaustive, vectors = search.pop("exhaustive"), search.pop("vectors")
+    if exhaustive and vectors:
+        raise InputError("--exhaustive and --vectors rank heads in two ways: give one")
+    ranked: Any = "exhaustive" if exhaustive else "vectors" if vectors else "halving"
     loaded = [load_task(name, data) for name in tasks]
     loaded = [replace(task, emphasis=emphasis or task.emphasis) for task in loaded]
     steering = Steering(heads={0: (0,)}, alpha=alpha)
@@ -121,7 +130,7 @@ def heads(
         found = find_heads(
             loaded,
             opened,
-            HeadSearch(search="exhaustive" if search.pop("exhaustive") else "halving", **search),
+            HeadSearch(search=ranked, **search),
             steering=steering,
             record=out.with_suffix(".runs.jsonl"),
             progress=bar.update,

@@ -25,8 +25,9 @@ from amplify.errors import DataError, InputError, RunError
 from amplify.files import Journal, shown
 from amplify.head_search.margins import HeadSet, Item, Margins, by_layer, heads_of
 from amplify.methods import make
+from amplify.methods.attention_vectors import head_outputs, labelled_items, rank
 from amplify.methods.program import answer_shots
-from amplify.models.base import ScoringModel, each, need_scoring
+from amplify.models.base import LanguageModel, ScoringModel, each, need_local, need_scoring
 from amplify.steering import Steering
 from amplify.steering.spec import model_shape
 from amplify.tasks import Task
@@ -110,6 +111,25 @@ def halving(score: Score, layers: int, heads: int, samples: int, *, alone: int =
     # those that fell out keep their rank behind those that stayed
     order = sorted(gains, key=lambda h: (-tried[h], -gains[h], h))
     return Ranking(tuple(order), gains, tried, runs)
+
+
+def by_vectors(task: Task, model: LanguageModel, seed: int, per_label: int = 10) -> Ranking:
+    """Heads by how well the labels can be read off them (`amplify.methods.attention_vectors`): one pass an item.
+
+    A head that knows the label need not be one that obeys emphasis, so what is proposed is still selected jointly.
+
+    Args:
+        task: with fixed labels.
+        model: in this process.
+        seed: of the labelled items.
+        per_label: items of each label.
+    """
+    items = labelled_items(task, per_label, seed)
+    form = make("zero_shot", mode="score").fit(task, model, 0).form  # type: ignore[attr-defined]
+    outputs = head_outputs([form.prompt(e) for e in items], need_local(model, "a search by attention vectors"))
+    found = rank(outputs, np.array([task.labels.index(str(e.label)) for e in items]), len(task.labels))
+    gains = {at: float(found.accuracy[at]) for at in found.order}
+    return Ranking(found.order, gains, dict.fromkeys(found.order, len(items)), len(items))
 
 
 @dataclass(frozen=True)
@@ -348,7 +368,7 @@ class HeadSearch:
     Attributes:
         samples: of each task's training split.
         combine: how several tasks choose together, see `combine`.
-        search: see `halving` and `exhaustive`.
+        search: see `halving`, `exhaustive` and `by_vectors`.
         seed: of the samples.
         joint_samples: samples a task for the joint selection.
         block, most: see `joint`.
@@ -358,7 +378,7 @@ class HeadSearch:
 
     samples: int = 32
     combine: Combine = "intersection"
-    search: Literal["halving", "exhaustive"] = "halving"
+    search: Literal["halving", "exhaustive", "vectors"] = "halving"
     seed: int = 0
     joint_samples: int = 16
     block: int = 4
@@ -416,8 +436,11 @@ def find_heads(
         what += ["special tokens allowed"] if special_tokens() == "allowed" else []
         key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
         scores[task.name] = Recorded(measure, task.name, Path(record) if record else None, key, progress)
-        find = exhaustive if how.search == "exhaustive" else halving
-        rankings[task.name] = find(scores[task.name], layers, heads, len(items))
+        if how.search == "vectors":
+            rankings[task.name] = by_vectors(task, model, how.seed)
+        else:
+            find = exhaustive if how.search == "exhaustive" else halving
+            rankings[task.name] = find(scores[task.name], layers, heads, len(items))
         sizes.append(min(how.joint_samples, len(items)))
     order = (
         combine(list(rankings.values()), how.combine, how.most)

@@ -130,7 +130,11 @@ def label_scores(program: Program, inputs: Sequence[Example], model: LanguageMod
     Raises:
         InputError: it scores no labels.
     """
-    answers = program.answer(inputs, model) if inputs else []
+    return scores_of(program.answer(inputs, model) if inputs else [])
+
+
+def scores_of(answers: Sequence[Answer]) -> list[Scores]:
+    """Label scores of answers; raises what `label_scores` does."""
     if any(not answer.scores for answer in answers):
         raise InputError("only label scores can be calibrated: use score mode, on a task with labels to choose from")
     return [answer.scores for answer in answers]

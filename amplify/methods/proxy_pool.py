@@ -62,6 +62,13 @@ class WithProxy(Method):
         program = inner_method(self.inner, self.mode).fit(task, model, seed)
         return calibrated(program, task, model, self.calibrate, seed) if self.mode == "score" else program
 
+    def way(self, raw: Program, task: Task, model: LanguageModel, seed: int) -> Way:
+        """The calibration of the model's scores; "auto" is chosen."""
+        if self.calibrate != "auto":
+            return self.calibrate
+        found = calibrated(raw, task, model, "auto", seed)
+        return found.calibration.way if isinstance(found, CalibratedProgram) else "none"
+
     def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
         """As the inner method; no proxy is trained."""
         told = inner_method(self.inner, self.mode).rehearse(task, model, seed)
@@ -97,18 +104,12 @@ class ProxyPool(WithProxy):
         scores = label_scores(raw, inputs, model)
         own = small.answer(inputs, model) if task.validation else self._out_of_fold(task, inputs, model, seed)
         gold = [str(e.label) for e in inputs]
-        fit = fitting(self._way(raw, task, model, seed), raw, task, model, scores, gold)
+        fit = fitting(self.way(raw, task, model, seed), raw, task, model, scores, gold)
         labels = sorted({label for each in scores for label in each})
-        opinions = np.stack([table(_apart(fit, scores, seed), labels), table([a.scores for a in own], labels)])
+        opinions = np.stack([table(apart(fit, scores, seed), labels), table([a.scores for a in own], labels)])
         weights = fit_weights(opinions, np.array([labels.index(label) for label in gold]))
         large: Program = CalibratedProgram(raw, fit(range(len(inputs))), {"inputs": len(inputs)})
         return PoolProgram(large, small, tuple(weights.tolist()), {**small.meta, "held_out": len(inputs)})
-
-    def _way(self, raw: Program, task: Task, model: LanguageModel, seed: int) -> Way:
-        if self.calibrate != "auto":
-            return self.calibrate
-        found = calibrated(raw, task, model, "auto", seed)
-        return found.calibration.way if isinstance(found, CalibratedProgram) else "none"
 
     def _out_of_fold(self, task: Task, inputs: Sequence[Example], model: LanguageModel, seed: int) -> list[Answer]:
         """Answers of proxies that were each trained on the training items of the other folds."""
@@ -169,7 +170,7 @@ def folds_of(items: int, seed: int) -> npt.NDArray[np.intp]:
     return stream(seed, "pool folds").permutation(np.arange(items) % min(FOLDS, items))
 
 
-def _apart(fit: Any, scores: Sequence[Scores], seed: int) -> list[Scores]:
+def apart(fit: Any, scores: Sequence[Scores], seed: int) -> list[Scores]:
     """Calibrated scores of each item by a calibration that was fitted on the other folds."""
     folds = folds_of(len(scores), seed)
     found: list[Scores] = [{} for _ in scores]

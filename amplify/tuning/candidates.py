@@ -13,7 +13,7 @@ from amplify.methods.base import Method, Mode, Program, inner_method
 from amplify.methods.calibrated import calibrated
 from amplify.methods.lettered import OptionForm, fit_in_form
 from amplify.methods.pasta import find_profile, model_name
-from amplify.models.base import LanguageModel, ScoringModel
+from amplify.models.base import LanguageModel, LocalModel, ScoringModel
 from amplify.steering import profiles
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ INGREDIENTS: Mapping[str, tuple[str, ...]] = {
     "amplify": ("shots", "rationales"),
     "proxy_alone": ("proxy",),
     "proxy_hint": ("shots", "proxy"),
+    "attention_vectors": ("attention vectors",),
+    "emphasise_words": ("proxy", "emphasis"),
+    "emphasise_label": ("proxy", "emphasis"),
     "pasta": ("emphasis",),
     "instaboost": ("emphasis",),
     "spotlight": ("emphasis",),
@@ -43,6 +46,7 @@ INGREDIENTS: Mapping[str, tuple[str, ...]] = {
 """Method -> what it adds to the question alone; one that is not listed is an ingredient of its own name."""
 ADDED: Mapping[str, str] = {
     "proxy_pool": "proxy",
+    "stacked": "proxy",
     "cascade": "proxy",
     "self_consistency": "several answers",
     "augmented": "several answers",
@@ -142,7 +146,7 @@ def candidates_for(task: Task, model: LanguageModel) -> tuple[list[Candidate], l
         plain, more = ["rag"], _with_documents()
     else:
         plain = [name for name in PLAIN if name not in ("rag", *OPTIONAL)]
-        more = _for_labels(task, mode) if labels else ["few_shot[shots=4]", "few_shot_knn[shots=4]"]
+        more = _for_labels(task, mode, model) if labels else ["few_shot[shots=4]", "few_shot_knn[shots=4]"]
     more = [*_with_emphasis(task, model), *more]  # as cheap as the question alone
     added = [name for name in METHODS if METHODS.package(name) and METHODS[name].role == "method"]
     listed = [*((name, True) for name in plain), *((text, False) for text in [*more, *added])]
@@ -152,7 +156,7 @@ def candidates_for(task: Task, model: LanguageModel) -> tuple[list[Candidate], l
     return [Candidate.parse(text, mode, is_plain) for text, is_plain in listed], notes
 
 
-def _for_labels(task: Task, mode: Mode) -> list[str]:
+def _for_labels(task: Task, mode: Mode, model: LanguageModel) -> list[str]:
     if mode == "generate":
         found = ["proxy_alone", "cascade[inner=zero_shot]", "cascade", "few_shot[shots=4]"]
         return [*found, *(["few_shot[selection=balanced]"] if task.labels else []), "proxy_hint", "amplify"]
@@ -160,11 +164,23 @@ def _for_labels(task: Task, mode: Mode) -> list[str]:
     lettered = all(e.options for e in (*task.validation[:5], *task.train[:5])) and not task.labels
     forms = ["zero_shot+permuted", "zero_shot+texts_pmi", "zero_shot+texts"] if lettered else []
     small = ["proxy_alone", "proxy_pool[inner=zero_shot]", "proxy_pool[inner=few_shot]"]
+    inside = ["attention_vectors"] if task.labels and isinstance(model, LocalModel) else []
+    named = [f"{name}[profile={profile}]+batch" for profile in _profiles_of(model)[:1]
+             for name in ("emphasise_words", "emphasise_label")] if task.labels else []  # fmt: skip
     near = ["few_shot_knn+batch", *(["proxy_pool"] if task.labels else []), "few_shot_knn+affine"]
     more = ["zero_shot+contextual", "few_shot+contextual", "few_shot_knn[shots=4]+batch", "few_shot[shots=4]+batch"]
     if task.labels:
         more += ["few_shot[selection=balanced]+batch"]
-    found = ["zero_shot+batch", "few_shot+batch", *forms, *(small if task.labels else []), *near, *more]
+    found = [
+        "zero_shot+batch",
+        *inside,
+        "few_shot+batch",
+        *forms,
+        *(small if task.labels else []),
+        *named,
+        *near,
+        *more,
+    ]
     # a classifier of choices that are new in each item is slow to train, and seldom knows more than chance
     return [
         *found,
@@ -173,6 +189,7 @@ def _for_labels(task: Task, mode: Mode) -> list[str]:
         "few_shot_knn[shots=16]+batch",
         "amplify+batch",
         *_SEVERAL,
+        *(["stacked"] if task.labels and task.train and task.validation else []),
     ]
 
 
@@ -193,13 +210,17 @@ def _with_emphasis(task: Task, model: LanguageModel) -> list[str]:
     """Steering to what the task emphasises: by the profile of model and task, else by each profile of the model."""
     if not task.emphasis:
         return []
-    called = model_name(model)
     try:
         find_profile("", model, task.name)
         heads = ["pasta"]
     except InputError:
-        heads = [f"pasta[profile={name}]" for name in profiles() if name.startswith(f"{called}-")]
+        heads = [f"pasta[profile={name}]" for name in _profiles_of(model)]
     return [*heads, "instaboost", "instaboost[bonus=1]", "spotlight"]
+
+
+def _profiles_of(model: LanguageModel) -> list[str]:
+    called = model_name(model)
+    return [name for name in profiles() if name == called or name.startswith(f"{called}-")]
 
 
 def checked(given: Sequence[str | Method | Candidate], mode: Mode) -> list[Candidate]:

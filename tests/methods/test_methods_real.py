@@ -15,14 +15,18 @@ from amplify.tasks import Task
 pytestmark = pytest.mark.real
 # what these need (chains, documents, something to emphasise) the tickets do not have: tested on tasks that do
 ELSEWHERE = {"human_cot", "spotlight", "instaboost", "marked_prompt", "few_shot_marked", "seka", "seka_random"}
-SCORED = {"proxy_pool", "selective"}  # label scores are what these are about: written answers are refused
+ELSEWHERE |= {"best_prompt"}
+STACKED = ("stacked", "stacked_others_reasons", "stacked_unnamed")
+SCORED = {"proxy_pool", "selective", *STACKED}  # label scores are what these are about: written answers are refused
 NAMES = [
     name
     for name in METHODS
     if name not in ELSEWHERE and "pasta" not in name and not name.startswith(("rag", "self_amplify_"))
 ]
-INNER = {"self_consistency": "zero_shot_cot", "shuffled_shots": "few_shot[shots=3]"}  # what these need inside
+INNER = dict.fromkeys(("self_consistency", *STACKED), "zero_shot_cot")  # what these need inside
+INNER |= {"shuffled_shots": "few_shot[shots=3]"}
 SMALL = {"inner": "zero_shot", "shots": 3, "epochs": 1, "pool": 12, "max_tokens": 40, "proposals": 2, "answers": 2}
+SMALL |= {"rows": 6, "per_label": 3}
 
 
 @pytest.fixture(scope="module")
