@@ -22,6 +22,7 @@ import click
 from measuring import command, middle, timed
 
 import amplify
+from amplify import files
 from amplify.models.base import LanguageModel
 from amplify.types import Message, Prompt, Sampling
 
@@ -75,9 +76,10 @@ def explained(
 @click.option("--budget", default=32, show_default=True)
 @click.option("--new", default=64, show_default=True, help="Tokens of the answer.")
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("runs/bench_conversation"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "conversation.json", show_default=True)
 def main(
-    model: str, dtype: str, turns: int, tokens: int, budget: int, new: int, rounds: int, out: Path
+    model: str, dtype: str, turns: int, tokens: int, budget: int, new: int, rounds: int, work: Path, out: Path
 ) -> None:  # fmt: skip
     """Measure interleaved pairs; write ratio, tokens and seconds."""
     with amplify.load_model(model, **({"dtype": dtype} if model.startswith("transformers:") else {})) as who:
@@ -89,34 +91,41 @@ def main(
         ways: dict[str, dict[str, Any]] = {
             f"budget={budget}": {"budget": budget},
             "tokens=4 prompts": {"tokens": 4 * length},
+            "tokens=3.5 prompts": {"tokens": round(3.5 * length)},
         }
-        seen: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-        for _ in range(rounds):
+        about = who.describe()
+        journal = files.Journal(work / "rounds.jsonl", {"model": about, "messages": files.digest(messages), "new": new})
+        rows = list(journal.rows)
+        while len(rows) < rounds:
             before = who.usage.snapshot()
             _, one = timed(lambda: who.generate([prompt], sampling))
             read = who.usage.since(before).forwarded_tokens
+            fresh = {}
             for way, how in ways.items():
                 before = who.usage.snapshot()
                 found, other = timed(partial(explained, who, messages, said.text, how))
-                seen[way].append({
+                fresh[way] = {
                     "seconds": other, "seconds_answer": one, "ratio": other / one,
                     "ratio_of_tokens": who.usage.since(before).forwarded_tokens / read, "prompts": found.cost.calls,
                     "half_width": float((found.documents.high - found.documents.low).mean() / 2),
                     "gain": float(abs(found.values[1, 0] - found.values[0, 0])),
-                })  # fmt: skip
-        about = who.describe()
+                }  # fmt: skip
+            journal.append([fresh])
+            rows.append(fresh)
+            click.echo(f"{len(rows)} of {rounds} rounds", err=True)
+    seen = {way: [row[way] for row in rows] for way in ways}
     data = {
         "command": command(), "date": datetime.date.today().isoformat(), "amplify": amplify.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "load": round(os.getloadavg()[0], 1),
-        "model": about, "turns": turns, "sources": len(found.documents), "prompt_tokens": length,
+        "model": about, "turns": turns, "sources": len(messages) - 1, "prompt_tokens": length,
         "answer_tokens": said.completion_tokens,
         "ways": {
             way: {
-                "ratio": middle([r["ratio"] for r in rows]),
-                "ratio_of_tokens": middle([r["ratio_of_tokens"] for r in rows]),
-                "rounds": rows,
+                "ratio": middle([r["ratio"] for r in taken]),
+                "ratio_of_tokens": middle([r["ratio_of_tokens"] for r in taken]),
+                "rounds": taken,
             }
-            for way, rows in seen.items()
+            for way, taken in seen.items()
         },
     }  # fmt: skip
     out.write_text(json.dumps(data, indent=1, default=str) + "\n")
