@@ -34,6 +34,8 @@ from typing import Any
 
 import click
 import httpx
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
 from measuring import command, middle
 
 import amplify
@@ -53,9 +55,6 @@ def echo(text: str) -> list[str]:
 
 def echoing(pause: float) -> Any:
     """A chat server that answers each request by an echo, with a pause before each piece."""
-    from fastapi import FastAPI, Request
-    from fastapi.responses import JSONResponse, StreamingResponse
-
     app = FastAPI()
     active = {"now": 0, "cut": 0}
 
@@ -188,13 +187,13 @@ async def ask(client: httpx.AsyncClient, url: str, one: Asking, more: Json) -> t
     body = {"model": "m", "messages": [{"role": "user", "content": one.text}], "stream": one.stream, **more}
     if not one.stream:
         done = await client.post(url, json=body)
-        if done.status_code in (502, 503, 429):
-            raise httpx.TransportError(f"status {done.status_code}")
+        if done.status_code != 200:
+            raise httpx.TransportError(f"status {done.status_code}: {done.text[:200]}")
         return done.json()["choices"][0]["message"]["content"], True
     said: list[str] = []
     async with client.stream("POST", url, json=body) as stream:
-        if stream.status_code in (502, 503, 429):
-            raise httpx.TransportError(f"status {stream.status_code}")
+        if stream.status_code != 200:
+            raise httpx.TransportError(f"status {stream.status_code}: {(await stream.aread()).decode()[:200]}")
         async for line in stream.aiter_lines():
             if line == "data: [DONE]":
                 return "".join(said), True
