@@ -1,12 +1,16 @@
 """Citations of written answers: which document each sentence of an answer rests on, against gold citations.
 
     python eval/bench_citations.py --model transformers:qwen2.5-coder-0.5b
+    python eval/bench_citations.py --model transformers:qwen2.5-coder-0.5b --suite hotpotqa
 
-Thirty questions about made-up things, each with five short documents and an answer of two or three sentences, every one
-of which one document carries (`suites/citations.jsonl`). All three cite the same answers: amplify (32 prompts, exact),
-context-cite as its package runs (32 ablations, its own prompt), and the cosine of MiniLM's embeddings. amplify cites by
-its own rule; the other two, which have none, by the threshold that serves them best in hindsight. Killed and started
-again it goes on.
+`claims`: thirty questions about made-up things, each with five short documents and an answer of two or three sentences,
+every one of which one document carries (`suites/citations.jsonl`). `hotpotqa`: the dataset's answer (no "yes", no "no")
+and five of its paragraphs, the two that hold the supporting facts and the three nearest to the question by BM25; those
+two cut to the facts, the others to their first sentence. Gold citations are the two.
+
+All three cite the same answers: amplify (32 prompts, exact), context-cite (32 ablations of the same prompts, with its
+package's masks, log-odds and LASSO) and the cosine of MiniLM's embeddings. amplify cites by its own rule; the other
+two, which have none, by the threshold that serves them best in hindsight. Killed and started again it goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import datetime
 import json
 import os
 import platform
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,10 +33,51 @@ import amplify
 from amplify import files
 from amplify.evaluation import statistics
 from amplify.models.base import LocalModel
+from amplify.models.cached import caching
+from amplify.retrieval import open_embedder, open_retriever
+from amplify.sources.asked import asked_of
 from amplify.sources.claims import SHARE
+from amplify.sources.context import in_place, special_tokens
+from amplify.sources.games import LogProbGame
+from amplify.sources.options import options
+from amplify.types import Prompt
 
 HERE = Path(__file__).parent
+ABLATIONS = 32
 Item = Mapping[str, Any]
+
+
+def claims(count: int) -> list[Item]:
+    """Our own."""
+    return [json.loads(line) for line in (HERE / "suites" / "citations.jsonl").read_text().splitlines()][:count]
+
+
+def hotpotqa(count: int) -> list[Item]:
+    """Items of HotpotQA, bridges and comparisons as they come, the paragraphs in an order that is always the same."""
+    rows = json.loads((Path(os.environ["AMPLIFY_DATA"]) / "hotpotqa" / "dev_distractor_50.json").read_text())
+    found: list[Item] = []
+    for number, row in enumerate(rows):
+        facts: dict[str, list[int]] = {}
+        for title, sentence in zip(row["supporting_facts"]["title"], row["supporting_facts"]["sent_id"], strict=True):
+            facts.setdefault(title, []).append(sentence)
+        paragraphs = dict(zip(row["context"]["title"], row["context"]["sentences"], strict=True))
+        if row["answer"] in ("yes", "no") or len(facts) != 2:
+            continue
+        others = [title for title in paragraphs if title not in facts]
+        near = open_retriever("bm25", [f"{t}: {''.join(paragraphs[t])}" for t in others]).search(row["question"], 3)
+        shown = [*facts, *(others[hit.document] for hit in near)]
+        random.Random(f"paragraphs of item {number}").shuffle(shown)
+        documents = [
+            {"id": t, "text": f"{t}: {''.join(paragraphs[t][k] for k in facts.get(t, [0])).strip()}"} for t in shown
+        ]
+        claim = {"text": row["answer"], "cites": list(facts)}
+        found.append(
+            {"id": f"hotpotqa-{number}", "question": row["question"], "documents": documents, "claims": [claim]}
+        )
+    return found[:count]
+
+
+SUITES = {"claims": claims, "hotpotqa": hotpotqa}
 
 
 def answer_of(item: Item) -> str:
@@ -39,51 +85,43 @@ def answer_of(item: Item) -> str:
     return " ".join(claim["text"] for claim in item["claims"])
 
 
-def by_amplify(item: Item, model: LocalModel) -> dict[str, Any]:
+def by_amplify(item: Item, model: LocalModel, kept: Path) -> dict[str, Any]:
     """Share of each document for each claim, and the documents that are cited."""
     found = amplify.attribute_sources(
-        item["question"], item["documents"], model, answer_of(item), budget=32, granularity="documents"
-    )
+        item["question"], item["documents"], model, answer_of(item), budget=2 ** len(item["documents"]),
+        granularity="documents", cache=kept,
+    )  # fmt: skip
+    assert found.estimator == "exact"
     assert len(found.claims) == len(item["claims"]), item["id"]
     cited = [[c.source for c in found.citations if c.claim == k] for k in range(len(found.claims))]
     return {"scores": [list(claim.shares) for claim in found.claims], "cited": cited}
 
 
-def by_context_cite(item: Item, model: LocalModel) -> dict[str, Any]:
-    """Weights of context-cite's surrogate for each claim, of the same answer behind its own prompt."""
-    from context_cite import ContextCiter
-    from context_cite.context_partitioner import BaseContextPartitioner
+def by_context_cite(item: Item, model: LocalModel, kept: Path) -> dict[str, Any]:
+    """Weights of context-cite's surrogate for each claim: its package's masks, log-odds and LASSO, on the same prompts.
 
-    texts = [d["text"] for d in item["documents"]]
+    `kept` holds what amplify asked, all coalitions, so nothing is asked again.
+    """
+    from context_cite.solver import LassoRegression
+    from context_cite.utils import _create_mask, aggregate_logit_probs
 
-    class Documents(BaseContextPartitioner):
-        def __init__(self) -> None:
-            super().__init__("\n\n".join(texts))
-            self.parts, self.separators = texts, ["", *["\n\n"] * (len(texts) - 1)]
-
-        @property
-        def num_sources(self) -> int:
-            return len(texts)
-
-        def split_context(self) -> None:
-            """They are split already."""
-
-        def get_source(self, index: int) -> str:
-            return texts[index]
-
-        def get_context(self, mask: Any = None) -> str:
-            return "\n\n".join(t for k, t in enumerate(texts) if mask is None or mask[k])
-
-    partitioner = Documents()
-    citer = ContextCiter(
-        model.module, model.tokenizer, partitioner.context, item["question"], num_ablations=32, partitioner=partitioner
-    )
-    _, prompt = citer._get_prompt_ids(return_prompt=True)
-    citer._cache["output"] = prompt + answer_of(item)  # the answer that is explained, instead of one that it generates
-    found, at = [], 0
-    for claim in item["claims"]:
-        found.append(citer.get_attributions(at, at + len(claim["text"]), verbose=False).tolist())
-        at += len(claim["text"]) + 1
+    chosen = options({"budget": 2 ** len(item["documents"]), "granularity": "documents"})
+    masks = np.stack([_create_mask(len(item["documents"]), 0.5, seed) for seed in range(ABLATIONS)])
+    with caching(model, kept) as known:
+        context = asked_of(
+            item["question"], item["documents"], None, "messages", "default", chosen, special_tokens(known)
+        ).context
+        game = LogProbGame(context, known, context.continued(answer_of(item)))
+        before = model.usage.snapshot()
+        values = game(in_place(masks))
+        assert not model.usage.since(before).forwarded_tokens, "a coalition that amplify did not ask"
+    columns = values[:, 1:] if len(game.columns) > 1 else values
+    found = []
+    for claim, log_probs in zip(item["claims"], columns.T, strict=True):
+        [length] = model.count_tokens([Prompt(text=f" {claim['text']}")])
+        log_odds = -np.log(np.expm1(np.maximum(-log_probs, 1e-6)))  # of the claim as one token
+        weights, _ = LassoRegression().fit(masks, aggregate_logit_probs(log_odds[:, None]), length)
+        found.append(weights.tolist())
     return {"scores": found}
 
 
@@ -161,42 +199,48 @@ def summary(items: Sequence[Item], rows: Mapping[str, Mapping[str, Any]]) -> dic
 
 @click.command()
 @click.option("--model", required=True)
-@click.option("--dtype", default="bfloat16", show_default=True)
+@click.option("--dtype", default="auto", show_default=True)
+@click.option("--suite", type=click.Choice(list(SUITES)), default="claims", show_default=True)
 @click.option("--items", default=30, show_default=True)
 @click.option("--seconds", default=1e9, help="No item is begun after so many; what there is is written.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/bench_citations"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=HERE / "results" / "citations", show_default=True)
-def main(model: str, dtype: str, items: int, seconds: float, work: Path, out: Path) -> None:
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Stem of the result files.")
+def main(model: str, dtype: str, suite: str, items: int, seconds: float, work: Path, out: Path | None) -> None:
     """Cite all answers in three ways; write precision and recall."""
-    from amplify.retrieval import open_embedder
-
     ends = time.monotonic() + seconds
-    loaded = [json.loads(line) for line in (HERE / "suites" / "citations.jsonl").read_text().splitlines()][:items]
+    loaded = SUITES[suite](items)
     with amplify.load_model(model, dtype=dtype) as who:
         assert isinstance(who, LocalModel)
         about = who.describe()
-        journal = files.Journal(work / "citations.jsonl", {"model": about, "items": files.digest(loaded)})
+        journal = files.Journal(work / f"{suite}.jsonl", {"model": about, "items": files.digest(loaded)})
         rows = {row[0]: row[1] for row in journal.rows}
         with open_embedder("minilm") as embedder:
             for item in loaded:
                 if item["id"] in rows or time.monotonic() > ends:
                     continue
                 rows[item["id"]] = {
-                    "amplify": by_amplify(item, who), "context-cite": by_context_cite(item, who),
+                    "amplify": by_amplify(item, who, work / "replies"),
+                    "context-cite": by_context_cite(item, who, work / "replies"),
                     "similarity": by_similarity(item, embedder.embed),
                 }  # fmt: skip
                 journal.append([[item["id"], rows[item["id"]]]])
                 click.echo(f"{len(rows)} of {len(loaded)} items", err=True)
-    found = summary([item for item in loaded if item["id"] in rows], rows)
+    write(suite, about, [item for item in loaded if item["id"] in rows], rows, out)
+
+
+def write(suite: str, about: Item, done: Sequence[Item], rows: Mapping[str, Any], out: Path | None) -> None:
+    """Results as JSON and Markdown."""
+    stem = out or HERE / "results" / ("citations" if suite == "claims" else f"citations_{suite}")
+    found = summary(done, rows)
     head = {
         "command": command(), "date": datetime.date.today().isoformat(), "amplify": amplify.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}", "model": about,
-        "items": len(rows), "claims": sum(len(item["claims"]) for item in loaded if item["id"] in rows),
+        "items": len(rows), "claims": sum(len(item["claims"]) for item in done),
     }  # fmt: skip
-    out.with_suffix(".json").write_text(json.dumps({**head, "ways": found, "rows": rows}, indent=1) + "\n")
+    stem.with_suffix(".json").write_text(json.dumps({**head, "ways": found, "rows": rows}, indent=1) + "\n")
     lines = [
-        "# Citations of written answers", "",
-        f"{head['date']}, {about['id']} ({dtype}), {head['items']} answers, {head['claims']} claims, "
+        "# Citations of written answers" if suite == "claims" else "# Citations of HotpotQA's supporting facts", "",
+        f"{head['date']}, {about['id']} ({about.get('dtype', '')}), {head['items']} answers, {head['claims']} claims, "
         f"`{head['command']}`",
         "", "| | precision (95 %) | recall (95 %) | best document is right | F1, best threshold in hindsight |",
         "|---|---:|---:|---:|---:|",
@@ -211,9 +255,10 @@ def main(model: str, dtype: str, items: int, seconds: float, work: Path, out: Pa
         )
     lines += [
         "", "amplify cites by its own rule (a tenth of what the context gives a claim, surely above 0); the others by "
-        "the threshold that gives them the best F1 on these very claims. Intervals: bootstrap over answers.",
+        "the threshold that gives them the best F1 on these very claims. context-cite: 32 ablations of amplify's "
+        "prompts, its package's masks, log-odds and LASSO. Intervals: bootstrap over answers.",
     ]  # fmt: skip
-    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
     click.echo("\n".join(lines))
 
 

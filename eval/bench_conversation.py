@@ -70,7 +70,7 @@ def explained(
 
 @click.command()
 @click.option("--model", default="transformers:smollm2-135m", show_default=True)
-@click.option("--dtype", default="bfloat16", show_default=True)
+@click.option("--dtype", default="auto", show_default=True)
 @click.option("--turns", default=20, show_default=True)
 @click.option("--tokens", default=4000, show_default=True)
 @click.option("--budget", default=32, show_default=True)

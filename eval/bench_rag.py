@@ -276,7 +276,7 @@ def shared(function: Any) -> Any:
     """Options of every command."""
     for option in (
         click.option("--model", required=True),
-        click.option("--dtype", default="bfloat16", show_default=True),
+        click.option("--dtype", default="auto", show_default=True),
         click.option("--passages", default=6, show_default=True, help="Of each question, the gold one among them."),
         click.option("--items", default=40, show_default=True),
         click.option("--skip", default=0, show_default=True, help="Items left out at the beginning."),
