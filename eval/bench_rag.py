@@ -1,10 +1,11 @@
 """What explanations do to answers from documents: pruning the context, and passages that contradict what a model knows.
 
     python eval/bench_rag.py pruning   --model transformers:qwen2.5-coder-1.5b --passages 6 --keep 2 --items 36
-    python eval/bench_rag.py conflicts --model transformers:qwen2.5-coder-0.5b --passages 3 --items 40
+    python eval/bench_rag.py conflicts --model transformers:qwen2.5-coder-0.5b --passages 2 --sentences 3 --items 40
 
-Questions of Natural Questions, each with its gold passage among passages of other questions. Every method answers the
-same items; a killed run goes on behind the last batch. Paired tests over items, adjusted by Holm's method.
+Questions of Natural Questions, each with its gold passage among passages of other questions, whole or cut to a few
+sentences (the gold one around the first that holds the answer). Every method answers the same items; a killed run goes
+on behind the last batch. Paired tests over items, adjusted by Holm's method.
 
 `conflicts` asks every question twice: with its passages as they are (passage and world agree), and with the answer in
 them replaced by another of its kind (`replaced`). An answer follows the passage where it holds what stands there now.
@@ -38,16 +39,32 @@ from amplify.methods.base import Method
 from amplify.methods.rag import texts
 from amplify.metrics.answers import contains, token_f1
 from amplify.models.base import LanguageModel
+from amplify.models.cached import caching
 from amplify.tasks import Task
+from amplify.text import sentences
 from amplify.types import Answer, Example, Message, Prompt, Sampling
 
 RESULTS = Path(__file__).parent / "results"
+AS_IT_WAS = " as it was"  # behind the id of an item whose passages are not changed
 Scores = Callable[[Answer, Example], dict[str, float]]
 
 
-def shorter(example: Example, passages: int) -> Example:
-    """The example with its gold passage and so many in all, in their order."""
-    documents, gold = example.fields["documents"], set(example.fields["evidence"])
+def cut(document: Mapping[str, Any], count: int, answers: Sequence[str] = ()) -> dict[str, Any]:
+    """A passage of so many sentences: its first ones, or those around the first that holds an answer."""
+    text = document["text"]
+    parts = sentences(text)
+    holding = [k for k, (a, b) in enumerate(parts) if any(answer.lower() in text[a:b].lower() for answer in answers)]
+    first = max(0, min((holding or [0])[0] - count // 2, len(parts) - count))
+    last = parts[min(first + count, len(parts)) - 1][1]
+    return {**document, "text": text[parts[first][0] : last].strip()}
+
+
+def shorter(example: Example, passages: int, length: int = 0) -> Example:
+    """The example with its gold passage and so many in all, in their order, cut to `length` sentences (0: whole)."""
+    documents, gold = list(example.fields["documents"]), set(example.fields["evidence"])
+    if length:
+        answers = [example.answers if i in gold else () for i in range(len(documents))]
+        documents = [cut(d, length, a) for d, a in zip(documents, answers, strict=True)]
     others = [i for i in range(len(documents)) if i not in gold][: passages - len(gold)]
     kept = sorted(gold | set(others))
     return replace(
@@ -147,12 +164,14 @@ class Bench:
         task: items and what is around them.
         methods: label -> method.
         scores: what is measured of an answer.
+        asks: whether a method answers an item.
     """
 
     name: str
     task: Task
     methods: Mapping[str, Method]
     scores: Scores
+    asks: Callable[[str, Example], bool] = lambda label, item: True
 
     def run(self, model: LanguageModel, work: Path, batch: int, minutes: float) -> list[dict[str, Any]]:
         """One row an item and method: id, method, its scores, tokens of its context, what was sent and forwarded.
@@ -173,15 +192,18 @@ class Bench:
             if time.monotonic() > ends:
                 break
             fresh = []
-            for label, program in programs.items() if items else ():
-                before = model.usage.snapshot()
-                answers = program.answer(items, model)
-                spent = model.usage.since(before)
-                for answer, item in zip(answers, items, strict=True):
+            for label, program in programs.items():
+                own = [item for item in items if self.asks(label, item)]
+                before, begun = model.usage.snapshot(), time.perf_counter()
+                answers = program.answer(own, model)
+                spent, seconds = model.usage.since(before), time.perf_counter() - begun
+                for answer, item in zip(answers, own, strict=True):
+                    assert answer.sources is not None
                     fresh.append({
                         "id": item.id, "method": label, "text": answer.text, **self.scores(answer, item),
                         "context": context_tokens(model, item, answer), "prompt_tokens": answer.prompt_tokens,
-                        "calls": answer.calls, "forwarded": spent.forwarded_tokens / len(items),
+                        "shown": len(answer.sources.shown), "calls": answer.calls,
+                        "forwarded": spent.forwarded_tokens / len(own), "seconds": seconds / len(own),
                     })  # fmt: skip
             if fresh:
                 journal.append([fresh])
@@ -278,6 +300,7 @@ def shared(function: Any) -> Any:
         click.option("--model", required=True),
         click.option("--dtype", default="auto", show_default=True),
         click.option("--passages", default=6, show_default=True, help="Of each question, the gold one among them."),
+        click.option("--sentences", "length", default=0, show_default=True, help="Of each passage; 0 for all."),
         click.option("--items", default=40, show_default=True),
         click.option("--skip", default=0, show_default=True, help="Items left out at the beginning."),
         click.option("--budget", default=16, show_default=True, help="Distinct prompts of an attribution."),
@@ -300,12 +323,12 @@ def answer_scores(answer: Answer, item: Example) -> dict[str, float]:
 @shared
 @click.option("--keep", default=2, show_default=True, help="Passages that stay.")
 def pruning(
-    model: str, dtype: str, passages: int, items: int, skip: int, budget: int, batch: int, minutes: float, work: Path,
-    out: Path | None, keep: int,
+    model: str, dtype: str, passages: int, length: int, items: int, skip: int, budget: int, batch: int, minutes: float,
+    work: Path, out: Path | None, keep: int,
 ) -> None:  # fmt: skip
     """Fewer passages: by Shapley values of the first answer, by chance, by BM25, by MiniLM."""
     loaded = amplify.load_task("nq_open")
-    test = tuple(shorter(e, passages) for e in shuffled(loaded)[skip : skip + items])
+    test = tuple(shorter(e, passages, length) for e in shuffled(loaded)[skip : skip + items])
     task = replace(loaded, name=f"nq_open, {passages} passages", test=test)
     methods = {
         "plain": make("rag"),
@@ -313,24 +336,48 @@ def pruning(
         "bm25": make("rag", search="bm25", documents=keep),
         "minilm": make("rag", search="minilm", documents=keep),
         "shapley": make("rag_distil_shapley", k=keep, budget=budget),
+        "suffice": make("rag_suffice_shapley", budget=budget),
     }
-    with amplify.load_model(model, **({"dtype": dtype} if model.startswith("transformers:") else {})) as who:
+    settings = {"dtype": dtype} if model.startswith("transformers:") else {}
+    with amplify.load_model(model, **settings) as opened, caching(opened, work / "replies") as who:
         rows = Bench("pruning", task, methods, answer_scores).run(who, work, batch, minutes)
+        rows += as_many(task, rows, who, work, passages)
         about = who.describe()
     pairs = [("shapley", other, "F1") for other in ("plain", "random", "bm25", "minilm")]
+    pairs += [("suffice", other, "F1") for other in ("plain", "random, as many", "bm25", "minilm")]
     found = comparisons(rows, pairs)
-    saved = {m: 1 - sum(column(rows, m, "context")) / sum(column(rows, "plain", "context")) for m in methods}
+    every = list(dict.fromkeys(row["method"] for row in rows))
+    saved = {m: 1 - sum(column(rows, m, "context")) / sum(column(rows, "plain", "context")) for m in every}
+    cut_to = f" of {length} sentences" if length else ""
     body = [
-        f"{passages} passages a question, {keep} stay; budget {budget}; F1 and \"contains\" (an accepted answer "
-        "stands in the answer) in percent with 95 % intervals.", "",
-        *means(rows, ("F1", "contains"), ("context", "forwarded")), "",
+        f"{passages} passages{cut_to} a question, {keep} stay; budget {budget}; `suffice`: the fewest of highest "
+        "Shapley value with which the answer to all of them stays, half of them at most, else all, and `random, as many` keeps "
+        "as many by chance. F1 and \"contains\" (an accepted answer stands in the answer) in percent with 95 % "
+        "intervals.", "",
+        *means(rows, ("F1", "contains"), ("context", "shown")), "",
         "Context tokens saved: " + ", ".join(f"{m} {s:.0%}" for m, s in saved.items()) + ".", "",
         *listed(found), "",
-        "`context`: tokens of the passages that the last prompt shows; `forwarded`: tokens that went through the model "
-        "for an answer, attribution included. Intervals of differences: bootstrap over items; tests: sign flips.",
+        "`context`: tokens of the passages that the last prompt shows. Intervals of differences: bootstrap over items; "
+        "tests: sign flips.",
     ]  # fmt: skip
-    data = {"passages": passages, "keep": keep, "budget": budget, "saved": saved, "comparisons": found, "rows": rows}
+    data = {
+        "passages": passages, "sentences": length, "keep": keep, "budget": budget, "skipped": skip, "saved": saved,
+        "comparisons": found, "rows": rows,
+    }  # fmt: skip
     write(out or RESULTS / "rag_pruning", "Pruned contexts", about, data, body)
+
+
+def as_many(
+    task: Task, rows: Sequence[Mapping[str, Any]], model: LanguageModel, work: Path, passages: int
+) -> list[dict[str, Any]]:
+    """Rows of a control that shows each item as many passages, by chance, as "suffice" did."""
+    shown = {row["id"]: row["shown"] for row in rows if row["method"] == "suffice"}
+    found: list[dict[str, Any]] = []
+    for count in sorted(set(shown.values())):
+        own = replace(task, test=tuple(e for e in task.test if shown.get(e.id) == count))
+        methods = {"random, as many": make("rag_rerank_random", k=count) if count < passages else make("rag")}
+        found += Bench(f"random-{count}-of-{len(shown)}", own, methods, answer_scores).run(model, work, 4, 1e6)
+    return found
 
 
 def follows(answer: Answer, item: Example) -> dict[str, float]:
@@ -353,46 +400,53 @@ def from_memory(model: LanguageModel, items: Sequence[Example]) -> dict[str, str
 @main.command()
 @shared
 @click.option("--bonus", default=2.0, show_default=True, help="Of InstaBoost.")
-@click.option("--sentences", default=2, show_default=True, help="That are emphasised.")
+@click.option("--marked", default=2, show_default=True, help="Sentences that are emphasised.")
 def conflicts(
-    model: str, dtype: str, passages: int, items: int, skip: int, budget: int, batch: int, minutes: float, work: Path,
-    out: Path | None, bonus: float, sentences: int,
+    model: str, dtype: str, passages: int, length: int, items: int, skip: int, budget: int, batch: int, minutes: float,
+    work: Path, out: Path | None, bonus: float, marked: int,
 ) -> None:  # fmt: skip
-    """Passages whose answer was replaced: plain, the loop, and its controls; and the same passages as they were."""
+    """Passages whose answer was replaced: plain, the loop, and its control; and the same passages as they were."""
     loaded = amplify.load_task("nq_open")
     pairs: list[Example] = []
     for example in shuffled(loaded):
-        if changed := replaced(shorter(example, passages), loaded.test):
+        short = shorter(example, passages, length)
+        if changed := replaced(short, loaded.test):
             if skip > 0:
                 skip -= 1
                 continue
-            same = {**shorter(example, passages).fields, "kind": changed.fields["kind"]}
-            pairs += [changed, replace(example, id=f"{example.id} as it was", text=f"{example.text} ", fields=same)]
+            same = {**short.fields, "kind": changed.fields["kind"]}
+            pairs += [changed, replace(example, id=f"{example.id}{AS_IT_WAS}", text=f"{example.text} ", fields=same)]
         if len(pairs) == 2 * items:
             break
     task = replace(loaded, name=f"nq_open, answers replaced, {passages} passages", test=tuple(pairs))
-    steering: dict[str, Any] = {"bonus": bonus, "sentences": sentences}
+    steering: dict[str, Any] = {"bonus": bonus, "sentences": marked}
     methods = {
         "plain": make("rag"),
         "loop": make("rag_loop", budget=budget, **steering),
-        "highlight, no gate": make("rag_highlight_pasta", budget=budget, **steering),
         "random spans": make("rag_loop_random", **steering),
     }
-    with amplify.load_model(model, **({"dtype": dtype} if model.startswith("transformers:") else {})) as who:
-        rows = Bench("conflicts", task, methods, follows).run(who, work, batch, minutes)
+    settings = {"dtype": dtype} if model.startswith("transformers:") else {}
+    with amplify.load_model(model, **settings) as opened, caching(opened, work / "replies") as who:
+        bench = Bench("conflicts", task, methods, follows, asked_of_changed)
+        rows = bench.run(who, work, 2 * batch, minutes)
         about = who.describe()
         asked = {row["id"] for row in rows}
         own = from_memory(who, [item for item in pairs[1::2] if item.id in asked])
     known = [i.id for i in pairs[1::2] if i.id in own and says(own[i.id], i.answers, i.fields["kind"] == "person")]
     found, body = conflict_tables(rows, known, len(own))
     said = [
-        f"{passages} passages a question, budget {budget}, {sentences} sentences emphasised (InstaBoost, bonus "
-        f"{bonus:g}, all heads). `follows`: the answer holds what the passages say, `before`: what they said before "
-        "it was replaced; percent with 95 % intervals. `forwarded`: tokens that went through the model for an answer; "
-        "what an earlier method of the table has asked is not asked again.", "",
+        f"{passages} passages{f' of {length} sentences' if length else ''} a question, budget {budget}, {marked} "
+        f"sentences emphasised (InstaBoost, bonus {bonus:g}, all heads). `follows`: the answer holds what the passages say, "
+        "`before`: what they said before it was replaced; percent with 95 % intervals. `forwarded`: tokens that went "
+        "through the model for an answer; what an earlier method of the table has asked is not asked again.", "",
     ]  # fmt: skip
     data = {"passages": passages, "budget": budget, "bonus": bonus, "comparisons": found, "by_heart": own, "rows": rows}
     write(out or RESULTS / "rag_conflicts", "Passages that contradict what a model knows", about, data, [*said, *body])
+
+
+def asked_of_changed(label: str, item: Example) -> bool:
+    """The control answers replaced passages alone."""
+    return label != "random spans" or not item.id.endswith(AS_IT_WAS)
 
 
 def conflict_tables(
@@ -404,8 +458,8 @@ def conflict_tables(
         rows: of `Bench.run`.
         known: items that the model answers rightly without passages, of so many `asked`.
     """
-    changed, same = ([r for r in rows if r["id"].endswith("as it was") is kept] for kept in (False, True))
-    against = [("loop", other, "follows") for other in ("plain", "highlight, no gate", "random spans")]
+    changed, same = ([r for r in rows if r["id"].endswith(AS_IT_WAS) is kept] for kept in (False, True))
+    against = [("loop", other, "follows") for other in ("plain", "random spans")]
     found = {"replaced": comparisons(changed, against), "as they were": comparisons(same, against[:1])}
     if len(known) > 1:
         found["as they were, known by heart"] = comparisons(same, against[:1], known)

@@ -19,6 +19,7 @@ from amplify.errors import InputError
 from amplify.methods.base import Method, Preset, Program
 from amplify.methods.parse import parse_text
 from amplify.methods.pasta import find_profile
+from amplify.metrics import normalize
 from amplify.models.base import LanguageModel, Usage, need_scoring, sharing
 from amplify.registry import register
 from amplify.retrieval import RETRIEVERS, open_retriever
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["auto", "chat", "text"]
 By = Literal["given", "shapley", "loo", "random"]
-Change = Operation | Literal["all", "highlight", "loop"]
+Change = Operation | Literal["all", "highlight", "loop", "suffice"]
 Place = Literal["first", "last"]
 STOP = ("\n",)  # an answer is one line
 
@@ -64,7 +65,8 @@ class Rag(Method):
         by: what scores the documents: nothing ("given"), Shapley values, leaving each one out ("loo"), or chance.
         operation: what becomes of them: "all" stay; for "rerank", "prune" and "distil" see `sources.keeping.keep`;
             "highlight" steers attention to the sentences of highest score; "loop" to those of largest effect, for or
-            against, and returns the first answer where the second one does not rest on them.
+            against, and returns the first answer where the second one does not rest on them; "suffice" keeps the fewest
+            of highest score with which the model says the same, `k` at most (0: half of them), else all.
     """
 
     reads_documents: ClassVar[bool] = True
@@ -198,6 +200,12 @@ _variant(
     "shapley", "distil", *_GAME, "k", defaults={"k": 3},
 )  # fmt: skip
 _variant(
+    "rag_suffice_shapley",
+    "Keep the fewest documents of highest Shapley value with which the model still gives its answer, k at most (0: "
+    "half of them); all of them where so few do not suffice.",
+    "shapley", "suffice", *_GAME, "k",
+)  # fmt: skip
+_variant(
     "rag_highlight_pasta",
     "Steer attention to the sentences of highest Shapley value for the first answer, then answer again.",
     "shapley", "highlight", *_GAME, "profile", "sentences", "bonus", steers=True,
@@ -285,6 +293,8 @@ class RagProgram(Program):
         first = [r.context.prompt(r.context.everything()) for r in read]
         said = model.generate(first, sampling)
         scored = [self._scored(r, completion, model) for r, completion in zip(read, said, strict=True)]
+        if self.operation == "suffice":
+            return self._sufficing(scored, said, model, sampling)
         second = [self._second(r) for r in scored]
         changed = [i for i, prompt in enumerate(second) if prompt != first[i]]
         steering = None
@@ -296,6 +306,32 @@ class RagProgram(Program):
             self._answer(r, second[i], (said[i],) if i in final else (), final.get(i, said[i]))
             for i, r in enumerate(scored)
         ]
+
+    def _sufficing(
+        self, read: Sequence[Reading], said: Sequence[Completion], model: LanguageModel, sampling: Sampling
+    ) -> list[Answer]:
+        """The fewest documents with which each example's answer stays, asked with one more until it does."""
+        answers = [
+            self._answer(r, r.context.prompt(r.context.everything()), (), c) for r, c in zip(read, said, strict=True)
+        ]
+        most = [(self.k or len(r.numbers) // 2) if r.values else 0 for r in read]
+        tried: list[list[Completion]] = [[] for _ in read]
+        left = list(range(len(read)))
+        for k in range(1, max(most) + 1):
+            left = [i for i in left if k <= most[i] and k < len(read[i].numbers)]
+            kept = {i: keep("distil", read[i].values or (), k=k) for i in left}
+            prompts = {i: (c := read[i].only(kept[i])).prompt(c.everything()) for i in left}
+            for i, done in zip(left, model.generate(list(prompts.values()), sampling) if left else (), strict=True):
+                same = normalize(done.text) == normalize(said[i].text)
+                shown = kept[i] if same else range(len(read[i].numbers))
+                sources = replace(read[i].sources, shown=tuple(read[i].numbers[d] for d in shown))
+                before, last = ([said[i], *tried[i]], done) if same else ([*tried[i], done], said[i])
+                answers[i] = self._answer(
+                    replace(read[i], sources=sources), prompts[i] if same else answers[i].prompt, before, last
+                )
+                tried[i].append(done)
+            left = [i for i in left if normalize(tried[i][-1].text) != normalize(said[i].text)]
+        return answers
 
     def _looped(self, read: Sequence[Reading], model: LanguageModel, sampling: Sampling) -> list[Answer]:
         """The first answers, the steered ones, and which of the two each example gets."""

@@ -54,6 +54,7 @@ ROLES = {
     },
     "method": {
         "amplify", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley", "rag_highlight_pasta", "rag_loop",
+        "rag_suffice_shapley",
         "self_amplify_topk", "self_amplify_phcot", "self_amplify_autocot", "self_amplify_shap", "self_amplify_lime",
         "self_amplify_occlusion", "self_amplify_gradient", "self_amplify_deeplift", "self_amplify_shapley_sampling",
         "pasta", "seka", "spotlight", "instaboost", "auto_pasta", "few_shot_pasta", "ignore_word", "rephrase",

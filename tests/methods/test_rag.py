@@ -73,7 +73,7 @@ def run(name: str, task: Task, model, **options):
 def test_registered() -> None:
     assert set(RAG) == {
         "rag", "rag_rerank_random", "rag_loo", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley",
-        "rag_highlight_pasta", "rag_loop", "rag_loop_random",
+        "rag_highlight_pasta", "rag_loop", "rag_loop_random", "rag_suffice_shapley",
     }  # fmt: skip
 
 
@@ -127,6 +127,42 @@ def test_the_best_document_can_stand_last_and_k_keeps_some(task: Task, model: Sc
     assert len(titles) == 2
     assert answer.sources is not None
     assert [f"Page {i}" for i in answer.sources.shown] == titles
+
+
+def test_the_fewest_documents_that_give_the_same_answer() -> None:
+    """The reader needs both halves of what Ada's documents say; nobody else's."""
+
+    def halves(text: str) -> str:
+        said = re.findall("half one|half two", text)
+        return " whole" if len(set(said)) == 2 else " alone" if "sure" in text else " guess"
+
+    model = ScriptedModel(
+        reply=halves, logprob=lambda t, a: -9.0 + 4 * ("one" in t) + 3 * ("two" in t) + 5 * ("sure" in t)
+    )
+    texts = {
+        "Ada": ("half one", "x", "half two", "y", "z"),
+        "Bo": ("x", "y", "sure", "z", "w"),
+        "Cy": ("a", "b", "c", "d", "e"),
+    }
+    test = tuple(
+        Example(
+            name, f"Who is {name}?", answers=("-",), fields={"documents": [document(i, t) for i, t in enumerate(own)]}
+        )
+        for name, own in texts.items()
+    )
+    task = Task(name="halves", instruction="Answer.", train=(), validation=(), test=test, metric="qa")
+    two, one, all_alike = run("rag_suffice_shapley", task, model)
+    assert [a.sources.shown for a in (two, one) if a.sources] == [(0, 2), (2,)]
+    assert [a.value for a in (two, one, all_alike)] == ["whole", "alone", "guess"]
+    assert two.calls == one.calls + 1  # it was asked with one more
+    assert two.prompt is not None
+    assert "half two" in two.prompt.messages[0].content
+    assert "Page 1" not in two.prompt.messages[0].content
+    alone = [run("rag_suffice_shapley", replace(task, test=(e,)), model)[0] for e in test]
+    assert [a.sources for a in alone] == [a.sources for a in (two, one, all_alike)]
+    whole = run("rag_suffice_shapley", task, model, k=1)[0]  # one does not suffice
+    assert whole.sources is not None
+    assert (whole.value, whole.sources.shown) == ("whole", (0, 1, 2, 3, 4))
 
 
 def test_prune_takes_out_what_speaks_against(task: Task, model: ScriptedModel) -> None:
