@@ -351,8 +351,8 @@ def pruning(
     cut_to = f" of {length} sentences" if length else ""
     body = [
         f"{passages} passages{cut_to} a question, {keep} stay; budget {budget}; `suffice`: the fewest of highest "
-        "Shapley value with which the answer to all of them stays, half of them at most, else all, and `random, as many` keeps "
-        "as many by chance. F1 and \"contains\" (an accepted answer stands in the answer) in percent with 95 % "
+        "Shapley value with which the answer to all of them stays, half of them at most, else all, and `random, as "
+        "many` keeps as many by chance. F1 and \"contains\" (an accepted answer stands in the answer) in percent with 95 % "
         "intervals.", "",
         *means(rows, ("F1", "contains"), ("context", "shown")), "",
         "Context tokens saved: " + ", ".join(f"{m} {s:.0%}" for m, s in saved.items()) + ".", "",
@@ -436,8 +436,8 @@ def conflicts(
     found, body = conflict_tables(rows, known, len(own))
     said = [
         f"{passages} passages{f' of {length} sentences' if length else ''} a question, budget {budget}, {marked} "
-        f"sentences emphasised (InstaBoost, bonus {bonus:g}, all heads). `follows`: the answer holds what the passages say, "
-        "`before`: what they said before it was replaced; percent with 95 % intervals. `forwarded`: tokens that went "
+        f"sentences emphasised (InstaBoost, bonus {bonus:g}, all heads). `follows`: the answer holds what the passages "
+        "say, `before`: what they said before it was replaced; percent with 95 % intervals. `forwarded`: tokens that went "
         "through the model for an answer; what an earlier method of the table has asked is not asked again.", "",
     ]  # fmt: skip
     data = {"passages": passages, "budget": budget, "bonus": bonus, "comparisons": found, "by_heart": own, "rows": rows}
