@@ -17,7 +17,7 @@ from amplify.shapley.budget import CELLS, PrefixCost
 from amplify.shapley.exact import MAX_SOURCES, Index, Owen, all_coalitions, exact_scores
 from amplify.shapley.game import CachedValue, Coalitions, Floats, leave_one_out
 from amplify.shapley.intervals import BORROWED, half_width, mean_deviation, wild_bootstrap
-from amplify.shapley.regression import lasso_scores, pair_scores, ridge_freedom, ridge_scores
+from amplify.shapley.regression import lasso_scores, pair_leverage, pair_scores, ridge_leverage, ridge_scores
 from amplify.shapley.sampling import (
     ends,
     leverage,
@@ -92,7 +92,8 @@ def _regression(game: CachedValue, index: Index, budget: int, seed: int, *, shar
     residual = (residual - residual[:, ::-1]) / 2
     freedom = len(first) - (n - 1 if index == "shapley" else n)
     rng = np.random.default_rng([seed, 1])
-    deviation = wild_bootstrap(estimate, values, residual, 1 - 1 / weight, freedom, rng)
+    follows = pair_leverage(first, weight, index)
+    deviation = wild_bootstrap(estimate, values, residual, follows, 1 - 1 / weight, freedom, rng)
     return Raw(scores, half_width(deviation, freedom), {"pairs": len(first)})
 
 
@@ -108,7 +109,11 @@ def _lasso(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
     scores = lasso_scores(sample, values)
     resampled = [rng.integers(len(sample), size=len(sample)) for _ in range(100)]
     deviation = np.std([lasso_scores(sample[k], values[k]) for k in resampled], axis=0)
-    return Raw(scores, half_width(deviation, len(sample) - 1), {"note": "surrogate coefficients, not efficient"})
+    return Raw(
+        scores,
+        half_width(deviation, len(sample) - 1),
+        {"note": "surrogate coefficients with their intervals, no Shapley values"},
+    )
 
 
 def _leave_one_out(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
@@ -147,7 +152,7 @@ def _lime(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
 def ridge_fit(design: Floats, values: Floats, weights: Floats, ridge: float, seed: int) -> tuple[Floats, Floats]:
     """Slopes of a weighted ridge regression, and half the widths of their 95 % intervals.
 
-    By the wild bootstrap (Wu 1986), residuals inflated for the degrees of freedom that the fit really used.
+    By the wild bootstrap (Wu 1986), errors inflated for the degrees of freedom that the fit really used.
 
     Args:
         design: what was drawn, [draws, n].
@@ -166,9 +171,10 @@ def ridge_fit(design: Floats, values: Floats, weights: Floats, ridge: float, see
     scores = slopes(values[:, None])
     centred = values - np.average(values, axis=0, weights=weights)
     residuals = centred - (design - np.average(design, axis=0, weights=weights)) @ scores
-    freedom = len(design) - ridge_freedom(design, weights, ridge) - 1
+    follows = ridge_leverage(design, weights, ridge)
+    freedom = len(design) - float(follows.sum())
     rng = np.random.default_rng([seed, 1])
-    deviation = wild_bootstrap(slopes, values[:, None], residuals[:, None], np.ones(len(design)), freedom, rng)
+    deviation = wild_bootstrap(slopes, values[:, None], residuals[:, None], follows, np.ones(len(design)), freedom, rng)
     return scores, half_width(deviation, freedom)
 
 

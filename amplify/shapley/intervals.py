@@ -44,6 +44,7 @@ def wild_bootstrap(
     estimate: Callable[[Floats], Floats],
     values: Floats,
     residuals: Floats,
+    leverage: Floats,
     unsampled: Floats,
     freedom: float,
     rng: np.random.Generator,
@@ -51,13 +52,17 @@ def wild_bootstrap(
 ) -> Floats:
     """Standard deviation of a regression's scores under the wild bootstrap over complement pairs (Wu 1986).
 
-    Each round keeps the design and turns the pairs' residuals round by lot, so no round loses rank, which a
-    resampling of few pairs would. Residuals are inflated for the degrees of freedom that the fit has used.
+    Each round keeps the design and turns the pairs' errors round by lot, so no round loses rank, which a resampling of
+    few pairs would. A pair that the fit follows (leverage h near 1) has a small residual whatever its error. So the
+    variance of an error is taken from its own residual, which has 1 - h degrees of freedom, and from all residuals
+    together, with the weight of one; and it is inflated by 1 + h, as the jackknife does to first order (MacKinnon &
+    White 1985).
 
     Args:
         estimate: values [pairs, 2, columns] -> scores [n, columns], affine in the values, column by column.
-        values: what was measured, [pairs, 2, answers].
+        values: what was measured, [pairs, 2, answers] (of single draws [draws, 1, answers]).
         residuals: values less the fitted ones, same shape.
+        leverage: how far the fit at each pair follows that pair, from 0 to 1. [pairs]
         unsampled: share of the population that each pair leaves unseen, [pairs].
         freedom: pairs less fitted coefficients.
         rng: random numbers.
@@ -68,7 +73,11 @@ def wild_bootstrap(
     """
     if freedom < 1:
         return np.full_like(estimate(values), np.inf)
-    noise = residuals * (np.sqrt(len(values) / freedom) * np.sqrt(unsampled))[:, None, None]
+    squares = residuals[:, 0] ** 2
+    h = leverage[:, None]
+    variance = (squares + squares.sum(axis=0) / freedom) / (2 - h) * (1 + h) * unsampled[:, None]
+    both = np.array([1.0, -1.0])[: values.shape[1], None]  # an error has the other sign in the other half
+    noise = np.sqrt(variance)[:, None] * both
     signs = rng.choice([-1.0, 1.0], (rounds, len(values), 1, 1))
     drawn = np.moveaxis(signs * noise, 0, -1)  # [pairs, 2, answers, rounds], as columns of one fit
     scores = estimate(drawn.reshape(*values.shape[:2], -1))

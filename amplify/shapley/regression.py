@@ -75,6 +75,26 @@ def pair_scores(first: Coalitions, values: Floats, weight: Floats, ends: Floats,
     )
 
 
+def pair_leverage(first: Coalitions, weight: Floats, index: Index) -> Floats:
+    """Diagonal of the hat matrix of `pair_scores`: how far the fit at each pair follows it, 0 to 1. [pairs].
+
+    Args:
+        first: first halves, bool[pairs, n].
+        weight: inverse inclusion probability of each pair, [pairs].
+        index: which scores.
+    """
+    if not len(first):
+        return np.zeros(0)
+    if index == "shapley":
+        x, weights = first - first.mean(axis=1, keepdims=True), weight * kernel_weights(first)
+    else:
+        x = np.concatenate([first, np.ones((1, first.shape[1]))]) - 0.5
+        weights = np.append(weight, 1.0)
+    left, values, _ = np.linalg.svd(np.sqrt(weights / weights.max())[:, None] * x, full_matrices=False)
+    there = values > 1e-10 * values.max(initial=0.0)
+    return np.asarray((left[: len(first), there] ** 2).sum(axis=1))
+
+
 def _centred(design: Floats, values: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Both less their weighted means, times the roots of the weights: a free intercept, not penalised."""
     root = np.sqrt(weights)[:, None]
@@ -103,12 +123,13 @@ def ridge_scores(design: Floats, values: Floats, weights: Floats, ridge: float) 
     return np.linalg.lstsq(rows, np.concatenate([y, np.zeros((n, y.shape[1]))]), rcond=None)[0]
 
 
-def ridge_freedom(design: Floats, weights: Floats, ridge: float) -> float:
-    """Trace of the hat matrix of `ridge_scores`: slopes that the fit really used, fewer under a ridge."""
+def ridge_leverage(design: Floats, weights: Floats, ridge: float) -> Floats:
+    """Diagonal of the hat matrix of `ridge_scores`, [m]; its sum is how many coefficients the fit really used."""
     x, _ = _centred(design, design, weights)
-    values = np.linalg.svd(x, compute_uv=False) ** 2
-    values = values[values > 1e-12 * max(values.max(initial=0.0), 1e-300)]
-    return float((values / (values + ridge)).sum())
+    left, values, _ = np.linalg.svd(x, full_matrices=False)
+    there = values > 1e-6 * max(values.max(initial=0.0), 1e-150)
+    share = values[there] ** 2 / (values[there] ** 2 + ridge)
+    return np.asarray(left[:, there] ** 2 @ share + weights / weights.sum())
 
 
 def lasso_scores(coalitions: Coalitions, values: Floats, alpha: float = 0.01) -> Floats:

@@ -7,6 +7,8 @@ import pytest
 
 from amplify.errors import InputError
 from amplify.shapley import all_coalitions, estimate, exact_scores
+from amplify.shapley.regression import pair_leverage, pair_scores, ridge_leverage, ridge_scores
+from amplify.shapley.sampling import leverage, paired
 from amplify.shapley.surrogates import SURROGATES
 
 HELD = all_coalitions(10)
@@ -56,6 +58,48 @@ def test_intervals_cover(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             slack = 1e-9 * np.abs(truth).max()
             hits.append(np.mean((found.low - slack <= truth) & (truth <= found.high + slack)))
     assert 0.90 <= np.mean(hits) <= 0.99
+
+
+def near_copies(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Log-probabilities of an answer that two of the sources say, and a third one a little."""
+    held = all_coalitions(n)
+    a, b, c = rng.choice(n, 3, replace=False)
+    table = rng.uniform(10, 30) * (held[:, a] | held[:, b]) + rng.uniform(2, 10) * held[:, c] * (1 - 0.5 * held[:, a])
+    return table + held @ rng.normal(0, 0.3, n) + rng.normal(0, 0.15, 2**n)
+
+
+@pytest.mark.parametrize("index", ["shapley", "banzhaf"])
+@pytest.mark.parametrize("name", ["kernel_shap", "leverage_shap"])
+def test_intervals_of_few_pairs_cover(name: str, index: str) -> None:
+    """Pairs that a regression follows have small residuals: fifteen pairs for seven coefficients (review, A20)."""
+    hits, bits = [], 1 << np.arange(8)
+    for run in range(60):
+        table = near_copies(np.random.default_rng([run, 77]), 8)
+        found = estimate(lambda s, t=table: t[s @ bits], 8, index, name, 32, run)  # type: ignore[arg-type]
+        truth = exact_scores(table, index)  # type: ignore[arg-type]
+        hits.append(np.mean((found.low <= truth) & (truth <= found.high)))
+    assert 0.92 <= np.mean(hits) <= 0.995
+
+
+@pytest.mark.parametrize("index", ["shapley", "banzhaf"])
+def test_leverage_is_how_far_a_fit_follows_a_pair(index) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    first, weight = paired(7, 12, leverage(7), 0), rng.uniform(1, 3, 12)
+    values, outer = rng.normal(size=(12, 2, 1)), rng.normal(size=(2, 1))
+    for pair, found in enumerate(pair_leverage(first, weight, index)):
+        moved = values.copy()
+        moved[pair] += np.array([[0.5], [-0.5]])
+        change = pair_scores(first, moved, weight, outer, index) - pair_scores(first, values, weight, outer, index)
+        assert 2 * (first[pair] - 0.5) @ change[:, 0] == pytest.approx(found, abs=1e-9)
+    design, weights = rng.normal(size=(9, 3)), rng.uniform(0.1, 1, 9)
+    for draw, found in enumerate(ridge_leverage(design, weights, 0.7)):
+        unit = np.eye(9)[:, [draw]]
+        slopes = ridge_scores(design, unit, weights, 0.7)[:, 0]
+        at = (
+            np.average(unit[:, 0], weights=weights)
+            + (design[draw] - np.average(design, axis=0, weights=weights)) @ slopes
+        )
+        assert at == pytest.approx(found, abs=1e-9)
 
 
 def test_intervals_cover_when_nearly_all_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
