@@ -352,8 +352,8 @@ def pruning(
     body = [
         f"{passages} passages{cut_to} a question, {keep} stay; budget {budget}; `suffice`: the fewest of highest "
         "Shapley value with which the answer to all of them stays, half of them at most, else all, and `random, as "
-        "many` keeps as many by chance. F1 and \"contains\" (an accepted answer stands in the answer) in percent with 95 % "
-        "intervals.", "",
+        "many` keeps as many by chance. F1 and \"contains\" (an accepted answer stands in the answer) in percent with "
+        "95 % intervals.", "",
         *means(rows, ("F1", "contains"), ("context", "shown")), "",
         "Context tokens saved: " + ", ".join(f"{m} {s:.0%}" for m, s in saved.items()) + ".", "",
         *listed(found), "",
@@ -437,8 +437,8 @@ def conflicts(
     said = [
         f"{passages} passages{f' of {length} sentences' if length else ''} a question, budget {budget}, {marked} "
         f"sentences emphasised (InstaBoost, bonus {bonus:g}, all heads). `follows`: the answer holds what the passages "
-        "say, `before`: what they said before it was replaced; percent with 95 % intervals. `forwarded`: tokens that went "
-        "through the model for an answer; what an earlier method of the table has asked is not asked again.", "",
+        "say, `before`: what they said before it was replaced; percent with 95 % intervals. `forwarded`: tokens that "
+        "went through the model for an answer; what an earlier method of the table has asked is not asked again.", "",
     ]  # fmt: skip
     data = {"passages": passages, "budget": budget, "bonus": bonus, "comparisons": found, "by_heart": own, "rows": rows}
     write(out or RESULTS / "rag_conflicts", "Passages that contradict what a model knows", about, data, [*said, *body])
