@@ -311,9 +311,8 @@ class RagProgram(Program):
         self, read: Sequence[Reading], said: Sequence[Completion], model: LanguageModel, sampling: Sampling
     ) -> list[Answer]:
         """The fewest documents with which each example's answer stays, asked with one more until it does."""
-        answers = [
-            self._answer(r, r.context.prompt(r.context.everything()), (), c) for r, c in zip(read, said, strict=True)
-        ]
+        whole = [r.context.prompt(r.context.everything()) for r in read]
+        answers = [self._answer(r, p, (), c) for r, p, c in zip(read, whole, said, strict=True)]
         most = [(self.k or len(r.numbers) // 2) if r.values else 0 for r in read]
         tried: list[list[Completion]] = [[] for _ in read]
         left = list(range(len(read)))
@@ -327,7 +326,7 @@ class RagProgram(Program):
                 sources = replace(read[i].sources, shown=tuple(read[i].numbers[d] for d in shown))
                 before, last = ([said[i], *tried[i]], done) if same else ([*tried[i], done], said[i])
                 answers[i] = self._answer(
-                    replace(read[i], sources=sources), prompts[i] if same else answers[i].prompt, before, last
+                    replace(read[i], sources=sources), prompts[i] if same else whole[i], before, last
                 )
                 tried[i].append(done)
             left = [i for i in left if normalize(tried[i][-1].text) != normalize(said[i].text)]
