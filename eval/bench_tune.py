@@ -170,7 +170,7 @@ def rivals(cell: dict[str, Any], model: LanguageModel, how: Rivalry, work: Path)
         said = json.loads(answers.read_text())
         pairs_ = zip(said["answers"], items, strict=True)
         values = [next(iter(scores(Answer(value=a, text=a or ""), e).values())) for a, e in pairs_]
-        found[name] = {"calls": said["calls"], "scores": values, "dspy": said["dspy"]}
+        found[name] = {"calls": said["calls"], "scores": values, "dspy": said["dspy"], "served": how.served}
         yield
 
 
@@ -208,7 +208,10 @@ def rival_table(cells: Sequence[dict[str, Any]]) -> str:
                f"{100 * np.mean(cell['scores']['tuned']):.1f}", f"{cell['prompts']:,}", _difference(each),
                p_value(p)]  # fmt: skip
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, "\nPrompts answered while searching: labels scored, or for DSPy an answer generated."])
+    served = ", ".join(sorted({found["served"] for _, _, found in pairs_ if "served" in found}))
+    asked = f" DSPy's programs asked the model as served under the name {served}." if served else ""
+    said = f"\nPrompts answered while searching: labels scored, or for DSPy an answer generated.{asked}"
+    return "\n".join([*lines, said])
 
 
 def paired(mine: Sequence[float], other: Sequence[float]) -> dict[str, float]:
