@@ -39,7 +39,7 @@ def followed(
     Args:
         program: who answered.
         examples: a batch.
-        answers: the program's to it, with label scores; those without a rationale are left out.
+        answers: the program's to it, with label scores; those that wrote no rationale before them are left out.
         model: who answered.
 
     Returns:
@@ -49,7 +49,7 @@ def followed(
     Raises:
         CapabilityError: the model gives no log-probabilities.
     """
-    said = [i for i, a in enumerate(answers) if a.rationale and a.scores and a.prompt and a.value is not None]
+    said = [i for i, answer in enumerate(answers) if _written(answer)]
     found: list[dict[str, float]] = [{} for _ in examples]
     if not said:
         return found
@@ -73,6 +73,12 @@ def followed(
             elif (other := others[place]) is not None:
                 found[i][name] = _p(after, given[other].value) - _p(before, given[other].value)
     return found
+
+
+def _written(answer: Answer) -> bool:
+    """Whether its label was scored behind its rationale; what some programs name as theirs was never written."""
+    before = answer.prompt.prefix if answer.prompt else ""
+    return bool(answer.rationale and answer.scores and answer.value is not None and answer.rationale in before)
 
 
 def filler(rationale: str) -> str:
@@ -135,9 +141,7 @@ class Rewritten:
         self._new: dict[str, Prompt] = {}
         for answer, rationale in zip(answers, rationales, strict=True):
             assert answer.prompt is not None
-            head, own, tail = answer.prompt.prefix.partition(answer.rationale)
-            if not own:
-                raise InputError("the rationale of an answer does not stand before its label: nothing can be put there")
+            head, _, tail = answer.prompt.prefix.partition(answer.rationale)
             self._new[_key(answer.prompt)] = replace(answer.prompt, prefix=f"{head}{rationale}{tail}")
             self._written[_asked(answer.prompt)] = answer.text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from amplify.types import Answer, Example, Message, Prompt, TokenLogProbs
 
 def reads(text: str, label: str) -> float:
     """Goes by the rationale alone: log-odds 2 for "good" where it says "fine", for "bad" where it says "poor"."""
-    said = text.rpartition("step by step")[2]
+    said = text.rpartition("at a time")[2]
     odds = 2.0 * ("fine" in said) - 2.0 * ("poor" in said)
     return -math.log1p(math.exp(-odds if "good" in label else odds))
 
@@ -68,6 +69,13 @@ def test_an_answer_that_goes_by_its_rationale_alone(task: Task, model: ScriptedM
         assert each["rationale_early"] == pytest.approx(P - 0.5)  # its first third is the words that begin the answer
         assert each["rationale_other"] == pytest.approx(P - (1 - P))
         assert each["rationale_reworded"] == pytest.approx(0.0)
+
+
+def test_a_rationale_that_was_never_written_has_no_columns(task: Task, model: ScriptedModel) -> None:
+    """What some programs call theirs, such as the words that they emphasised, stands in no prompt."""
+    program = make("zero_shot", mode="score").fit(task, model, 0)
+    named = [replace(a, rationale="heads for good 3") for a in program.answer(task.test, model)]
+    assert followed(program, task.test, named, model) == [{}] * len(task.test)
 
 
 @pytest.mark.parametrize("way", ["none", "batch"])
