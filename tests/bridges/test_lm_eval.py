@@ -303,12 +303,3 @@ def test_a_report_is_read_where_the_task_is_not_open(folder: Path, tmp_path: Pat
     with pytest.raises(DataError, match="harness_task"):
         amplify.metrics.find(task.metric)
     OPENED[task.metric] = held
-
-
-@pytest.mark.real
-def test_smollm2_reproduces_the_harness_on_five_tasks(smollm2: Path, folder: Path) -> None:
-    with amplify.load_model(f"transformers:{smollm2}", dtype="float32") as model:
-        own = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=1, device="cpu")
-        theirs, ours = (evaluated(lm, folder, list(TASKS), limit=4) for lm in (own, AmplifyLM(model)))
-    for name, scores in theirs.items():
-        assert in_nats(ours[name]) == near(scores), name
