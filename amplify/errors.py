@@ -38,6 +38,14 @@ class AmplifyError(Exception):
     """Base class: the command line prints the message without a traceback and exits with status 2.
 
     Secrets in a message are hidden (see `redaction`).
+
+    Example:
+        >>> try:
+        ...     amplify.load_model("scripted:ecko")
+        ... except amplify.AmplifyError as error:
+        ...     print(error)
+        unknown script 'ecko'. Did you mean 'echo'? Known scripts: echo, first_option, last_answer, say=TEXT. In
+        Python, pass reply=, a function of the prompt's text.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -56,11 +64,25 @@ def _again(kind: type[AmplifyError], args: tuple[Any, ...], held: Mapping[str, A
 
 
 class InputError(AmplifyError, ValueError):
-    """What the user passed is wrong: a missing column, a span outside the text, a label not in the task."""
+    """What the user passed is wrong: a missing column, a span outside the text, a label not in the task.
+
+    Example:
+        >>> amplify.Span(3, 3)
+        Traceback (most recent call last):
+            ...
+        amplify.errors.InputError: a span needs 0 <= start < end, got [3, 3)
+    """
 
 
 class UnknownNameError(InputError):
-    """A name that is not registered."""
+    """A name that is not registered.
+
+    Example:
+        >>> amplify.load_task("suport_tickets")
+        Traceback (most recent call last):
+            ...
+        amplify.errors.UnknownNameError: unknown task 'suport_tickets'. Did you mean 'support_tickets'? ...
+    """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         """Suggest the nearest known name, then list them all.
@@ -80,11 +102,25 @@ class UnknownNameError(InputError):
 
 
 class CapabilityError(AmplifyError):
-    """A method needs what this model cannot do; the message names the models that can."""
+    """A method needs what this model cannot do; the message names the models that can.
+
+    Example:
+        >>> amplify.explain("A fine day.", " yes", model="scripted:echo", method="integrated_gradients")
+        Traceback (most recent call last):
+            ...
+        amplify.errors.CapabilityError: integrated_gradients looks inside the model, which 'scripted:echo' ...
+    """
 
 
 class MissingExtraError(AmplifyError, ImportError):
-    """An optional package is not installed; the message is the command that installs it."""
+    """An optional package is not installed; the message is the command that installs it.
+
+    Example:
+        >>> raise amplify.MissingExtraError("ragas")
+        Traceback (most recent call last):
+            ...
+        amplify.errors.MissingExtraError: this needs the package 'ragas', which is not installed: pip ...
+    """
 
     def __init__(self, package: str, extra: str | None = None) -> None:
         """Name the command.
@@ -125,6 +161,12 @@ class PromptFormatError(InputError):
     Attributes:
         problem: what is wrong, without the way out.
         kind: "template" (there is none), "system" (it takes no system message), or "messages" (it refuses them).
+
+    Example:
+        >>> raise amplify.PromptFormatError("its chat template takes no system message", "system")
+        Traceback (most recent call last):
+            ...
+        amplify.errors.PromptFormatError: its chat template takes no system message: leave the system ...
     """
 
     def __init__(self, problem: str, kind: Literal["template", "system", "messages"]) -> None:
@@ -145,7 +187,15 @@ class EmptyAnswerError(InputError):
 
 
 class ContextLengthError(InputError):
-    """A prompt does not fit the model's window."""
+    """A prompt does not fit the model's window.
+
+    Example:
+        >>> model = amplify.load_model("scripted:echo", max_context=4)
+        >>> model.generate([amplify.Prompt(text="one two three four five")], amplify.Sampling(max_tokens=1))
+        Traceback (most recent call last):
+            ...
+        amplify.errors.ContextLengthError: prompt 0 has 5 tokens + max_tokens=1, which is more than the ...
+    """
 
 
 class ModelError(AmplifyError):
@@ -154,6 +204,11 @@ class ModelError(AmplifyError):
     Attributes:
         completed: index in the batch -> what was answered before (a Completion or TokenLogProbs); whoever raises it
             has put it nowhere else.
+
+    Example:
+        >>> error = amplify.ModelError("the server is gone", completed={0: "yes"})
+        >>> error.completed
+        {0: 'yes'}
     """
 
     def __init__(self, message: str, completed: Mapping[int, Any] | None = None) -> None:
@@ -162,12 +217,35 @@ class ModelError(AmplifyError):
 
 
 class DataError(AmplifyError):
-    """A data set or model cannot be had or read."""
+    """A data set or model cannot be had or read.
+
+    Example:
+        >>> amplify.load_task("reviews.csv", text="review", label="stars")
+        Traceback (most recent call last):
+            ...
+        amplify.errors.DataError: no file reviews.csv
+    """
 
 
 class RunError(AmplifyError):
-    """A file or run folder is in use, belongs to another configuration, or cannot be written."""
+    """A file or run folder is in use, belongs to another configuration, or cannot be written.
+
+    Example:
+        >>> from amplify.evaluation import load_report
+        >>> load_report("runs/none")
+        Traceback (most recent call last):
+            ...
+        amplify.errors.RunError: runs/none is no run folder: it has no run.json
+    """
 
 
 class WriteError(RunError):
-    """A file cannot be written: a full disk, a folder that is not there, no permission. What stood there is whole."""
+    """A file cannot be written: a full disk, a folder that is not there, no permission. What stood there is whole.
+
+    Example:
+        >>> steering = amplify.Steering(heads={3: [0, 5]})
+        >>> steering.save("no/such/folder/heads.yaml")
+        Traceback (most recent call last):
+            ...
+        amplify.errors.WriteError: cannot write no/such/folder/heads.yaml: No such file or directory. Make ...
+    """

@@ -20,6 +20,10 @@ class Message:
         role: who speaks.
         content: the text.
         extra: what else chat templates and servers read of a message, e.g. `tool_calls`, `tool_call_id` or `name`.
+
+    Example:
+        >>> amplify.Message("user", "Hello").to_dict()
+        {'role': 'user', 'content': 'Hello'}
     """
 
     role: Role
@@ -49,6 +53,12 @@ class Span:
         weight: emphasis factor w on the span's attention, None for the steering's default (1/alpha).
             Above 1 emphasises, between 0 and 1 de-emphasises.
         message: index into `Prompt.messages`; None for raw text.
+
+    Example:
+        >>> text = "Answer in one word."
+        >>> span = amplify.Span(10, 18, weight=5.0)
+        >>> text[span.start : span.end]
+        'one word'
     """
 
     start: int
@@ -76,6 +86,13 @@ class Prompt:
             Dictionaries with `role` and `content` are accepted.
         prefix: the beginning of the answer, which the model continues. It is not part of the completion.
         emphasis: spans that steering emphasises; never visible in what is sent.
+
+    Example:
+        >>> prompt = amplify.Prompt(messages=[{"role": "user", "content": "Answer in one word."}], prefix="Well,")
+        >>> prompt.messages[0].content
+        'Answer in one word.'
+        >>> amplify.Prompt(text="Once upon a time", emphasis=[amplify.Span(5, 9)]).emphasis[0].end
+        9
     """
 
     text: str | None = None
@@ -117,6 +134,10 @@ class Sampling:
         logprobs: whether completions come with their tokens' log-probabilities.
         offset: number of the first prompt, where these are part of a longer batch: a seed gives each number random
             numbers of its own.
+
+    Example:
+        >>> amplify.Sampling(max_tokens=8, stop="END").stop
+        ('END',)
     """
 
     max_tokens: int = 64
@@ -146,6 +167,11 @@ class Completion:
         completion_tokens: tokens generated.
         logprobs: of the tokens generated, an end token and those of a stop string included, by the model's own
             distribution (temperature 1); None unless `Sampling.logprobs` asks for them.
+
+    Example:
+        >>> model = amplify.load_model("scripted:say=Paris")
+        >>> model.generate([amplify.Prompt(text="The capital of France is")], amplify.Sampling())
+        [Completion(text='Paris', finish_reason='stop', prompt_tokens=5, completion_tokens=1, logprobs=None)]
     """
 
     text: str
@@ -166,6 +192,11 @@ class TokenLogProbs:
         tokens: the text of each.
         token_ids: empty where a server does not tell them.
         logprobs: one a token.
+
+    Example:
+        >>> found = amplify.TokenLogProbs((" New", " York"), (1, 2), (-1.5, -0.5))
+        >>> found.total, found.mean
+        (-2.0, -1.0)
     """
 
     tokens: tuple[str, ...]
@@ -195,6 +226,11 @@ class Example:
         options: the texts behind `choices`, in the same order; empty where the choice is its own text.
         answers: every accepted gold string, for free-text answers.
         fields: further columns, for templates.
+
+    Example:
+        >>> item = amplify.Example("q1", "Where do fish live?", "A", choices=("A", "B"), options=("water", "trees"))
+        >>> dict(zip(item.choices, item.options))[item.label]
+        'water'
     """
 
     id: str
@@ -221,6 +257,11 @@ class Attribution:
         method, model, budget, seed: how, on what, at what cost (model evaluations).
         meta: versions and anything else that a reader of the result must know.
         signed: False where scores say how much a word mattered, and not for which side.
+
+    Example:
+        >>> a = amplify.Attribution("dull film", ("dull", "film"), ((0, 4), (5, 9)), (1.5, -0.25), "negative")
+        >>> a.top(1), a.scores
+        (['dull'], (1.5, -0.25))
     """
 
     text: str
@@ -276,6 +317,11 @@ class Rationale:
         kind: the template or strategy that made it.
         attribution: where the words came from, if from one.
         shares: of the weight that speaks for the target in the attribution, what each cited word or phrase holds.
+
+    Example:
+        >>> why = amplify.Rationale("The key words: dull, slow.", ("dull", "slow"), "key_words", shares=(0.5, 0.25))
+        >>> why.coverage
+        0.75
     """
 
     text: str
@@ -303,6 +349,12 @@ class Demonstration:
         rationale: why its label is right, or None.
         foil: the wrong label that the model gave to it, if that is known.
         score: what it was selected by (e.g. the misclassification confidence score), if anything.
+
+    Example:
+        >>> example = amplify.Example("1", "A dull film.", "negative")
+        >>> shot = amplify.Demonstration(example, amplify.Rationale("It says dull."))
+        >>> shot.example.label, shot.rationale.text
+        ('negative', 'It says dull.')
     """
 
     example: Example
@@ -345,6 +397,11 @@ class Answer:
         prompt_tokens, completion_tokens, calls: cost of this answer.
         prompt: the last prompt sent, for the report (None where it is no text).
         sources: what became of the example's documents, for programs that read some.
+
+    Example:
+        >>> answer = amplify.Answer("yes", "The answer is yes.", scores={"yes": -0.5, "no": -2.0})
+        >>> answer.value, round(answer.probabilities()["yes"], 2)
+        ('yes', 0.82)
     """
 
     value: str | None

@@ -60,16 +60,25 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links to what lies beside the pages in the repository are shown as its paths; that of the results is a page."""
+    markdown = re.sub(r"<!-- shown: (\w+) -->", lambda found: shown(found[1]), markdown)
     deep = "../" * page.file.src_uri.count("/")
     markdown = re.sub(r"\]\((?:\.\./)+eval/results/README\.md", f"]({deep}results.md", markdown)
     return re.sub(r"\[([^\]]+)\]\((?:\.\./)+((?:eval|tests|prompts|tasks|steering)/[^)]*)\)", r"\1 (`\2`)", markdown)
+
+
+def shown(name: str) -> str:
+    """The first result of a notebook that shows itself."""
+    cells = json.loads((ROOT / "docs" / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    found = (out["data"]["text/html"] for cell in cells for out in cell.get("outputs", ()) if "data" in out)
+    return f"<div>{''.join(next(found))}</div>"
 
 
 def notebook(path: Path) -> Iterator[str]:
     """A notebook as a page: its text, its code, and what that gave."""
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
-        yield source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+        if "close()" not in source:  # tidies up, and shows nothing
+            yield source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
         for output in cell.get("outputs", ()):
             data = output.get("data", {"text/plain": output.get("text", "")})
             if "text/html" in data:

@@ -52,6 +52,30 @@ def evaluated(dry_run: bool, task: Any, model: Any, methods: Any, **how: Any) ->
     return report
 
 
+def loaded(names: Sequence[str], dry_run: bool, **how: Any) -> dict[str, Any]:
+    """The tasks of a table by their names, all before any is worked on.
+
+    Args:
+        names: of `amplify.load_task`.
+        dry_run: name the tasks whose data are not here, with where to get them, and leave them out of the plan.
+        **how: of `amplify.load_task`.
+
+    Raises:
+        DataError: the data of one are not here, and this is no dry run.
+    """
+    import amplify
+
+    tasks = {}
+    for name in names:
+        try:
+            tasks[name] = amplify.load_task(name, **how)
+        except amplify.DataError as error:
+            if not dry_run:
+                raise
+            print(f"{name}: left out here, its data are not in this place: {error}\n", flush=True)
+    return tasks
+
+
 def model_options(given: Sequence[str]) -> dict[str, Any]:
     """Options of a model as the command line has them, KEY=VALUE."""
     from amplify.cli.common import pairs

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import command, evaluated, model_options, open_exact
+from measuring import command, evaluated, loaded, model_options, open_exact
 
 import amplify
 from amplify.errors import AmplifyError
@@ -138,8 +138,7 @@ def main(
     reports = {}
     names = PAPER_TASKS if paper else tasks.split(",")
     with open_exact(model, **model_options(options)) as opened:
-        for each in names:
-            task = amplify.load_task(each)
+        for each, task in loaded(names, dry_run).items():
             reports[each] = evaluated(
                 dry_run,
                 task,

@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
-from measuring import model_options, open_exact
+from measuring import loaded, model_options, open_exact
 from tqdm import tqdm
 
 import amplify
@@ -175,15 +175,13 @@ def main(
     """Explain a proxy's labels by prompting, and measure how faithful that is."""
     found = {}
     if dry_run:
-        for one in tasks.split(","):
-            task = amplify.load_task(one)
+        for one, task in loaded(tasks.split(","), dry_run).items():
             inputs = min(items or len(task.test), len(task.test))
             asked = f"{inputs * len(STRATEGIES):,} prompts to {explainer} or more, where replies cannot be read"
             click.echo(f"{one}: a proxy trained on {len(task.train)} items; {inputs} inputs explained, {asked}")
         return
     with open_exact(explainer, **model_options(options)) as opened:
-        for one in tasks.split(","):
-            task = amplify.load_task(one)
+        for one, task in loaded(tasks.split(","), dry_run).items():
             trained = amplify.train_proxy(task, proxy, seed=seed)
             found[one] = measured(task, trained, opened, items, k, neighbours, seed, out)
             found[one]["proxy"] = {"name": trained.name, "identity": trained.identity}

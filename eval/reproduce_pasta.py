@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from measuring import evaluated, model_options, open_exact
+from measuring import evaluated, loaded, model_options, open_exact
 from reproduce_amplify import write
 
 import amplify
@@ -155,7 +155,7 @@ def main(
     with open_exact(model, **{**steers, **model_options(options)}) as opened:
         if not multi and model_name(opened) in profiles():
             multi = model_name(opened)
-        for task_name in (PAPER_TASKS if paper else tasks).split(","):
+        for task_name in loaded((PAPER_TASKS if paper else tasks).split(","), dry_run, data=data):
             for wording, instruction in wordings(table, task_name):
                 task = amplify.load_task(task_name, data, instruction=instruction)
                 way = mode or ("score" if task.labels_of(task.test[0]) else "generate")

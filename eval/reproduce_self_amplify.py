@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import evaluated, model_options, open_exact
+from measuring import evaluated, loaded, model_options, open_exact
 from reproduce_amplify import write
 
-import amplify
 from amplify.attribution.explainers import METHODS as EXPLAINERS
 from amplify.errors import AmplifyError
 from amplify.methods import METHODS, SelfAmplify, make
@@ -122,8 +121,7 @@ def main(
     """Reproduce TABLE on each task and write one table over all of them."""
     reports = {}
     with open_exact(model, **model_options(options)) as opened:
-        for each in PAPER_TASKS if paper else tasks.split(","):
-            task = amplify.load_task(each)
+        for each, task in loaded(PAPER_TASKS if paper else tasks.split(","), dry_run).items():
             reports[each] = evaluated(
                 dry_run,
                 replace(task, test=task.test[skip:]),

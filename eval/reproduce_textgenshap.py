@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import click
-from measuring import command, evaluated, model_options, open_exact
+from measuring import command, evaluated, loaded, model_options, open_exact
 
 import amplify
 from amplify import templates
@@ -238,9 +238,9 @@ def evaluate_all(
     """One run a task, and one file over all of them."""
     reports = {}
     with open_exact(model, **model_options(options)) as opened:
-        for task in tasks.split(","):
+        for task, whole in loaded(tasks.split(","), dry_run).items():
             reports[task] = evaluated(
-                dry_run, amplify.load_task(task), opened, methods, seeds=numbers(seeds), limit=limit or None,
+                dry_run, whole, opened, methods, seeds=numbers(seeds), limit=limit or None,
                 batch_size=4, out=out / table / task.replace("/", "-"), baseline=baseline,
             )  # fmt: skip
         about = opened.describe()

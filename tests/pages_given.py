@@ -31,11 +31,10 @@ REVIEWS = [
 RACE = ["zero_shot", "few_shot[shots=2]", "few_shot[shots=2]+batch"]
 SMALLER = (
     ("qwen2.5-coder-0.5b", "smollm2-135m"),
-    ("amplify.Budget(minutes=20)", f"amplify.Budget(calls=1500), candidates={RACE}"),
     ("limit=50", "limit=4"),
     ('["zero_shot", "few_shot", "amplify"]', '["zero_shot", "few_shot", amplify.methods.Amplify(pool=8)]'),
     ("Amplify(shots=4)", "Amplify(shots=4, pool=8)"),
-    (",my_method", ""),  # a plugin's: tests/test_extending.py
+    (",my_method", ""),  # a plugin's: tests/test_extending.py registers such ones
 )
 SHORTER = {
     "run": ["--limit", "2", "--seeds", "0", "--mode", "score"],
@@ -230,6 +229,51 @@ def _pipelines(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     return {"documents": documents, "rag_chain": chain, "engine": engine, "pipeline": Pipeline()}
 
 
+def _prompts(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """A scripted model for what asks hundreds of prompts about the parts and the words of one."""
+    real, scripted = "transformers:qwen2.5-coder-0.5b", "scripted:first_option"
+    reader.instead[:0] = [
+        (f"explain-prompt support_tickets -m {real}", f"explain-prompt support_tickets -m {scripted}"),
+        (f'task, "{real}", budget=64, items=32', f'task, "{scripted}", budget=64, items=8'),
+        (
+            f'load_model("{real}") as model:\n    found = find_ins',
+            f'load_model("{scripted}") as model:\n    found = find_ins',
+        ),
+    ]
+    reader.shorter["explain-prompt"] = ["--items", "8", "--held-out", "8"]
+    return {}
+
+
+def _bridges(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """A tuned program, a run, attributed answers; a model, data and demonstrations of other tools; a local hub."""
+    import dspy
+    import pytest
+    from datasets import Dataset, DatasetDict
+    from local_hub import at_hand
+    from transformers import pipeline
+
+    import amplify
+    from amplify import hub
+
+    task = amplify.load_task("my_reviews.csv", text="review", label="stars")
+    program = amplify.methods.FewShot(shots=2).fit(task, amplify.load_model("scripted:first_option"), seed=0)
+    Path("tuned").mkdir()
+    program.save("tuned/program.json")
+    amplify.evaluate(task, "scripted:first_option", ["zero_shot"], limit=4, out="runs/mine", progress=False)
+    result = amplify.attribute_sources("Where is it?", ["It is in Rome.", "Bees fly."], "scripted:say=Rome")
+    columns = {"review": [text for text, _ in REVIEWS], "stars": [label for _, label in REVIEWS]}
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    reader.instead.append(('card="What was measured.")', 'card="What was measured.", api=hub)'))
+    return {
+        "result": result,
+        "results": [result],
+        "trainset": [dspy.Example(text=e.text, answer=e.label).with_inputs("text") for e in task.train[:8]],
+        "dataset_dict": DatasetDict({split: Dataset.from_dict(columns) for split in ("train", "test")}),
+        "pipe": pipeline("text-generation", model=str(hub.resolve("smollm2-135m"))),
+        "hub": at_hand(Path("hub").absolute(), patch),
+    }
+
+
 def _conversation(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     """The messages of a pipeline with its answer, and its documents."""
     import amplify
@@ -251,7 +295,9 @@ GIVEN: dict[str, Callable[[Reader, contextlib.ExitStack], dict[str, Any]]] = {
     "docs/faithfulness.md": _highlights,
     "docs/steer.md": _module,
     "docs/textgenshap.md": _conversation,
+    "docs/tune.md": _prompts,
     "docs/rag.md": _pipelines,
+    "docs/howto/bridges.md": _bridges,
     "docs/howto/cluster.md": _many,
     "docs/howto/models.md": _in_hand,
     "docs/howto/serve.md": _service,

@@ -203,6 +203,12 @@ class Faithfulness:
         values: (explainer or reference, metric) -> one value per item, random averaged over its draws.
         settings: k, masks, draws, seed and the model.
         evaluations: of the model.
+
+    Example:
+        >>> found = amplify.explain_many(["good old day"], [" yes"], model="scripted:echo", methods=["occlusion"])
+        >>> table = amplify.faithfulness(found, "scripted:echo", metrics=["comprehensiveness"])
+        >>> table.methods, table.row("occlusion", "comprehensiveness").items
+        (['occlusion'], 1)
     """
 
     rows: tuple[Row, ...]

@@ -16,7 +16,16 @@ from amplify.render import escape
 
 @dataclass(frozen=True)
 class Report(Results):
-    """The results of a run; it prints itself as the tables of the terminal."""
+    """The results of a run; it prints itself as the tables of the terminal.
+
+    Example:
+        >>> task = amplify.load_task("coin_flip", limit=4)
+        >>> report = amplify.evaluate(task, "scripted:say=yes", ["zero_shot", "few_shot"], seeds=[0], progress=False)
+        >>> report.row("zero_shot").score, report.row("zero_shot").n
+        (0.0, 4)
+        >>> report.to_html("report.html")[:15]
+        '<!doctype html>'
+    """
 
     def __str__(self) -> str:
         return tables.as_text(self)

@@ -32,6 +32,13 @@ class Program(ABC):
 
     Raises:
         InputError: another class has that kind; raised where the class is defined.
+
+    Example:
+        >>> task, model = amplify.load_task("coin_flip"), amplify.load_model("scripted:say=The answer is yes.")
+        >>> program = amplify.methods.ZeroShot().fit(task, model, seed=0)
+        >>> program.save("coins.json")
+        >>> amplify.Program.load("coins.json").answer(task.test[:1], model)[0].value
+        'yes'
     """
 
     kind: ClassVar[str]

@@ -111,8 +111,10 @@ class TransformersModel:
         InputError: an option's value is wrong, or the module is none that can be used.
 
     Example:
-        >>> model = amplify.TransformersModel(module, tokenizer)  # doctest: +SKIP
-        >>> amplify.explain("Paris is the capital of", target=" France", model=model)  # doctest: +SKIP
+        >>> model = amplify.TransformersModel(module, tokenizer)
+        >>> why = amplify.explain("Paris is the capital of", target=" France", model=model)
+        >>> why.words
+        ('Paris', 'is', 'the', 'capital', 'of')
     """
 
     def __init__(

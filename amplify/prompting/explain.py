@@ -103,6 +103,8 @@ def explain_prompt(
     inner = whole.program if isinstance(whole, CalibratedProgram) else whole
     if not isinstance(inner, ShotProgram) or inner.steering is not None:
         raise _without_parts(inner.kind)
+    if items < LEAST:
+        raise InputError(f"items: a game needs at least {LEAST} labelled items, got {items}")
     pool = _labelled(task, inner, seed)
     game_items, check_items = pool[:items], pool[items : items + held_out]
     if len(game_items) < LEAST:

@@ -101,6 +101,14 @@ class PromptExplanation:
         helps: whether that is surely better on the other items (one-sided p at most 5 %).
         program: the program of the advice, to be used where it helps.
         meta: task, model, items, budget, estimator, seed, tokens.
+
+    Example:
+        >>> task = amplify.load_task("support_tickets")
+        >>> found = amplify.explain_prompt("zero_shot", task, "scripted:first_option", items=8, show_progress=False)
+        >>> [(part.name, round(part.value, 2)) for part in found.parts]
+        [('instruction 1', -1.47), ('label list', 0.58)]
+        >>> found.helps, found.verdict()[:50]
+        (False, 'It does not surely help to leave out instruction 1')
     """
 
     parts: tuple[PartValue, ...]

@@ -231,6 +231,11 @@ class Proxy:
         identity: SHA-256 over everything that made it.
         module: in evaluation mode, float32, parameters frozen.
         card: how it was made and how good it is.
+
+    Example:
+        >>> proxy = amplify.train_proxy(amplify.load_task("planted_single", limit=4), encoder, epochs=1, progress=False)
+        >>> proxy.kind, proxy.labels
+        ('encoder', ('left', 'right'))
     """
 
     folder: Path
@@ -264,8 +269,9 @@ class Proxy:
             InputError: no classifier, a slow tokenizer, or as many labels as the head has not columns.
 
         Example:
-            >>> proxy = amplify.Proxy.from_model(classifier, tokenizer, ["negative", "positive"])  # doctest: +SKIP
-            >>> amplify.explain("A dull film.", target="negative", model=proxy)  # doctest: +SKIP
+            >>> proxy = amplify.Proxy.from_model(classifier, its_tokenizer, ["negative", "positive"])
+            >>> amplify.explain("A dull film.", target="negative", model=proxy).words
+            ('A', 'dull', 'film')
         """
         from amplify.proxies.proxy import from_model
 

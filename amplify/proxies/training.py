@@ -73,6 +73,11 @@ def train_proxy(
     Raises:
         InputError: nothing to train on, a gold label outside the labels, or `out` holds something else.
         DataError: the proxy cannot be written.
+
+    Example:
+        >>> proxy = amplify.train_proxy(amplify.load_task("planted_single", limit=4), encoder, epochs=1, progress=False)
+        >>> proxy.trained, proxy.labels
+        (True, ('left', 'right'))
     """
     if epochs < 0 or batch_size < 1:
         raise InputError(f"a proxy needs epochs >= 0 and batch_size >= 1, got {epochs} and {batch_size}")

@@ -29,6 +29,13 @@ class Claim:
             Votes: what all sources add to it.
         verdict: "supported"; "from memory" where the sources change little; "contradicted" where they make it less
             likely.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, said: -0.1 if "in Rome" in text else -5.0)
+        >>> why = amplify.attribute_sources("Where is it?", ["It is in Rome.", "Bees fly far."], model, "Rome")
+        >>> [(claim.text, claim.verdict, round(claim.support, 2)) for claim in why.claims]
+        [('Rome', 'supported', 0.98)]
     """
 
     text: str
@@ -62,6 +69,14 @@ class Citation:
         source_start, source_end: characters of the document where that text stands.
         score, low, high: of the source for the claim, and its 95 % interval.
         share: of what the context gives the claim.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, said: -0.1 if "in Rome" in text else -5.0)
+        >>> documents = [amplify.Document("It is in Rome.", title="Guide"), "Bees fly far."]
+        >>> why = amplify.attribute_sources("Where is it?", documents, model, "Rome")
+        >>> [(c.title, c.text, round(c.share, 2)) for c in why.citations]
+        [('Guide', 'It is in Rome.', 1.0)]
     """
 
     claim: int

@@ -24,6 +24,10 @@ class Document:
         id: tells it apart in citations; its number where it has none.
         title: what people call it, e.g. a file's name.
         metadata: whatever else comes with it; carried along.
+
+    Example:
+        >>> amplify.Document("The museum opened in 1931.", id="faq-7", title="Museum").named(0)
+        'Museum'
     """
 
     text: str
@@ -51,6 +55,15 @@ class Source:
     Attributes:
         message, start, end: the place.
         id, title, metadata: see `Document`.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "It is in Rome. Bees fly. Where is it?"}]
+        >>> spans = [amplify.Source(0, 0, 14, title="Guide"), amplify.Source(0, 15, 24)]
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, said: -0.1 if "in Rome" in text else -5.0)
+        >>> why = amplify.attribute_sources(messages=messages, sources=spans, answer="Rome", model=model)
+        >>> why.documents.scores.round(2).tolist()
+        [4.9, 0.0]
     """
 
     message: int

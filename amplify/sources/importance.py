@@ -189,6 +189,15 @@ class SourceImportance:
         questions, held_out: how many chose, and how many checked.
         notes: what a reader must know.
         meta: model, versions and options.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(reply=lambda text: "Bern" if "in Bern" in text else "Rome")
+        >>> two = ["Ada is in Bern.", "Ada is in Rome."]
+        >>> rows = [{"question": f"Where in {year}?", "documents": two, "answers": ["Bern"]} for year in range(8)]
+        >>> found = amplify.source_importance(rows, model, k=1)
+        >>> [(line.title, line.verdict) for line in found.lines]
+        [('Ada is in Rome.', 'unclear'), ('Ada is in Bern.', 'helps')]
     """
 
     lines: tuple[SourceLine, ...]

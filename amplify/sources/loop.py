@@ -68,6 +68,15 @@ class Loop:
         marked: the spans.
         rests: what the first and the steered answer rest on; None where there was nothing to compare.
         attribution: of the first answer; None where the spans came from elsewhere.
+
+    Example:
+        >>> documents = ["Ada is in Bern. She moved.", "Bees fly."]
+        >>> model = amplify.TransformersModel(module, tokenizer)  # of transformers, as you have loaded it
+        >>> found = amplify.answer_in_loop("Where is Ada?", documents, model, budget=8, max_tokens=4)
+        >>> found.kept, len(found.marked)
+        ('steered', 2)
+        >>> found.why
+        "the spans take away ...% of the steered answer's surprise, ...% of the first's"
     """
 
     answer: str

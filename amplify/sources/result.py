@@ -114,6 +114,21 @@ class SourceAttribution:
         notes: what else a reader must know, in sentences: documents merged, an answer that was cut.
         column: which of the columns the levels show.
         meta: model, versions, and more of how.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, said: -0.1 if "in Rome" in text else -5.0)
+        >>> why = amplify.attribute_sources("Where is it?", ["Bees fly far.", "It is in Rome."], model, "Rome")
+        >>> print(why)
+        shapley values of 2 documents for the answer 'Rome'
+        32 prompts, 624 tokens forwarded, ... s (trie, exact, order fixed)
+          supported (98%): Rome
+             +4.900 [+4.900, +4.900]  document 1: It is in Rome.
+                 +4.900 [+4.900, +4.900]  It is in Rome.
+             +0.000 [+0.000, +0.000]  document 0: Bees fly far.
+        >>> why.rerank()[0].text
+        'It is in Rome.'
+        >>> why.save("why.json")
     """
 
     question: str

@@ -399,6 +399,13 @@ def steered(
     Raises:
         InputError: no prompt or one without tokens, a span without tokens, heads that the model does not have or that
             were measured on another one, or attention that cannot be steered (the message says why).
+
+    Example:
+        >>> prompt = amplify.parse_emphasis("Answer in **one word**.")
+        >>> with amplify.steered(module, tokenizer, [prompt], amplify.Steering(heads={0: [1]}, alpha=0.1)) as inputs:
+        ...     found = module.generate(**inputs, max_new_tokens=4)
+        >>> found.shape[1] - inputs["input_ids"].shape[1] <= 4
+        True
     """
     rendered = [render(p, tokenizer) for p in prompts]
     encoded = tokenise(tokenizer, rendered)

@@ -116,6 +116,12 @@ class Steering:
         rotation: for "seka": seed that turns the projections into random ones of equal rank, as a control.
         model: what is known of the model that the heads were measured on, compared by `check`; empty for any model.
         provenance: how a profile was measured; carried along, never interpreted.
+
+    Example:
+        >>> steering = amplify.Steering(heads={3: [0, 5]}, alpha=0.05)
+        >>> steering.save("heads.yaml")
+        >>> amplify.Steering.load("heads.yaml").heads
+        {3: (0, 5)}
     """
 
     heads: Mapping[int, tuple[int, ...]] | None = None

@@ -36,6 +36,11 @@ class Task:
         stop: strings that end an answer, () for the method's own.
         source, revision, licence, citation: provenance.
         fields: what else a reader of a result must know, e.g. how many rows were left out, and why.
+
+    Example:
+        >>> task = amplify.load_task("support_tickets")
+        >>> task.labels, len(task.test)
+        (('billing', 'technical', 'shipping', 'account', 'cancellation'), 150)
     """
 
     name: str

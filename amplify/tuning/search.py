@@ -166,6 +166,15 @@ class Tuned:
         one_by_one: tokens that asking every candidate's prompts one by one would have forwarded.
         notes: what was left out and why.
         config: what it depends on.
+
+    Example:
+        >>> task = amplify.load_task("support_tickets", limit=8)
+        >>> candidates = ["zero_shot", "few_shot[shots=2]"]
+        >>> model = amplify.load_model("scripted:first_option")
+        >>> found = amplify.tune(task, model, "calls=3000", candidates=candidates, show_progress=False)
+        >>> found.label, found.better
+        ('zero_shot', False)
+        >>> found.program.save("program.json")
     """
 
     program: Program = field(repr=False)

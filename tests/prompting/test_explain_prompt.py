@@ -275,6 +275,8 @@ def test_what_cannot_be_explained(program: ShotProgram, task: Task, words: Task)
     with pytest.raises(CapabilityError, match="log-probabilities"):
         explained(program, task, ScriptedGenerator("echo"))
     assert "auto" in ESTIMATORS
+    with pytest.raises(InputError, match="at least 8 labelled items, got 4"):
+        explained(program, task, model, items=4)
 
 
 @pytest.fixture
