@@ -197,7 +197,7 @@ def test_an_older_and_an_unknown_program_say_so(tmp_path: Path) -> None:
         ({"format": 2, "kind": "shots"}, "not a program of format 1"),
         ({"format": 1, "kind": "other"}, "of kind 'other', which neither"),
         ({"format": 1, "kind": ["shots"]}, "which neither amplify"),
-        ({"format": 1, "kind": "shots"}, r"damaged program: form is missing\. Fit it again"),
+        ({"format": 1, "kind": "shots"}, r"damaged, or of an earlier version: form is missing\. Fit it again"),
     ):
         path.write_text(json.dumps(content))
         with pytest.raises(DataError, match=says):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +153,32 @@ def test_another_format_is_told(
     (tmp_path / "heads.yaml").write_text(yaml.safe_dump(changed({"format": 1, "heads": {0: [1]}})))
     with pytest.raises(DataError, match="not a steering profile of format 1"):
         amplify.Steering.load(tmp_path / "heads.yaml")
+
+
+EARLIER = Path(__file__).parent / "earlier"
+"""Files that earlier versions wrote: `first` by the first that wrote each kind, `renamed` since the names of today."""
+
+
+@pytest.mark.parametrize(
+    ("file", "read", "told"),
+    [
+        ("first/program.json", Program.load, r"first/program.json: it is damaged, or of an earlier .* Fit it again"),
+        ("first", load_report, r"first/run.json was changed, or is of an earlier version: .* Start the run anew"),
+        ("first/why.json", SourceAttribution.load, r"first/why.json .* is of format 1, .* reads 2: attribute again"),
+    ],
+)
+def test_what_the_first_versions_wrote_is_one_clear_error(file: str, read: Callable[[Path], Any], told: str) -> None:
+    with pytest.raises(AmplifyError, match=told) as caught:
+        read(EARLIER / file)
+    assert isinstance(caught.value, DataError | RunError)
+
+
+def test_what_versions_since_the_renaming_wrote_is_read() -> None:
+    assert amplify.Steering.load(EARLIER / "first" / "heads.yaml").heads == {0: (1,)}
+    folder = EARLIER / "renamed" / "run"
+    report = load_report(folder)
+    assert [(row.method, row.n) for row in report.rows] == [("zero_shot", 4), ("few_shot", 4)]
+    assert problems("run", json.loads((folder / "run.json").read_text())) == []
+    for path in (folder / "programs").iterdir():
+        assert problems("program", json.loads(path.read_text())) == []
+        assert Program.load(path).to_dict()

@@ -245,7 +245,9 @@ def read_config(folder: Path) -> Json:
         codec.decode(_Config, config)
         _check_plan(config)
     except DataError as error:
-        raise RunError(f"{path} was changed: {error}. Start the run anew in another folder") from error
+        raise RunError(
+            f"{path} was changed, or is of an earlier version: {error}. Start the run anew in another folder"
+        ) from error
     return config
 
 

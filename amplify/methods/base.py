@@ -130,9 +130,11 @@ class Program(ABC):
         try:
             return Program._kinds[kind].from_dict(held)
         except AmplifyError as error:
-            raise DataError(f"it is a damaged program: {error}. Fit it again") from error
+            raise DataError(f"it is damaged, or of an earlier version: {error}. Fit it again") from error
         except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a class with a form of its own
-            raise DataError(f"it is a damaged program ({error!r} is wrong or missing): fit it again") from error
+            raise DataError(
+                f"it is damaged, or of an earlier version ({error!r} is wrong or missing): fit it again"
+            ) from error
 
 
 def _tagged(programs: tuple[Program, ...]) -> list[dict[str, Any]]:
