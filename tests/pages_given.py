@@ -37,7 +37,7 @@ SMALLER = (
     (",my_method", ""),  # a plugin's: tests/test_extending.py registers such ones
 )
 SHORTER = {
-    "run": ["--limit", "2", "--seeds", "0", "--mode", "score"],
+    "run": ["--limit", "2", "--seeds", "0", "--mode", "score", "--calibrate", "none"],
     "heads": ["--samples", "2", "--most", "4"],
     "proxy": ["--epochs", "1"],
     "tune": ["--budget", "calls=1500", "--candidates", ",".join(RACE)],
@@ -261,14 +261,17 @@ def _bridges(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     program.save("tuned/program.json")
     amplify.evaluate(task, "scripted:first_option", ["zero_shot"], limit=4, out="runs/mine", progress=False)
     result = amplify.attribute_sources("Where is it?", ["It is in Rome.", "Bees fly."], "scripted:say=Rome")
-    columns = {"review": [text for text, _ in REVIEWS], "stars": [label for _, label in REVIEWS]}
+    half, texts, stars = len(REVIEWS) // 2, *zip(*REVIEWS, strict=True)
+    rows = {"train": slice(half), "test": slice(half, None)}
+    sets = {split: Dataset.from_dict({"review": texts[own], "stars": stars[own]}) for split, own in rows.items()}
     patch = stack.enter_context(pytest.MonkeyPatch.context())
+    patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     reader.instead.append(('card="What was measured.")', 'card="What was measured.", api=hub)'))
     return {
         "result": result,
         "results": [result],
         "trainset": [dspy.Example(text=e.text, answer=e.label).with_inputs("text") for e in task.train[:8]],
-        "dataset_dict": DatasetDict({split: Dataset.from_dict(columns) for split in ("train", "test")}),
+        "dataset_dict": DatasetDict(sets),
         "pipe": pipeline("text-generation", model=str(hub.resolve("smollm2-135m"))),
         "hub": at_hand(Path("hub").absolute(), patch),
     }

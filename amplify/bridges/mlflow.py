@@ -34,13 +34,15 @@ def log_run(
         run: a report, or a run folder.
         experiment: of MLflow; made where there is none.
         name: of the run in MLflow; None: task and model.
-        tracking_uri: where to; None: as MLflow is configured. Works offline: a database or folder of this machine.
+        tracking_uri: where to; None: as MLflow is configured. Works offline: a folder of this machine, as
+            "file:mlruns" with MLFLOW_ALLOW_FILE_STORE=true in the environment, or, with all of mlflow installed and not
+            only mlflow-skinny, a database.
 
     Returns:
         The id of the run in MLflow.
 
     Raises:
-        RunError: the run is not finished, or MLflow refuses.
+        RunError: the run is not finished, MLflow refuses, or lacks a package for this kind of store.
         MissingExtraError: mlflow-skinny is not installed.
     """
     report = report_of(run)
@@ -73,6 +75,10 @@ def log_run(
                         key, str(path), file if path.is_dir() else None
                     )
         client.set_terminated(key)
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"MLflow needs the package {error.name!r} for this store: pip install mlflow, or log to a server or a folder"
+        ) from error
     except MlflowException as error:
         raise RunError(f"MLflow does not take the run: {error}") from error
     return str(key)
