@@ -77,7 +77,7 @@ def log_run(
         client.set_terminated(key)
     except ModuleNotFoundError as error:
         raise RunError(
-            f"MLflow needs the package {error.name!r} for this store: pip install mlflow, or log to a server or a folder"
+            f"MLflow needs the package {error.name!r} for this store: pip install mlflow, or log to a folder"
         ) from error
     except MlflowException as error:
         raise RunError(f"MLflow does not take the run: {error}") from error
