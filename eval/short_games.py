@@ -4,8 +4,8 @@ Questions are HotpotQA's (ten paragraphs each), of Natural Questions (the gold p
 other questions by BM25) and our own (`own_passages.json`). Passages are cut to about 12 tokens, the longest
 first: in a trie of all coalitions the last passage is forwarded 512 times and the first one once. The game is
 that of `amplify.attribute_sources`: the log-probability of the model's own answer to all ten, or which answer is
-decoded ("votes"). All 1,024 values are computed, so that the Shapley values are exact; in bfloat16 unless --dtype says
-otherwise.
+decoded ("votes"). All 1,024 values are computed, so that the Shapley values are exact, in the dtype that stands at the
+game (bfloat16 where none does): bfloat16 is quick where a processor computes it itself, float32 elsewhere.
 
     python eval/short_games.py --data $AMPLIFY_DATA --out eval/results/short_games_smollm2.json
 
@@ -151,20 +151,22 @@ def play(model: LocalModel, context: Context, value: str, most: int) -> dict[str
 def add(out: Path, model: LocalModel, name: str, game: Mapping[str, Any]) -> None:
     """Write one more game into a file of games."""
     known: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"games": {}}
-    about = {
+    about = model.describe()
+    written = {
         "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": model.describe(),
+        "model": about,
         "machine": platform.platform(),
+        "games": known["games"] | {name: {"dtype": about["dtype"], **game}},
     }
-    write(out, json.dumps(about | {"games": known["games"] | {name: game}}, separators=(",", ":")) + "\n")
+    write(out, json.dumps(written, separators=(",", ":")) + "\n")
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="transformers:smollm2-135m")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--data", type=Path, required=True, help="folder with hotpotqa/ and nq_open/")
     parser.add_argument("--value", choices=("logprob", "votes"), default="logprob")
     parser.add_argument("--games", type=int, default=48, help="how many there shall be")
