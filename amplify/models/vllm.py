@@ -79,7 +79,8 @@ class VLLMModel:
             model: alias, hub id or folder (`amplify.hub.resolve`).
             steering: start the engine so that it can steer attention: its cache holds wider heads (on a CPU 80 channels
                 instead of 64), which costs a few per cent of speed, also for plain requests. Given a `Steering`, or
-                the name or path of a profile, only in the layers that it names.
+                the name or path of a profile, only in the layers that it names. Given one of mode "seka", nothing is
+                wider, and keys are edited by its projections.
             chat_template_kwargs: switches of the model's chat template, e.g. {"enable_thinking": False}.
             **options: engine arguments of vLLM by keyword, e.g. dtype="float32", max_model_len=2048,
                 enforce_eager=True, tensor_parallel_size=2. Prefix caching is on unless switched off here. On a CPU
@@ -262,6 +263,9 @@ class VLLMModel:
             steering = Steering.load(steering)
         if not isinstance(steering, bool | Steering):
             raise InputError(f"steering is True, a head profile or its name, not {steering!r}")
+        if isinstance(steering, Steering) and steering.edits_keys:
+            turned = {} if steering.rotation is None else {"rotation": steering.rotation}
+            return {"projections": str(Path(steering.projections).resolve()), **turned}
         if isinstance(steering, bool) or steering.heads is None:
             return {}
         config = pretrained.config_of(self.folder, self.id)
@@ -277,10 +281,12 @@ class VLLMModel:
                 "heads the room that steering needs"
             )
         from amplify import hub
-        from amplify.steering.payload import layers_of
+        from amplify.steering.payload import Payload, check_edit, layers_of
 
         named = steering.check(self.llm.llm_engine.model_config.hf_config, hub.identity(self.folder))
-        if closed := named.keys() - layers_of(self.llm.llm_engine.vllm_config):
+        if edit := Payload.of(steering, (), 1).edit:
+            check_edit(edit, self.llm.llm_engine.vllm_config)
+        elif closed := named.keys() - layers_of(self.llm.llm_engine.vllm_config):
             raise InputError(
                 f"{self.id} was opened to steer other layers than {min(closed)}: give load_model this head profile "
                 "as steering=, or True for every layer"

@@ -6,19 +6,21 @@ never guesses. No torch and no vLLM here: clients, servers and engine processes 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from amplify.errors import CapabilityError, InputError
+from amplify.errors import CapabilityError, DataError, InputError
 from amplify.steering.formula import TokenSpan, generated_log_weight, key_log_weights, token_spans
-from amplify.steering.spec import Phase, Steering, head_sets, is_number, resolve
+from amplify.steering.spec import MOST_GAIN, Phase, Steering, head_sets, is_number, resolve
 from amplify.types import STRONGEST
 
 KEY = "amplify_steering"
@@ -33,7 +35,36 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
-_KEYS = ("heads", "spans", "prompt", "exempt_generated", "keep_attention_sink", "phase")
+_KEYS = ("heads", "spans", "prompt", "exempt_generated", "keep_attention_sink", "phase", "edit")
+_OPTIONS = ("layers", "projections", "rotation")
+
+
+@dataclass(frozen=True)
+class KeyEdit:
+    """How a request's marked keys are edited (mode "seka").
+
+    Attributes:
+        projections: `digest_of` those that the engine must have been started with.
+        positive_gain, negative_gain: as of a `Steering`.
+    """
+
+    projections: str
+    positive_gain: float
+    negative_gain: float
+
+
+@functools.lru_cache(maxsize=32)
+def digest_of(path: str, rotation: int | None) -> str:
+    """What tells projections apart: their file's content, and the seed that turns them, if one does.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} holds no key projections: {error}") from error
+    return hashlib.sha256(content + (b"" if rotation is None else f" turned {rotation}".encode())).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -44,6 +75,7 @@ class Payload:
         spans: emphasised tokens of the prompt, ascending and disjoint, with their factors.
         prompt: tokens of the prompt; those behind it are generated, or scored.
         heads, exempt_generated, keep_attention_sink, phase: as of a `Steering`, whose strength is in the spans already.
+        edit: instead of all these: the spans' keys are edited, and attention is left as it is.
     """
 
     spans: tuple[TokenSpan, ...]
@@ -52,11 +84,17 @@ class Payload:
     exempt_generated: bool = False
     keep_attention_sink: bool = False
     phase: Phase = "both"
+    edit: KeyEdit | None = None
     dynamic: ClassVar[bool] = False  # no engine finds factors by itself
 
     @classmethod
     def of(cls, steering: Steering, spans: Sequence[TokenSpan], prompt: int) -> Payload:
         """What a Steering does to a prompt with these spans."""
+        if steering.edits_keys:
+            edit = KeyEdit(
+                digest_of(steering.projections, steering.rotation), steering.positive_gain, steering.negative_gain
+            )
+            return cls(tuple(spans), prompt, edit=edit)
         return cls(
             tuple(spans),
             prompt,
@@ -78,6 +116,8 @@ class Payload:
                 data[name] = True
         if self.phase != "both":
             data["phase"] = self.phase
+        if self.edit is not None:
+            data["edit"] = dataclasses.asdict(self.edit)
         return json.dumps(data, sort_keys=True)
 
     @functools.cached_property
@@ -102,6 +142,16 @@ class Payload:
         if self.phase == "both":
             return np.ones(len(at), np.bool_)
         return at < self.prompt if self.phase == "prefill" else at >= self.prompt
+
+    def gains(self, start: int, end: int) -> Floats:
+        """What the two projections of the keys of tokens [start, end) are added with, [tokens, 2]."""
+        out = np.zeros((end - start, 2), np.float32)
+        if self.edit is not None:
+            for span in self.spans:
+                out[max(span.start - start, 0) : max(span.end - start, 0)] = (
+                    self.edit.positive_gain / 2, self.edit.negative_gain / 2,
+                )  # fmt: skip
+        return out
 
     @property
     def first(self) -> int:
@@ -144,8 +194,6 @@ def payload(steering: Steering, spans: Sequence[TokenSpan], prompt: int) -> str 
     Raises:
         CapabilityError: a mode that engines do not offer.
     """
-    if steering.edits_keys:
-        raise CapabilityError(f"mode {steering.mode!r} edits keys inside the model: use a transformers: model")
     if steering.dynamic:
         raise CapabilityError(
             f"mode {steering.mode!r} needs each row's attention mass before the factor is known, which takes a second "
@@ -197,6 +245,9 @@ def parse(text: str) -> Payload:
     for name in ("exempt_generated", "keep_attention_sink"):
         if not isinstance(data.get(name, False), bool):
             raise InputError(f"{name} is true or false, got {data[name]!r}")
+    edit = _edit(data["edit"]) if "edit" in data else None
+    if edit is not None and (data["heads"] is not None or data.keys() & {*_KEYS[3:6]}):
+        raise InputError("edit changes the keys of marked tokens alone: heads is null, and the rest is left out")
     spans, end = [], 0
     for span in data["spans"] if isinstance(data["spans"], list) else []:
         if not isinstance(span, list) or len(span) != 3 or not _whole(span[0]) or not _whole(span[1]):
@@ -216,7 +267,19 @@ def parse(text: str) -> Payload:
         exempt_generated=data.get("exempt_generated", False),
         keep_attention_sink=data.get("keep_attention_sink", False),
         phase=phase,
+        edit=edit,
     )
+
+
+def _edit(data: Any) -> KeyEdit:
+    if not isinstance(data, Mapping) or data.keys() != {f.name for f in dataclasses.fields(KeyEdit)}:
+        raise InputError(f"edit is an object with projections, positive_gain and negative_gain, got {data!r}")
+    if not isinstance(data["projections"], str):
+        raise InputError(f"projections is the digest of a file, got {data['projections']!r}")
+    for name in ("positive_gain", "negative_gain"):
+        if not is_number(data[name]) or abs(data[name]) > MOST_GAIN:
+            raise InputError(f"{name} is a number from -{MOST_GAIN} to {MOST_GAIN}, got {data[name]!r}")
+    return KeyEdit(data["projections"], float(data["positive_gain"]), float(data["negative_gain"]))
 
 
 def _whole(value: object) -> bool:
@@ -228,20 +291,58 @@ def enabled(vllm_config: Any) -> bool:
     return isinstance(vllm_config.additional_config, dict) and vllm_config.additional_config.get(KEY) is not None
 
 
+def _options(vllm_config: Any) -> dict[str, Any]:
+    options = vllm_config.additional_config[KEY]
+    if not isinstance(options, dict) or options.keys() - set(_OPTIONS):
+        raise InputError(f'{KEY} takes {{}}, {{"layers": [0, 1, …]}} or {{"projections": FILE}}, got {options!r}')
+    return options
+
+
 def layers_of(vllm_config: Any) -> set[int]:
-    """The layers that an engine was started to steer.
+    """The layers that an engine was started to steer: all, unless it names some, or projections alone.
 
     Raises:
         InputError: the option is malformed, or names a layer that the model does not have.
     """
     there = range(vllm_config.model_config.hf_text_config.num_hidden_layers)
-    options = vllm_config.additional_config[KEY]
-    if not isinstance(options, dict) or options.keys() - {"layers"}:
-        raise InputError(f'{KEY} takes {{}} or {{"layers": [0, 1, …]}}, got {options!r}')
+    options = _options(vllm_config)
+    if "projections" in options and "layers" not in options:
+        return set()
     layers = options.get("layers", list(there))
     if not isinstance(layers, list) or not layers or not all(type(i) is int and i in there for i in layers):
         raise InputError(f"layers is a list of layers from {there[0]} to {there[-1]}, got {layers!r}")
     return set(layers)
+
+
+def projections_of(vllm_config: Any) -> tuple[str, int | None] | None:
+    """The file of projections that an engine was started to edit keys by, and the seed that turns them; None without.
+
+    Raises:
+        InputError: the option is malformed.
+    """
+    options = _options(vllm_config)
+    if "projections" not in options:
+        return None
+    path, rotation = options["projections"], options.get("rotation")
+    if not isinstance(path, str) or not (rotation is None or _whole(rotation)):
+        raise InputError(f"projections is a file and rotation a seed, got {path!r} and {rotation!r}")
+    return path, rotation
+
+
+def check_edit(wanted: KeyEdit, vllm_config: Any) -> None:
+    """Make sure that an engine edits keys as a request wants.
+
+    Raises:
+        InputError: it edits none, or by other projections.
+    """
+    own = projections_of(vllm_config)
+    if own is None:
+        raise InputError(
+            f'this engine was not started to edit keys: {{"{KEY}": {{"projections": FILE}}}} '
+            "(in process: steering= the profile)"
+        )
+    if digest_of(*own) != wanted.projections:
+        raise InputError(f"this engine edits keys by other projections, those of {own[0]}")
 
 
 def steering_of(sampling_params: Any) -> Payload | None:

@@ -84,7 +84,7 @@ register("steering_mode", "seka", SteeringMode("the span's keys edited once, by 
 
 Phase = Literal["both", "prefill", "decode"]
 FORMAT = 1
-_MOST_GAIN = 100
+MOST_GAIN = 100
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 
 
@@ -173,8 +173,8 @@ class Steering:
 
     def _check_keys(self, mode: SteeringMode) -> None:
         gains = (self.positive_gain, self.negative_gain)
-        if not all(is_number(gain) and abs(gain) <= _MOST_GAIN for gain in gains):
-            raise InputError(f"positive_gain and negative_gain are numbers from -{_MOST_GAIN} to {_MOST_GAIN}: {gains}")
+        if not all(is_number(gain) and abs(gain) <= MOST_GAIN for gain in gains):
+            raise InputError(f"positive_gain and negative_gain are numbers from -{MOST_GAIN} to {MOST_GAIN}: {gains}")
         if self.rotation is not None and (type(self.rotation) is not int or self.rotation < 0):
             raise InputError(f"rotation is a seed, a whole number from 0, got {self.rotation!r}")
         if mode.keys and not self.projections:

@@ -10,6 +10,10 @@ import sys
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from amplify.steering.keys import load_projections
 
 
 def edit(probabilities, steering, spans, prompt):
@@ -95,3 +99,34 @@ def reference_logprobs(model, ids, steering, spans, prompt):
     """Log-probabilities [tokens, vocabulary] of every next token."""
     with torch.no_grad(), reference(model, steering, spans, prompt):
         return model(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
+
+
+class Edited(nn.Module):
+    """A key layer that edits what it gives for the tokens at these places of one whole sequence."""
+
+    def __init__(self, plain, matrices, places):
+        super().__init__()
+        self.plain, self.matrices, self.places = plain, matrices, places
+
+    def forward(self, x):
+        out = self.plain(x).clone()
+        keys = out.view(*out.shape[:2], *self.matrices.shape[:2])
+        for place in self.places:
+            for head, matrix in enumerate(self.matrices):
+                keys[0, place, head] = keys[0, place, head] + matrix @ keys[0, place, head]
+        return out
+
+
+def edited_reference(folder, ids, places, steering):
+    """SEKA: log-probabilities of one sequence in one eager pass, the model's key layers replaced, [tokens, words]."""
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    found = load_projections(steering.projections)
+    found = found if steering.rotation is None else found.rotated(steering.rotation)
+    for layer in found.positive:
+        p, n = found.positive[layer], found.negative[layer]
+        matrices = torch.from_numpy((steering.positive_gain * p + steering.negative_gain * n) / 2).float()
+        attention = plain.model.layers[layer].self_attn
+        name = "k_norm" if hasattr(attention, "k_norm") else "k_proj"
+        setattr(attention, name, Edited(getattr(attention, name), matrices, places))
+    with torch.inference_mode():
+        return plain(torch.tensor([ids])).logits[0].log_softmax(-1)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import nn
+from steering_reference import edited_reference
 from transformers import AutoModelForCausalLM
 
-from amplify import Prompt, Sampling, Steering, load_model, parse_emphasis, steered
+from amplify import Sampling, Steering, load_model, parse_emphasis, steered
 from amplify.cli import cli
-from amplify.errors import CapabilityError, DataError, InputError
+from amplify.errors import DataError, InputError
 from amplify.head_search.search import HeadSearch, find_heads
 from amplify.models import chat
 from amplify.steering.keys import (
@@ -48,37 +48,6 @@ def profile(model, tmp_path_factory):
     return save_profile(model, tmp_path_factory.mktemp("keys") / "mine.yaml", layers=2, least=0.0, samples=12)
 
 
-class Edited(nn.Module):
-    """A key layer that edits what it gives for the tokens at these places of one whole sequence."""
-
-    def __init__(self, plain, matrices, places):
-        super().__init__()
-        self.plain, self.matrices, self.places = plain, matrices, places
-
-    def forward(self, x):
-        keys = self.plain(x).clone()
-        size = self.matrices.shape[-1]
-        for place in self.places:
-            for head, matrix in enumerate(self.matrices):
-                own = slice(head * size, (head + 1) * size)
-                keys[0, place, own] = keys[0, place, own] + matrix @ keys[0, place, own]
-        return keys
-
-
-def reference(tiny_lm, ids, places, steering):
-    """Log-probabilities of one sequence in one eager pass, the plain model's key layers replaced, [tokens, words]."""
-    plain = AutoModelForCausalLM.from_pretrained(tiny_lm, attn_implementation="eager", dtype=torch.float32).eval()
-    found = load_projections(steering.projections)
-    found = found if steering.rotation is None else found.rotated(steering.rotation)
-    for layer in found.positive:
-        p, n = found.positive[layer], found.negative[layer]
-        matrices = torch.from_numpy((steering.positive_gain * p + steering.negative_gain * n) / 2).float()
-        attention = plain.model.layers[layer].self_attn
-        attention.k_proj = Edited(attention.k_proj, matrices, places)
-    with torch.inference_mode():
-        return plain(torch.tensor([ids])).logits[0].log_softmax(-1)
-
-
 def laid(tokenizer, prompt, continuation=""):
     """Token ids, places of emphasised tokens found one by one, and where the continuation starts."""
     rendered = chat.render(prompt, tokenizer)
@@ -101,7 +70,7 @@ def test_scores_match_the_reference(model, profile, tiny_lm, strength):
     plain = model.score(prompts, continuations)
     for i, (prompt, target) in enumerate(zip(prompts, continuations, strict=True)):
         ids, places, start = laid(model.tokenizer, prompt, target)
-        expected = reference(tiny_lm, ids, places, steering)
+        expected = edited_reference(tiny_lm, ids, places, steering)
         for k, value in enumerate(found[i].logprobs, start=start):
             assert value == pytest.approx(expected[k - 1, ids[k]].item(), abs=TOLERANCE)
         assert (found[i] == plain[i]) == (not places)
@@ -112,7 +81,7 @@ def test_greedy_text_matches_the_reference(model, profile, tiny_lm):
     for prompt, got in zip(PROMPTS, model.generate(PROMPTS, Sampling(max_tokens=6), steering=steering), strict=True):
         ids, places, start = laid(model.tokenizer, prompt)
         for _ in range(got.completion_tokens):
-            ids.append(int(reference(tiny_lm, ids, places, steering)[-1].argmax()))
+            ids.append(int(edited_reference(tiny_lm, ids, places, steering)[-1].argmax()))
         written = model.tokenizer.decode(ids[start:], skip_special_tokens=True)
         assert got.text == written.rstrip("\ufffd")
 
@@ -128,13 +97,13 @@ def test_a_model_of_ones_own(profile, model, tiny_lm, attention):
     for row, prompt in enumerate(PROMPTS):
         ids, places, _ = laid(model.tokenizer, prompt)
         assert logits[row].tolist() == pytest.approx(
-            reference(tiny_lm, ids, places, steering)[-1].tolist(), abs=TOLERANCE
+            edited_reference(tiny_lm, ids, places, steering)[-1].tolist(), abs=TOLERANCE
         )
         new = written[row, inputs["input_ids"].shape[1] :].tolist()
         for token in new:
             if token == 0:
                 break
-            assert token == int(reference(tiny_lm, ids, places, steering)[-1].argmax())
+            assert token == int(edited_reference(tiny_lm, ids, places, steering)[-1].argmax())
             ids.append(token)
     assert beams.shape[0] == len(PROMPTS)
     again = own(**inputs).logits[:, -1].log_softmax(-1)
@@ -244,11 +213,6 @@ def test_what_cannot_be_is_refused(model, profile, tmp_path: Path):
         find_projections(model, triples(2), least=1e6)
     with pytest.raises(InputError, match="steers no heads"):
         find_heads([load_task("json_formatting")], model, HeadSearch(samples=1), steering=profile)
-    from amplify.steering.payload import payload
-
-    with pytest.raises(CapabilityError, match="transformers"):
-        payload(profile, [], 3)
-    assert isinstance(PROMPTS[0], Prompt)
 
 
 def _own_model(kind):

@@ -8,6 +8,7 @@ import random
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from transformers import AutoTokenizer
 from amplify import Prompt, Sampling, Span, Steering, load_model
 from amplify.errors import CapabilityError, InputError
 from amplify.steering.formula import TokenSpan, key_log_weights
-from amplify.steering.payload import KEY, PROBE, Payload, parse, payload
+from amplify.steering.payload import KEY, PROBE, Payload, check_edit, layers_of, parse, payload
+from amplify.steering.vllm_plugin.keys import KeyGains
 from amplify.steering.vllm_plugin.layers import SteeringBuffers
 
 SPANS = (TokenSpan(2, 4, 100.0), TokenSpan(6, 7, 0.25))
@@ -148,6 +150,80 @@ def test_the_buffers_lay_out_what_each_request_asked_for(dtype, rank):
                 del alive[name]
         assert not buffers.gates[:, at:].any()
         assert not buffer[at:].any()
+
+
+@pytest.fixture
+def seka(tmp_path):
+    (tmp_path / "p.safetensors").write_bytes(b"any")  # what it holds is the engine's business
+    return Steering(mode="seka", projections=str(tmp_path / "p.safetensors"), positive_gain=3.0, negative_gain=-1.0)
+
+
+def test_edits_of_keys_travel_as_a_digest_and_two_gains(seka, tmp_path):
+    spans = (TokenSpan(2, 4, 1.0), TokenSpan(6, 7, 1.0))
+    sent = payload(seka, spans, 9)
+    got = parse(sent)
+    assert got == Payload.of(seka, spans, 9)
+    assert got.to_json() == sent
+    assert "p.safetensors" not in sent  # paths mean nothing elsewhere
+    assert got.first == 2
+    for a, b in ((0, 9), (3, 8), (7, 20), (5, 5)):
+        assert got.gains(a, b).tolist() == [[1.5, -0.5] if i in (2, 3, 6) else [0, 0] for i in range(a, b)]
+    assert got.digest == Payload.of(seka, spans, 8).digest
+    other = tmp_path / "q.safetensors"
+    other.write_bytes(b"others")
+    changed = [replace(seka, positive_gain=2.0), replace(seka, rotation=1), replace(seka, projections=str(other))]
+    assert len({Payload.of(s, spans, 9).digest for s in (seka, *changed)}) == 4
+    for change, says in (
+        ({"edit": {"projections": "x"}}, "positive_gain"),
+        ({"edit": {"projections": 3, "positive_gain": 1, "negative_gain": 1}}, "digest"),
+        ({"edit": {"projections": "x", "positive_gain": math.inf, "negative_gain": 1}}, "positive_gain is a number"),
+        ({"heads": {"1": [0]}}, "heads is null"),
+        ({"phase": "decode"}, "left out"),
+    ):
+        with pytest.raises(InputError, match=says):
+            parse(json.dumps({**json.loads(sent), **change}))
+
+
+def test_an_engine_edits_keys_by_the_projections_it_was_started_with(seka):
+    def engine(**options):
+        text = SimpleNamespace(num_hidden_layers=4)
+        return SimpleNamespace(additional_config={KEY: options}, model_config=SimpleNamespace(hf_text_config=text))
+
+    edit = Payload.of(seka, SPANS, 9).edit
+    check_edit(edit, engine(projections=seka.projections))
+    turned = Payload.of(replace(seka, rotation=5), SPANS, 9).edit
+    check_edit(turned, engine(projections=seka.projections, rotation=5))
+    for options, says in (
+        ({}, "not started to edit keys"),
+        ({"projections": seka.projections, "rotation": 6}, "other projections"),
+        ({"projections": 3}, "projections is a file"),
+        ({"projections": "p", "rotation": True}, "rotation a seed"),
+    ):
+        with pytest.raises(InputError, match=says):
+            check_edit(turned, engine(**options))
+    assert layers_of(engine(projections=seka.projections)) == set()  # nothing is wider
+    assert layers_of(engine(projections=seka.projections, layers=[2])) == {2}
+    assert layers_of(engine()) == {0, 1, 2, 3}
+    with pytest.raises(InputError, match="takes"):
+        layers_of(engine(projection="p"))
+
+
+def test_the_gains_lay_out_what_each_request_asked_for(seka):
+    draw = random.Random(0)
+    laid = KeyGains(40, "cpu")
+    requests = [("a", Payload.of(seka, SPANS, 9)), ("b", None), ("c", Payload.of(PASTA, SPANS, 9)),
+                ("d", Payload.of(replace(seka, positive_gain=-4.0), (TokenSpan(0, 12, 1.0),), 15))]  # fmt: skip
+    for _ in range(200):
+        chosen = draw.sample(requests, draw.randint(1, 4))
+        counts = np.array([draw.randint(1, 9) for _ in chosen])
+        computed = np.array([draw.randint(0, 14) for _ in chosen], np.int32)
+        laid.begin(chosen, counts, computed)
+        expected = [
+            [0, 0] if asks is None or asks.edit is None else asks.gains(at, at + 1)[0].tolist()
+            for (_, asks), count, past in zip(chosen, counts, computed, strict=True)
+            for at in range(past, past + count)
+        ]
+        assert laid.gains.tolist() == expected + [[0, 0]] * (40 - len(expected))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ each kind of process, and nothing else: an engine runs as it would without ampli
 
 - `Attention` allots each head of the KV cache the next width that its kernel supports; queries get the gate of their
   request, layer and head, keys get log(w)/scale, values nothing that counts; the output is cut back;
+- or, with `{"projections": FILE}`, nothing is wider, and marked tokens' keys are edited as they are made (`keys`);
 - before each forward pass the model runner (V1 or V2) lays these numbers out by request and position;
 - the prefix cache keys blocks from the first token on whose attention changes;
 - the front end refuses an engine in which steering would not be exact (`refusing`), and a request that does not fit,
@@ -33,9 +34,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from amplify.errors import CapabilityError, InputError
-from amplify.steering.payload import KEY, enabled, layers_of, steering_of
+from amplify.steering.payload import KEY, check_edit, enabled, layers_of, steering_of
 from amplify.steering.spec import resolve
 from amplify.steering.vllm_plugin.fitting import differences
+from amplify.steering.vllm_plugin.keys import extend_loading
 from amplify.steering.vllm_plugin.layers import extend_attention, extend_runners
 from amplify.steering.vllm_plugin.refusing import check_engine
 
@@ -87,6 +89,7 @@ def extend() -> None:
 
     Attention.amplify_buffers = None
     extend_attention(Attention)
+    extend_loading()
     extend_runners()
     extend_prefix_cache()
     extend_front_end()
@@ -158,7 +161,9 @@ def extend_front_end() -> None:
                 text = self.model_config.hf_text_config
                 wanted.check(text.num_hidden_layers, text.num_attention_heads, len(request.prompt_token_ids))
                 named = resolve(wanted.heads, text.num_hidden_layers, text.num_attention_heads)
-                if closed := named.keys() - layers_of(self.vllm_config):
+                if wanted.edit is not None:
+                    check_edit(wanted.edit, self.vllm_config)
+                elif closed := named.keys() - layers_of(self.vllm_config):
                     raise InputError(f"this engine was not started to steer layer {min(closed)}: see its option layers")
         except InputError as error:
             raise VLLMValidationError(f"{KEY}: {error}", parameter="vllm_xargs") from error

@@ -27,6 +27,8 @@ CALLS: dict[str, tuple[str, ...]] = {
     ),
     "v1.attention.backend:AttentionBackend.get_supported_head_sizes": (),
     "v1.worker.gpu_model_runner:GPUModelRunner._model_forward": ("input_ids", "positions"),
+    "v1.worker.gpu_model_runner:GPUModelRunner.load_model": (),
+    "v1.worker.cpu_model_runner:CPUModelRunner.load_model": (),
     "v1.core.kv_cache_utils:generate_block_hash_extra_keys": (
         "request", "start_token_idx", "end_token_idx", "start_mm_idx",
     ),
@@ -46,16 +48,19 @@ OBJECTS: dict[str, tuple[str, ...]] = {
         "parallel_config", "speculative_config", "kv_transfer_config",
     ),
     "config:CompilationConfig": ("static_forward_context",),
-    "config:ParallelConfig": ("use_ubatching", "prefill_context_parallel_size"),
+    "config:ParallelConfig": ("use_ubatching", "prefill_context_parallel_size", "pipeline_parallel_size"),
     "config:SchedulerConfig": ("max_num_batched_tokens", "max_num_seqs"),
     "config:CacheConfig": ("cache_dtype",),
     "config:ModelConfig": ("hf_text_config", "hf_config", "dtype", "use_mla", "is_hybrid", "is_attention_free"),
     "model_executor.layers.attention.attention:Attention": (
-        "num_heads", "num_kv_heads", "head_size", "kv_cache_dtype", "kv_cache_torch_dtype",
+        "num_heads", "num_kv_heads", "head_size", "kv_cache_dtype", "kv_cache_torch_dtype", "layer_name",
+    ),
+    "model_executor.layers.linear:QKVParallelLinear": (
+        "num_heads", "num_kv_heads", "total_num_kv_heads", "num_kv_head_replicas", "head_size",
     ),
     "v1.attention.backend:AttentionType": ("DECODER",),
     "v1.worker.gpu_model_runner:GPUModelRunner": (
-        "compilation_config", "input_batch", "requests", "query_start_loc",
+        "compilation_config", "input_batch", "requests", "query_start_loc", "vllm_config",
     ),
     "v1.worker.gpu_input_batch:InputBatch": ("num_reqs", "req_ids", "num_computed_tokens_cpu"),
     "v1.worker.gpu_input_batch:CachedRequestState": ("sampling_params",),

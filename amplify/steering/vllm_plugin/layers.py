@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from amplify.steering.payload import KEY, Payload, enabled, layers_of, steering_of
+from amplify.steering.vllm_plugin.keys import KeyGains, edit_model, gains_of
 
 GATES = 2  # channels in use: a value rounded to the cache's dtype, and what rounding left
 
@@ -56,6 +57,7 @@ class SteeringBuffers:
         """
         import torch
 
+        requests = [(name, r if r is not None and r.edit is None else None) for name, r in requests]
         steered = {name: request for name, request in requests if request is not None}
         if not steered and not self.dirty:
             return  # plain before and now: the buffers are zero
@@ -111,6 +113,11 @@ def buffers_of(layers: Mapping[str, Any]) -> SteeringBuffers | None:
     return next(
         (buffers for layer in layers.values() if (buffers := getattr(layer, "amplify_buffers", None)) is not None), None
     )
+
+
+def laid_of(layers: Mapping[str, Any]) -> list[SteeringBuffers | KeyGains]:
+    """What is to be laid out before each forward pass of an engine with these layers."""
+    return [each for each in (buffers_of(layers), gains_of(layers)) if each is not None]
 
 
 def wide_size(head_size: int, dtype: Any, kwargs: dict[str, Any]) -> int:
@@ -227,14 +234,15 @@ def extend_runners() -> None:
 
     @functools.wraps(plain_forward)
     def model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not hasattr(self, "amplify_buffers"):
-            self.amplify_buffers = buffers_of(self.compilation_config.static_forward_context)
-        if self.amplify_buffers is not None:
+        if not hasattr(self, "amplify_laid"):
+            self.amplify_laid = laid_of(self.compilation_config.static_forward_context)
+        if self.amplify_laid:
             batch = self.input_batch
             n = batch.num_reqs
             requests = [(name, steering_of(self.requests[name].sampling_params)) for name in batch.req_ids[:n]]
             starts = self.query_start_loc.np[: n + 1]
-            self.amplify_buffers.begin(requests, np.diff(starts), batch.num_computed_tokens_cpu[:n])
+            for buffers in self.amplify_laid:
+                buffers.begin(requests, np.diff(starts), batch.num_computed_tokens_cpu[:n])
         return plain_forward(self, *args, **kwargs)
 
     GPUModelRunner._model_forward = model_forward
@@ -243,10 +251,10 @@ def extend_runners() -> None:
 
     def resolve(vllm_config: Any, model: Any) -> Any:
         plain = plain_resolve(vllm_config, model)
-        found = buffers_of(vllm_config.compilation_config.static_forward_context)
-        if found is None:
+        edit_model(model, vllm_config)
+        laid = laid_of(vllm_config.compilation_config.static_forward_context)
+        if not laid:
             return plain
-        buffers = found
 
         class Steered(plain):  # type: ignore[misc, valid-type]
             """The model's state, and what each request asks for."""
@@ -269,7 +277,8 @@ def extend_runners() -> None:
                 n = input_batch.num_reqs
                 requests = [(name, self.amplify_steering.get(name)) for name in input_batch.req_ids[:n]]
                 starts = input_batch.query_start_loc_np[: n + 1]
-                buffers.begin(requests, np.diff(starts), input_batch.num_computed_tokens_np[:n])
+                for buffers in laid:
+                    buffers.begin(requests, np.diff(starts), input_batch.num_computed_tokens_np[:n])
                 return super().prepare_inputs(input_batch, req_states)
 
         return Steered

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amplify.errors import InputError
-from amplify.steering.payload import layers_of
+from amplify.steering.payload import layers_of, projections_of
 
 Config = Any  # vllm.config.VllmConfig
 
@@ -68,6 +68,7 @@ def check_engine(config: Config) -> None:
         InputError: with the reason and the way out; a ValueError for vLLM.
     """
     layers_of(config)
+    projections_of(config)
     for what, (has, why) in REFUSALS.items():
         if has(config):
             raise InputError(f"steering and {what} cannot be combined: {why}")
