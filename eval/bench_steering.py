@@ -1,13 +1,16 @@
 """What steering costs.
 
+    python eval/bench_steering.py vllm --profile NAME --seka [--model MODEL] …
     python eval/bench_steering.py vllm [--prompts 64] [--tokens 300] [--new 32] [--rounds 7] [--heads 54]
     python eval/bench_steering.py transformers [--tokens 2000] …
     python eval/bench_steering.py transformers --shape llama-8b --dtype bfloat16 …
 
 vLLM: one engine as it comes and one that was started for steering (and, with --narrow, one that is widened only in
 the layers that have steered heads) stand side by side, each in its own process; a round runs the same prompts through
-each side: `stock`, `plain` (unsteered, in the steering engine), `steered`. transformers: plain and steered on one
-model (with --narrow also with as many heads in as few layers as hold them), and the peak of memory. Sides alternate
+each side: `stock`, `plain` (unsteered, in the steering engine), `steered`. With --profile the sides are `stock` and
+`pasta`, in an engine started for that profile, and with --seka `seka`, by projections found from 20 texts (what they
+hold does not change what they cost). transformers: plain and steered on one model (with --narrow also with as many
+heads in as few layers as hold them), and the peak of memory. Sides alternate
 in their order; no prompt is seen twice, so the prefix cache never helps. Each round gives one ratio; their median is
 reported with its interval (`measuring.middle`). Beside the seconds on the wall stand those of processor time that a
 side took: on a machine with other work these are the steadier (with OMP_NUM_THREADS=1, since waiting threads spin).
@@ -25,6 +28,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +44,7 @@ from random_llama import SHAPES, differences, head_set, shaped, shaped_sides, te
 
 from amplify import Prompt, Sampling, Span, Steering, load_model
 from amplify.steering.formula import TokenSpan
+from amplify.steering.keys import save_profile
 
 Side = Callable[[Sequence[Sequence[int]], int], object]
 
@@ -141,6 +146,32 @@ def vllm_side(model: Any, steering: Steering | None) -> Side:
         model.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
 
     return run
+
+
+def bench_profiles(args: argparse.Namespace) -> dict[str, Any]:
+    """Stock engines against engines that are started for one profile each, all requests of them steered."""
+    steerings: dict[str, Steering] = {"pasta": Steering.load(args.profile)} if args.profile else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.seka:
+            with load_model(f"transformers:{args.model}", dtype=args.dtype) as model:
+                steerings["seka"] = save_profile(model, Path(scratch) / "seka.yaml", samples=20)
+        options = {
+            "dtype": args.dtype, "enforce_eager": args.eager, "max_model_len": args.tokens + args.new + 8, "seed": 0,
+        }  # fmt: skip
+        spec = f"vllm:{args.model}"
+        models = {"stock": load_model(spec, **options)}
+        models |= {name: load_model(spec, steering=steering, **options) for name, steering in steerings.items()}
+        sides = {name: vllm_side(model, steerings.get(name)) for name, model in models.items()}
+        words = models["stock"].llm.llm_engine.model_config.hf_text_config.vocab_size
+        rng = np.random.default_rng(0)
+        spent = interleave(
+            sides, lambda: rng.integers(100, words, (args.prompts, args.tokens)).tolist(), args.new, args.rounds
+        )
+        result = throughput(spent, [(name, "stock") for name in steerings])
+        result["engines"] = {name: model.describe() for name, model in models.items()}
+        for model in models.values():
+            model.close()
+    return result
 
 
 def bench_vllm(args: argparse.Namespace) -> dict[str, Any]:
@@ -279,6 +310,8 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=54)
     parser.add_argument("--eager", action="store_true", help="vLLM without torch.compile")
     parser.add_argument("--narrow", action="store_true", help="one more side, steered and widened in few layers alone")
+    parser.add_argument("--profile", help="vllm: a head profile, instead of heads by number")
+    parser.add_argument("--seka", action="store_true", help="vllm: a side whose keys are edited")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     vllm = args.engine == "vllm"
@@ -289,7 +322,15 @@ def main() -> None:
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "arguments": {k: str(v) for k, v in vars(args).items()},
-        **(bench_vllm if vllm else bench_shape if args.shape else bench_transformers)(args),
+        **(
+            bench_profiles
+            if args.profile or args.seka
+            else bench_vllm
+            if vllm
+            else bench_shape
+            if args.shape
+            else bench_transformers
+        )(args),
     }
     text = json.dumps(result, indent=1)
     print(text)

@@ -264,6 +264,11 @@ class VLLMModel:
         if not isinstance(steering, bool | Steering):
             raise InputError(f"steering is True, a head profile or its name, not {steering!r}")
         if isinstance(steering, Steering) and steering.edits_keys:
+            from amplify.steering.keys import check_shape, load_projections
+
+            config = pretrained.config_of(self.folder, self.id)
+            steering.check(config, hub.identity(self.folder))
+            check_shape(load_projections(steering.projections).positive, config)
             turned = {} if steering.rotation is None else {"rotation": steering.rotation}
             return {"projections": str(Path(steering.projections).resolve()), **turned}
         if isinstance(steering, bool) or steering.heads is None:

@@ -2,7 +2,10 @@
 
 The prior of a game is v(S) = constant + slopes + a smooth part + a rough part, four independent Gaussian processes:
 
-    k(S, T) = c + sum_i a_i x_i y_i + s prod_i (1 if x_i = y_i else r_i) + t [S = T],    x, y in {-1, +1}^n.
+    k(S, T) = c + sum_i a_i x_i y_i + s prod_i (1 if x_i = y_i else r_i) + t h(|S|) [S = T],    x, y in {-1, +1}^n.
+
+The rough part is what one combination of sources does on its own. It is larger where there are few, each of which is a
+larger part of what the model reads: h(m) = 1 + 3 / m^2 (and h(0) = h(1)).
 
 The product is the diffusion kernel of the hypercube with one length per source (Kondor & Lafferty 2002): a source of
 r_i = 1 does not take part in interactions. Scores are linear in v, so given observed values they are Gaussian too, and
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
@@ -39,7 +43,13 @@ CONSTANT = 10.0  # prior variance of the mean, in units of the sample variance: 
 JITTER = 1e-9
 NODES = 128  # at most, of the integrals over inclusion probabilities
 TIE = 1e-9  # gains this close, relatively, are equal: sources that nothing is known of are alike
+SMALL = 3.0  # how much rougher a game is at one source than at many
 ENOUGH = 192  # values that hyperparameters are fitted to: more cost cubic time and hardly move them
+
+
+def roughness(sizes: npt.NDArray[np.int64]) -> Floats:
+    """h(m) of coalitions of these sizes."""
+    return np.asarray(1 + SMALL / np.maximum(sizes, 1) ** 2)
 
 
 @cache
@@ -98,12 +108,12 @@ class Kernel:
         signs = x @ y.T
         # sum of decay over the sources where the two differ, from the signed agreement
         apart = (self.decay.sum() - (x * self.decay) @ y.T) / 2
-        same = signs > self.n - 0.5
+        same = (signs > self.n - 0.5) * roughness(right.sum(axis=1))
         return CONSTANT + (x * self.slopes) @ y.T + self.smooth * np.exp(-apart) + self.rough * same
 
-    def variance(self) -> float:
-        """k(S, S), the same for all S."""
-        return CONSTANT + float(self.slopes.sum()) + self.smooth + self.rough
+    def variance(self, coalitions: Coalitions) -> Floats:
+        """k(S, S), [coalitions]."""
+        return CONSTANT + float(self.slopes.sum()) + self.smooth + self.rough * roughness(coalitions.sum(axis=1))
 
     def cross(self, right: Coalitions, index: Index | Owen) -> Floats:
         """Covariance of each score with v(T), [scored, b]."""
@@ -115,7 +125,7 @@ class Kernel:
         smooth = others * ((1 - r)[:, None] * y)
         for block in owen.outer:
             smooth = smooth * self._factors(right, block, owen.index)[2].sum(axis=1)
-        rough = coalition_weights(right, owen).T
+        rough = coalition_weights(right, owen).T * roughness(right.sum(axis=1))
         return 2 * self.slopes[owen.scored, None] * y + self.smooth * smooth + self.rough * rough
 
     def _factors(self, right: Coalitions, block: slice, index: Index) -> tuple[Floats, Floats, Floats]:
@@ -145,14 +155,16 @@ class Kernel:
             smooth += weight[k : k + step] @ np.exp(logs.sum(axis=1, keepdims=True) - logs)
         smooth *= 2 * (1 - r)
         counts = log_binomial(n - 1, np.arange(n))
-        rough = 2 * float(np.sum(np.exp(counts + 2 * log_marginal_weights(n, owen.index))))
+        twice = np.exp(counts + 2 * log_marginal_weights(n, owen.index))  # by the others that are there, squared
+        alone = np.convolve(twice, [1.0, 1.0])  # a source is counted with and without itself
         for block in owen.outer:
             size = block.stop - block.start
             g, w = agreements(size, owen.index)
             smooth *= float(w @ np.exp(np.log(g[:, None] + (1 - g[:, None]) * np.exp(-self.decay[block])).sum(axis=1)))
             sizes = log_binomial(size, np.arange(size + 1))
-            twice = np.exp(-sizes) / (size + 1) ** 2 if owen.index == "shapley" else np.exp(sizes) * 0.25**size
-            rough *= float(np.sum(twice))  # of two coalitions of the block: the chance that they are the same
+            same = np.exp(-sizes) / (size + 1) ** 2 if owen.index == "shapley" else np.exp(sizes) * 0.25**size
+            alone = np.convolve(alone, same)  # of two coalitions of the block: the chance that they are the same
+        rough = float(alone @ roughness(np.arange(len(alone))))
         return 4 * self.slopes[owen.scored] + self.smooth * smooth + self.rough * rough
 
 
@@ -199,7 +211,7 @@ def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, 
         some = np.linspace(0, len(values) - 1, ENOUGH).astype(int)
         coalitions, values, u = coalitions[some], values[some], u[some]
     n, m = coalitions.shape[1], len(values)
-    x = 2.0 * coalitions - 1
+    x, rougher = 2.0 * coalitions - 1, roughness(coalitions.sum(axis=1))
     center = pack(prior(n))
     spread = np.concatenate([np.full(n, 2.0), [1.5], np.full(n, 1.0), [1.5, 1.5]])
     alike = np.outer(u, u)
@@ -208,7 +220,7 @@ def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, 
         kernel = unpack(theta)
         smooth = kernel.smooth * np.exp(((x * kernel.decay) @ x.T - kernel.decay.sum()) / 2)
         gram = CONSTANT + (x * kernel.slopes) @ x.T + smooth + kernel.follows * alike
-        gram += (kernel.rough + JITTER) * np.eye(m)
+        gram += np.diag(kernel.rough * rougher + JITTER)
         factor = cho_factor(gram, lower=True)
         inverse = cho_solve(factor, np.eye(m))
         alpha = inverse @ values
@@ -221,7 +233,7 @@ def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, 
         slope[n] = faded.sum()
         # two coalitions differ in a source where the product of its signs is -1
         slope[n + 1 : -2] = (((faded @ x) * x).sum(axis=0) - slope[n]) / 2 * kernel.decay
-        slope[-2] = np.trace(back) * kernel.rough
+        slope[-2] = (np.diag(back) @ rougher) * kernel.rough
         slope[-1] = (back * alike).sum() * kernel.follows
         return float(cost), slope + pull / spread
 
@@ -322,7 +334,7 @@ class Design:
         self.kernel, self.candidates = kernel, candidates
         self.bill = None if cost is None else Bill(cost, candidates, known)
         self.cross = kernel.cross(candidates, index)
-        self.variance = np.full(len(candidates), kernel.variance())
+        self.variance = kernel.variance(candidates)
         self.rows = np.zeros((0, len(candidates)))  # of the Cholesky factor: what each coalition known tells of each
         self.open = np.ones(len(candidates), bool)
         if len(known):

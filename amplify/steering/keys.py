@@ -109,6 +109,27 @@ def edit_of(steering: Steering) -> dict[int, Floats]:
     return found.edit(steering.positive_gain, steering.negative_gain)
 
 
+def check_shape(matrices: Mapping[int, Floats], config: Any) -> None:
+    """Make sure that projections are for keys of a model's shape.
+
+    Args:
+        matrices: of each layer, [key heads, head size, head size].
+        config: the model's transformers config.
+
+    Raises:
+        InputError: they are for other keys.
+    """
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    for layer, own in matrices.items():
+        if not 0 <= layer < text.num_hidden_layers or own.shape != (heads, size, size):
+            raise InputError(
+                f"these projections are for other keys: layer {layer} with {own.shape[0]} key heads of {own.shape[1]}; "
+                f"the model has layers 0 to {text.num_hidden_layers - 1}, {heads} key heads of {size}"
+            )
+
+
 class KeyStream:
     """What a Steering that edits keys does to a packed stream of sequences; as `attention.Stream`.
 
@@ -212,15 +233,10 @@ def _fitted(model: Any, edit: Mapping[int, Floats]) -> dict[int, tuple[Any, Any]
     """Layer -> the module that gives its keys and the matrices on the model's device, in float32."""
     import torch
 
-    layers, config = _key_layers(model), model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    for layer, matrices in edit.items():
-        if layer not in layers or matrices.shape != (heads, size, size):
-            raise InputError(
-                f"these projections are for other keys: layer {layer} with {matrices.shape[0]} key heads of "
-                f"{matrices.shape[1]}; the model has layers 0 to {max(layers)}, {heads} key heads of {size}"
-            )
+    check_shape(edit, model.config)
+    layers = _key_layers(model)
+    if without := sorted(edit.keys() - layers.keys()):
+        raise InputError(f"layer {without[0]} of {type(model).__name__} has no keys of its own to edit")
     return {i: (layers[i], torch.from_numpy(m).to(model.device)) for i, m in edit.items() if m.any()}
 
 

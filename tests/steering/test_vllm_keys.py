@@ -94,7 +94,7 @@ def test_written_text_is_that_of_transformers(model, smollm2, profile):
     assert texts != [c.text for c in model.generate(PROMPTS, sampling)]
 
 
-def test_what_is_refused(model, profile, tmp_path):
+def test_what_is_refused(model, smollm2, profile, tmp_path):
     other = random_projections(tmp_path / "other.safetensors", (5,), HEADS, SIZE)
     for steering in (other, replace(profile, rotation=1)):
         with pytest.raises(InputError, match="by other projections"):
@@ -102,7 +102,7 @@ def test_what_is_refused(model, profile, tmp_path):
     with pytest.raises(InputError, match="other layers than 3"):
         model.score(PROMPTS[:1], TARGETS[:1], steering=Steering(heads={3: [0]}))
     with pytest.raises(InputError, match="are for other keys"):
-        load_model(model.id, steering=random_projections(tmp_path / "wide.safetensors", (5,), 2, SIZE))
+        load_model(f"vllm:{smollm2}", steering=random_projections(tmp_path / "wide.safetensors", (5,), 2, SIZE))
 
 
 def test_a_compiled_engine_whose_keys_have_a_norm_is_exact(tmp_path, tiny_lm):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from amplify.errors import InputError
-from amplify.steering.keys import load_projections
+from amplify.steering.keys import check_shape, load_projections
 from amplify.steering.payload import Payload, enabled, projections_of
 
 
@@ -68,14 +68,14 @@ def edit_model(model: Any, config: Any) -> None:
     if own is None or gains_of(config.compilation_config.static_forward_context):
         return
     found = load_projections(own[0])
+    check_shape(found.positive, config.model_config.hf_config)
     found = found if own[1] is None else found.rotated(own[1])
     wanted = {i for i, up in found.positive.items() if up.any() or found.negative[i].any()}
     rank, gains = _rank(), None
     there = dict(_attentions(model))
-    text = config.model_config.hf_text_config
     for layer in sorted(wanted):
         if layer not in there:
-            if config.parallel_config.pipeline_parallel_size > 1 and layer < text.num_hidden_layers:
+            if config.parallel_config.pipeline_parallel_size > 1:
                 continue  # another rank holds it
             raise InputError(
                 f"layer {layer} of {type(model).__name__} does not compute its keys by a layer that can be hooked, so "
@@ -84,11 +84,6 @@ def edit_model(model: Any, config: Any) -> None:
         module = there[layer]
         joint = getattr(module.qkv_proj, "base_layer", module.qkv_proj)  # an adapter stands around it
         up, down = found.positive[layer], found.negative[layer]
-        if up.shape != (joint.total_num_kv_heads, joint.head_size, joint.head_size):
-            raise InputError(
-                f"these projections are for other keys: layer {layer} with {up.shape[0]} key heads of {up.shape[1]}; "
-                f"the model has {joint.total_num_kv_heads} of {joint.head_size}"
-            )
         first = rank // joint.num_kv_head_replicas * joint.num_kv_heads
         share = slice(first, first + joint.num_kv_heads)
         device = next(joint.parameters()).device
