@@ -1,4 +1,4 @@
-"""Learn from exact games what one pass of a model tells of its sources' Shapley values (`amplify.sources.one_pass`).
+"""Learn from exact games what one pass of a model tells of its sources' Shapley values (`one_pass.py`).
 
     python eval/train_one_pass.py --games eval/results/short_games_smollm2.json --data $AMPLIFY_DATA --out WEIGHTS.json
 
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from measuring import command
 from scipy.stats import spearmanr
+from one_pass import Evidence, OnePass, evidence, learn
 from short_games import contexts, held_out
 
 import amplify
@@ -30,7 +31,6 @@ from amplify.shapley import exact_scores
 from amplify.shapley.game import Floats
 from amplify.sources.context import Context
 from amplify.sources.frames import TemplateFrame
-from amplify.sources.one_pass import Evidence, OnePass, evidence, learn
 
 RIDGES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 

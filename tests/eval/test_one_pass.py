@@ -7,11 +7,14 @@ import pytest
 import torch
 
 import amplify
-from amplify import templates
+from amplify import resources, templates
 from amplify.errors import InputError
 from amplify.models.chat import encode_with_target, render
 from amplify.sources.frames import asking
-from amplify.sources.one_pass import OVERALL, Evidence, OnePass, evidence, learn, relative
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(resources.content("eval")))
+    from one_pass import OVERALL, Evidence, OnePass, evidence, learn, relative
 
 DOCUMENTS = (
     "Paris is the capital of France. It is great.",
