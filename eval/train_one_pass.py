@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 from measuring import command
-from scipy.stats import spearmanr
 from one_pass import Evidence, OnePass, evidence, learn
+from scipy.stats import spearmanr
 from short_games import contexts, held_out
 
 import amplify
