@@ -50,7 +50,9 @@ ROLES = {
         "amplify_test_words", "answer_format_only", "rag_rerank_random", "self_amplify_no_rationale",
         "self_amplify_random_words", "pasta_random_heads", "auto_pasta_random", "few_shot_pasta_random_heads",
         "proxy_hint_random", "shuffled_shots", "seka_random", "rag_loop_random",
-        "instruction_paraphrases",
+        "instruction_paraphrases", "best_prompt", "stacked_others_reasons", "stacked_unnamed",
+        "attention_vectors_random_heads", "emphasise_random_words", "emphasise_random_label",
+        "emphasise_words_random_heads",
     },
     "method": {
         "amplify", "rag_rerank_shapley", "rag_prune_shapley", "rag_distil_shapley", "rag_highlight_pasta", "rag_loop",
@@ -59,7 +61,7 @@ ROLES = {
         "self_amplify_occlusion", "self_amplify_gradient", "self_amplify_deeplift", "self_amplify_shapley_sampling",
         "pasta", "seka", "spotlight", "instaboost", "auto_pasta", "few_shot_pasta", "ignore_word", "rephrase",
         "negative_emphasis", "proxy_pool", "proxy_hint", "cascade", "selective", "self_consistency",
-        "augmented", "instruction_search",
+        "augmented", "instruction_search", "stacked", "attention_vectors", "emphasise_words", "emphasise_label",
     },
 }  # fmt: skip
 

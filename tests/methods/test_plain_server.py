@@ -22,10 +22,10 @@ RUNS = {
     "self_amplify_no_rationale", "self_amplify_random_words", "marked_prompt", "few_shot_marked", "rag",
     "rag_rerank_random", "cascade", "proxy_hint", "proxy_hint_random",
     "self_consistency", "augmented", "shuffled_shots", "instruction_search",
-    "instruction_paraphrases",
+    "instruction_paraphrases", "best_prompt",
 }  # fmt: skip
 """What needs text alone."""
-SCORED = {"proxy_pool", "selective"}
+SCORED = {"proxy_pool", "selective", "stacked", "stacked_others_reasons", "stacked_unnamed"}
 """What is refused in generate mode, on any model."""
 
 
