@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -116,8 +116,16 @@ class Prompt:
                 raise InputError(f"span [{span.start}, {span.end}) ends outside its text of {len(source)} characters")
 
 
-def _strings(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def strings(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Strings that end an answer, as a tuple.
+
+    Raises:
+        InputError: something else is among them.
+    """
+    found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
+    if wrong := [each for each in found if not isinstance(each, str)]:
+        raise InputError(f"stop is a list of strings; {wrong[0]!r} is none")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +158,7 @@ class Sampling:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", _strings(self.stop))
+        object.__setattr__(self, "stop", strings(self.stop))
         if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.n < 1:
             raise InputError(f"sampling needs max_tokens >= 1, temperature >= 0, 0 < top_p <= 1 and n >= 1: {self}")
 

@@ -29,16 +29,29 @@ def neutral(text: str, structure: Iterable[str] = ()) -> str:
     """
     if not structure and "<" not in text and "[" not in text:  # what every pattern begins with
         return text
-    own = sorted((s for s in structure if s.strip() and not s.isalnum()), key=len, reverse=True)
-    patterns = [_STRUCTURE, *([regex.compile("|".join(map(regex.escape, own)))] if own else [])]
     for _ in range(_PASSES):
         changed = 0
-        for pattern in patterns:
+        for pattern in _patterns(structure):
             text, found = pattern.subn(_disguised, text)
             changed += found
         if not changed:
             break
     return text
+
+
+def marks(text: str, structure: Iterable[str] = ()) -> list[tuple[int, int]]:
+    """Characters [start, end) of everything in a text that is read as structure; see `neutral`.
+
+    Example:
+        >>> marks("say <|im_end|> now")
+        [(4, 14)]
+    """
+    return [match.span() for pattern in _patterns(structure) for match in pattern.finditer(text)]
+
+
+def _patterns(structure: Iterable[str]) -> list[regex.Pattern[str]]:
+    own = sorted((s for s in structure if s.strip() and not s.isalnum()), key=len, reverse=True)
+    return [_STRUCTURE, *([regex.compile("|".join(map(regex.escape, own)))] if own else [])]
 
 
 def _disguised(match: regex.Match[str]) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import threading
 import time
@@ -91,7 +92,8 @@ class Service:
         except TimeoutError:
             raise Refused(408, f"the request did not arrive within {self.limits.seconds:g} seconds") from None
         try:
-            data = json.loads(held)
+            data = json.loads(held, parse_constant=_no_number)
+            json.dumps(data, ensure_ascii=False).encode()  # half of a character cannot be sent on, nor back
         except (ValueError, RecursionError):
             raise Refused(400, "the request is not JSON") from None
         if not isinstance(data, dict):
@@ -309,9 +311,13 @@ def create_app(model: LanguageModel, limits: Limits | None = None, transport: An
     return app
 
 
-def _error(status: int, message: str) -> Response:
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _error(status: int, message: str, kind: str = "invalid_request_error") -> Response:
     """An error in the form of the chat API."""
-    body = {"error": {"message": message, "type": "invalid_request_error", "code": status}}
+    body = {"error": {"message": message, "type": kind, "code": status}}
     return JSONResponse(body, status, {"Retry-After": "5"} if status == 429 else None)
 
 
@@ -325,18 +331,24 @@ class _Counted:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 500
+        status, begun = 500, False
 
         async def sent(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
             await send(message)
 
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         with tracing.span("request", headers) as span:
             try:
                 await self.app(scope, receive, sent)
+            except Exception as error:  # its message may hold a request's text, so it goes no further
+                said = f"a fault of this service ({type(error).__name__})"
+                logging.getLogger(__name__).error(said)
+                if begun:
+                    raise RuntimeError(said) from None
+                await _error(500, said, "server_error")(scope, receive, sent)
             finally:
                 path = getattr(scope.get("route"), "path", "other")
                 span.named(f"{scope['method']} {path}", status)
@@ -413,7 +425,7 @@ async def _here(service: Service, data: dict[str, Any]) -> Response:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             seed=data.get("seed"),
         )
-    except (AmplifyError, TypeError, ValueError) as error:
+    except (AmplifyError, TypeError, ValueError, OverflowError) as error:
         raise Refused(400, str(error)) from error
     [done] = await service.placed(lambda _: service.model.generate([prompt], sampling))
     return await _reply(service, data, done.text, done.finish_reason, {"usage": _usage(done)})

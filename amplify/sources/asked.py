@@ -14,6 +14,7 @@ from amplify.sources.document import (
     Told,
     as_documents,
     as_messages,
+    check_marks,
     check_sources,
     passages,
     placed,
@@ -60,10 +61,12 @@ def asked_of(
         return from_documents(question, documents, prompt, chosen, structure)
     if question is not None or prompt != "default" or (documents is not None and sources != "messages"):
         raise InputError("give a question with documents, or messages= with sources= or documents=, not both")
-    return from_messages(messages, sources, documents, chosen)
+    return from_messages(messages, sources, documents, chosen, structure)
 
 
-def from_messages(messages: Sequence[Any], sources: Any, documents: Any, chosen: Options) -> Asked:
+def from_messages(
+    messages: Sequence[Any], sources: Any, documents: Any, chosen: Options, structure: Sequence[str] = ()
+) -> Asked:
     """Spans of a conversation as sources: those given, those where documents stand, or every message but the last.
 
     Raises:
@@ -83,6 +86,7 @@ def from_messages(messages: Sequence[Any], sources: Any, documents: Any, chosen:
         originals = tuple(Document(t, s.id, s.title, s.metadata) for t, s in zip(texts, spans, strict=True) if s)
         told = Told(dict.fromkeys(range(len(texts)), 0), {}, ())
     names = tuple(d.named(i) for i, d in enumerate(originals))
+    check_marks(spans, names, said, structure)
     players = _players(texts, list(told.starts), told.starts)
     if len(players) < 2:
         raise InputError("the only source is a single sentence: there is nothing to compare it with")

@@ -5,14 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 from amplify.errors import InputError
 from amplify.text import sentences
 from amplify.types import Message, Prompt
+from amplify.untrusted import marks
 
 OVERLAP = 40  # characters that the end of one chunk and the beginning of another have in common, at least
 PASSAGES = 10  # that a document alone is cut into, about
+
+
+def _check_named(given: Any, kind: str, texts: Sequence[str]) -> None:
+    for name in texts:
+        if not isinstance(getattr(given, name), str):
+            raise InputError(f"a {kind}'s {name} is a text, not a {type(getattr(given, name)).__name__}")
+    if not isinstance(given.metadata, Mapping):
+        raise InputError(f"a {kind}'s metadata are names with values, not a {type(given.metadata).__name__}")
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,7 @@ class Document:
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("text", "id", "title"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"a document's {name} is a text, not a {type(getattr(self, name)).__name__}")
+        _check_named(self, "document", ("text", "id", "title"))
 
     def __str__(self) -> str:
         return self.text
@@ -56,6 +64,9 @@ class Source:
         message, start, end: the place.
         id, title, metadata: see `Document`.
 
+    Raises:
+        InputError: a place that is no whole number, or a name that is no text.
+
     Example:
         >>> messages = [{"role": "user", "content": "It is in Rome. Bees fly. Where is it?"}]
         >>> spans = [amplify.Source(0, 0, 14, title="Guide"), amplify.Source(0, 15, 24)]
@@ -72,6 +83,13 @@ class Source:
     id: str = ""
     title: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("message", "start", "end"):
+            place = getattr(self, name)
+            if not isinstance(place, Integral) or isinstance(place, bool):
+                raise InputError(f"a source's {name} is a whole number, not {place!r}")
+        _check_named(self, "source", ("id", "title"))
 
 
 @runtime_checkable
@@ -244,12 +262,35 @@ def check_sources(sources: Sequence[Any], messages: Sequence[Message]) -> list[S
     return ordered
 
 
+def check_marks(
+    sources: Sequence[Source | None], names: Sequence[str], messages: Sequence[Message], structure: Iterable[str]
+) -> None:
+    """Raise InputError where a source begins or ends in the middle of what a tokenizer reads as one special token.
+
+    Args:
+        sources: spans of the messages; None for what is not judged.
+        names: what they are called.
+        messages: the conversation.
+        structure: special tokens of the model.
+    """
+    judged = [(source, name) for source, name in zip(sources, names, strict=True) if source is not None]
+    known = list(structure)
+    found = {m: marks(messages[m].content, known) for m in {source.message for source, _ in judged}}
+    for source, name in judged:
+        for start, end in found[source.message]:
+            if start < source.start < end or start < source.end < end:
+                raise InputError(
+                    f"{name} cuts {messages[source.message].content[start:end]!r}, characters [{start}, {end}) of "
+                    f"message {source.message}, which is read as one mark: put its end before or behind it"
+                )
+
+
 def _source(item: Any, number: int) -> Source:
     if not isinstance(item, Mapping):
         raise InputError(f"source {number} is a {type(item).__name__}: sources are amplify.Source(message, start, end)")
     try:
         return Source(**item)
-    except TypeError as error:
+    except (InputError, TypeError) as error:
         raise InputError(f"source {number} is no amplify.Source: {error}") from error
 
 

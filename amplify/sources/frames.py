@@ -168,7 +168,7 @@ def _starts(make: Callable[[Mapping[int, str]], Prompt], texts: Mapping[int, str
             raise InputError(f"{what} changes the documents' text; it may only place it")
     if [k for k, _, _ in found] != list(range(len(texts))):
         wrong = next((i for i, (k, _, _) in enumerate(found) if k != i), len(found))
-        raise InputError(f"{what} must write every document once, in order: see {min(wrong, len(texts) - 1)}")
+        raise InputError(f"{what} must write every document once, in order: see document {min(wrong, len(texts) - 1)}")
     return [(message, start) for _, message, start in found]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -15,6 +16,7 @@ from amplify.shapley.estimators import ESTIMATORS
 from amplify.sources.context import Layout
 from amplify.sources.engines import ENGINES, Engine
 from amplify.sources.hierarchy import REFINEMENTS, Opens, Refine, Settings
+from amplify.types import strings
 
 VALUES = ("logprob", "votes")
 ORDERS = ("fixed", "random")
@@ -92,8 +94,7 @@ class Options(Settings):
     progress: bool | Callable[[int], None] = False
 
     def __post_init__(self) -> None:
-        stop: Any = self.stop
-        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
+        object.__setattr__(self, "stop", strings(self.stop))
         for kind, name, known in (
             ("value", self.value, VALUES), ("index", self.index, INDICES), ("engine", self.engine, ("auto", *ENGINES)),
             ("estimator", self.estimator, ("auto", *ESTIMATORS)), ("level", self.granularity, REFINEMENTS),
@@ -104,7 +105,8 @@ class Options(Settings):
                 raise UnknownNameError(kind, str(name), known)
         for name, least in (("budget", 2), ("seed", 0), ("max_tokens", 1), ("tokens", 1)):
             _whole(name, getattr(self, name), least)
-        if len(self.thresholds) != 2 or not np.isfinite(self.thresholds).all():
+        numbers = [isinstance(t, Real) and not isinstance(t, bool) and np.isfinite(t) for t in self.thresholds]
+        if numbers != [True, True]:
             raise InputError(f"thresholds are two numbers, for documents and for sentences; got {self.thresholds!r}")
         if not 0 < self.inclusion_probability < 1:
             raise InputError(

@@ -97,6 +97,69 @@ def test_what_is_malformed_is_refused_with_the_reason(body, status, says) -> Non
     assert not who.calls
 
 
+ODD = (None, True, -1, 1.5, 1e400, "", "x", "\ud800", [], [None], [[]], ["x"], {}, {"a": 1}, 10**30)
+WHOLE = (
+    ("/v1/attributions", {
+        "question": "How long?", "documents": [{"text": "two years", "id": "a", "metadata": {}}, {"text": "b"}],
+        "answer": "x", "budget": 4, "granularity": "documents", "thresholds": [0.1, 0.1], "stop": ["y"], "seed": 0,
+        "tokens": None, "engine": "trie", "value": "logprob",
+    }),
+    ("/v1/attributions", {
+        "messages": [{"role": "user", "content": "two years. b."}], "answer": "x", "budget": 4,
+        "sources": [
+            {"message": 0, "start": 0, "end": 10, "id": "a", "metadata": {}}, {"message": 0, "start": 11, "end": 13},
+        ],
+    }),
+    ("/v1/chat/completions", {
+        "messages": [{"role": "system", "content": "two years. b."}, {"role": "user", "content": "How long?"}],
+        "citations": {"budget": 4}, "max_tokens": 3, "temperature": 0, "top_p": 1, "stop": ["x"], "seed": 1,
+    }),
+    ("/v1/chat/completions", {
+        "messages": [{"role": "system", "content": "two years. b."}, {"role": "user", "content": "How long?"}],
+        "loop": {"spans": 1, "least": 0.2, "bonus": 1.0, "budget": 4}, "stream": False,
+    }),
+)  # fmt: skip
+
+
+def places(value, at=()):  # type: ignore[no-untyped-def]
+    """Every place of a request where something else could stand."""
+    yield at
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inside:
+        yield from places(each, (*at, key))
+
+
+@pytest.mark.parametrize(("url", "whole"), WHOLE)
+def test_whatever_stands_in_a_request_is_no_fault_of_the_service(url, whole) -> None:  # type: ignore[no-untyped-def]
+    with TestClient(create_app(model())) as found:
+        for at in places(whole):
+            for odd in ODD:
+                body = json.loads(json.dumps(whole))
+                inner = body
+                for key in at[:-1]:
+                    inner = inner[key]
+                if at:
+                    inner[at[-1]] = odd
+                done = found.post(url, content=json.dumps(body if at else odd))
+                assert done.status_code < 500 or done.status_code == 502, (at, odd, done.text)
+                assert done.status_code == 200 or done.json()["error"]["message"], (at, odd)
+
+
+def test_a_fault_tells_neither_the_client_nor_the_log_what_was_asked(caplog) -> None:  # type: ignore[no-untyped-def]
+    def broken(text: str, answer: str) -> float:
+        raise RuntimeError(f"cannot read {text}")
+
+    caplog.set_level(logging.DEBUG)
+    asked = {"question": SECRET, "documents": DOCUMENTS, "answer": "Two years.", "granularity": "documents"}
+    with TestClient(create_app(ScriptedModel(logprob=broken))) as found:
+        done = found.post("/v1/attributions", json=asked)
+        assert done.status_code == 500
+        assert done.json()["error"]["type"] == "server_error"
+        assert found.get("/health").status_code == 200
+    assert SECRET not in done.text + caplog.text
+    assert "RuntimeError" in caplog.text
+
+
 def test_what_there_is_not_is_an_error_of_the_same_form(client) -> None:  # type: ignore[no-untyped-def]
     for method, path, status in (("GET", "/v1/nothing", 404), ("PUT", "/v1/attributions", 405)):
         done = client.request(method, path)
