@@ -87,7 +87,7 @@ class Source:
     def __post_init__(self) -> None:
         for name in ("message", "start", "end"):
             place = getattr(self, name)
-            if not isinstance(place, Integral) or isinstance(place, bool):
+            if isinstance(place, bool) or not isinstance(place, int | Integral):
                 raise InputError(f"a source's {name} is a whole number, not {place!r}")
         _check_named(self, "source", ("id", "title"))
 

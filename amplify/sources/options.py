@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -105,8 +104,9 @@ class Options(Settings):
                 raise UnknownNameError(kind, str(name), known)
         for name, least in (("budget", 2), ("seed", 0), ("max_tokens", 1), ("tokens", 1)):
             _whole(name, getattr(self, name), least)
-        numbers = [isinstance(t, Real) and not isinstance(t, bool) and np.isfinite(t) for t in self.thresholds]
-        if numbers != [True, True]:
+        given: Sequence[Any] = self.thresholds
+        kinds = {bool if isinstance(t, bool) else isinstance(t, int | float | np.number) for t in given}
+        if len(given) != 2 or kinds != {True} or not np.isfinite(given).all():
             raise InputError(f"thresholds are two numbers, for documents and for sentences; got {self.thresholds!r}")
         if not 0 < self.inclusion_probability < 1:
             raise InputError(
