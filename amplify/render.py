@@ -187,7 +187,7 @@ def page_template(package: str, name: str, **filters: Callable[[Any], str]) -> T
     """The template of a self-contained page: all text is escaped and made visible, a missing variable is an error.
 
     Args:
-        package: that the template ships in.
+        package: that the template ships in; it may include `style.css.jinja`, which all pages share.
         name: of its file.
         **filters: of the template, by name.
     """
@@ -195,7 +195,7 @@ def page_template(package: str, name: str, **filters: Callable[[Any], str]) -> T
     from markupsafe import Markup
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(package, "."),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(one, ".") for one in (package, "amplify")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

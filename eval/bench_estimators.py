@@ -29,7 +29,7 @@ from measuring import command
 from scipy.stats import spearmanr
 
 import amplify
-from amplify.shapley import ESTIMATORS, CachedValue, PrefixCost, all_coalitions, estimate, exact_scores, gp
+from amplify.shapley import ESTIMATORS, CachedValue, Guide, PrefixCost, all_coalitions, estimate, exact_scores, gp
 from amplify.shapley.exact import Index
 from amplify.shapley.game import Coalitions, Floats
 from amplify.shapley.sampling import ends
@@ -95,7 +95,13 @@ def ours(name: str, control: bool = False, index: Index = "shapley") -> Run:
 
     def run(game: Game, budget: int, seed: int) -> Found:
         found = estimate(
-            game.value, game.n, index, name, budget=budget, seed=seed, control_variate=game.control if control else None
+            game.value,
+            game.n,
+            index,
+            name,
+            budget=budget,
+            seed=seed,
+            guide=Guide(control_variate=game.control) if control else None,
         )
         return found.scores, found.low, found.high
 

@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from short_games import held_out
 
 import amplify
-from amplify.shapley import estimate, exact_scores
+from amplify.shapley import Guide, estimate, exact_scores
 from amplify.shapley.game import Coalitions, Floats
 
 HALVES: dict[str, Callable[[str], bool]] = {
@@ -57,8 +57,8 @@ def judge(scores: Floats, truth: Floats) -> dict[str, float]:
 def run(table: Floats, budget: int, seed: int, prior: Sequence[float] | None) -> dict[str, float]:
     """One run of the default estimator."""
     n = int(np.log2(len(table)))
-    more = {} if prior is None else {"prior": np.asarray(prior)}
-    found = estimate(values_of(table), n, budget=budget, seed=seed, **more)
+    guide = None if prior is None else Guide(prior=prior)
+    found = estimate(values_of(table), n, budget=budget, seed=seed, guide=guide)
     truth = exact_scores(table, "shapley")
     inside = float(np.mean((found.low <= truth) & (truth <= found.high)))
     return judge(found.scores, truth) | {"coverage": inside, "calls": float(found.calls)}

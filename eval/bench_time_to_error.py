@@ -86,7 +86,9 @@ def context_cite(game: Game, budget: int, seed: int) -> Floats:
 def by_tokens(game: Game, budget: int, seed: int) -> Floats:
     """amplify with a budget of tokens."""
     cost = game.prices(limit=budget)
-    return amplify.shapley.estimate(game.value, game.n, budget=2**game.n, seed=seed, cost=cost).scores
+    return amplify.shapley.estimate(
+        game.value, game.n, budget=2**game.n, seed=seed, guide=amplify.shapley.Guide(cost=cost)
+    ).scores
 
 
 TOKENS = "auto, tokens"

@@ -65,7 +65,7 @@ def _games() -> dict[str, tuple[int, Callable[[Any], Any]]]:
 
 def games() -> Found:
     """Estimates of sources of games."""
-    from amplify.shapley import ESTIMATORS, PrefixCost, estimate
+    from amplify.shapley import ESTIMATORS, Guide, PrefixCost, estimate
 
     for name, (n, value) in _games().items():
         for index in ("shapley", "banzhaf"):
@@ -83,8 +83,8 @@ def games() -> Found:
                     half = (found.high - found.low) / 2
                     yield key, [*found.scores.ravel(), *half.ravel(), found.calls]
     n, value = _games()["majority"]
-    control = estimate(value, n, budget=40, control_variate=lambda s: 0.5 * value(s) + 0.01 * s[:, 0])
-    priced = estimate(value, n, budget=40, cost=PrefixCost([5.0] * n, 3.0, 900.0, 2.0))
+    control = estimate(value, n, budget=40, guide=Guide(control_variate=lambda s: 0.5 * value(s) + 0.01 * s[:, 0]))
+    priced = estimate(value, n, budget=40, guide=Guide(cost=PrefixCost([5.0] * n, 3.0, 900.0, 2.0)))
     for key, one in (("control", control), ("cost", priced)):
         yield f"majority shapley {key}", [*one.scores, *(one.high - one.low) / 2, one.calls]
 

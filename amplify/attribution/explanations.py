@@ -20,7 +20,7 @@ from amplify.attribution.words import Spans
 from amplify.errors import CapabilityError, InputError, extras
 from amplify.models.base import LanguageModel
 from amplify.proxies import Proxy
-from amplify.render import attribution_html, escape
+from amplify.render import attribution_html, page_template
 from amplify.types import Attribution
 
 
@@ -172,18 +172,6 @@ def chosen(
 Case = tuple[Given, str | None, str | None]
 """An input, the target and the foil."""
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #777; --card: #8881; }
-body { max-width: 1000px; margin: 0 auto; padding: 28px 20px 80px; font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
-h1 { font-size: 25px; margin: 0 0 6px; } h2 { font-size: 17px; margin: 34px 0 8px; overflow-wrap: anywhere; }
-.soft { color: var(--soft); } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } .about { text-align: left; white-space: normal; }
-.attribution { border: 1px solid var(--line); border-radius: 10px; padding: 9px 13px; margin: 9px 0; overflow-wrap: anywhere; }
-.problem { border-left: 3px solid #b3372a; padding: 4px 12px; margin: 9px 0; font-size: 14px; }
-"""  # noqa: E501
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -231,46 +219,21 @@ class Comparison:
 
     def to_html(self) -> str:
         """One self-contained page: what each method is, how far they agree, and every input under each of them."""
-        names = list(self.found)
-        agree = self.agreement()
-        rows = []
-        for name in names:
-            cells = [self._cell(agree, name, other) for other in names]
-            rows.append(f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-        about = "".join(
-            f'<tr><td>{escape(name)}</td><td class="about">{escape(METHODS[name].summary)}</td>'
-            f"<td>{_mean_cost(self.found[name])}</td></tr>"
-            for name in names
-        )
-        heads = "".join(f"<th>{escape(name)}</th>" for name in names)
-        items = []
-        for i, row in enumerate(zip(*self.found.values(), strict=True)):
-            shown = [
-                f'<p class="problem">{escape(name)}: {escape(a)}</p>' if isinstance(a, str) else attribution_html(a)
-                for name, a in zip(names, row, strict=True)
-            ]
-            items.append(f"<h2>input {i + 1}</h2>{''.join(shown)}")
-        return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-            'img-src data:"><link rel="icon" href="data:,">'
-            f"<title>explanations · amplify</title><style>{_STYLE}</style></head><body>"
-            f"<h1>Explanations: {len(names)} methods, {len(items)} inputs</h1>"
-            '<p class="soft">Blue words speak for the target, orange ones against it; grey ones matter to an unsigned '
-            "method, which does not say for which side. Strengths are relative to the strongest word of each line. "
-            f"Hover for numbers and intervals. {escape(self.note)}</p>"
-            '<h2>Methods</h2><div class="scroll"><table><thead><tr><th>method</th><th class="about">what it is</th>'
-            f"<th>evaluations per input</th></tr></thead><tbody>{about}</tbody></table></div>"
-            '<h2>How far they agree</h2><p class="soft">Spearman\'s rank correlation of word scores, mean over inputs '
-            "(of absolute scores where one of the two is unsigned). Agreement is not faithfulness.</p>"
-            f'<div class="scroll"><table><thead><tr><th></th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-            f"</div>{''.join(items)}</body></html>"
-        )
+        names, agree = list(self.found), self.agreement()
 
-    def _cell(self, agree: dict[tuple[str, str], float], one: str, other: str) -> str:
-        value = agree.get((one, other), agree.get((other, one)))
-        return "" if value is None else "–" if np.isnan(value) else f"{value:.2f}"
+        def agreement(one: str, other: str) -> str:
+            value = agree.get((one, other), agree.get((other, one)))
+            return "" if value is None else "–" if np.isnan(value) else f"{value:.2f}"
+
+        page = page_template("amplify.attribution", "explanations.html.jinja", shown=attribution_html)
+        return page.render(
+            names=names,
+            about=METHODS,
+            costs={name: _mean_cost(items) for name, items in self.found.items()},
+            agreement=agreement,
+            inputs=[list(zip(names, row, strict=True)) for row in zip(*self.found.values(), strict=True)],
+            note=self.note,
+        )
 
 
 def compare(

@@ -150,9 +150,7 @@ def from_datasets(
     name: str = "dataset",
     labels: Sequence[str] | None = None,
     instruction: str | None = None,
-    input_name: str | None = None,
     metric: str | None = None,
-    limit: int | None = None,
     seed: int | None = None,
 ) -> Task:
     """A task from data sets in hand (those of the hub are named: `amplify.load_task("OWNER/NAME", text=, label=)`).
@@ -161,7 +159,7 @@ def from_datasets(
         data: a `datasets.Dataset`, which is split by content, or a `DatasetDict` with train, validation and test.
         text, label: columns; numbers of a `ClassLabel` become its names.
         name: of the task.
-        labels, instruction, input_name, metric, limit, seed: of `amplify.load_task`.
+        labels, instruction, metric, seed: of `amplify.load_task`.
 
     Raises:
         InputError: a column or a split that is not there, or see `amplify.load_task`.
@@ -184,7 +182,7 @@ def from_datasets(
         files.write(file, "".join(json.dumps(row, default=str) + "\n" for row in rows))
         task = load_task(
             file, text=text, label=label, split="split" if "" not in parts else None, labels=labels,
-            instruction=instruction, input_name=input_name, metric=metric, limit=limit, seed=seed,
+            instruction=instruction, metric=metric, seed=seed,
         )  # fmt: skip
     return replace(task, name=name, source=f"datasets: {next(iter(parts.values())).info.dataset_name or 'in memory'}")
 

@@ -198,8 +198,7 @@ def apply(
     model_option: tuple[str, ...],
     cache: str | None,
     out: Path,
-    batch_size: int,
-    as_they_are: bool,
+    **how: Any,
 ) -> None:
     """Answer new, unlabelled rows with a fitted PROGRAM: answer, rationale and score per row. Resumes."""
     from amplify.evaluation.apply import apply_program
@@ -207,7 +206,7 @@ def apply(
 
     loaded = Program.load(program)
     with opened_model(required(model, "--model"), model_option, cache) as opened, resumes():
-        counts = apply_program(loaded, source, text, opened, out, batch_size=batch_size, as_they_are=as_they_are)
+        counts = apply_program(loaded, source, text, opened, out, **how)
     say(f"{counts.rows} rows, {counts.unparsed} without an answer: {out}")
 
 

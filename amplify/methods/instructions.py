@@ -11,7 +11,7 @@ import numpy as np
 
 from amplify import templates
 from amplify.errors import InputError
-from amplify.methods.base import Method, Mode, Preset, Program, PromptProgram, Rehearsal, inner_method
+from amplify.methods.base import Method, Preset, Program, PromptProgram, Rehearsal, inner_method
 from amplify.methods.calibrated import unseen_inputs
 from amplify.methods.deciding import log_odds
 from amplify.methods.few_shot import shot_pool
@@ -70,16 +70,60 @@ class FoundInstruction:
     refused: int
 
 
+@dataclass(frozen=True)
+class InstructionSearch(Method):
+    """Another method with the instruction that did best of some that a model proposes; see `find_instruction`.
+
+    Attributes:
+        inner: who answers, a method by its label.
+        proposals: how many are asked for.
+        proposer: id of the model that proposes; "" for the one that answers.
+        paraphrases: propose other wordings of the task's own instruction only.
+        temperature: of proposals.
+    """
+
+    inner: str = "few_shot"
+    proposals: int = 8
+    proposer: str = ""
+    paraphrases: bool = False
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.proposals < 1 or not self.temperature > 0:
+            raise InputError("a search for an instruction needs at least one proposal, at a temperature above 0")
+        inner_method(self.inner, self.mode)
+
+    @property
+    def makes(self) -> type[Program]:
+        """See `Method.makes`."""
+        return inner_method(self.inner, self.mode).makes
+
+    def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
+        """Propose, race, take the winner."""
+        return find_instruction(task, model, self, seed=seed).program
+
+    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
+        """As the inner method, every proposal judged on every held-out item."""
+        told = inner_method(self.inner, self.mode).rehearse(task, model, seed)
+        if told.program is None:
+            return told
+        items = unseen_inputs(told.program, task, seed)
+        for _, prompt, _ in _requests(task, told.program, model, self, seed):
+            model.generate([prompt], Sampling(max_tokens=2 * LONGEST))
+        for _ in range(self.proposals + 1):
+            told.program.answer(items, model)
+        return Rehearsal(
+            told.program, "; ".join([*([told.note] if told.note else []), "fitting takes at most so much"])
+        )
+
+
 def find_instruction(
     task: Task,
     model: LanguageModel,
+    how: InstructionSearch | None = None,
     *,
-    inner: str = "few_shot",
-    mode: Mode = "score",
-    proposals: int = 8,
-    proposer: LanguageModel | str | None = None,
-    paraphrases: bool = False,
-    temperature: float = 1.0,
+    proposer: LanguageModel | None = None,
     seed: int = 0,
 ) -> FoundInstruction:
     """Find an instruction: proposals of a model race on held-out items, the task's own among them.
@@ -92,39 +136,37 @@ def find_instruction(
     Args:
         task: nothing of its test split is looked at.
         model: who answers.
-        inner: a method by its label.
-        mode: "score" judges by the log-odds of the gold label, "generate" by the task's metric.
-        proposals: how many are asked for.
-        proposer: the model that proposes, open or by its id; None: the one that answers.
-        paraphrases: ask for other wordings of the task's own instruction only: the control.
-        temperature: of proposals.
+        how: the method with its options; eight proposals for few_shot unless given. In mode "score" the log-odds of the
+            gold label judge, in "generate" the task's metric.
+        proposer: the model that proposes, where it is open; None: see `how`.
         seed: of what is shown and drawn.
 
     Raises:
-        InputError: no proposals, no held-out items, or an inner method that shows no instruction.
+        InputError: no held-out items, or an inner method that shows no instruction.
 
     Example:
         >>> task = amplify.load_task("support_tickets")
         >>> model = amplify.load_model("scripted:say=Name the department.")
-        >>> found = amplify.methods.find_instruction(task, model, inner="zero_shot", proposals=2)
+        >>> found = amplify.methods.find_instruction(
+        ...     task, model, amplify.methods.InstructionSearch("zero_shot", proposals=2, mode="score")
+        ... )
         >>> [proposal.source for proposal in found.proposals], found.refused
         (['task', 'examples'], 1)
     """
-    if proposals < 1 or not temperature > 0:
-        raise InputError("a search for an instruction needs at least one proposal, at a temperature above 0")
-    method = inner_method(inner, mode)
+    how = how or InstructionSearch()
+    method = inner_method(how.inner, how.mode)
     own = method.fit(task, model, seed)
     items = unseen_inputs(own, task, seed)
     other = method.fit(replace(task, instruction=f"{task.instruction} Now."), model, seed)
     shown = [p.prompt(items[0]) if isinstance(p, PromptProgram) else p for p in (own, other)]
     if shown[0] == shown[1]:
-        raise InputError(f"{inner} shows no instruction on task {task.name!r} whose words could be others")
-    with opened(proposer) if isinstance(proposer, str) else nullcontext(proposer or model) as writer:
-        asked = _requests(task, own, model, proposals, paraphrases, seed)
+        raise InputError(f"{how.inner} shows no instruction on task {task.name!r} whose words could be others")
+    with opened(how.proposer) if how.proposer and proposer is None else nullcontext(proposer or model) as writer:
+        asked = _requests(task, own, model, how, seed)
         texts = [
-            writer.generate([prompt], Sampling(max_tokens=2 * LONGEST, temperature=temperature, seed=1000 * seed + i))[
-                0
-            ]
+            writer.generate(
+                [prompt], Sampling(max_tokens=2 * LONGEST, temperature=how.temperature, seed=1000 * seed + i)
+            )[0]
             for i, (_, prompt, _) in enumerate(asked)
         ]
     made, refused = [Proposal(task.instruction, "task")], 0
@@ -146,19 +188,19 @@ def find_instruction(
 
 
 def _requests(
-    task: Task, own: Program, model: LanguageModel, n: int, paraphrases: bool, seed: int
+    task: Task, own: Program, model: LanguageModel, how: InstructionSearch, seed: int
 ) -> list[tuple[Source, Prompt, list[Example]]]:
     """What the proposer is asked, and the examples that each request shows."""
     variables = {"input_name": task.input_name, "labels": list(task.labels), "instruction": task.instruction}
-    if paraphrases:
+    if how.paraphrases:
         prompt = _chat(templates.load("propose", "paraphrase").render(variables))
-        return [("paraphrase", prompt, [])] * n
+        return [("paraphrase", prompt, [])] * how.proposals
     pool, rng = shot_pool(task), stream(seed, "instruction proposals")
     order = [pool[i] for i in rng.permutation(len(pool))]
     looked = order[:LOOKED_AT]
     wrong = [(e, a) for e, a in zip(looked, own.answer(looked, model), strict=True) if not _right(task, a, e)]
     found: list[tuple[Source, Prompt, list[Example]]] = []
-    for i in range(n):
+    for i in range(how.proposals):
         if i % 2 and wrong:
             few = [wrong[k] for k in rng.permutation(len(wrong))[:SHOWN]]
             shots = [{**_told(e), "given": a.value or "none"} for e, a in few]
@@ -222,55 +264,6 @@ def _worth(task: Task, answer: Answer, example: Example) -> float:
     if not answer.scores:
         return _metric(task, answer, example)
     return log_odds(np.array(list(answer.scores.values())), list(answer.scores).index(str(example.label)))
-
-
-@dataclass(frozen=True)
-class InstructionSearch(Method):
-    """Another method with the instruction that did best of some that a model proposes; see `find_instruction`.
-
-    Attributes:
-        inner: who answers, a method by its label.
-        proposals: how many are asked for.
-        proposer: id of the model that proposes; "" for the one that answers.
-        paraphrases: propose other wordings of the task's own instruction only.
-        temperature: of proposals.
-    """
-
-    inner: str = "few_shot"
-    proposals: int = 8
-    proposer: str = ""
-    paraphrases: bool = False
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        inner_method(self.inner, self.mode)
-
-    @property
-    def makes(self) -> type[Program]:
-        """See `Method.makes`."""
-        return inner_method(self.inner, self.mode).makes
-
-    def fit(self, task: Task, model: LanguageModel, seed: int) -> Program:
-        """Propose, race, take the winner."""
-        return find_instruction(
-            task, model, inner=self.inner, mode=self.mode, proposals=self.proposals, proposer=self.proposer or None,
-            paraphrases=self.paraphrases, temperature=self.temperature, seed=seed,
-        ).program  # fmt: skip
-
-    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
-        """As the inner method, every proposal judged on every held-out item."""
-        told = inner_method(self.inner, self.mode).rehearse(task, model, seed)
-        if told.program is None:
-            return told
-        items = unseen_inputs(told.program, task, seed)
-        for _, prompt, _ in _requests(task, told.program, model, self.proposals, self.paraphrases, seed):
-            model.generate([prompt], Sampling(max_tokens=2 * LONGEST))
-        for _ in range(self.proposals + 1):
-            told.program.answer(items, model)
-        return Rehearsal(
-            told.program, "; ".join([*([told.note] if told.note else []), "fitting takes at most so much"])
-        )
 
 
 register(

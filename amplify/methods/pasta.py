@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
+import numpy as np
+
 from amplify import templates
 from amplify.errors import InputError, UnknownNameError
 from amplify.methods.base import Preset, Program
 from amplify.methods.few_shot import draw
 from amplify.methods.program import ShotProgram, answer_made
 from amplify.methods.prompt import Form, PromptMethod, check_options, marked, need_emphasis
-from amplify.models.base import LanguageModel, need_scoring
+from amplify.models.base import LanguageModel, ScoringModel, need_scoring
 from amplify.registry import register
+from amplify.shapley.game import Coalitions, Floats, leave_one_out
 from amplify.steering import Steering, profiles
 from amplify.templates import Template
 from amplify.text import sentences
-from amplify.types import Answer, Example, Message, Prompt, Sampling
+from amplify.types import Answer, Example, Message, Prompt, Sampling, TokenLogProbs
 
 if TYPE_CHECKING:
     from amplify.tasks import Task
@@ -324,21 +327,29 @@ class AutoPastaProgram(Program):
         keys, costs = [], []
         for example, spans, answer in zip(examples, sentences, first, strict=True):
             target = answer.text or answer.value or ""
-            key, calls, prompt, new = 0, answer.calls, answer.prompt_tokens, answer.completion_tokens
+            key, cost = 0, (answer.calls, answer.prompt_tokens, answer.completion_tokens)
             if len(spans) > 1 and target.strip():
-                without = [
-                    self.form.prompt(replace(example, text=f"{example.text[:a]}{example.text[b:]}".strip()))
-                    for a, b in spans
-                ]
-                gap = " " if without[0].text is not None and not target.startswith(" ") else ""
-                found = scorer.score(without, [gap + target] * len(spans))
-                key = min(range(len(spans)), key=lambda i: found[i].total)
-                calls += len(spans)
-                prompt += sum(model.count_tokens(without))
-                new += sum(len(f.logprobs) for f in found)
+                key, more = self._missed(example, spans, target, scorer)
+                cost = (cost[0] + more[0], cost[1] + more[1], cost[2] + more[2])
             keys.append(key)
-            costs.append((calls, prompt, new))
+            costs.append(cost)
         return keys, costs
+
+    def _missed(
+        self, example: Example, spans: Sequence[tuple[int, int]], target: str, model: ScoringModel
+    ) -> tuple[int, tuple[int, int, int]]:
+        """The sentence without which a target loses most; calls, prompt tokens and scored tokens."""
+        prompts: list[Prompt] = []
+        found: list[TokenLogProbs] = []
+
+        def value(kept: Coalitions) -> Floats:
+            prompts[:] = [self.form.prompt(replace(example, text=_without(example.text, spans, row))) for row in kept]
+            gap = " " if prompts[0].text is not None and not target.startswith(" ") else ""
+            found[:] = model.score(prompts, [gap + target] * len(prompts))
+            return np.array([one.total for one in found])
+
+        key = int(leave_one_out(value, len(spans)).argmax())
+        return key, (len(prompts), sum(model.count_tokens(prompts)), sum(len(one.logprobs) for one in found))
 
     def _drawn(
         self, examples: Sequence[Example], sentences: Sequence[Sequence[tuple[int, int]]], model: LanguageModel
@@ -355,6 +366,13 @@ def _stripped(text: str) -> list[tuple[int, int]]:
     """Characters [start, end) of each sentence, without the space around it; at least one."""
     spans = [(a, a + len(text[a:b].rstrip())) for a, b in sentences(text)]
     return [(b - len(text[a:b].lstrip()), b) for a, b in spans]
+
+
+def _without(text: str, spans: Sequence[tuple[int, int]], kept: Sequence[bool]) -> str:
+    """The text without the sentences that are not kept."""
+    for (start, end), held in zip(reversed(spans), reversed(kept), strict=True):
+        text = text if held else text[:start] + text[end:]
+    return text.strip()
 
 
 def _overlap(a: str, b: str) -> float:

@@ -221,12 +221,9 @@ class PromptExplanation:
         """
         from amplify.render import page_template
 
-        # the style sheet that all pages share lies with the report's
-        style = page_template("amplify.evaluation", "style.css.jinja").render()
-        template = page_template("amplify.prompting", "page.html.jinja")
-        page = template.render(
-            it=self, style=style, header=self.header(), checks=self.check_table(), verdict=self.verdict(),
-            meaning=MEANING, bars=self._bars(),
+        page = page_template("amplify.prompting", "page.html.jinja").render(
+            it=self, header=self.header(), checks=self.check_table(), verdict=self.verdict(), meaning=MEANING,
+            bars=self._bars(),
         )  # fmt: skip
         if path is not None:
             files.write(path, page)

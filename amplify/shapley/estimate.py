@@ -21,6 +21,48 @@ CONTROL_CALLS = 16  # how many values of the control may be asked for each of th
 
 
 @dataclass(frozen=True)
+class Guide:
+    """What the Gaussian process of `estimate` may go by besides the values that it asks for.
+
+    Attributes:
+        control_variate: a cheap game that correlates with the one asked, same shapes. It is asked 16 times as often, or
+            for all of at most 1,024 coalitions; its calls do not count, and are in `meta`. How far the game follows it
+            is inferred from the values asked.
+        cost: what coalitions cost where common beginnings are paid once, and a limit, which then holds beside `budget`:
+            most is asked of what tells most for its price. What was spent is in `meta`.
+        prior: a guess of the scores in any unit, [n], as `amplify.sources.one_pass` makes it: the game of these sums
+            is what the values may follow, as far as the values asked say so. In place of a control variate.
+
+    Raises:
+        InputError: both a prior and a control variate.
+
+    Example:
+        >>> from amplify.shapley import estimate
+        >>> found = estimate(lambda kept: kept @ [1.0, 2.0, 4.0], 3, budget=6, guide=Guide(prior=[1, 2, 4]))
+        >>> found.scores.round(6), found.calls
+        (array([1., 2., 4.]), 6)
+    """
+
+    control_variate: Value | None = None
+    cost: PrefixCost | None = None
+    prior: Sequence[float] | Floats | None = None
+
+    def __post_init__(self) -> None:
+        if self.prior is not None and self.control_variate is not None:
+            raise InputError("the values follow a prior or a control_variate: give one of them")
+
+    def helper(self, n: int, index: Index, budget: int, seed: int) -> Helper | None:
+        """The game that the values may follow, with its own scores: those of a control exact where it may be asked."""
+        if self.control_variate is None:
+            return None if self.prior is None else _guessed(self.prior, n)
+        cheap = CachedValue(self.control_variate, n)
+        complete = n <= MAX_SOURCES and 2**n <= max(CONTROL_CALLS * budget, 1024)
+        how, calls = ("exact", 2**n) if complete else ("leverage_shap", CONTROL_CALLS * budget)
+        own = estimate(cheap, n, index, how, calls, seed)
+        return Helper(cheap, own.scores.reshape(n, -1), (own.high - own.low).reshape(n, -1) / 2)
+
+
+@dataclass(frozen=True)
 class Scores:
     """Scores with intervals.
 
@@ -93,9 +135,7 @@ def estimate(
     budget: int = 64,
     seed: int = 0,
     width: float | None = None,
-    control_variate: Value | None = None,
-    cost: PrefixCost | None = None,
-    prior: Sequence[float] | Floats | None = None,
+    guide: Guide | None = None,
 ) -> Estimate:
     """Estimate the Shapley or Banzhaf values of a game.
 
@@ -108,18 +148,11 @@ def estimate(
         budget: distinct coalitions that may be asked, the empty and the full one included.
         seed: makes the sample repeatable.
         width: stop early once every 95 % interval is at most this wide, in units of the value.
-        control_variate: a cheap game that correlates with `value`, same shapes.
-            It is asked 16 times as often, or for all of at most 1,024 coalitions; its calls do not count, and are in
-            `meta`. How far the game follows it is inferred from the values asked. For the Gaussian process only.
-        cost: what coalitions cost where common beginnings are paid once, and a limit, which then holds beside `budget`:
-            most is asked of what tells most for its price. What was spent is in `meta`. For the Gaussian process only.
-        prior: a guess of the scores in any unit, [n], as `amplify.sources.one_pass` makes it: the game of these sums
-            is what the values may follow, as far as the values asked say so. For the Gaussian process only, in place
-            of a control.
+        guide: what else the scores may go by, or a limit of what coalitions cost; for the Gaussian process only.
 
     Raises:
         InputError: n < 1, budget < 2, exact values that do not fit the budget, a value that is not a finite number, a
-            control or a cost for an estimator that takes none, a number that is not whole, a negative seed or width.
+            guide for an estimator that takes none, a number that is not whole, a negative seed or width.
         UnknownNameError: no such estimator or index.
 
     Example:
@@ -131,6 +164,7 @@ def estimate(
     """
     _check(n, index, estimator, budget, seed, width)
     n, budget = int(n), int(budget)  # 2^n of NumPy's integers overflows
+    cost = guide.cost if guide is not None else None
     if cost is not None and len(cost.sources) != n:
         raise InputError(f"the game has {n} sources, and the cost names {len(cost.sources)} sources")
     game = CachedValue(value, n, budget)
@@ -141,25 +175,22 @@ def estimate(
     name = estimator
     if estimator == "auto":
         name = "exact" if affordable and n <= UNASKED else "gaussian_process"
-    elif affordable and ESTIMATORS[name].efficient and (width, control_variate, cost) == (None, None, None):
+    elif (
+        affordable
+        and ESTIMATORS[name].efficient
+        and (width, cost) == (None, None)
+        and (guide is None or guide.control_variate is None)
+    ):
         name = "exact"  # which any sample of all coalitions would come to
     if name != "exact":
         check_budget(name, n, budget, index)
     run = ESTIMATORS[name].run
     if name == "exact" and cost is not None and not affordable:
         raise InputError(f"exact values cost {whole:,.0f}, more than the limit {cost.limit:,.0f}")
-    if prior is not None and control_variate is not None:
-        raise InputError("the values follow a prior or a control_variate: give one of them")
-    if name != "exact" and (control_variate is not None or cost is not None or prior is not None):
+    if name != "exact" and guide is not None:
         if name != "gaussian_process":
-            raise InputError(
-                f"estimator {name!r} takes no control_variate, no prior and no cost: use estimator='auto', or leave "
-                "them out"
-            )
-        helper = None if prior is None else _guessed(prior, n)
-        if control_variate is not None:
-            helper = _helper(control_variate, n, index, budget, seed)
-        run = partial(gaussian_process, helper=helper, cost=cost)
+            raise InputError(f"estimator {name!r} takes no guide: use estimator='auto', or leave it out")
+        run = partial(gaussian_process, helper=guide.helper(n, index, budget, seed), cost=cost)
     raw = None
     for stage in _stages(n, budget) if width is not None and name != "exact" else [budget]:
         raw = run(game, index, stage, seed)
@@ -212,12 +243,3 @@ def _guessed(prior: Sequence[float] | Floats, n: int) -> Helper:
     if guess.shape != (n,) or not np.isfinite(guess).all():
         raise InputError(f"the prior is a finite number for each of {n} sources, got shape {guess.shape}")
     return Helper(CachedValue(lambda held: held @ guess, n), guess[:, None], np.zeros((n, 1)), "prior")
-
-
-def _helper(control_variate: Value, n: int, index: Index, budget: int, seed: int) -> Helper:
-    """The control's own scores, exact where it may be asked for everything."""
-    cheap = CachedValue(control_variate, n)
-    complete = n <= MAX_SOURCES and 2**n <= max(CONTROL_CALLS * budget, 1024)
-    how, calls = ("exact", 2**n) if complete else ("leverage_shap", CONTROL_CALLS * budget)
-    own = estimate(cheap, n, index, how, calls, seed)
-    return Helper(cheap, own.scores.reshape(n, -1), (own.high - own.low).reshape(n, -1) / 2)

@@ -14,6 +14,7 @@ from amplify.models import opened
 from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
 from amplify.models.cached import CachedGenerator, caching
 from amplify.shapley.budget import PrefixCost
+from amplify.shapley.estimate import Guide
 from amplify.shapley.game import Coalitions, Floats
 from amplify.sources.asked import Asked, asked_of
 from amplify.sources.ballots import votes
@@ -195,7 +196,8 @@ def _probabilities(game: LogProbGame, settings: Options, priced: LocalModel | No
         settings = replace(
             settings, tokens=None, budget=max(settings.budget, 2 ** min(len(game.context.sources), MOST_PROMPTS))
         )
-    found = explain(game.of, game.context, settings, control_variate=helper, cost=cost)
+    guide = Guide(control_variate=helper, cost=cost) if helper or cost else None
+    found = explain(game.of, game.context, settings, guide=guide)
     if helper and "control_variate" in found.meta:
         found.meta["control_variate"]["tokens"] = helper.tokens
     return found

@@ -15,10 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from amplify.errors import InputError
-from amplify.shapley.budget import PrefixCost
-from amplify.shapley.estimate import estimate
+from amplify.shapley.estimate import Guide, estimate
 from amplify.shapley.exact import MAX_SOURCES, Index
-from amplify.shapley.game import Coalitions, Floats, Value
+from amplify.shapley.game import Coalitions, Floats
 from amplify.shapley.given import given_scores
 from amplify.shapley.owen import owen_scores
 from amplify.sources.context import Context, Part, Selection, words
@@ -70,8 +69,7 @@ def explain(
     context: Context,
     settings: Settings,
     *,
-    control_variate: Value | None = None,
-    cost: PrefixCost | None = None,
+    guide: Guide | None = None,
     also: Callable[[], Ask | None] | None = None,
 ) -> Explained:
     """Score the documents, then the parts of those that matter.
@@ -80,7 +78,7 @@ def explain(
         ask: the game: values of selections, [m, columns].
         context: its documents.
         settings: how.
-        control_variate, cost: see `estimate`; documents in fixed order only.
+        guide: see `estimate`; documents in fixed order only.
         also: asked once the documents have been sampled for further columns of the game (None: there are none), which
             are scored from the same sample; parts of documents are then opened and sampled for all columns.
 
@@ -88,7 +86,7 @@ def explain(
         InputError: a budget too small, or an estimator that does not fit the order.
     """
     hierarchy = _Hierarchy(ask, context, settings)
-    top, ends, used, meta = hierarchy.documents(control_variate, cost)
+    top, ends, used, meta = hierarchy.documents(guide)
     if also is not None and (more := also()) is not None:
         top, ends = hierarchy.beside(top, ends, more)
     levels = hierarchy.below(top, ends)
@@ -109,7 +107,7 @@ class _Hierarchy:
         n = len(context.documents)
         self.play = Play(ask, (lambda: self.rng.permutation(n).tolist()) if settings.order == "random" else None)
 
-    def documents(self, control_variate: Value | None, cost: PrefixCost | None) -> Top:
+    def documents(self, guide: Guide | None) -> Top:
         """The first level: half of the budget where there is something to open, else all of it."""
         settings, n = self.settings, len(self.context.documents)
         budget = max(2, round(settings.budget / 2)) if self._opens() else settings.budget
@@ -121,9 +119,9 @@ class _Hierarchy:
             )
         if settings.order == "random":
             return *random_order(self.play, self.context, self.index, settings.estimator, budget, self.rng), {}
-        if n > max(FEW, budget // DIRECT) and settings.estimator == "auto" and cost is None and control_variate is None:
+        if n > max(FEW, budget // DIRECT) and settings.estimator == "auto" and guide is None:
             return self._grouped(budget)
-        scored, used, meta = self._sampled([(s,) for s in self.context.sources], budget, control_variate, cost)
+        scored, used, meta = self._sampled([(s,) for s in self.context.sources], budget, guide)
         return scored, self.play.of([(), self.context.everything()]), used, meta
 
     def beside(self, top: Scored, ends: Floats, more: Ask) -> tuple[Scored, Floats]:
@@ -249,11 +247,7 @@ class _Hierarchy:
         return Scored(parts, scores, half, [(whole, k) for k in range(len(parts))])
 
     def _sampled(
-        self,
-        units: Sequence[Unit],
-        budget: int,
-        control_variate: Value | None = None,
-        cost: PrefixCost | None = None,
+        self, units: Sequence[Unit], budget: int, guide: Guide | None = None
     ) -> tuple[Scored, str, dict[str, Any]]:
         """Scores of whole documents (or groups of them) by `estimate`, and what it asked."""
         rows: list[Coalitions] = []
@@ -268,16 +262,7 @@ class _Hierarchy:
             return values[-1]
 
         estimator = self.settings.estimator if len(units) == len(self.context.documents) else "auto"
-        found = estimate(
-            value,
-            len(units),
-            self.index,
-            estimator,
-            budget,
-            self.settings.seed,
-            control_variate=control_variate,
-            cost=cost,
-        )
+        found = estimate(value, len(units), self.index, estimator, budget, self.settings.seed, guide=guide)
         sample = Sample((tuple(units),), np.concatenate(rows), tuple(selections), np.concatenate(values))
         half = (found.high - found.low) / 2
         scored = Scored([unit[0] for unit in units], found.scores, half, [(sample, k) for k in range(len(units))])

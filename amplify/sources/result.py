@@ -92,8 +92,31 @@ class Cost:
     seconds: float
 
 
-@dataclass(frozen=True)
-class SourceAttribution:
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What an attribution and its file hold alike; see `SourceAttribution`."""
+
+    question: str
+    answer: str
+    columns: tuple[str, ...]
+    cost: Cost
+    value: str
+    index: str
+    engine: str
+    estimator: str
+    order: str
+    budget: int
+    seed: int
+    prompt: Prompt
+    originals: tuple[Document, ...]
+    spans: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
+    column: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceAttribution(_Told):
     """Which sources made an answer (`amplify.attribute_sources`).
 
     Attributes:
@@ -131,29 +154,12 @@ class SourceAttribution:
         >>> why.save("why.json")
     """
 
-    question: str
-    answer: str
     documents: Level
     sentences: Level | None
     words: Level | None
     values: Floats
-    columns: tuple[str, ...]
-    cost: Cost
-    value: str
-    index: str
-    engine: str
-    estimator: str
-    order: str
-    budget: int
-    seed: int
-    prompt: Prompt
     places: Mapping[int, Place]
-    originals: tuple[Document, ...]
-    spans: tuple[tuple[int, int], ...] = ()
     left_out: Mapping[int, int | None] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    column: int = 0
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def sources(self) -> tuple[Document, ...]:
@@ -407,33 +413,16 @@ class _Part:
     high: tuple[tuple[float | None, ...], ...]
 
 
-@dataclass(frozen=True)
-class _Saved:
+@dataclass(frozen=True, kw_only=True)
+class _Saved(_Told):
     """What the file holds."""
 
-    question: str
-    answer: str
     documents: _Part
     sentences: _Part | None
     words: _Part | None
     values: tuple[tuple[float, ...], ...]
-    columns: tuple[str, ...]
-    cost: Cost
-    value: str
-    index: str
-    engine: str
-    estimator: str
-    order: str
-    budget: int
-    seed: int
-    prompt: Prompt
     places: Mapping[str, tuple[int | None, int]]
-    originals: tuple[Document, ...]
-    spans: tuple[tuple[int, int], ...] = ()
     left_out: Mapping[str, int | None] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    column: int = 0
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """What the types do not say.

@@ -304,7 +304,7 @@ def tune(
             about = config if given is None else None
             memory = opened_here.enter_context(cached(model, store, about=about, meter=ledger))
             opened_here.enter_context(sharing(model))
-            return _Search(task, memory, ledger, folds, listed, notes, seed, config, show_progress).found()
+            return _Search(task, memory, ledger, folds, listed, notes, config, show_progress).found()
 
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-tune-") as temporary:
@@ -397,12 +397,11 @@ class _Search:
         folds: Folds,
         listed: Sequence[Candidate],
         notes: Sequence[str],
-        seed: int,
         config: dict[str, Any],
         show: bool,
     ) -> None:
         self.task, self.model, self.folds, self.listed = task, memory, folds, listed
-        self.notes, self.seed, self.config = list(notes), seed, config
+        self.notes, self.config = list(notes), config
         self.ledger = ledger
         self.programs: dict[int, Program] = {}
         self.answers: dict[int, list[Spent]] = {}  # what each answer would cost if nothing were remembered
@@ -480,7 +479,7 @@ class _Search:
     def _raced(self, index: int, places: Sequence[int]) -> list[float]:
         if index not in self.programs:
             with _or_out(), self._stage(f"fit {index}"):
-                program = self.listed[index].fit(self.folds.task, self.model, self.seed)
+                program = self.listed[index].fit(self.folds.task, self.model, self.config["seed"])
             # what is used is what the file will give back
             self.programs[index] = Program.of(codec.parse(json.dumps(program.tagged())))
         with _or_out():
@@ -536,7 +535,7 @@ class _Search:
         from amplify.methods import make
 
         mode = self.listed[0].method.mode
-        program = make("zero_shot", mode=mode).fit(self.folds.task, self.model.inner, self.seed)
+        program = make("zero_shot", mode=mode).fit(self.folds.task, self.model.inner, self.config["seed"])
         prompts = [program.prompt(e) for e in self.folds.race[:first]]  # type: ignore[attr-defined]
         labels = [len(self.folds.task.labels_of(e)) or 1 for e in self.folds.race[:first]]
         # the race of one and the confirmation of two, before anything else than the question stands in a prompt

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import amplify
 from amplify.attribution import METHODS
-from amplify.attribution.explanations import compare
+from amplify.attribution.explanations import Comparison, compare
 from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
 from amplify.models import load_model
 from amplify.models.scripted import ScriptedModel
 from amplify.proxies import train_proxy
 from amplify.tasks import Task
-from amplify.types import Example, Message, Prompt
+from amplify.types import Attribution, Example, Message, Prompt
 
 TEXT = "Great phone, terrible battery in Paris."
 LABELS = ("negative", "positive")
@@ -308,7 +309,9 @@ def test_the_command(encoder, tmp_path):
         ],
     )
     assert done.exit_code == 0, done.output
-    assert (out / "explanations.html").is_file()
+    page = (out / "explanations.html").read_text(encoding="utf-8")
+    assert "<td>kernel_shap</td>" in page
+    assert page.count('<div class="attribution">') > 10
     wrong = CliRunner().invoke(cli, ["explain", "--model", folder])
     assert isinstance(wrong.exception, InputError)
     wrong = CliRunner().invoke(cli, ["explain", TEXT, *options, "--top", "7"])
@@ -317,3 +320,14 @@ def test_the_command(encoder, tmp_path):
     assert "and 4 more words" in done.output
     listed = CliRunner().invoke(cli, ["list", "explainers"])
     assert "kernel_shap" in listed.output
+
+
+def test_the_page_of_a_comparison() -> None:
+    a = Attribution("<b> good", ("<b>", "good"), ((0, 3), (4, 8)), (1.0, 2.0), "x<y", method="occlusion")
+    other = replace(a, scores=(2.0, 1.0), method="lime")
+    page = Comparison({"occlusion": [a], "lime": [other], "grad_norm": ["looks <inside>"]}, "auto is <this>").to_html()
+    assert "<td>-1.00</td>" in page  # the rank correlation of the two
+    assert "grad_norm: looks &lt;inside&gt;" in page
+    assert "auto is &lt;this&gt;" in page
+    assert page.count('title="+2.000"') == 2
+    assert "<b> good" not in page

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from amplify import resources
-from amplify.shapley import estimate, exact_scores
+from amplify.shapley import Guide, estimate, exact_scores
 
 GAMES = resources.content("eval") / "results" / "hotpotqa_games.json"
 
@@ -30,9 +30,9 @@ def errors(games: list[Table], name: str, budget: int, control: bool = False) ->
     per_game = []
     for game in games:
         truth = exact_scores(game["values"])
-        cheap = (lambda s, t=game["blocks"]: t[s @ bits]) if control else None
+        guide = Guide(lambda s, t=game["blocks"]: t[s @ bits]) if control else None
         runs = [
-            estimate(lambda s, t=game["values"]: t[s @ bits], 10, "shapley", name, budget, k, control_variate=cheap)
+            estimate(lambda s, t=game["values"]: t[s @ bits], 10, "shapley", name, budget, k, guide=guide)
             for k in range(3)
         ]
         assert max(r.calls for r in runs) <= budget

@@ -10,7 +10,7 @@ import pytest
 from method_fakes import GOOD
 
 from amplify.errors import InputError
-from amplify.methods import find_instruction, make
+from amplify.methods import InstructionSearch, find_instruction, make
 from amplify.methods.base import Program
 from amplify.models.scripted import ScriptedModel
 from amplify.tasks import Task
@@ -43,7 +43,7 @@ def model() -> ScriptedModel:
 
 
 def test_the_better_instruction_is_found_from_errors(sentiment: Task, model: ScriptedModel) -> None:
-    found = find_instruction(sentiment, model, inner="zero_shot", proposals=4)
+    found = find_instruction(sentiment, model, InstructionSearch("zero_shot", proposals=4, mode="score"))
     assert found.text == BETTER
     assert [(one.source, one.text) for one in found.proposals] == [
         ("task", sentiment.instruction), ("examples", OTHER), ("errors", BETTER),
@@ -71,9 +71,8 @@ def test_where_labels_are_shuffled_nothing_is_found(sentiment: Task) -> None:
         labels = rng.permutation([str(e.label) for e in sentiment.validation])
         shuffled = tuple(replace(e, label=str(y)) for e, y in zip(sentiment.validation, labels, strict=True))
         model = ScriptedModel("proposer", reply=proposes, logprob=heeds)
-        found = find_instruction(
-            replace(sentiment, validation=shuffled), model, inner="zero_shot", proposals=2, seed=seed
-        )
+        how = InstructionSearch("zero_shot", proposals=2, mode="score")
+        found = find_instruction(replace(sentiment, validation=shuffled), model, how, seed=seed)
         kept += found.text == sentiment.instruction
     assert kept >= 6
 
@@ -81,13 +80,16 @@ def test_where_labels_are_shuffled_nothing_is_found(sentiment: Task) -> None:
 @pytest.mark.parametrize("reply", ["", "Yes.", "word " * 90, "See: a great phone, number 0 of train. Yes"])
 def test_what_can_be_no_instruction_is_refused(reply: str, sentiment: Task) -> None:
     model = ScriptedModel("bad", reply=lambda text: reply, logprob=heeds)
-    found = find_instruction(replace(sentiment, train=sentiment.train[:6]), model, inner="zero_shot", proposals=1)
+    how = InstructionSearch("zero_shot", proposals=1, mode="score")
+    found = find_instruction(replace(sentiment, train=sentiment.train[:6]), model, how)
     assert (len(found.proposals), found.refused) == (1, 1)
 
 
 def test_another_model_may_propose(sentiment: Task, model: ScriptedModel) -> None:
     silent = ScriptedModel("silent", reply=lambda text: "", logprob=heeds)
-    found = find_instruction(sentiment, silent, inner="few_shot[shots=2]", proposals=2, proposer=model)
+    found = find_instruction(
+        sentiment, silent, InstructionSearch("few_shot[shots=2]", proposals=2, mode="score"), proposer=model
+    )
     assert found.text == BETTER
     assert not any("answered wrongly" in text for text in silent.texts)
 
@@ -106,6 +108,6 @@ def test_fitted_saved_planned(name: str, mode: str, sentiment: Task, model: Scri
 
 def test_what_cannot_be(sentiment: Task, model: ScriptedModel) -> None:
     with pytest.raises(InputError, match="at least one proposal"):
-        find_instruction(sentiment, model, proposals=0)
+        InstructionSearch(proposals=0)
     with pytest.raises(InputError, match="shows no instruction"):
-        find_instruction(sentiment, model, inner="few_shot[shots=2,system=none]")
+        find_instruction(sentiment, model, InstructionSearch("few_shot[shots=2,system=none]", mode="score"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from amplify.errors import InputError
-from amplify.shapley import PrefixCost, all_coalitions, estimate, exact_scores, gp
+from amplify.shapley import Guide, PrefixCost, all_coalitions, estimate, exact_scores, gp
 from amplify.shapley.budget import Bill
 from amplify.shapley.sampling import ends
 
@@ -64,7 +64,7 @@ def test_estimates_keep_to_the_limit_and_tell_what_they_spent() -> None:
 
     errors = []
     for limit in (250.0, 500.0, 900.0, 1e6):
-        found = estimate(value, 6, budget=64, cost=PrefixCost(LENGTHS, 7, limit, 3))
+        found = estimate(value, 6, budget=64, guide=Guide(cost=PrefixCost(LENGTHS, 7, limit, 3)))
         assert found.meta["spent"] <= limit
         errors.append(((found.scores - exact_scores(table)) ** 2).sum())
     assert found.estimator == "exact"
@@ -80,8 +80,8 @@ def test_impossible_costs_are_refused() -> None:
         PrefixCost((-1.0, 2.0), 7, 100)
     cost = PrefixCost(LENGTHS, 7, 200, 3)
     with pytest.raises(InputError, match="6 sources"):
-        estimate(lambda s: s.sum(1), 5, cost=PrefixCost(LENGTHS, 7, 200, 3))
-    with pytest.raises(InputError, match="takes no control_variate, no prior and no cost"):
-        estimate(lambda s: s.sum(1), 6, estimator="kernel_shap", cost=cost)
+        estimate(lambda s: s.sum(1), 5, guide=Guide(cost=PrefixCost(LENGTHS, 7, 200, 3)))
+    with pytest.raises(InputError, match="takes no guide"):
+        estimate(lambda s: s.sum(1), 6, estimator="kernel_shap", guide=Guide(cost=cost))
     with pytest.raises(InputError, match="more than the limit"):
-        estimate(lambda s: s.sum(1), 6, estimator="exact", cost=cost)
+        estimate(lambda s: s.sum(1), 6, estimator="exact", guide=Guide(cost=cost))

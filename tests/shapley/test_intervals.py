@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from amplify.errors import InputError
-from amplify.shapley import all_coalitions, estimate, exact_scores
+from amplify.shapley import Guide, all_coalitions, estimate, exact_scores
 from amplify.shapley.regression import pair_leverage, pair_scores, ridge_leverage, ridge_scores
 from amplify.shapley.sampling import leverage, paired
 from amplify.shapley.surrogates import SURROGATES
@@ -133,7 +133,7 @@ def test_a_good_control_lowers_the_error_and_a_bad_one_does_no_harm() -> None:
         controls = {"plain": None, "good": 0.5 * table + rng.normal(0, 0.02, 1024), "bad": rng.normal(size=1024)}
         for kind, u in controls.items():
             cheap = None if u is None else (lambda s, u=u: u[s @ BITS])
-            found = estimate(lambda s, t=table: t[s @ BITS], 10, budget=40, control_variate=cheap, seed=seed)
+            found = estimate(lambda s, t=table: t[s @ BITS], 10, budget=40, guide=Guide(cheap), seed=seed)
             assert found.calls <= 40
             assert found.scores.sum() == pytest.approx(table[-1] - table[0], abs=1e-6)
             errors[kind].append(((found.scores - truth) ** 2).sum() / (truth**2).sum())
@@ -153,7 +153,7 @@ def test_a_control_of_many_sources_widens_the_intervals_by_what_is_not_known_of_
         def value(s: np.ndarray, slopes=slopes, a=a, b=b, c=c, d=d) -> np.ndarray:
             return s @ slopes + 2.0 * (s[:, a] & s[:, b]) * (s[:, c] | s[:, d])
 
-        found = estimate(value, 14, budget=24, control_variate=lambda s, value=value: 0.5 * value(s), seed=seed)
+        found = estimate(value, 14, budget=24, guide=Guide(lambda s, value=value: 0.5 * value(s)), seed=seed)
         truth = exact_scores(value(all_coalitions(14)))
         assert found.meta["control_variate"]["calls"] <= 16 * 24 + 24
         assert np.all(found.high > found.low)
@@ -162,7 +162,6 @@ def test_a_control_of_many_sources_widens_the_intervals_by_what_is_not_known_of_
 
 
 def test_only_the_gaussian_process_takes_a_control() -> None:
-    with pytest.raises(InputError, match="takes no control_variate"):
-        estimate(
-            lambda s: s.sum(axis=1), 5, estimator="permutation", budget=20, control_variate=lambda s: s.sum(axis=1)
-        )
+    guide = Guide(lambda s: s.sum(axis=1))
+    with pytest.raises(InputError, match="takes no guide"):
+        estimate(lambda s: s.sum(axis=1), 5, estimator="permutation", budget=20, guide=guide)
