@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import amplify
-from amplify import attribution, rationales, shapley
 
 ROOT = Path(amplify.__file__).parent
 MODULES = sorted(
@@ -69,15 +68,18 @@ def test_none_is_left_out() -> None:
     assert [e.name for e in EXAMPLES if any(doctest.SKIP in line.options for line in e.examples)] == []
 
 
-PUBLIC = [f"amplify.{name}" for name in amplify.__all__] + [
-    f"{package.__name__}.{name}"
-    for package in (attribution, rationales, shapley)
-    for name in package.__all__
-    if inspect.isfunction(getattr(package, name))
-]
+ROOMS = (
+    "attribution", "evaluation", "methods", "metrics", "models", "prompting", "proxies", "rationales", "shapley",
+    "steering", "tasks", "tuning",
+)  # fmt: skip
+PUBLIC = {
+    f"{found.__module__}.{found.__qualname__}": found
+    for package in (amplify, *(importlib.import_module(f"amplify.{room}") for room in ROOMS))
+    for found in (inspect.unwrap(getattr(package, name)) for name in package.__all__)
+    if inspect.isfunction(found) or inspect.isclass(found)
+}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_what_is_public_has_an_example(name: str) -> None:
-    package, _, own = name.rpartition(".")
-    assert ">>> " in (inspect.unwrap(getattr(importlib.import_module(package), own)).__doc__ or "")
+    assert ">>> " in (PUBLIC[name].__doc__ or "")

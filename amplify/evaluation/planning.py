@@ -48,6 +48,11 @@ class Plan:
     Attributes:
         rows: one per method.
         tokens: how tokens were counted.
+
+    Example:
+        >>> task = amplify.load_task("coin_flip", limit=5)
+        >>> [row.calls for row in amplify.evaluation.plan(task, None, ["zero_shot"], seeds=[0]).rows]
+        [5]
     """
 
     rows: tuple[MethodPlan, ...]
@@ -87,6 +92,11 @@ def plan(
     Args:
         task, methods, seeds, limit, mode, options, calibrate: see `evaluate`.
         model: only its `count_tokens` is used; None counts four characters a token.
+
+    Example:
+        >>> task = amplify.load_task("coin_flip", limit=5)
+        >>> [row.method for row in plan(task, None, ["zero_shot", "few_shot"], seeds=[0, 1]).rows]
+        ['zero_shot', 'few_shot']
     """
     seeds, made = checked_seeds(seeds), make_methods(methods, mode, options or {})
     items = chosen_items(task, limit)

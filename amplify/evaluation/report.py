@@ -66,5 +66,11 @@ def load_report(folder: str | Path) -> Report:
 
     Raises:
         RunError: it is no run folder, or its files were changed.
+
+    Example:
+        >>> task = amplify.load_task("coin_flip", limit=5)
+        >>> made = amplify.evaluate(task, "scripted:say=yes", ["zero_shot"], seeds=[0], out="run")
+        >>> load_report("run").rows == made.rows
+        True
     """
     return Report(**vars(results_of(folder)))

@@ -67,6 +67,12 @@ class Row:
         reliability: what label probabilities are worth; None where no labels were scored.
         uncertainty: how well each measure of uncertainty tells wrong written answers from right ones: measure ->
             threshold of the score from which an answer counts as right -> AUROC; empty where none was measured.
+
+    Example:
+        >>> task = amplify.load_task("coin_flip", limit=5)
+        >>> [row] = amplify.evaluate(task, "scripted:say=yes", ["zero_shot"], seeds=[0]).rows
+        >>> row.method, row.n
+        ('zero_shot', 5)
     """
 
     method: str
@@ -123,6 +129,12 @@ class Comparison:
         test, interval: how they were made.
         unparsed: share of the method's and of the baseline's answers to these items that could not be parsed.
         both_read: the comparison without them.
+
+    Example:
+        >>> task = amplify.load_task("coin_flip", limit=5)
+        >>> report = amplify.evaluate(task, "scripted:say=yes", ["zero_shot", "zero_shot_cot"], seeds=[0])
+        >>> [(pair.method, pair.baseline, pair.difference) for pair in report.comparisons]
+        [('zero_shot_cot', 'zero_shot', 0.0)]
     """
 
     method: str

@@ -97,6 +97,10 @@ class Amplify(PromptMethod):
         template: of the rationale: "key_words", "paper", "words_only", or your own file.
         rationales: the proxy's "own"; or "none", "random" content words of the same input, the words of another shot
             ("shuffled"), those of highest TF-IDF ("tfidf"), as many as it cited; or its own for the "test" input, too.
+
+    Example:
+        >>> amplify.methods.Amplify(shots=4, explainer="lime").label
+        'amplify[explainer=lime,shots=4]'
     """
 
     proxy: str = "minilm"

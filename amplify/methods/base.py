@@ -145,7 +145,14 @@ codec.register(Program, Program.tagged, Program.of)  # type: ignore[type-abstrac
 
 
 class PromptProgram(Program):
-    """The common case: one prompt an example."""
+    """The common case: one prompt an example.
+
+    Example:
+        >>> task, model = amplify.load_task("support_tickets"), amplify.load_model("scripted:say=billing")
+        >>> program = amplify.methods.ZeroShot().fit(task, model, seed=0)
+        >>> program.prompt(task.test[0]).messages[-1].role
+        'user'
+    """
 
     @abstractmethod
     def prompt(self, example: Example) -> Prompt:
@@ -159,6 +166,11 @@ class Rehearsal:
     Attributes:
         program: sends prompts as long as those of the fitted one; None where no prompt is sent.
         note: what is estimated, and from what; "" for nothing.
+
+    Example:
+        >>> task, model = amplify.load_task("support_tickets"), amplify.load_model("scripted:say=billing")
+        >>> amplify.methods.ZeroShot().rehearse(task, model, seed=0).note
+        ''
     """
 
     program: Program | None
@@ -183,6 +195,10 @@ class Method(ABC):
         mode: "generate" parses what the model writes; "score" compares the labels' log-probabilities
             (a rationale method writes its rationale first and scores the labels behind it).
         variant: the preset it was made by; of an object made from the class, the one that its options say.
+
+    Example:
+        >>> amplify.methods.FewShot(shots=4).label, amplify.methods.make("few_shot").role
+        ('few_shot[shots=4]', 'baseline')
     """
 
     name: ClassVar[str] = ""  # what `register` called it
@@ -268,6 +284,11 @@ class Preset:
         defaults: other defaults of options than the class's.
         without: options that mean nothing here; they cannot be set.
         name: what `register` called it.
+
+    Example:
+        >>> longest = Preset(amplify.methods.FewShot, "The longest examples as shots.", fixed={"selection": "longest"})
+        >>> "selection" in longest.options
+        False
     """
 
     cls: type[Method]
@@ -357,6 +378,10 @@ def make(name: str, *, mode: Mode = "generate", **options: Any) -> Method:
     Raises:
         UnknownNameError: no such method, or no such option of it.
         InputError: a value that the option cannot take.
+
+    Example:
+        >>> make("few_shot", shots=4).label
+        'few_shot[shots=4]'
     """
     preset = METHODS.find(name)
     for option in options:

@@ -31,6 +31,13 @@ class CalibratedProgram(Program):
         program: who scores the labels.
         calibration: the map of its scores.
         meta: what fitting found: the inputs asked, and with "auto" the cross-fitted accuracy of each way.
+
+    Example:
+        >>> from amplify.tuning import Candidate
+        >>> task, model = amplify.load_task("support_tickets"), amplify.load_model("scripted:first_option")
+        >>> found = Candidate.parse("zero_shot+batch", "score").fit(task, model, 0)
+        >>> type(found).__name__
+        'CalibratedProgram'
     """
 
     kind: ClassVar[str] = "calibrated"

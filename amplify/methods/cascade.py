@@ -33,6 +33,10 @@ class Cascade(WithProxy):
 
     Attributes:
         reverse: the model is asked first, and the proxy where the model is unsure (score mode).
+
+    Example:
+        >>> amplify.methods.Cascade(inner="zero_shot").label
+        'cascade[inner=zero_shot]'
     """
 
     reverse: bool = False
@@ -110,6 +114,10 @@ class Selective(Method):
         calibrate: how its label scores are calibrated; on one half of the held-out items, the other half is tested on.
         risk: tolerated share of wrong answers among those given.
         delta: chance that the guarantee fails.
+
+    Example:
+        >>> amplify.methods.Selective(risk=0.05).label
+        'selective[risk=0.05]'
     """
 
     inner: str = "few_shot_knn"

@@ -33,6 +33,10 @@ class ZeroShot(PromptMethod):
     Attributes:
         thought: template of the words that begin the answer with a rationale; "" for an answer without one.
         mark: written before and after what steering would emphasise; "" to leave it as it is.
+
+    Example:
+        >>> amplify.methods.ZeroShot().label
+        'zero_shot'
     """
 
     role: ClassVar[Role] = "baseline"
@@ -77,6 +81,10 @@ class FewShot(PromptMethod):
         emphasis: what is marked in the last question: "text" (the input), "instruction", "first_sentence",
             "fields.NAME"; "" for the task's own.
         mark: written before and after it; "" to leave it as it is.
+
+    Example:
+        >>> amplify.methods.FewShot(shots=4).label
+        'few_shot[shots=4]'
     """
 
     role: ClassVar[Role] = "baseline"
@@ -137,6 +145,10 @@ class FewShotNearest(PromptMethod):
         shots: how many.
         pool: how many training examples to choose among, drawn with the seed; 0 for all.
         embedder: model of the embeddings.
+
+    Example:
+        >>> amplify.methods.FewShotNearest(shots=4, embedder="minilm").label
+        'few_shot_knn[shots=4]'
     """
 
     role: ClassVar[Role] = "baseline"
@@ -173,6 +185,10 @@ class HumanCoT(PromptMethod):
 
     Attributes:
         shots: how many of the task's own; 0 for all of them.
+
+    Example:
+        >>> amplify.methods.HumanCoT(shots=3).label
+        'human_cot[shots=3]'
     """
 
     role: ClassVar[Role] = "baseline"
@@ -198,7 +214,12 @@ class HumanCoT(PromptMethod):
 @register("method", "answer_format_only")
 @dataclass(frozen=True)
 class AnswerFormatOnly(PromptMethod):
-    """Demonstrations without content, one a label: how much is knowing the form of an answer worth?"""
+    """Demonstrations without content, one a label: how much is knowing the form of an answer worth?
+
+    Example:
+        >>> amplify.methods.AnswerFormatOnly().label
+        'answer_format_only'
+    """
 
     role: ClassVar[Role] = "control"
 

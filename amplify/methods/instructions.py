@@ -44,6 +44,10 @@ class Proposal:
         items: held-out items that it was judged on.
         score: mean log-odds of the gold label over those where labels are scored, else the task's metric.
         out: why it left the race, "" for a finalist.
+
+    Example:
+        >>> amplify.methods.Proposal("Name the department.", "examples", items=8, score=0.4).out
+        ''
     """
 
     text: str
@@ -62,6 +66,12 @@ class FoundInstruction:
         program: the inner method's program with it.
         proposals: all that took part, the task's own first.
         refused: proposals that could be none: too long, empty, given twice, or quoting an example.
+
+    Example:
+        >>> task, model = amplify.load_task("support_tickets"), amplify.load_model("scripted:say=Name the department.")
+        >>> how = amplify.methods.InstructionSearch("zero_shot", proposals=1, mode="score")
+        >>> amplify.methods.find_instruction(task, model, how).text == task.instruction
+        True
     """
 
     text: str
@@ -80,6 +90,10 @@ class InstructionSearch(Method):
         proposer: id of the model that proposes; "" for the one that answers.
         paraphrases: propose other wordings of the task's own instruction only.
         temperature: of proposals.
+
+    Example:
+        >>> amplify.methods.InstructionSearch("zero_shot", proposals=4).label
+        'instruction_search[inner=zero_shot,proposals=4]'
     """
 
     inner: str = "few_shot"

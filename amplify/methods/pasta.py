@@ -51,6 +51,10 @@ class Pasta(PromptMethod):
         source: who finds it: "model" (it is asked to copy the sentence), or "attribution" (the sentence without which
             the model's own first answer loses most probability).
         key_sentence: what the model is asked, template `prompts/key_sentence_NAME.jinja`.
+
+    Example:
+        >>> amplify.methods.Pasta(profile="qwen2.5-coder-0.5b-counterfact").label
+        'pasta[profile=qwen2.5-coder-0.5b-counterfact]'
     """
 
     seeded: ClassVar[bool] = False
@@ -169,6 +173,10 @@ class Spotlight(PromptMethod):
         target: attention mass on the span.
         exact: hit the target exactly instead of moving towards it (mode target_mass).
         profile: steer this profile's heads only.
+
+    Example:
+        >>> amplify.methods.Spotlight(target=0.2).label
+        'spotlight[target=0.2]'
     """
 
     seeded: ClassVar[bool] = False
@@ -194,6 +202,10 @@ class InstaBoost(PromptMethod):
     Attributes:
         bonus: what is added; attention on the span is multiplied by its exponential before the row is renormalised.
         profile: steer this profile's heads only.
+
+    Example:
+        >>> amplify.methods.InstaBoost(bonus=3.0).label
+        'instaboost[bonus=3.0]'
     """
 
     seeded: ClassVar[bool] = False

@@ -271,6 +271,11 @@ class ShotProgram(PromptProgram):
         notes: what a reader of the results must know, e.g. that there were fewer shots than asked for.
         meta: what fitting found and cost, JSON values.
         steering: heads and strength, where attention is steered to what the form emphasises in the last question.
+
+    Example:
+        >>> task, model = amplify.load_task("support_tickets"), amplify.load_model("scripted:say=billing")
+        >>> len(amplify.methods.FewShot(shots=2).fit(task, model, seed=0).shots)
+        2
     """
 
     kind: ClassVar[str] = "shots"

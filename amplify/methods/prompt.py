@@ -102,6 +102,10 @@ class Form:
         thinking: further tokens for a model that begins a reasoning block of its own (`<think>`) and is cut off in it.
         emphasis: what prompts mark for steering (see `Task.emphasis`); it is never visible in what is sent.
         marks: written around the emphasised span where the emphasis is to be visible, e.g. "*".
+
+    Example:
+        >>> amplify.methods.ZeroShot().form(amplify.load_task("support_tickets")).answer_prefix
+        'Department:'
     """
 
     method: str
@@ -230,6 +234,10 @@ class PromptMethod(Method):
         thinking: tokens of further room for a model that writes a reasoning block (`<think>…</think>`) before its
             answer; it is asked again with them where it was cut off in one.
         system, question, answer: templates by name, or paths of your own .jinja files.
+
+    Example:
+        >>> amplify.methods.FewShot(shots=2, layout="text").label
+        'few_shot[layout=text,shots=2]'
     """
 
     layout: Layout = field(default="auto", kw_only=True)

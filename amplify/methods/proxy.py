@@ -34,6 +34,10 @@ class ProxyAlone(Method):
 
     Attributes:
         proxy, epochs, lora: see `Amplify`.
+
+    Example:
+        >>> amplify.methods.ProxyAlone(epochs=2).label
+        'proxy_alone[epochs=2]'
     """
 
     role: ClassVar[Role] = "baseline"

@@ -38,6 +38,10 @@ class ProxyHint(PromptMethod):
         shots: how many.
         hint: template of the hint, `prompts/hint_NAME.jinja` or a file of yours.
         random: hints name any label, as a control.
+
+    Example:
+        >>> amplify.methods.ProxyHint(words=2).label
+        'proxy_hint[words=2]'
     """
 
     proxy: str = "minilm"

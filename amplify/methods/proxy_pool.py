@@ -83,6 +83,10 @@ class ProxyPool(WithProxy):
     log p(y) = a log p_model(y) + b log p_proxy(y), normalised. The weights are fitted on validation items, which the
     proxy was not trained on, and on model scores whose calibration was fitted on the other folds. Without a validation
     split both come from folds of the training split. Where a weight is 0 that one is not asked.
+
+    Example:
+        >>> amplify.methods.ProxyPool(inner="zero_shot").label
+        'proxy_pool[inner=zero_shot]'
     """
 
     @property

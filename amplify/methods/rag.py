@@ -67,6 +67,10 @@ class Rag(Method):
             "highlight" steers attention to the sentences of highest score; "loop" to those of largest effect, for or
             against, and returns the first answer where the second one does not rest on them; "suffice" keeps the fewest
             of highest score with which the model says the same, `k` at most (0: half of them), else all.
+
+    Example:
+        >>> amplify.methods.Rag(documents=5).label
+        'rag[documents=5]'
     """
 
     reads_documents: ClassVar[bool] = True

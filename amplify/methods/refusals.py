@@ -44,6 +44,10 @@ class Detrigger(PromptMethod):
         profile: head profile by name or file; "" for all heads.
         remedy: "ignore" (the model is told to), "rephrase" (it rewords the request without them first), or
             "deemphasise" (attention is taken from them; the prompt stays as it is).
+
+    Example:
+        >>> amplify.methods.Detrigger(words=2).label
+        'ignore_word[words=2]'
     """
 
     seeded: ClassVar[bool] = False

@@ -67,6 +67,10 @@ class SelfAmplify(PromptMethod):
         explain_by: where rationales come from. Words: "topk" (the model names them, told the gold label), an explainer
             of `amplify.attribution` (of its log-probability of the whole label), or chance ("random"). Sentences:
             "phcot" (told the gold label, it explains it) or "autocot" (it thinks without being told). Or "none".
+
+    Example:
+        >>> amplify.methods.SelfAmplify(shots=4).label
+        'self_amplify_topk[shots=4]'
     """
 
     pool: int = 200

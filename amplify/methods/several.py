@@ -53,6 +53,10 @@ class Several(Method):
             held-out items come out right, "never" and "always" among the candidates. None: where labels are scored.
         calibrate: of each answer's label scores, before anything is aggregated.
         temperature: of what is sampled.
+
+    Example:
+        >>> amplify.methods.Several(answers=3).label
+        'augmented[answers=3]'
     """
 
     inner: str = "few_shot"

@@ -14,7 +14,12 @@ Prediction = str | None
 
 
 def normalize(text: str) -> str:
-    """Lower case, without punctuation, English articles and extra spaces (SQuAD, Rajpurkar et al. 2016)."""
+    """Lower case, without punctuation, English articles and extra spaces (SQuAD, Rajpurkar et al. 2016).
+
+    Example:
+        >>> normalize("The  U.S. answer!")
+        'us answer'
+    """
     bare = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
@@ -51,7 +56,12 @@ def _exact(text: str) -> str:
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over the bags of normalised tokens; 0.0 if either bag is empty."""
+    """Harmonic mean of precision and recall over the bags of normalised tokens; 0.0 if either bag is empty.
+
+    Example:
+        >>> round(token_f1("the red car", "red bus"), 2)
+        0.5
+    """
     got, want = normalize(prediction).split(), normalize(reference).split()
     common = sum((Counter(got) & Counter(want)).values())
     return 2 * common / (len(got) + len(want)) if common else 0.0
@@ -66,6 +76,10 @@ def contains(prediction: str, reference: str) -> float:
     """1.0 where the normalised reference stands in the normalised prediction as whole words.
 
     The accuracy of Lost in the Middle (Liu et al. 2023), made for models that answer in sentences.
+
+    Example:
+        >>> contains("It was Ada Lovelace.", "ada lovelace")
+        1.0
     """
     want = normalize(reference)
     return float(bool(want) and f" {want} " in f" {normalize(prediction)} ")

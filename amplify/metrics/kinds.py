@@ -31,6 +31,10 @@ class Kind:
     the best over the references; with `first_token` a choice in score mode is also made by the labels' first tokens.
     `of` gives all scores of an answer to an example, the main one first, where a prediction and a reference do not say
     enough.
+
+    Example:
+        >>> find("accuracy").item("A", "A")
+        1.0
     """
 
     description: str
@@ -68,6 +72,10 @@ def find(name: str) -> Kind:
     Raises:
         UnknownNameError: no such metric.
         DataError: that of Hugging Face cannot be loaded, or that of the harness was not opened.
+
+    Example:
+        >>> find("f1").item_name
+        'f1'
     """
     if name.startswith("evaluate:"):
         from amplify.metrics.hugging_face import evaluate_metric
@@ -84,7 +92,12 @@ def find(name: str) -> Kind:
 
 
 def item_score(kind: Kind, prediction: Prediction, references: Sequence[str]) -> dict[str, float]:
-    """The best score over the accepted answers, what else the metric tells of it, and whether nothing was answered."""
+    """The best score over the accepted answers, what else the metric tells of it, and whether nothing was answered.
+
+    Example:
+        >>> item_score(find("accuracy"), "Ada", ["Ada", "Ada Lovelace"])["accuracy"]
+        1.0
+    """
     empty = prediction is None or not prediction.strip()
     scored = [(0.0 if empty else _share(kind, str(prediction), r), r) for r in references]
     score, best = max(scored, key=lambda pair: pair[0], default=(0.0, ""))
@@ -115,6 +128,11 @@ def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, floa
 
     Raises:
         InputError: the example has no gold answer, or the metric needs documents and the answer has none.
+
+    Example:
+        >>> example = amplify.Example(id="1", text="Who?", label="Ada")
+        >>> answer_scores("accuracy", amplify.Answer(value="Ada"), example)
+        {'accuracy': 1.0}
     """
     kind = find(name)
     if kind.of is not None:
@@ -134,6 +152,36 @@ def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, floa
             "and a method that reads documents (rag, rag_rerank_shapley, …)"
         )
     return {kind.item_name: documents.pop(kind.item_name), **documents}
+
+
+def scores(name: str, predictions: Sequence[Prediction], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+    """Means over items, `unparsed` the share that is None or empty; first the score that only all have, if there is one.
+
+    Args:
+        name: of the metric; see `find`.
+        predictions: parsed answers, None where nothing could be parsed.
+        references: the accepted answer of each, or several.
+
+    Raises:
+        InputError: no items, another number of references, or several where the metric needs one label.
+
+    Example:
+        >>> scores("accuracy", ["yes", None], ["yes", "no"])
+        {'accuracy': 0.5, 'unparsed': 0.5}
+    """
+    kind = find(name)
+    if not predictions or len(predictions) != len(references):
+        raise InputError(f"{len(predictions)} predictions and {len(references)} references cannot be scored")
+    accepted = [[r] if isinstance(r, str) else list(r) for r in references]
+    items = [item_score(kind, p, r) for p, r in zip(predictions, accepted, strict=True)]
+    keys = dict.fromkeys(key for item in items for key in item)
+    own = {key: [item[key] for item in items if key in item] for key in keys}
+    means = {key: sum(values) / len(values) for key, values in own.items()}
+    if kind.whole is None:
+        return means
+    if any(len(r) != 1 for r in accepted):
+        raise InputError(f"{name} needs exactly one gold label an item")
+    return {name: kind.whole(predictions, [r[0] for r in accepted]), **means}
 
 
 def references_of(example: Example) -> tuple[str, ...]:

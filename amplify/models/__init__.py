@@ -93,6 +93,11 @@ def opened(model: LanguageModel | str, **options: Any) -> Iterator[LanguageModel
 
     Raises:
         InputError: it is neither. Else see `load_model`.
+
+    Example:
+        >>> with opened("scripted:say=yes") as model:
+        ...     model.id
+        'scripted:say=yes'
     """
     if isinstance(model, str):
         with load_model(model, **options) as fresh:

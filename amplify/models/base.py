@@ -36,6 +36,13 @@ class Usage:
         completion_tokens: tokens generated or scored as continuations.
         forwarded_tokens: tokens that really went through the model, shared prefixes once and padding included;
             equal to prompt + completion tokens where the model cannot tell.
+
+    Example:
+        >>> model = amplify.load_model("scripted:say=yes")
+        >>> before = model.usage.snapshot()
+        >>> _ = model.generate([amplify.Prompt(text="Well?")], amplify.Sampling())
+        >>> model.usage.since(before).calls
+        1
     """
 
     calls: int = 0
@@ -94,6 +101,10 @@ class LanguageModel(Protocol):
         id: the string that opens it again, e.g. "transformers:smollm2-135m". Never holds a secret.
         usage: running counts.
         max_context: tokens of prompt and completion together, or None where the server does not say.
+
+    Example:
+        >>> isinstance(amplify.load_model("scripted:say=yes"), LanguageModel)
+        True
     """
 
     id: str
@@ -132,7 +143,12 @@ class LanguageModel(Protocol):
 
 @runtime_checkable
 class ScoringModel(LanguageModel, Protocol):
-    """A model that gives log-probabilities of a given continuation."""
+    """A model that gives log-probabilities of a given continuation.
+
+    Example:
+        >>> isinstance(amplify.load_model("scripted:first_option"), ScoringModel)
+        True
+    """
 
     def score(
         self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
@@ -148,7 +164,12 @@ class ScoringModel(LanguageModel, Protocol):
 
 @runtime_checkable
 class LocalModel(ScoringModel, Protocol):
-    """A model in this process: gradients, attention, trees."""
+    """A model in this process: gradients, attention, trees.
+
+    Example:
+        >>> isinstance(amplify.load_model("scripted:say=yes"), LocalModel)
+        False
+    """
 
     tokenizer: PreTrainedTokenizerBase
 
@@ -179,6 +200,10 @@ class Spread(LanguageModel, Protocol):
 
     Attributes:
         workers: how many.
+
+    Example:
+        >>> isinstance(amplify.load_model("scripted:say=yes"), Spread)
+        False
     """
 
     workers: int
@@ -196,7 +221,12 @@ def each(model: LanguageModel, function: Callable[[Any, T], R], items: Iterable[
 
 
 def need_scoring(model: LanguageModel, what: str) -> ScoringModel:
-    """The model as a ScoringModel, or a CapabilityError that names those that qualify."""
+    """The model as a ScoringModel, or a CapabilityError that names those that qualify.
+
+    Example:
+        >>> need_scoring(amplify.load_model("scripted:first_option"), "score mode").id
+        'scripted:first_option'
+    """
     if isinstance(model, ScoringModel):
         return model
     raise CapabilityError(
@@ -206,7 +236,13 @@ def need_scoring(model: LanguageModel, what: str) -> ScoringModel:
 
 
 def need_local(model: LanguageModel, what: str) -> LocalModel:
-    """The model as a LocalModel, or a CapabilityError that names those that qualify."""
+    """The model as a LocalModel, or a CapabilityError that names those that qualify.
+
+    Example:
+        >>> need_local(amplify.load_model("scripted:say=yes"), "gradients")
+        Traceback (most recent call last):
+        amplify.errors.CapabilityError: ...
+    """
     if isinstance(model, LocalModel):
         return model
     raise CapabilityError(

@@ -308,6 +308,11 @@ def cached(
 
     Raises:
         InputError: a model that does not say what it is.
+
+    Example:
+        >>> with cached(amplify.load_model("scripted:say=yes"), "kept") as model:
+        ...     model.generate([amplify.Prompt(text="Well?")], amplify.Sampling())[0].text
+        'yes'
     """
     who, store = origin(model), cache if isinstance(cache, Cache) else Cache(cache)
     kind = CachedGenerator

@@ -31,6 +31,10 @@ class Part:
             stands), a shot, or a shot's rationale, which is there only where its shot is.
         text: its words.
         place: which sentence or shot, from 0.
+
+    Example:
+        >>> Part("shot 2", "shot", "Message: hello", place=1).place
+        1
     """
 
     name: str

@@ -35,6 +35,12 @@ class PartValue:
         length_error: half width of the 95 % interval of value - content, over items alone.
         left_out: what is lost where this part alone is missing.
         filler: the neutral words.
+
+    Example:
+        >>> from amplify.prompting.parts import Part
+        >>> part = Part("shot 1", "shot", "Message: hello")
+        >>> PartValue(part, 4, 0.3, 0.1, 0.5, 0.2, 0.0, 0.4, 0.1, 0.3, "word word").name
+        'shot 1'
     """
 
     part: Part
@@ -73,6 +79,10 @@ class Check:
         p: two-sided, of a paired test.
         accuracy: share of items whose gold label is the likeliest.
         tokens: of a prompt.
+
+    Example:
+        >>> Check("dropped", False, 40, 1.2, 0.1, -0.1, 0.3, 0.2, 0.7, 120.0).items
+        40
     """
 
     name: str

@@ -44,6 +44,11 @@ class Row:
         answers: indices into `labels_of(example)` of the labels that this row scores.
         targets: for causal proxies, per answer the (position, next token) pairs whose log-probabilities are summed.
         unread: characters of the input that did not fit into the model's window.
+
+    Example:
+        >>> row = Row(ids=(1, 7, 2), types=(), offsets=((0, 0), (0, 4), (0, 0)), answers=(0, 1))
+        >>> len(row.ids), row.unread
+        (3, 0)
     """
 
     ids: tuple[int, ...]
@@ -450,13 +455,23 @@ class Proxy:
 
 
 def softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Probabilities of a vector of logits."""
+    """Probabilities of a vector of logits.
+
+    Example:
+        >>> softmax(np.zeros(2))
+        array([0.5, 0.5])
+    """
     odds = np.exp(scores - scores.max())
     return odds / odds.sum()
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes a proxy's numbers."""
+    """Versions of what computes a proxy's numbers.
+
+    Example:
+        >>> versions()["amplify"] == amplify.__version__
+        True
+    """
     import torch
     import transformers
 

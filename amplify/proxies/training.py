@@ -245,6 +245,11 @@ def load_proxy(folder: str | Path, *, device: str | None = None) -> Proxy:
 
     Raises:
         DataError: no proxy there, or a broken one.
+
+    Example:
+        >>> load_proxy("nowhere")
+        Traceback (most recent call last):
+        amplify.errors.DataError: ...
     """
     folder = Path(folder)
     card = read_card(folder)
@@ -329,6 +334,10 @@ def list_proxies() -> list[dict[str, Any]]:
     """The cards of the proxies in the cache, each with its "folder", by name of the folder.
 
     One that cannot be read stands there as its "folder" and what is "broken".
+
+    Example:
+        >>> all("folder" in card for card in list_proxies())
+        True
     """
     root = resources.home() / "proxies"
     cards = []

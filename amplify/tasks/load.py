@@ -235,7 +235,12 @@ def _enough(name: str, examples: Sequence[Example], labels: Sequence[str]) -> No
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """One line of `amplify list tasks`."""
+    """One line of `amplify list tasks`.
+
+    Example:
+        >>> [task.available for task in list_tasks() if task.name == "support_tickets"]
+        [True]
+    """
 
     name: str
     description: str
@@ -246,7 +251,12 @@ class TaskInfo:
 
 
 def list_tasks(data: str | Path | None = None) -> list[TaskInfo]:
-    """Every shipped task with its description, and whether its data lies here (nothing is downloaded)."""
+    """Every shipped task with its description, and whether its data lies here (nothing is downloaded).
+
+    Example:
+        >>> "support_tickets" in [task.name for task in list_tasks()]
+        True
+    """
     root = Path(data) if data is not None else None
     return [TaskInfo(n, s.description, available(s, root)) for n, s in sorted(shipped_specs().items())]
 

@@ -225,6 +225,11 @@ def iter_rows(path: str | Path, text: str, *, id: str | None = None, label: str 
 
     Raises:
         DataError: the file cannot be read. InputError: a missing column, an empty text, an id used twice, no rows.
+
+    Example:
+        >>> _ = open("new.csv", "w").write("review\\ngood\\nbad\\n")
+        >>> [example.text for example in iter_rows("new.csv", "review")]
+        ['good', 'bad']
     """
     fields = {name: value for name, value in (("text", text), ("id", id), ("label", label)) if value}
     seen: set[str] = set()
@@ -239,7 +244,13 @@ def iter_rows(path: str | Path, text: str, *, id: str | None = None, label: str 
 
 
 def read_rows(path: str | Path, text: str, *, id: str | None = None, label: str | None = None) -> list[Example]:
-    """`iter_rows` as a list: new rows to answer, unlabelled unless `label` names a column."""
+    """`iter_rows` as a list: new rows to answer, unlabelled unless `label` names a column.
+
+    Example:
+        >>> _ = open("new.csv", "w").write("review\\ngood\\nbad\\n")
+        >>> read_rows("new.csv", "review")[1].id
+        'row-2'
+    """
     return list(iter_rows(path, text, id=id, label=label))
 
 

@@ -77,6 +77,10 @@ class Spent:
         seconds: wall time.
         tokens, calls: as in `Budget`.
         forwarded: tokens that really went through the model, shared beginnings once.
+
+    Example:
+        >>> Spent(tokens=2e6, calls=400).calls
+        400
     """
 
     seconds: float = 0.0

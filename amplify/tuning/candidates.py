@@ -133,6 +133,12 @@ def candidates_for(task: Task, model: LanguageModel) -> tuple[list[Candidate], l
     """What is tried on a task with a model, dearest last, and notes on what is left out and why.
 
     Label tasks are scored where the model scores, else written. What a plugin registers as a method takes part.
+
+    Example:
+        >>> task, model = amplify.load_task("support_tickets"), amplify.load_model("scripted:first_option")
+        >>> listed, notes = candidates_for(task, model)
+        >>> listed[0].plain
+        True
     """
     labels = bool(task.labels_of(next(iter((*task.validation, *task.train, *task.test)))))
     documents = any("documents" in e.fields for e in task.test[:1])

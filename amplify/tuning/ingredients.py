@@ -25,6 +25,10 @@ class Ingredient:
         value: its Shapley value, as a share of the items.
         low, high: 95 % interval, by a percentile bootstrap over items.
         candidates: how many had it.
+
+    Example:
+        >>> [found.name for found in ingredients([np.zeros(4), np.ones(4)], [(), ("shots",)])]
+        ['shots']
     """
 
     name: str

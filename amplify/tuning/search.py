@@ -107,6 +107,13 @@ class Line:
         out: why it left, "" for a finalist.
         scores: of its items, in the order of the race.
         tokens, calls: of an answer, every prompt counted in full.
+
+    Example:
+        >>> task = amplify.load_task("support_tickets")
+        >>> listed = ["zero_shot", "few_shot[shots=2]"]
+        >>> tuned = amplify.tune(task, "scripted:first_option", "calls=5000", candidates=listed, show_progress=False)
+        >>> [(line.label, line.plain) for line in tuned.table]
+        [('zero_shot', True), ('few_shot[shots=2]', True)]
     """
 
     label: str
@@ -134,6 +141,10 @@ class Confirmation:
         difference, low, high: chosen less plain, with its 95 % interval.
         p: one-sided, that the choice is no better.
         confirmed: whether p is at most the level of its look; see `looked`.
+
+    Example:
+        >>> compared([1.0] * 20, [0.0] * 20).confirmed
+        True
     """
 
     n: int

@@ -13,7 +13,7 @@ from amplify.methods.prompt import Form, unmarked
 from amplify.metrics.text import consistency, fluency, is_refusal
 from amplify.tasks import load_task
 from amplify.tasks.formats import counterfacts
-from amplify.types import Example
+from amplify.types import Answer, Example
 
 GENDERED = re.compile(r"\b(he|she|him|her|his|hers|himself|herself)\b", re.IGNORECASE)
 
@@ -276,13 +276,12 @@ def test_both_refusal_rates_are_reported_apart():
 
 
 def test_metrics_agree_with_their_items():
-    metric = metrics.load("refusal")
-    whole = metric.compute(predictions=["Run it.", "I can't help."], references=["comply", "refuse"])
+    whole = metrics.scores("refusal", ["Run it.", "I can't help."], ["comply", "refuse"])
     assert whole["right_treatment"] == 1
     assert whole["refused_unsafe"] == 1
     assert whole["refused_safe"] == 0
     example = Example("x", "Kill it?", "comply", answers=("comply",))
-    assert metric.per_item("I cannot do that.", example)["right_treatment"] == 0
+    assert metrics.answer_scores("refusal", Answer("I cannot do that."), example)["right_treatment"] == 0
 
 
 def test_xsb_in_one_turn_and_in_several(tmp_path, monkeypatch):
