@@ -155,7 +155,7 @@ def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, floa
 
 
 def scores(name: str, predictions: Sequence[Prediction], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
-    """Means over items, `unparsed` the share that is None or empty; first the score that only all have, if there is one.
+    """Means over items (`unparsed`: the share that is None or empty); before them what only all have together, if any.
 
     Args:
         name: of the metric; see `find`.

@@ -68,7 +68,7 @@ def test_a_function_is_a_metric_of_a_task(own: Callable[[str], None]) -> None:
         report = evaluate(asked("share_of_x"), model, ["zero_shot"])
     assert report.row("zero_shot").score == 0.5
     assert report.config["score"] == "share_of_x"
-    assert metrics.load("share_of_x").compute(predictions=["xy", None], references=["a", "b"]) == {
+    assert metrics.scores("share_of_x", ["xy", None], ["a", "b"]) == {
         "share_of_x": 0.25, "unparsed": 0.5,
     }  # fmt: skip
 
