@@ -157,6 +157,10 @@ class AttentionVectors(PromptMethod):
         heads: how many vote.
         per_label: labelled items of each label.
         random: vote with as many heads drawn with the seed.
+
+    Example:
+        >>> amplify.methods.AttentionVectors().label
+        'attention_vectors'
     """
 
     heads: int = 20

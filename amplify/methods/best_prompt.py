@@ -91,6 +91,10 @@ class BestPrompt(PromptMethod):
     Attributes:
         rewordings: how many other wordings of the instruction the model writes.
         budget: prompts that choosing may take; 0 for as many as the search for this model's and task's heads took.
+
+    Example:
+        >>> amplify.methods.BestPrompt().label
+        'best_prompt'
     """
 
     role: ClassVar[Role] = "control"

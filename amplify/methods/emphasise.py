@@ -44,6 +44,10 @@ class Emphasise(PromptMethod):
         alpha: scale of the attention outside; 0 for the profile's own.
         heads: use only so many of the profile's ranked heads; 0 for its own set.
         drawn: with the seed: "what" (as many content words of the input, or any label), or as many "heads".
+
+    Example:
+        >>> amplify.methods.Emphasise().label
+        'emphasise_words'
     """
 
     steers: ClassVar[bool] = True

@@ -41,6 +41,10 @@ class Stacked(WithProxy):
         rows: training inputs that reasons are written for, drawn with the seed; one model call each.
         reasons: the model's "own"; those of "others" (does it matter what is said of this input?), or with the labels'
             names taken out ("unnamed": does a reason say more than the guess in it?).
+
+    Example:
+        >>> amplify.methods.Stacked(epochs=2).label
+        'stacked[epochs=2]'
     """
 
     inner: str = "zero_shot_cot"
