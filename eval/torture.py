@@ -1,10 +1,11 @@
 """The library under attack: kills, servers that misbehave, odd files and texts, threads, bombs, full disks, keys.
 
-    python eval/torture.py [PART ...] [--quick] [--seed 0] [--out eval/results]
+    python eval/torture.py [PART ...] [--quick] [--seed 0] [--only GROUP [--mended]] [--out eval/results]
 
 Parts: kills, servers, fuzz, threads, bombs, disk, keys, engine (which needs vllm and smollm2-135m); all of them unless
 named. Each group of a part is written to `torture.json` and `torture.md` as soon as it is done, so that a bench that
-was stopped goes on; what is there for this very code, seed and size is not repeated (`--again` does). A case that is
+was stopped goes on; what is there for this very code, seed and size is not repeated (`--again` does). `--only GROUP
+--mended` measures groups again after a mend and keeps the others of the part, each told with its commit. A case that is
 not right is told with what is needed to see it again, and is the exit status.
 """
 
@@ -17,9 +18,11 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -57,6 +60,16 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
+def commit() -> str:
+    """The commit that library and bench stand at, "+" behind it where they were changed since; "" outside of git."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "amplify", "eval/*.py") else "")
+
+
 def measured(part: str, setting: Setting, found: dict[str, Any], keep: Callable[[], None], until: float) -> None:
     """Measure what is missing of a part.
 
@@ -72,7 +85,7 @@ def measured(part: str, setting: Setting, found: dict[str, Any], keep: Callable[
     for group in importlib.import_module(f"tortures.{part}").run(setting):
         if setting.skips(group.name):
             continue
-        found["groups"].append(group.as_json())
+        found["groups"].append({**group.as_json(), "commit": commit()})
         found |= {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - begun),
@@ -83,7 +96,7 @@ def measured(part: str, setting: Setting, found: dict[str, Any], keep: Callable[
         keep()
         if time.perf_counter() > until:
             return
-    found["complete"] = not setting.only
+    found["complete"] = found["complete"] or not setting.only
     keep()
 
 
@@ -99,12 +112,15 @@ def _figures(figures: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """All parts as Markdown."""
+    every = [g.get("commit", "") for name in PARTS for g in result["parts"].get(name, {}).get("groups", ())]
+    commits = [told for told, _ in Counter(every).most_common()]
     lines = [
         "# Under attack",
         "",
         f"`python eval/torture.py`; {result['machine']['cpus']} cores of {result['machine']['platform']}, "
         + ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-        + ". Commands run in children forked from a process that has imported the library.",
+        + ". Commands run in children forked from a process that has imported the library. "
+        + (f"All of it on commit {commits[0]}." if len(commits) == 1 else _of_several(commits)),
     ]
     for name in PARTS:
         if not (part := result["parts"].get(name, {})).get("groups"):
@@ -125,10 +141,19 @@ def table(result: dict[str, Any]) -> str:
         ]
         for group in groups:
             figures = _figures(group.get("figures", {})).removeprefix(", ")
+            own = group.get("commit", "")
+            figures += f"{', ' if figures else ''}commit {own}" if own != commits[0] else ""
             lines.append(f"| {group['group']} | {group['right']:,} | {group['cases']:,} | {figures} |")
         wrong = [f"- {group['group']}: {_cell(problem)}" for group in groups for problem in group["wrong"]]
         lines += ["", "Not right:", "", *wrong] if wrong else []
     return "\n".join(lines) + "\n"
+
+
+def _of_several(commits: Sequence[str]) -> str:
+    if not commits:
+        return "Nothing is measured yet."
+    others = ", ".join(told or "unknown" for told in commits[1:])
+    return f"Commit {commits[0] or 'unknown'}; groups that were measured again after a mend say their own ({others})."
 
 
 def _cell(text: str) -> str:
@@ -143,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", metavar="TEXT", help="groups whose names hold this text")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no other group then; the next call goes on")
+    parser.add_argument("--mended", action="store_true", help="with --only: keep the other groups, of whatever code")
     parser.add_argument("--again", action="store_true", help="repeat parts that are measured already")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     args = parser.parse_args(arguments)
@@ -167,9 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for part in chosen:
             asked = {"what": PARTS[part], "code": code(), "seed": args.seed, "quick": args.quick}
             found = result["parts"].get(part, {})
-            if args.again or {key: found.get(key) for key in asked} != asked:
+            if args.mended and args.only and found:
+                found |= {**asked, "groups": [g for g in found["groups"] if args.only not in g["group"]]}
+            elif args.again or {key: found.get(key) for key in asked} != asked:
                 found = result["parts"][part] = {**asked, "command": command(), "complete": False, "groups": []}
-            if found["complete"]:
+            if found["complete"] and not args.mended:
                 print(f"{part}: measured already", flush=True)
                 continue
             print(part, flush=True)

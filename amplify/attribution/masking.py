@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from amplify.attribution.words import Spans, without_words
+from amplify.attribution.words import Spans, only_words
 from amplify.errors import InputError, UnknownNameError
 from amplify.locks import lock_of
 from amplify.models import chat
@@ -66,10 +66,11 @@ def proxy_value(
         if label not in labels:
             raise InputError(f"{label!r} is not among the labels {labels} of example {example.id!r}")
     if masking == "delete":
+        reached = _within_reach(proxy, example)
 
         def rows_of(kept: Coalitions) -> list[list[tuple[Row, tuple[int, ...]]]]:
-            cut = [without_words(example, _gone(spans, row)) for row in kept]
-            return [[(_some_token(proxy, r), ()) for r in rows] for rows in proxy.rows_of(cut)]
+            cut = only_words(reached, spans, kept)
+            return [[(row, ()) for row in rows] for rows in proxy.rows_of(cut, offsets=False)]
     else:
         filler = filler_token(proxy.tokenizer, masking, proxy.name)
         plain = proxy.rows(example)
@@ -94,6 +95,18 @@ def proxy_value(
         return np.asarray(scores[:, labels.index(target)] - against)
 
     return evaluate
+
+
+def _within_reach(proxy: Proxy, example: Example) -> Example:
+    """The example without what an encoder does not read even where all the words that it reads are deleted."""
+    if proxy.kind == "causal" or not proxy.labels:
+        return example
+    with lock_of(proxy.tokenizer):
+        encoded = proxy.tokenizer(
+            example.text, truncation=True, max_length=2 * proxy.window + 64, return_offsets_mapping=True
+        )
+    end = max((stop for _, stop in encoded["offset_mapping"]), default=0)
+    return replace(example, text=example.text[:end]) if end < len(example.text.rstrip()) else example
 
 
 def prompt_value(
@@ -130,7 +143,7 @@ def prompt_value(
     if masking == "delete":
 
         def score(kept: Coalitions) -> list[float]:
-            cut = [without_spans(prompt, message, _gone(spans, row)) for row in kept]
+            cut = [without_spans(prompt, message, _gone(spans, row)) for row in kept.tolist()]
             found = model.score([p for p in cut for _ in ends], [end for _ in cut for end in ends])
             return [one.total for one in found]
     else:
@@ -294,7 +307,7 @@ def _positioned(tree: TokenTree, paths: list[list[int]], starts: Sequence[int]) 
     return TokenTree(tuple(segments), tuple(parents), positions=positions), wanted
 
 
-def _gone(spans: Spans, kept: Coalitions) -> list[tuple[int, int]]:
+def _gone(spans: Spans, kept: Sequence[bool]) -> list[tuple[int, int]]:
     return [span for span, stays in zip(spans, kept, strict=True) if not stays]
 
 
@@ -306,13 +319,6 @@ def _without_tokens(row: Row, gone: Iterable[int], filler: int | None) -> tuple[
     for token in gone:
         ids[token] = filler
     return replace(row, ids=tuple(ids)), ()
-
-
-def _some_token(proxy: Proxy, row: Row) -> Row:
-    """The row, or the padding token alone where a tokenizer makes nothing of an empty text."""
-    if row.ids:
-        return row
-    return replace(row, ids=(proxy.tokenizer.pad_token_id or 0,))
 
 
 def _columns(flat: Sequence[tuple[int, Row, T]]) -> tuple[list[int], list[Row]]:

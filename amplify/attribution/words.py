@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import compress, pairwise
 from math import log
 from typing import TYPE_CHECKING
 
@@ -251,16 +252,45 @@ def without_words(example: Example, spans: Collection[tuple[int, int]]) -> Examp
         >>> without_words(Example("1", "Great phone, terrible battery"), [(13, 21)]).text
         'Great phone, battery'
     """
-
     ordered = sorted(spans)
+    return only_words(example, ordered, np.zeros((1, len(ordered)), dtype=bool))[0]
 
-    def cut(text: str, start: int) -> str:
-        kept, at = [], 0
-        for a, b in ordered:
-            if start <= a and b <= start + len(text):
-                kept.append(text[at : a - start])
-                at = b - start
-        return _AFTER_BLANK.sub("", "".join([*kept, text[at:]])).strip() if kept else text
 
-    options = tuple(cut(o, start) for o, (start, _) in zip(example.options, option_spans(example), strict=True))
-    return replace(example, text=cut(example.text, 0), options=options)
+def only_words(example: Example, spans: Sequence[tuple[int, int]], kept: npt.NDArray[np.bool_]) -> list[Example]:
+    """The example with only some of its words, once for each coalition of them: see `without_words`.
+
+    Args:
+        example: what the words are of; what is in no span always stays.
+        spans: the words, of its `input_text`, in order.
+        kept: which of them stay, [coalitions, words].
+
+    Example:
+        >>> phone = Example("1", "Great phone, terrible battery")
+        >>> [e.text for e in only_words(phone, ((0, 5), (13, 21)), np.array([[True, True], [False, True]]))]
+        ['Great phone, terrible battery', 'phone, terrible battery']
+    """
+    texts = _only(example.text, 0, spans, kept)
+    options = [
+        _only(option, start, spans, kept)
+        for option, (start, _) in zip(example.options, option_spans(example), strict=True)
+    ]
+    if not options:
+        return [replace(example, text=text) for text in texts]
+    return [
+        replace(example, text=text, options=own) for text, own in zip(texts, zip(*options, strict=True), strict=True)
+    ]
+
+
+def _only(text: str, start: int, spans: Sequence[tuple[int, int]], kept: npt.NDArray[np.bool_]) -> list[str]:
+    """A part of the input, which begins at `start`, with only some words."""
+    inside = [k for k, (a, b) in enumerate(spans) if start <= a and b <= start + len(text)]
+    if not inside:
+        return [text] * len(kept)
+    cuts = [0, *(at - start for k in inside for at in spans[k]), len(text)]  # the text, a word, the text, a word, ...
+    pieces = [text[a:b] for a, b in pairwise(cuts)]
+    stays = np.ones((len(kept), len(pieces)), dtype=bool)
+    stays[:, 1::2] = kept[:, inside]
+    return [
+        text if whole else _AFTER_BLANK.sub("", "".join(compress(pieces, row))).strip()
+        for row, whole in zip(stays.tolist(), np.all(stays, axis=1).tolist(), strict=True)
+    ]

@@ -125,8 +125,8 @@ class _Asking:
         return self.model.generate(prompts, Sampling(max_tokens=tokens, stop=stop), steering=self.steering)
 
     def thought(self, written: Sequence[Completion], stop: tuple[str, ...]) -> dict[int, Completion]:
-        """Ask those again that were cut off inside a reasoning block: with room for it, and stopped behind it only."""
-        cut = [i for i, (p, w) in enumerate(zip(self.prompts, written, strict=True)) if open_block(p.prefix + w.text)]
+        """Ask those again that were cut off in or right behind a reasoning block: with room, and stopped after it."""
+        cut = [i for i, (p, w) in enumerate(zip(self.prompts, written, strict=True)) if _unanswered(p.prefix + w.text)]
         if not cut or not self.form.thinking:
             return {}
         room = self.form.max_tokens + self.form.thinking
@@ -191,6 +191,11 @@ class _Asking:
                 )
             )
         return answers
+
+
+def _unanswered(text: str) -> bool:
+    """Whether a text is reasoning blocks and nothing else, the last of them perhaps not at its end."""
+    return bool(open_block(text)) or bool(text.strip() and not split_reasoning(text)[1])
 
 
 def _stopped(text: str, stop: tuple[str, ...]) -> str:

@@ -86,8 +86,14 @@ class Reader(Protocol):
         """The labels to score, in order."""
 
 
-def encoder_rows(proxy: Reader, examples: Sequence[Example]) -> list[list[Row]]:
-    """Of each example one row for a fixed label set; one (input, option) row per choice otherwise."""
+def encoder_rows(proxy: Reader, examples: Sequence[Example], offsets: bool = True) -> list[list[Row]]:
+    """Of each example one row for a fixed label set; one (input, option) row per choice otherwise.
+
+    Args:
+        proxy: how it reads.
+        examples: the inputs.
+        offsets: where each token is, and what is unread; finding them takes as long as the tokens.
+    """
     found: list[list[Row]] = []
     for example in examples:
         if proxy.labels and example.choices and example.choices != proxy.labels:
@@ -100,8 +106,13 @@ def encoder_rows(proxy: Reader, examples: Sequence[Example]) -> list[list[Row]]:
     answers = tuple(range(len(proxy.labels)))
     for start in range(0, len(examples), AT_ONCE):
         texts = [input_text(example) for example in examples[start : start + AT_ONCE]]
-        encoded = proxy.tokenizer(texts, truncation=True, max_length=proxy.window, return_offsets_mapping=True)
-        found += [[_row(encoded, i, text, answers, (0, 0))] for i, text in enumerate(texts)]
+        encoded = proxy.tokenizer(
+            texts, truncation=True, max_length=proxy.window, return_offsets_mapping=offsets, return_attention_mask=False
+        )
+        if offsets:
+            found += [[_row(proxy, encoded, i, text, answers, (0, 0))] for i, text in enumerate(texts)]
+        else:
+            found += [[_some(proxy, encoded, i, (), answers)] for i in range(len(texts))]
     return found
 
 
@@ -111,10 +122,12 @@ def _pair_row(proxy: Reader, example: Example, option: int) -> Row:
         [example.text], [second], truncation="longest_first", max_length=proxy.window, return_offsets_mapping=True
     )
     shift = (0, option_spans(example)[option][0] if example.options else -1)
-    return _row(encoded, 0, example.text, (option,), shift)
+    return _row(proxy, encoded, 0, example.text, (option,), shift)
 
 
-def _row(encoded: BatchEncoding, i: int, text: str, answers: tuple[int, ...], shift: tuple[int, int]) -> Row:
+def _row(
+    proxy: Reader, encoded: BatchEncoding, i: int, text: str, answers: tuple[int, ...], shift: tuple[int, int]
+) -> Row:
     """Number `i` of what was encoded; `shift`: where each part begins in the input's text, -1 for one that is none."""
     places, parts = encoded["offset_mapping"][i], encoded.sequence_ids(i)
     offsets = [
@@ -122,9 +135,18 @@ def _row(encoded: BatchEncoding, i: int, text: str, answers: tuple[int, ...], sh
         for (start, end), part in zip(places, parts, strict=True)
     ]
     read = max((end for (_, end), part in zip(places, parts, strict=True) if part == 0), default=0)
-    types = tuple(encoded["token_type_ids"][i]) if "token_type_ids" in encoded else ()
     unread = max(len(text.rstrip()) - read, 0)
-    return Row(tuple(encoded["input_ids"][i]), types, tuple(offsets), answers, unread=unread)
+    return _some(proxy, encoded, i, tuple(offsets) or ((0, 0),), answers, unread)
+
+
+def _some(
+    proxy: Reader, encoded: BatchEncoding, i: int, offsets: tuple[tuple[int, int], ...], answers: tuple[int, ...],
+    unread: int = 0,
+) -> Row:  # fmt: skip
+    """Number `i` as a row: the padding token alone where a tokenizer makes nothing of an empty text."""
+    ids = tuple(encoded["input_ids"][i]) or (proxy.tokenizer.pad_token_id or 0,)
+    types = tuple(encoded["token_type_ids"][i]) or (0,) if "token_type_ids" in encoded else ()
+    return Row(ids, types, offsets, answers, unread=unread)
 
 
 def _causal_prompt(card: Mapping[str, Any], text: str) -> tuple[str, int]:
@@ -349,8 +371,13 @@ class Proxy:
         """
         return self.rows_of([example])[0]
 
-    def rows_of(self, examples: Sequence[Example]) -> list[list[Row]]:
-        """`rows` of many examples: an encoder's tokenizer is quicker with them together."""
+    def rows_of(self, examples: Sequence[Example], *, offsets: bool = True) -> list[list[Row]]:
+        """`rows` of many examples: an encoder's tokenizer is quicker with them together.
+
+        Args:
+            examples: the inputs.
+            offsets: False where they are only scored: an encoder's rows may then say () and nothing of what is unread.
+        """
         for example in examples:
             if not self.labels_of(example):
                 raise InputError(
@@ -359,7 +386,7 @@ class Proxy:
         with lock_of(self.tokenizer):
             if self.kind == "causal":
                 return [causal_rows(self, example) for example in examples]
-            return encoder_rows(self, examples)
+            return encoder_rows(self, examples, offsets)
 
     @one_at_a_time
     def embed(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
@@ -373,12 +400,13 @@ class Proxy:
 
         length = max(len(row.ids) for row in rows)
         ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
-        mask, types = np.zeros((2, len(rows), length), dtype=np.int64)
-        for i, row in enumerate(rows):
-            at = slice(length - len(row.ids), None) if self.left else slice(0, len(row.ids))
-            ids[i, at], mask[i, at] = row.ids, 1
-            if row.types:
-                types[i, at] = row.types
+        types = np.zeros_like(ids)
+        held = np.arange(length) < np.array([len(row.ids) for row in rows])[:, None]
+        held = held[:, ::-1] if self.left else held
+        ids[held] = [token for row in rows for token in row.ids]
+        if rows[0].types:
+            types[held] = [kind for row in rows for kind in row.types]
+        mask = held.astype(np.int64)
         check_tokens([row.ids for row in rows], self.tokenizer, self.module)
         device = self.module.device
         embeddings = self.module.get_input_embeddings()(torch.from_numpy(ids).to(device))
@@ -430,7 +458,7 @@ class Proxy:
         """Logits or log-probabilities of `labels_of(example)`, one array per example; no gradients."""
         import torch
 
-        rows = [(i, row) for i, own in enumerate(self.rows_of(examples)) for row in own]
+        rows = [(i, row) for i, own in enumerate(self.rows_of(examples, offsets=False)) for row in own]
         result = [np.full(len(self.labels_of(example)), -np.inf) for example in examples]
         for batch in batches([len(row.ids) for _, row in rows], batch_tokens):
             group = [rows[j][1] for j in batch]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from amplify.errors import InputError
-from amplify.shapley.exact import MAX_SOURCES
+from amplify.shapley.exact import MAX_SOURCES, UNASKED
 from amplify.shapley.game import Coalitions, Floats
 
 CELLS = 2**24
@@ -56,7 +56,10 @@ def most(estimator: str, n: int) -> int:
 def check_budget(
     estimator: str, n: int, budget: int, index: str = "shapley", *, players: str = "sources", name: str = ""
 ) -> None:
-    """Refuse a budget that determines nothing, or that no memory holds, before anything is asked or made.
+    """Refuse a budget that determines nothing, that no memory holds, or that holds more than anybody means.
+
+    A budget of all coalitions is the exact answer, which is asked for without a word up to 15 players only: beyond
+    that it is hours of a model, and whoever wants them gives a number or says "exact".
 
     Args:
         estimator: its name.
@@ -67,7 +70,7 @@ def check_budget(
         name: what the estimator is called, where it is another name.
 
     Raises:
-        InputError: says how many are needed, or how many fit.
+        InputError: says how many are needed, how many fit, or that all are more than may be meant.
 
     Example:
         >>> check_budget("kernel_shap", 12, 20)
@@ -75,7 +78,7 @@ def check_budget(
         amplify.errors.InputError: a budget of 20 evaluations is too small for kernel_shap: scores ...
     """
     needed, room, name = least(estimator, n, index), most(estimator, n), name or estimator
-    budget = min(budget, 2 ** min(n, 62))
+    budget = min(budget, needed if estimator == "leave_one_out" else 2 ** min(n, 62))  # which asks no more
     if needed > room:
         raise InputError(
             f"{n:,} {players} are too many for {name}: it needs {needed:,} evaluations, and the tables of "
@@ -84,6 +87,12 @@ def check_budget(
     if budget < needed:
         raise InputError(
             f"a budget of {budget} evaluations is too small for {name}: scores of {n} {players} need {needed} or more"
+        )
+    if estimator != "exact" and n > UNASKED and budget == 2 ** min(n, 62):
+        other = ', or name "exact"' if players == "sources" and n <= MAX_SOURCES else ""
+        raise InputError(
+            f"the budget holds all {budget:,} sets of {n:,} {players}, more than anything asks unless it is meant: "
+            f"give {name} fewer{other}"
         )
     if budget > room:
         other = " (leverage_shap takes more)" if room < CELLS // n else ""

@@ -153,7 +153,7 @@ def estimate(
         n: number of sources.
         index: "shapley" or "banzhaf".
         estimator: one of `ESTIMATORS`, or "auto": exact where 2^n fits the budget and
-            n <= 16, else the Gaussian process.
+            n <= 15, else the Gaussian process.
         budget: distinct coalitions that may be asked, the empty and the full one included.
         seed: makes the sample repeatable.
         width: stop early once every 95 % interval is at most this wide, in units of the value.
@@ -186,6 +186,7 @@ def estimate(
         name = "exact" if affordable and n <= UNASKED else "gaussian_process"
     elif (
         affordable
+        and n <= UNASKED
         and ESTIMATORS[name].efficient
         and (width, cost) == (None, None)
         and (guide is None or guide.control_variate is None)

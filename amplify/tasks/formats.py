@@ -90,10 +90,10 @@ def split_of(fields: Mapping[str, Any], row: Mapping[str, Any], where: str) -> s
 @register("task_format", "bbh")
 def _rows(spec: TaskSpec, rows: list[dict[str, Any]], path: Path) -> Iterable[tuple[Example, str]]:
     """One example a row, by the columns that `fields` names; in "bbh" the options stand in the text."""
-    number, fields = 0, {k: v for k, v in spec.fields.items() if k != "split"}
-    with laid_out(lambda: f"{path}, row {number}"):
+    number, name, fields = 0, str(path), {k: v for k, v in spec.fields.items() if k != "split"}
+    with laid_out(lambda: f"{name}, row {number}"):
         for number, row in enumerate(rows, start=1):
-            where = f"{path}, row {number}"
+            where = f"{name}, row {number}"
             yield labelled(spec, row, where, fields), split_of(spec.fields, row, where)
 
 

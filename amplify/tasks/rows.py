@@ -164,8 +164,12 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
         InputError: a column is missing or a text is empty.
     """
     source = fields.get("text", "text")
-    parts = [column(row, name, where) for name in ((source,) if isinstance(source, str) else source)]
-    text = " ".join([str(part).strip() for part in parts if part is not None]).strip()
+    if isinstance(source, str):
+        part = column(row, source, where)
+        text = "" if part is None else str(part).strip()
+    else:
+        parts = [column(row, name, where) for name in source]
+        text = " ".join([str(part).strip() for part in parts if part is not None]).strip()
     if not text:
         raise InputError(f"{where}: the text is empty")
     if CANARY in text:
@@ -196,7 +200,7 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
         choices=choices,
         options=options,
         answers=() if answers is None else tuple(map(str, answers if isinstance(answers, list | tuple) else [answers])),
-        fields={name: column(row, name, where) for name in ([keep] if isinstance(keep, str) else keep)},
+        fields={name: column(row, name, where) for name in ([keep] if isinstance(keep, str) else keep)} if keep else {},
     )
 
 

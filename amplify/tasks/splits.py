@@ -89,8 +89,8 @@ def split_pools(
         InputError: the splits leave no training rows.
     """
 
-    def place(key: str) -> str:
-        return hashlib.sha256(f"{spec.seed}:{key}".encode()).hexdigest()
+    def place(key: str) -> bytes:
+        return hashlib.sha256(f"{spec.seed}:{key}".encode()).digest()
 
     ready = {name: [pool[key] for key in sorted(pool, key=place)] for name, pool in pools.items()}
     if "all" in ready:

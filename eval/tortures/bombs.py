@@ -300,13 +300,14 @@ def _sources(work: Path, models: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _budgets(models: Path) -> Iterator[tuple[str, str, Any]]:
-    text = "Great phone and a terrible battery but the screen is good and the price is fair"
-    for method in ("lime", "c_lime", "shapley_sampling", "kernel_shap"):
-        yield (
-            "budgets",
-            f"{method} with a budget of 10^9",
-            partial(_refusable, _explained, models / "proxy", text, method),
-        )
+    text = "Great phone and a terrible battery but the screen is good and the price is fair, but only at first"
+    for count in (15, 16, 19):  # 15: all 32,768 sets of words are asked
+        for method in ("lime", "c_lime", "shapley_sampling", "kernel_shap"):
+            yield (
+                "budgets",
+                f"{method} of {count} words with a budget of 10^9",
+                partial(_refusable, _explained, models / "proxy", " ".join(text.split()[:count]), method),
+            )
     yield (
         "budgets",
         "occlusion of 20,000 words",

@@ -9,7 +9,7 @@ from amplify.attribution import METHODS, explain
 from amplify.attribution.explainers import Game
 from amplify.attribution.inputs import subject
 from amplify.attribution.masking import owner_words, proxy_value, without_spans
-from amplify.attribution.words import word_spans
+from amplify.attribution.words import without_words, word_spans
 from amplify.errors import InputError
 from amplify.proxies import train_proxy
 from amplify.shapley import estimate, exact_scores, leave_one_out
@@ -32,6 +32,33 @@ def test_words_of_a_proxy_are_a_game(proxy):
     scores = leave_one_out(value, len(spans))
     whole, cut = proxy.label_scores([EXAMPLE, Example(id="y", text="Great phone, battery.", label="positive")])
     assert scores[2] == pytest.approx((whole[0] - whole[1]) - (cut[0] - cut[1]), abs=1e-5)
+
+
+def test_what_no_window_reaches_is_not_read_again(tiny_encoder, monkeypatch):
+    train = tuple(
+        Example(str(i), f"{('bad', 'good')[i % 2]} phone {i}", label=("negative", "positive")[i % 2]) for i in range(8)
+    )
+    labels = ("negative", "positive")
+    task = Task(name="t", instruction="Which?", train=train, validation=(), test=(EXAMPLE,), labels=labels)
+    proxy = train_proxy(task, tiny_encoder, epochs=1)
+    example = Example(id="long", text="good phone bad battery " * 5000)
+    spans = word_spans(example.text[: 3 * proxy.window])
+    kept = np.random.default_rng(0).random((6, len(spans))) < np.linspace(0, 1, 6)[:, None]  # all gone, ..., all there
+    want = [
+        scores[1]
+        for scores in proxy.label_scores(
+            [without_words(example, [s for s, stays in zip(spans, row, strict=True) if not stays]) for row in kept]
+        )
+    ]
+    read, rows_of = [], type(proxy).rows_of
+
+    def counted(self, examples, **how):
+        read.extend(len(one.text) for one in examples)
+        return rows_of(self, examples, **how)
+
+    monkeypatch.setattr(type(proxy), "rows_of", counted)
+    np.testing.assert_allclose(proxy_value(proxy, example, spans, "positive")(kept), want, atol=1e-5)
+    assert 0 < max(read) < len(example.text) / 20
 
 
 def test_explainers_that_mask_words_are_the_estimators_of_games(proxy):

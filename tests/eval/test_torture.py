@@ -236,9 +236,11 @@ def test_a_case_that_is_wrong_is_the_exit_status_and_in_the_table(
 
     monkeypatch.setattr(torture.importlib, "import_module", lambda name: part(name == "tortures.kills"))
     monkeypatch.setattr(torture, "code", lambda: "this")
+    monkeypatch.setattr(torture, "commit", lambda: "abc")
     assert torture.main(["kills", "disk", "--out", str(tmp_path)]) == 1
     table = (tmp_path / "torture.md").read_text()
     assert "## kills: 3 of 4 right" in table
+    assert "All of it on commit abc." in table
     assert "- second: row 3 \\| is lost" in table
     assert "## disk: 4 of 4 right" in table
     assert "row 3 | is lost" in capsys.readouterr().out
@@ -267,6 +269,16 @@ def test_a_case_that_is_wrong_is_the_exit_status_and_in_the_table(
     assert groups() == ran == ["second", "first"]
     assert torture.main(["disk", "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "torture.json").read_text())["parts"]["disk"]["complete"]
+    # a group after a mend, the others as they were
+    ran.clear()
+    monkeypatch.setattr(torture, "code", lambda: "mended")
+    monkeypatch.setattr(torture, "commit", lambda: "def")
+    assert torture.main(["disk", "--only", "first", "--mended", "--out", str(tmp_path)]) == 0
+    assert (ran, sorted(groups())) == (["first"], ["first", "second"])
+    assert json.loads((tmp_path / "torture.json").read_text())["parts"]["disk"]["complete"]
+    table = (tmp_path / "torture.md").read_text()
+    assert "Commit abc; groups that were measured again after a mend say their own (def)." in table
+    assert "| first | 2 | 2 | commit def |" in table
 
 
 def test_every_failure_counts_and_some_are_told() -> None:

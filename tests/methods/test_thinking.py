@@ -12,6 +12,7 @@ from amplify.types import Answer
 REASONING = "It could be negative. The answer is negative. But no."
 LINES = f"<think>\n{REASONING}\n</think>\n\nThe answer is positive.\nMore."
 ONE_LINE = f"<think>{REASONING}</think> The answer is positive."
+BLOCK_ON_A_LINE = f"<think>{REASONING}</think>\n\nThe answer is positive.\nMore."
 TEMPLATE_OPENED = f"{REASONING}\n</think>\n\npositive"
 
 
@@ -21,16 +22,17 @@ def ask(task: Task, reply: str, method: Method) -> tuple[Answer, ScriptedModel]:
     return answer, model
 
 
-@pytest.mark.parametrize("reply", [LINES, ONE_LINE])
+@pytest.mark.parametrize("reply", [LINES, ONE_LINE, BLOCK_ON_A_LINE, "<think></think>\nThe answer is positive."])
 def test_the_answer_behind_the_block_is_read(sentiment: Task, reply: str) -> None:
     answer, _ = ask(sentiment, reply, ZeroShot(prefill=False))
     assert answer.value == "positive"
-    assert answer.rationale == REASONING
+    assert answer.rationale == (REASONING if REASONING in reply else "")
 
 
-def test_a_block_that_a_line_end_cut_off_is_asked_for_again_with_room(sentiment: Task) -> None:
-    answer, model = ask(sentiment, LINES, ZeroShot(prefill=False))
-    assert answer.text == LINES.removesuffix("\nMore.")
+@pytest.mark.parametrize("reply", [LINES, BLOCK_ON_A_LINE])
+def test_a_block_that_a_line_end_cut_off_is_asked_for_again_with_room(sentiment: Task, reply: str) -> None:
+    answer, model = ask(sentiment, reply, ZeroShot(prefill=False))
+    assert answer.text == reply.removesuffix("\nMore.")
     assert answer.calls == model.usage.calls == 2
     assert answer.prompt_tokens == model.usage.prompt_tokens
     assert answer.completion_tokens == model.usage.completion_tokens

@@ -346,6 +346,17 @@ def test_rows_of_many_are_those_of_each(tiny_encoder, tiny_lm, monkeypatch):
         proxy.rows_of([examples[0], Example("none", "text")])
 
 
+def test_rows_that_are_only_scored_are_the_same_tokens(tiny_encoder):
+    proxy = train_proxy(reviews(), body=tiny_encoder, epochs=1)
+    examples = [Example("1", "a good phone"), Example("2", "bad"), Example("3", "")]
+    whole, quick = proxy.rows_of(examples), proxy.rows_of(examples, offsets=False)
+    assert [(r.ids, r.types, r.answers) for [r] in whole] == [(r.ids, r.types, r.answers) for [r] in quick]
+    # nothing at all is a text too: this tokenizer makes no token of it
+    [alone] = proxy.label_scores([Example("3", "")])
+    np.testing.assert_allclose(alone, proxy.label_scores(examples)[2], atol=1e-6)
+    assert np.isfinite(alone).all()
+
+
 def test_a_language_model_as_it_is_has_no_seed(tiny_lm, tmp_path):
     taken = [train_proxy(reviews(), tiny_lm, epochs=0, seed=seed) for seed in (0, 1)]
     assert taken[0].identity == taken[1].identity

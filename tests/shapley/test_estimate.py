@@ -134,9 +134,17 @@ def test_no_more_is_asked_than_there_is() -> None:
     found = estimate(value, 12, estimator="kernel_shap", budget=10**9)
     assert (found.estimator, found.calls, sum(asked)) == ("exact", 2**12, 2**12)
     asked.clear()
+    for how in ("auto", "kernel_shap", "permutation", "lime", "lasso", "leverage_shap"):
+        for n in (16, 19, 27):  # nobody asked for 65,536 evaluations
+            with pytest.raises(
+                InputError, match=rf"all {2**n:,} sets of {n} sources, more .* {'name' if n < 20 else ''}"
+            ):
+                estimate(value, n, estimator=how, budget=10**9)
     with pytest.raises(InputError, match=r"at most 4,096 do \(exact asks all of them\)"):
-        estimate(value, 17, budget=10**9)  # nobody asked for 131,072 evaluations
+        estimate(value, 15, estimator="gaussian_process", budget=10**9, width=0.1)
     assert not asked
+    assert estimate(value, 17, estimator="kernel_shap", budget=5000).calls <= 5000
+    assert estimate(value, 1000, estimator="leave_one_out", budget=10**9).calls == 1001  # it asks no more
     assert estimate(value, 17, estimator="exact", budget=2**17).calls == 2**17
 
 
