@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import re
@@ -115,7 +116,12 @@ def _command(command: click.Command, above: str) -> Iterator[str]:
     yield inspect.cleandoc(command.help or "").replace("\b\n", "") + "\n"
     rows = [param.get_help_record(context) for param in command.params if isinstance(param, click.Option)]
     yield "| option | |\n|---|---|"
-    yield "\n".join(f"| `{_cell(row[0])}` | {_plain(row[1])} |" for row in rows if row) + "\n"
+    yield "\n".join(f"| {_option(row[0])} | {_plain(row[1])} |" for row in rows if row) + "\n"
+
+
+def _option(text: str) -> str:
+    """As code: within backticks a table would keep the backslash before a bar."""
+    return f"<code>{html.escape(' '.join(text.split())).replace('|', '&#124;')}</code>"
 
 
 def _cell(text: str) -> str:

@@ -22,12 +22,18 @@ import yaml
 from amplify.errors import AmplifyError
 
 SMALL = {
-    "amplify": ["--tasks", "coin_flip", "--limit", "4", "--seeds", "0", "--set", "shots=2", "--set", "epochs=1"],
-    "self_amplify": ["--tasks", "coin_flip", "--limit", "4", "--seeds", "0", "--set", "shots=2"],
+    "amplify": [
+        "--tasks", "coin_flip", "--limit", "4", "--seeds", "0", "--set", "shots=2", "--set", "pool=12",
+        "--set", "epochs=1",
+    ],
+    "self_amplify": [
+        "--tasks", "coin_flip", "--limit", "4", "--seeds", "0", "--set", "shots=2", "--set", "pool=12",
+        "--set", "budget=16",
+    ],
     "pasta": ["--tasks", "json_formatting", "--limit", "4", "--seeds", "0", "--shots", "1"],
     "textgenshap": ["--tasks", "hotpotqa", "--limit", "2", "--budget", "8"],
     "llm_explainers": ["--items", "2", "--neighbours", "4"],
-}
+}  # fmt: skip
 PAPER = {
     "amplify": ["--paper"],
     "self_amplify": ["--paper"],

@@ -87,6 +87,13 @@ def test_every_public_name_has_its_place(site: Path) -> None:
     assert [name for name in amplify.__all__ if f"amplify.{name}" not in page] == []
 
 
+def test_examples_of_the_reference_are_code(site: Path) -> None:
+    page = (site / "reference" / "python.html").read_text(encoding="utf-8")
+    assert "<blockquote>" not in page  # what `>>>` is to Markdown
+    assert page.count('<span class="gp">&gt;&gt;&gt; </span>') > 2 * len(amplify.__all__)
+    assert not re.search(r"<code>\w+,</code>", page)  # several names in the place of one
+
+
 def test_every_command_and_option_is_there(site: Path) -> None:
     page = text_of(site / "reference" / "cli.html")
     for name, command in leaves(cli, "amplify"):
