@@ -16,10 +16,13 @@ import dataclasses
 import multiprocessing
 import os
 import platform
+import queue
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -141,6 +144,7 @@ class VLLMModel:
             raise ModelError(f"the vLLM engine for {model} did not start: {_short(error)}") from error
         self._options = {**options, **({"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {})}
         self._stop = weakref.finalize(self, self.llm.llm_engine.engine_core.shutdown)  # at exit at the latest
+        _watch(self.llm.llm_engine.engine_core)
         self.max_context: int | None = int(self.llm.llm_engine.model_config.max_model_len)
 
     def generate(
@@ -327,7 +331,10 @@ class VLLMModel:
                             yield int(output.request_id) - first, output
                 names = []
             except Exception as error:
-                raise ModelError(f"the engine of {self.id} failed: {_short(error)}") from error
+                dead = type(error).__name__ == "EngineDeadError"  # nobody is there who could be told to abort
+                names = [] if dead else names
+                why = "its process ended, as one does that is killed or out of memory" if dead else _short(error)
+                raise ModelError(f"the engine of {self.id} failed: {why}") from error
             finally:
                 if names:  # stopped before the end: the next batch is not to meet what is left of this one
                     with suppress(Exception):
@@ -401,6 +408,31 @@ class VLLMModel:
 
     def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
         self.usage.add(calls=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+
+def _watch(core: Any) -> None:
+    """Whoever waits for an engine whose process was killed is told; vLLM 0.32 lets them wait for ever.
+
+    Args:
+        core: an engine's client; one whose engine runs in this very process has nothing to wait for.
+    """
+    from vllm.v1.engine.core_client import SyncMPClient
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    manager = core.resources.engine_manager if isinstance(core, SyncMPClient) else None
+    if manager is not None:
+        _tell([process.sentinel for process in manager.processes], core.outputs_queue, EngineDeadError())
+
+
+def _tell(sentinels: Sequence[int], waiting: queue.Queue[Any], error: Exception) -> None:
+    """Put the error into a queue once one of some processes has ended, in a thread that keeps nothing else alive."""
+
+    def wait() -> None:
+        with suppress(OSError, ValueError):  # the processes were ended and let go of
+            connection.wait(sentinels)
+        waiting.put(error)
+
+    threading.Thread(target=wait, name="amplify-engine", daemon=True).start()
 
 
 @contextmanager

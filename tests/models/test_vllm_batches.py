@@ -1,5 +1,8 @@
 """The vllm model on an engine of our own making, which can break down in mid-batch."""
 
+import multiprocessing
+import queue
+import time
 import weakref
 from itertools import count
 from types import SimpleNamespace
@@ -128,3 +131,33 @@ def test_several_answers_and_their_log_probabilities(tiny_lm):
     greedy = model.generate(PROMPTS[:2], Sampling(n=2))
     assert len(seen) == 6
     assert greedy[0] == greedy[1]
+
+
+def test_who_waits_for_an_engine_that_is_killed_is_told():
+    from amplify.models.vllm import _tell
+
+    engine = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
+    engine.start()
+    waiting: queue.Queue[object] = queue.Queue()
+    _tell([engine.sentinel], waiting, RuntimeError("dead"))
+    assert waiting.empty()
+    engine.kill()
+    assert str(waiting.get(timeout=120)) == "dead"
+
+
+def test_a_dead_engine_is_not_asked_to_abort_and_the_error_says_what_happened(tiny_lm, monkeypatch):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    model, engine = opened_model(tiny_lm, steps=1)
+    step = engine.step
+
+    def killed():
+        if not engine.steps:
+            raise EngineDeadError
+        return step()
+
+    monkeypatch.setattr(engine, "step", killed)
+    with pytest.raises(ModelError, match=r"its process ended, .* 2 of 6 were answered") as failure:
+        model.generate(PROMPTS, Sampling())
+    assert sorted(failure.value.completed) == [0, 1]
+    assert engine.aborted == []
