@@ -206,7 +206,8 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
 
 def _digest(text: str, choices: Sequence[str], options: Sequence[str]) -> str:
     """An id that follows from an example's content."""
-    return hashlib.sha256(f"[{plain_json(text)}, {listed(choices)}, {listed(options)}]".encode()).hexdigest()[:12]
+    behind = f"{listed(choices)}, {listed(options)}" if choices or options else "[], []"
+    return hashlib.sha256(f"[{plain_json(text)}, {behind}]".encode()).hexdigest()[:12]
 
 
 plain_json = encode_basestring

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from itertools import compress
+
+import numpy as np
 
 from amplify.errors import DataError, InputError
 from amplify.tasks.rows import content_hash
@@ -123,12 +126,15 @@ def _take(
     taken, of equal ranks the first in the pool.
     """
     able = [i for i, example in enumerate(pool) if example.id not in never] if never else range(len(pool))
+    order = np.array(able, dtype=np.int64)
     if stratify:
         groups: dict[str | None, list[int]] = {}
         for i in able:
             groups.setdefault(pool[i].label, []).append(i)
-        able = [
-            i for _, i in sorted(((k + 0.5) / len(group), i) for group in groups.values() for k, i in enumerate(group))
-        ]
-    taken = set(able[:n])
-    return [pool[i] for i in sorted(taken)], [example for i, example in enumerate(pool) if i not in taken]
+        ranks = np.zeros(len(pool))
+        for group in groups.values():
+            ranks[group] = (np.arange(len(group)) + 0.5) / len(group)
+        order = order[np.argsort(ranks[order], kind="stable")]
+    taken = np.zeros(len(pool), dtype=bool)
+    taken[order[:n]] = True
+    return list(compress(pool, taken.tolist())), list(compress(pool, (~taken).tolist()))
