@@ -155,6 +155,25 @@ def test_every_ablation_is_an_option(
     assert next(iter(change)) in method.label
 
 
+@pytest.mark.parametrize(
+    ("option", "source"),
+    [("template", "WORDS: {{ words | join(', ') }} point to {{ label }}."), ("question", "WORDS: Review: {{ text }}")],
+)
+def test_a_template_that_is_edited_is_used_as_it_is_now(
+    option: str, source: str, sentiment: Task, body: str, model: ScriptedModel, tmp_path: Path
+) -> None:
+    """What a fit found is remembered within a process, by what the templates say and not by their names."""
+    own = tmp_path / "own.jinja"
+    shown = []
+    for first in ("Once", "Twice"):
+        own.write_text(source.replace("WORDS", first))
+        program = Amplify(**options(body, **{option: str(own)})).fit(sentiment, model, 0)
+        shown.append(plain_text(program.prompt(sentiment.test[0])))
+    assert "Once" in shown[0]
+    assert "Twice" in shown[1]
+    assert "Once" not in shown[1]
+
+
 @pytest.mark.parametrize("change", [{}, {"explainer": "occlusion", "contrastive": False}])
 def test_the_most_faithful_are_ranked_by_the_explanations_that_they_show(
     sentiment: Task, body: str, model: ScriptedModel, change: dict[str, object]

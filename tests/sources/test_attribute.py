@@ -14,6 +14,7 @@ from amplify.errors import (
     CapabilityError,
     ContextLengthError,
     DataError,
+    EmptyAnswerError,
     InputError,
     ModelError,
     UnknownNameError,
@@ -258,6 +259,14 @@ def test_bad_input_is_one_clear_error_before_any_work(options, error, message) -
     with pytest.raises(error, match=message):
         amplify.attribute_sources(QUESTION, DOCUMENTS, model, **options)
     assert len(model.calls) <= 1  # the model's own answer, at most
+
+
+@pytest.mark.parametrize("value", ["logprob", "votes"])
+def test_a_model_that_says_nothing_is_not_explained(value: Any) -> None:
+    silent = ScriptedModel(reply=lambda text: " ", logprob=lambda text, answer: -1.0)
+    with pytest.raises(EmptyAnswerError, match="own answer to all sources is empty"):
+        amplify.attribute_sources(QUESTION, DOCUMENTS, silent, value=value)
+    assert len(silent.calls) == 1
 
 
 def test_something_that_is_no_model() -> None:
