@@ -177,21 +177,14 @@ def _for_labels(task: Task, mode: Mode, model: LanguageModel) -> list[str]:
     more = ["zero_shot+contextual", "few_shot+contextual", "few_shot_knn[shots=4]+batch", "few_shot[shots=4]+batch"]
     if task.labels:
         more += ["few_shot[selection=balanced]+batch"]
-    found = [
-        "zero_shot+batch",
-        *inside,
-        "few_shot+batch",
-        *forms,
-        *(small if task.labels else []),
-        *named,
-        *near,
-        *more,
-    ]
+    found = ["zero_shot+batch", "few_shot+batch", *forms, *(small if task.labels else []), *near, *more]
     # a classifier of choices that are new in each item is slow to train, and seldom knows more than chance
     return [
         *found,
         *([] if task.labels else small),
+        *inside,
         "proxy_hint+batch",
+        *named,
         "few_shot_knn[shots=16]+batch",
         "amplify+batch",
         *_SEVERAL,
