@@ -82,7 +82,8 @@ def _stop(number: int, frame: object) -> None:
 def main() -> None:
     """Run the command line; an AmplifyError prints its message and exits with status 2, Ctrl-C with 130."""
     signal.signal(signal.SIGINT, _stop)
-    gc.freeze()  # what is imported by now stays, so that no search for cycles looks through it again
+    gc.freeze()  # what is imported by now stays, so that no search for cycles looks through it again;
+    gc.set_threshold(20_000, 20, 20)  # and a command that reads many rows makes few cycles
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name or a text that is no UTF-8 is printed with escapes
             stream.reconfigure(errors="backslashreplace")

@@ -117,9 +117,11 @@ def validate(task: Task) -> None:
         raise InputError(f"task {task.name}: the test split is empty")
     seen: dict[str, str] = {}
     placed: dict[tuple[str, ...], Example] = {}
+    labels = frozenset(task.labels)
     for split in ("train", "validation", "test"):
         for example in getattr(task, split):
-            if wrong := _wrong(task, example):
+            plain = example.label in labels and not example.choices and not example.options  # as most are
+            if wrong := "" if plain and example.text.strip() else _wrong(task, example):
                 raise InputError(f"task {task.name}, {split} example {example.id!r}: {wrong}")
             other = placed.setdefault(content(example), example)
             if other is not example and (place := seen[other.id]) != split:
