@@ -73,8 +73,9 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
 
     The same command resumes a run that was stopped. Records, fitted programs and the report are in --out.
     """
+    from amplify.errors import UnknownNameError
     from amplify.evaluation import evaluate, plan
-    from amplify.evaluation.configuration import declare_family, make_methods
+    from amplify.evaluation.configuration import ALSO, declare_family, make_methods
     from amplify.tasks import load_task
 
     suite = _suite(config, {"task": task, **given}, pairs(settings, "--set"))
@@ -82,6 +83,9 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
     # before an engine starts, which can take a minute
     methods = make_methods(suite["methods"], suite.get("mode") or "generate", suite["options"])
     declare_family(methods, suite.get("baseline"))
+    for one in suite.get("also") or ():
+        if one not in ALSO:
+            raise UnknownNameError("further measurement", one, ALSO)
     common = {k: suite[k] for k in ("seeds", "limit", "calibrate") if suite.get(k) is not None}
     if dry_run and suite["model"].startswith("vllm:"):
         say(str(plan(loaded, None, methods, **common)))
@@ -91,6 +95,8 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
     with opened_model(suite["model"], settings, None if dry_run else suite.get("cache")) as model:
         if dry_run:
             say(str(plan(loaded, model, methods, **common)))
+            for one in suite.get("also") or ():
+                say(f"--also {one}: {_ASKED[one]}, not counted above")
             return
         extra = {k: suite[k] for k in ("baseline", "batch_size", "option_form", "also") if suite.get(k) is not None}
         out = Path(suite.get("out") or default_folder(suite))
@@ -98,6 +104,12 @@ def run(task: str | None, config: Path | None, settings: tuple[str, ...], dry_ru
             report = evaluate(loaded, model, methods, out=out, **common, **extra)
     say(str(report))
     say(f"\nreport: {out / 'report.html'}")
+
+
+_ASKED = {
+    "rationales": "each answer behind a rationale is scored four times more, and its rationale said again once",
+    "uncertainty": "five more answers to each free question, each scored twice",
+}
 
 
 def default_folder(suite: Mapping[str, Any]) -> Path:
