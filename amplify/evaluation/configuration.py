@@ -35,24 +35,28 @@ _LIMIT_SEED = 0  # of the permutation whose first `limit` items are evaluated
 
 @dataclass(frozen=True)
 class Scoring:
-    """How label scores are made, of all methods of a run alike.
+    """How label scores are made, of all methods of a run alike, and what is measured beside them.
 
     Attributes:
         calibrate: one of `amplify.calibration.WAYS`.
         option_form: of `amplify.methods.lettered`.
+        also: of `ALSO`.
     """
 
     calibrate: Way
     option_form: OptionForm
+    also: tuple[Also, ...] = ()
 
     @classmethod
-    def of(cls, task: Task, mode: Mode, calibrate: Way | None, option_form: OptionForm) -> Scoring:
+    def of(
+        cls, task: Task, mode: Mode, calibrate: Way | None, option_form: OptionForm, also: Sequence[Also] = ()
+    ) -> Scoring:
         """With what stands for None: `DEFAULT` where there are labels with a prior, and inputs to see it by."""
         if calibrate is None:
             common = bool(task.labels) or (option_form == "letters" and any(e.options for e in task.test[:1]))
             held = len(task.validation or task.train)
             calibrate = DEFAULT if mode == "score" and common and held >= FEWEST else "none"
-        return cls(calibrate, option_form)
+        return cls(calibrate, option_form, tuple(also))
 
     def check(self, task: Task, mode: Mode) -> None:
         """Refuse what there is not, and what generate mode cannot have.
@@ -82,7 +86,6 @@ def configuration(
     batch_size: int,
     baseline: str | Sequence[str] | None,
     scoring: Scoring,
-    also: Sequence[Also] = (),
 ) -> Json:
     """What run.json holds: everything that answers depend on, and the comparisons declared beforehand.
 
@@ -93,7 +96,7 @@ def configuration(
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
     scoring.check(task, methods[0].mode)
-    _check_also(also, task, model, methods[0].mode)
+    _check_also(scoring.also, task, model, methods[0].mode)
     if task.metric == "evidence":
         _need_documents(methods)
     items = chosen_items(task, limit)
@@ -110,7 +113,7 @@ def configuration(
             "seeds": seeds,
             "limit": limit,
             "batch_size": batch_size,
-            **({"also": list(also)} if also else {}),
+            **({"also": list(scoring.also)} if scoring.also else {}),
             "methods": [_describe_method(method) for method in methods],
             "family": declare_family(methods, baseline),
             "versions": {**versions(), **_plugins(task, model, methods)},

@@ -114,8 +114,8 @@ def evaluate(
                 task, who, made, seeds=seeds, limit=limit, out=out, batch_size=batch_size, progress=progress,
                 baseline=baseline, resume=resume, calibrate=calibrate, option_form=option_form, also=also,
             )  # fmt: skip
-    scoring = Scoring.of(task, made[0].mode, calibrate, option_form)
-    config = configuration(task, model, made, seeds, limit, batch_size, baseline, scoring, also)
+    scoring = Scoring.of(task, made[0].mode, calibrate, option_form, also)
+    config = configuration(task, model, made, seeds, limit, batch_size, baseline, scoring)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="amplify-") as temporary:
             return _run(Path(temporary), config, task, model, made, progress, kept=False)

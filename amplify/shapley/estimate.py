@@ -30,8 +30,8 @@ class Guide:
             is inferred from the values asked.
         cost: what coalitions cost where common beginnings are paid once, and a limit, which then holds beside `budget`:
             most is asked of what tells most for its price. What was spent is in `meta`.
-        prior: a guess of the scores in any unit, [n], as `amplify.sources.one_pass` makes it: the game of these sums
-            is what the values may follow, as far as the values asked say so. In place of a control variate.
+        prior: a guess of the scores in any unit, [n]: the game of these sums is what the values may follow, as far as
+            the values asked say so. In place of a control variate.
 
     Raises:
         InputError: both a prior and a control variate.
