@@ -132,7 +132,7 @@ def told_the_kernel(game: Game, budget: int, seed: int) -> Found:
     order = np.random.default_rng(seed).permutation(len(everything))
     kernel = gp.fit(everything[order], (game.table[order] - game.table.mean()) / game.table.std())
     asked = np.concatenate(
-        [ends(game.n), gp.Design(kernel, ends(game.n), everything[order], "shapley").pick(budget - 2)]
+        [ends(game.n), gp.AcquisitionDesign(kernel, ends(game.n), everything[order], "shapley").pick(budget - 2)]
     )
     center = game.table[asked @ bits].mean()
     found = gp.posterior(kernel, asked, (game.value(asked) - center) / game.table.std(), "shapley")

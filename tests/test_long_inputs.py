@@ -9,7 +9,7 @@ import pytest
 from amplify.errors import ContextLengthError, InputError
 from amplify.metrics.text import embedded_json, is_refusal, json_strict, whole_json
 from amplify.models.scripted import ScriptedModel
-from amplify.sources.context import check_window, harmless
+from amplify.sources.context import check_documents_fit, harmless
 from amplify.sources.frames import asking
 from amplify.steering import parse_emphasis
 from amplify.templates import load
@@ -76,5 +76,5 @@ def test_too_many_documents_are_refused_after_reading_each_once() -> None:
     documents = tuple(f"{i} " + "word " * (600 + i) for i in range(300))
     model = Counting(max_context=2000)
     with pytest.raises(ContextLengthError, match=r"all 300 documents has about .* Without document 299 \(900 tokens\)"):
-        check_window(asking("Why?", documents, load("sources", "default")), model, 16, "an answer")
+        check_documents_fit(asking("Why?", documents, load("sources", "default")), model, 16, "an answer")
     assert model.characters < 2 * sum(map(len, documents))

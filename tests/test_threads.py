@@ -18,7 +18,7 @@ from amplify.attribution.explanations import explain
 from amplify.errors import InputError
 from amplify.head_search.margins import Item, Margins
 from amplify.proxies import Proxy
-from amplify.rag.compress import Compression
+from amplify.rag.compress import DocumentCompressor
 from amplify.retrieval import Embedder
 from amplify.types import Example
 
@@ -60,7 +60,7 @@ def calls_of(model: Any, proxy: Proxy) -> Calls:
         "documents": lambda: amplify.attribute_sources(
             "Which?", DOCUMENTS, model, answer="Paris", budget=8
         ).documents.scores.tolist(),
-        "adapter": lambda: Compression(model, budget=8, max_tokens=4)("Which?", DOCUMENTS),
+        "adapter": lambda: DocumentCompressor(model, budget=8, max_tokens=4)("Which?", DOCUMENTS),
         "proxy": lambda: proxy.probabilities([example, dataclasses.replace(example, text="Great. " * 40)]),
         "proxy gradients": lambda: explain(TEXT, "good", foil="bad", model=proxy, method="grad_x_input"),
         "proxy attention": lambda: explain(TEXT, "good", model=proxy, method="raw_attention"),
@@ -145,7 +145,10 @@ def test_two_models_and_a_wrapper_over_one_model_share_its_lock(model: Any) -> N
 
 
 def test_adapters_over_one_model(model: Any) -> None:
-    adapters = [Compression(model, budget=8, max_tokens=4), Compression(model, "prune", budget=8, max_tokens=4)]
+    adapters = [
+        DocumentCompressor(model, budget=8, max_tokens=4),
+        DocumentCompressor(model, "prune", budget=8, max_tokens=4),
+    ]
     calls: Calls = {str(i): lambda one=one: one("Which?", DOCUMENTS) for i, one in enumerate(adapters)}
     calls["beside"] = lambda: model.generate(PROMPTS, Sampling(max_tokens=4), steering=STEERED)
     wanted = {name: call() for name, call in calls.items()}

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from amplify.errors import InputError
-from amplify.methods.program import check_window
+from amplify.methods.program import check_shots_fit
 from amplify.methods.prompt import Form
 from amplify.models.base import LanguageModel
 from amplify.types import Demonstration, Example
@@ -63,7 +63,7 @@ def check_room(form: Form, shots: int, task: Task, model: LanguageModel) -> None
     shown = [Demonstration(example) for example in shortest]
     longest = max(task.test, key=lambda e: len(form.question(e)))
     prompt = form.prompt(longest, shown)
-    check_window(model, [prompt], form, [len(shown)], lambda _, n: form.prompt(longest, shown[:n]))
+    check_shots_fit(model, [prompt], form, [len(shown)], lambda _, n: form.prompt(longest, shown[:n]))
 
 
 @dataclass(frozen=True)

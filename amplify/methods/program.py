@@ -52,7 +52,7 @@ def answer_prompts(
     return _Asking(prompts, choices, form, model, steering).answers() if prompts else []
 
 
-def check_window(
+def check_shots_fit(
     model: LanguageModel,
     prompts: Sequence[Prompt],
     form: Form,
@@ -330,7 +330,7 @@ def answer_shots(
     def with_shots(i: int, n: int) -> Prompt:
         return form.prompt(examples[i], shots[i][:n], given[i])
 
-    check_window(model, prompts, form, [len(s) for s in shots], with_shots)
+    check_shots_fit(model, prompts, form, [len(s) for s in shots], with_shots)
     return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, model, steering)
 
 
@@ -342,7 +342,7 @@ def answer_made(
     steering: Steering | None = None,
 ) -> list[Answer]:
     """Answer prompts without shots that are made already; what emphasises nothing is answered plainly."""
-    check_window(model, prompts, form, [0] * len(prompts), lambda i, _: prompts[i])
+    check_shots_fit(model, prompts, form, [0] * len(prompts), lambda i, _: prompts[i])
     return answer_prompts(prompts, [(form.labels_of(e), e.options) for e in examples], form, model, steering)
 
 

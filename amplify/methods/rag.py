@@ -374,7 +374,7 @@ class RagProgram(Program):
 
     def _read(self, example: Example, model: LanguageModel) -> Reading:
         """The example's documents as the prompt will have them, checked against the window."""
-        from amplify.sources.context import check_window, harmless, special_tokens
+        from amplify.sources.context import check_documents_fit, harmless, special_tokens
         from amplify.sources.frames import asking
 
         every = texts(example)
@@ -395,7 +395,7 @@ class RagProgram(Program):
         structure = special_tokens(model)
         shown = [harmless(every[i], structure) for i in numbers]
         context = asking(harmless(example.text, structure), shown, self.template, self.layout)
-        check_window(context, model, self.max_tokens, "an answer")
+        check_documents_fit(context, model, self.max_tokens, "an answer")
         return Reading(example, tuple(every), numbers, context, Sources(tuple(usable), numbers, scores))
 
     def _reordered(self, read: Reading) -> Reading:

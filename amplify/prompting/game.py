@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from amplify.calibration import from_answers
 from amplify.methods.deciding import log_odds
-from amplify.methods.program import ShotProgram, answer_prompts, check_window
+from amplify.methods.program import ShotProgram, answer_prompts, check_shots_fit
 from amplify.models.base import ScoringModel, sharing
 from amplify.prompting.parts import Part, with_parts
 from amplify.shapley.game import Coalitions, Floats
@@ -60,7 +60,7 @@ class PromptGame:
         form = replace(programs[0].form, mode="score", reasons=False)
         answers: dict[int, Answer] = {}
         longest = max(range(len(programs)), key=lambda i: len(programs[i].shots))
-        check_window(
+        check_shots_fit(
             self.model, prompts, form, [len(p.shots) for p in programs for _ in items],
             lambda i, n: programs[i // len(items)].form.prompt(items[i % len(items)], programs[longest].shots[:n]),
         )  # fmt: skip

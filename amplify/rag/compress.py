@@ -83,7 +83,7 @@ class Handle:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ScoredDocument:
     """A text that stays.
 
     Attributes:
@@ -100,7 +100,7 @@ class Kept:
     share: float | None = None
 
 
-class Compression:
+class DocumentCompressor:
     """Re-ranks, prunes or distils texts. Threads may share it: models see to it themselves.
 
     Args:
@@ -140,7 +140,7 @@ class Compression:
 
     def __call__(
         self, question: str, texts: Sequence[str], k: int | None = None, documents: Sequence[Any] | None = None
-    ) -> list[Kept]:
+    ) -> list[ScoredDocument]:
         """The texts that stay, in their new order.
 
         With fewer than two different texts there is nothing to compare, and where the model says nothing there is
@@ -163,13 +163,13 @@ class Compression:
             return [replace(each, number=read[each.number]) for each in kept]
         return self._kept(question, texts, k)
 
-    def _kept(self, question: str, texts: Sequence[str], k: int | None) -> list[Kept]:
+    def _kept(self, question: str, texts: Sequence[str], k: int | None) -> list[ScoredDocument]:
         if not question.strip():
             raise InputError("the question is empty, so there is no answer to explain")
         most = self.k if k is None else k
         if self.operation == "distil" and most < 1:
             raise InputError(f"operation='distil' needs how many texts to keep (top_n, top_k), 1 or more, got {most}")
-        unscored = [Kept(i) for i in range(len(texts))]
+        unscored = [ScoredDocument(i) for i in range(len(texts))]
         found = self._scored(question, texts)
         if found is None:
             return unscored[: most or None]
@@ -181,7 +181,7 @@ class Compression:
             chosen = [i for i in chosen if i in best]
         gain = abs(float(found.values[1, found.column] - found.values[0, found.column])) or 1.0
         kept = [
-            Kept(
+            ScoredDocument(
                 level.sources[i].document,
                 float(level.scores[i]),
                 float(level.low[i]),

@@ -8,7 +8,7 @@ from typing import Any
 
 from amplify.errors import InputError, extras
 from amplify.models.base import LanguageModel
-from amplify.rag.compress import Citer, Compression, Handle
+from amplify.rag.compress import Citer, DocumentCompressor, Handle
 from amplify.sources.keeping import Operation
 
 with extras():
@@ -54,7 +54,7 @@ class ShapleyRanker:
             "operation": operation, "top_k": top_k, "threshold": threshold, "budget": budget, "value": value,
             "seed": seed, "options": dict(options or {}),
         }  # fmt: skip
-        self._compress = Compression(
+        self._compress = DocumentCompressor(
             self._handle, operation, top_k, threshold, budget=budget, value=value, seed=seed, **(options or {})
         )
 

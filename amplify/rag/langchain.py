@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from amplify.errors import InputError, extras
-from amplify.rag.compress import Citer, Compression, Handle
+from amplify.rag.compress import Citer, DocumentCompressor, Handle
 
 with extras():
     from langchain_core.callbacks import Callbacks
@@ -53,10 +53,10 @@ class ShapleyCompressor(BaseDocumentCompressor):
         self._compression()
         return self
 
-    def _compression(self) -> Compression:
+    def _compression(self) -> DocumentCompressor:
         if self._handle is None or self._handle.given is not self.model:
             self._handle = Handle(self.model)
-        return Compression(
+        return DocumentCompressor(
             self._handle, self.operation, self.top_n, self.threshold, budget=self.budget, value=self.value,
             seed=self.seed, **self.options,
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from amplify.errors import InputError, extras
-from amplify.rag.compress import Citer, Compression, Handle, Kept
+from amplify.rag.compress import Citer, DocumentCompressor, Handle, ScoredDocument
 
 with extras():
     from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -68,10 +68,10 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
             self._compression()
         return self
 
-    def _compression(self) -> Compression:
+    def _compression(self) -> DocumentCompressor:
         if self._handle is None or self._handle.id != self.model:
             self._handle = Handle(self.model)
-        return Compression(
+        return DocumentCompressor(
             self._handle, self.operation, self.top_n, self.threshold, budget=self.budget, value=self.value,
             seed=self.seed, **self.options,
         )  # fmt: skip
@@ -98,7 +98,7 @@ class ShapleyPostprocessor(BaseNodePostprocessor):
             self._handle.close()
 
 
-def _scored(given: NodeWithScore, kept: Kept) -> NodeWithScore:
+def _scored(given: NodeWithScore, kept: ScoredDocument) -> NodeWithScore:
     node = given.node.model_copy()
     node.metadata = {**node.metadata, **dict(zip(_INTERVAL, (kept.low, kept.high, kept.share), strict=True))}
     for name in ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys"):

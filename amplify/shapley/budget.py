@@ -145,7 +145,7 @@ class PrefixCost:
         return float(total)
 
 
-class Bill:
+class CostTracker:
     """What each of some candidates would cost on top of what has been asked.
 
     Attributes:

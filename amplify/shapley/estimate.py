@@ -12,7 +12,7 @@ import numpy as np
 
 from amplify.errors import InputError, UnknownNameError
 from amplify.shapley.budget import PrefixCost, check_budget
-from amplify.shapley.estimators import ESTIMATORS, Helper, gaussian_process
+from amplify.shapley.estimators import ESTIMATORS, ControlVariate, gaussian_process
 from amplify.shapley.exact import MAX_SOURCES, UNASKED, Index, all_coalitions
 from amplify.shapley.game import CachedValue, Floats, Value
 from amplify.shapley.sampling import ends
@@ -51,7 +51,7 @@ class Guide:
         if self.prior is not None and self.control_variate is not None:
             raise InputError("the values follow a prior or a control_variate: give one of them")
 
-    def helper(self, n: int, index: Index, budget: int, seed: int) -> Helper | None:
+    def helper(self, n: int, index: Index, budget: int, seed: int) -> ControlVariate | None:
         """The game that the values may follow, with its own scores: those of a control exact where it may be asked."""
         if self.control_variate is None:
             return None if self.prior is None else _guessed(self.prior, n)
@@ -59,7 +59,7 @@ class Guide:
         complete = n <= MAX_SOURCES and 2**n <= max(CONTROL_CALLS * budget, 1024)
         how, calls = ("exact", 2**n) if complete else ("leverage_shap", CONTROL_CALLS * budget)
         own = estimate(cheap, n, index, how, calls, seed)
-        return Helper(cheap, own.scores.reshape(n, -1), (own.high - own.low).reshape(n, -1) / 2)
+        return ControlVariate(cheap, own.scores.reshape(n, -1), (own.high - own.low).reshape(n, -1) / 2)
 
 
 @dataclass(frozen=True)
@@ -247,9 +247,9 @@ def _stages(n: int, budget: int) -> list[int]:
     return [*stages, budget]
 
 
-def _guessed(prior: Sequence[float] | Floats, n: int) -> Helper:
+def _guessed(prior: Sequence[float] | Floats, n: int) -> ControlVariate:
     """The game of a guess's sums, the same for every answer."""
     guess = np.asarray(prior, dtype=np.float64)
     if guess.shape != (n,) or not np.isfinite(guess).all():
         raise InputError(f"the prior is a finite number for each of {n} sources, got shape {guess.shape}")
-    return Helper(CachedValue(lambda held: held @ guess, n), guess[:, None], np.zeros((n, 1)), "prior")
+    return ControlVariate(CachedValue(lambda held: held @ guess, n), guess[:, None], np.zeros((n, 1)), "prior")

@@ -37,7 +37,7 @@ POOL = 2048  # coalitions that the Gaussian process's design looks at, at least
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawEstimate:
     """An estimator's answer: scores and half widths, both [n, answers]."""
 
     scores: Floats
@@ -45,18 +45,18 @@ class Raw:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def _exact(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+def _exact(game: CachedValue, index: Index, budget: int, seed: int) -> RawEstimate:
     scores = exact_scores(game(all_coalitions(game.n)), index)
-    return Raw(scores, np.zeros_like(scores))
+    return RawEstimate(scores, np.zeros_like(scores))
 
 
-def _permutation(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+def _permutation(game: CachedValue, index: Index, budget: int, seed: int) -> RawEstimate:
     if index != "shapley":
         raise InputError("permutation sampling estimates Shapley values; for Banzhaf values use estimator='auto'")
     if game.n <= MAX_SOURCES and budget == 2**game.n:  # orders would meet the last coalitions late
         game(all_coalitions(game.n))
     scores, units = permutation_scores(game, np.random.default_rng(seed), budget)
-    return Raw(scores, half_width(mean_deviation(units), len(units) - 1 + BORROWED), {"units": len(units)})
+    return RawEstimate(scores, half_width(mean_deviation(units), len(units) - 1 + BORROWED), {"units": len(units)})
 
 
 def _sample_pairs(
@@ -76,7 +76,9 @@ def _sample_pairs(
     return first, values, stands_for(first, shares), outer
 
 
-def _regression(game: CachedValue, index: Index, budget: int, seed: int, *, shares: Callable[[int], Floats]) -> Raw:
+def _regression(
+    game: CachedValue, index: Index, budget: int, seed: int, *, shares: Callable[[int], Floats]
+) -> RawEstimate:
     n = game.n
     # a Banzhaf value weighs all coalitions alike: sampled by size, those that count would hardly be seen
     chosen = shares(n) if index == "shapley" else uniform(n)
@@ -94,10 +96,10 @@ def _regression(game: CachedValue, index: Index, budget: int, seed: int, *, shar
     rng = np.random.default_rng([seed, 1])
     follows = pair_leverage(first, weight, index)
     deviation = wild_bootstrap(estimate, values, residual, follows, 1 - 1 / weight, freedom, rng)
-    return Raw(scores, half_width(deviation, freedom), {"pairs": len(first)})
+    return RawEstimate(scores, half_width(deviation, freedom), {"pairs": len(first)})
 
 
-def _lasso(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+def _lasso(game: CachedValue, index: Index, budget: int, seed: int) -> RawEstimate:
     rng = np.random.default_rng(seed)
     wanted = min(budget, 2 ** min(game.n, 60))
     masks: dict[bytes, Coalitions] = {}
@@ -109,16 +111,16 @@ def _lasso(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
     scores = lasso_scores(sample, values)
     resampled = [rng.integers(len(sample), size=len(sample)) for _ in range(100)]
     deviation = np.std([lasso_scores(sample[k], values[k]) for k in resampled], axis=0)
-    return Raw(
+    return RawEstimate(
         scores,
         half_width(deviation, len(sample) - 1),
         {"note": "surrogate coefficients with their intervals, no Shapley values"},
     )
 
 
-def _leave_one_out(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+def _leave_one_out(game: CachedValue, index: Index, budget: int, seed: int) -> RawEstimate:
     scores = leave_one_out(game, game.n)
-    return Raw(scores, np.zeros_like(scores))
+    return RawEstimate(scores, np.zeros_like(scores))
 
 
 def near(n: int, draws: int, seed: int) -> tuple[Coalitions, Floats]:
@@ -138,15 +140,15 @@ def near(n: int, draws: int, seed: int) -> tuple[Coalitions, Floats]:
     return masks, each * np.exp(-((1 - np.sqrt(masks.mean(axis=1))) ** 2) / LIME_WIDTH**2)
 
 
-def _lime(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+def _lime(game: CachedValue, index: Index, budget: int, seed: int) -> RawEstimate:
     whole = budget == 2**game.n
     masks, weights = near(game.n, game.budget or budget if whole else budget, seed)
     design, values = masks.astype(np.float64), game(masks)
     note = {"note": "slopes of a local linear fit, not efficient"}
     if whole:
         scores = ridge_scores(design, values, weights, LIME_RIDGE)
-        return Raw(scores, np.zeros_like(scores), note)
-    return Raw(*ridge_fit(design, values, weights, LIME_RIDGE, seed), note)
+        return RawEstimate(scores, np.zeros_like(scores), note)
+    return RawEstimate(*ridge_fit(design, values, weights, LIME_RIDGE, seed), note)
 
 
 def ridge_fit(design: Floats, values: Floats, weights: Floats, ridge: float, seed: int) -> tuple[Floats, Floats]:
@@ -178,7 +180,7 @@ def ridge_fit(design: Floats, values: Floats, weights: Floats, ridge: float, see
     return scores, half_width(deviation, freedom)
 
 
-def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> RawEstimate:
     shares = leverage(game.n)
     first, values, _, outer = _sample_pairs(game, shares, budget, seed)
     if len(first) < 5:
@@ -197,7 +199,7 @@ def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> 
         wider = np.sqrt(best.folds / (best.folds - 1))
         halves.append(half_width(mean_deviation(best.terms) * wider, len(first) - 1))
         chosen.append(name)
-    return Raw(np.stack(columns, axis=1), np.stack(halves, axis=1), {"surrogate": chosen, "pairs": len(first)})
+    return RawEstimate(np.stack(columns, axis=1), np.stack(halves, axis=1), {"surrogate": chosen, "pairs": len(first)})
 
 
 def _candidates(n: int, budget: int, seed: int) -> Coalitions:
@@ -214,7 +216,7 @@ def _candidates(n: int, budget: int, seed: int) -> Coalitions:
 
 
 @dataclass(frozen=True)
-class Helper:
+class ControlVariate:
     """A cheap game that the one in question may follow.
 
     Attributes:
@@ -248,9 +250,9 @@ def gaussian_process(
     index: Index,
     budget: int,
     seed: int,
-    helper: Helper | None = None,
+    helper: ControlVariate | None = None,
     cost: PrefixCost | None = None,
-) -> Raw:
+) -> RawEstimate:
     """Ask in rounds what lowers the scores' posterior variance most, hyperparameters fitted anew after each.
 
     Args:
@@ -266,7 +268,7 @@ def gaussian_process(
     pool = _candidates(n, budget, seed)
     begin = ends(n)
     if not game.calls:  # the first design needs no value: asked together, it shares prompt prefixes with the ends
-        first = gp.Design(gp.prior(n), begin, pool, index, cost).pick(min(budget - 2, n), limit)
+        first = gp.AcquisitionDesign(gp.prior(n), begin, pool, index, cost).pick(min(budget - 2, n), limit)
         begin = np.concatenate([begin, first])
     game(begin)
     rounds = [game.calls]
@@ -277,7 +279,7 @@ def gaussian_process(
         kernels = [gp.fit(seen, y, u) for y, u in zip(scaled.T, controls, strict=True)]
         shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
         # each round doubles what is known: few large rounds share more prompt prefixes, at no cost in error
-        design = gp.Design(shared, seen, pool, index, cost)
+        design = gp.AcquisitionDesign(shared, seen, pool, index, cost)
         picked = design.pick(min(budget - game.calls, max(n, game.calls)), limit)
         if not len(picked):
             return conditioned(seen, game.values, rounds, index, controls, helper)
@@ -291,8 +293,8 @@ def conditioned(
     rounds: list[int],
     index: Index | Owen,
     controls: Sequence[gp.Control | None] = (),
-    helper: Helper | None = None,
-) -> Raw:
+    helper: ControlVariate | None = None,
+) -> RawEstimate:
     """Scores of a Gaussian process given values that came in rounds (how many were known after each)."""
     scaled, _, spread = standardised(values)
     controls = controls or [None] * scaled.shape[1]
@@ -320,7 +322,7 @@ def conditioned(
         meta[helper.name] = {"correlation": together.tolist(), "slope": slope.tolist()}
         if helper.name == "control_variate":
             meta[helper.name]["calls"] = helper.game.calls
-    return Raw(scores, half, meta)
+    return RawEstimate(scores, half, meta)
 
 
 def permutation_scores(game: CachedValue, rng: np.random.Generator, budget: int) -> tuple[Floats, Floats]:
@@ -370,11 +372,11 @@ class Estimator:
     """
 
     description: str
-    run: Callable[[CachedValue, Index, int, int], Raw]
+    run: Callable[[CachedValue, Index, int, int], RawEstimate]
     efficient: bool = True
     sampled: bool = True
 
-    def __call__(self, game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+    def __call__(self, game: CachedValue, index: Index, budget: int, seed: int) -> RawEstimate:
         """Scores and half widths, [n, answers] both."""
         return self.run(game, index, budget, seed)
 
@@ -388,9 +390,9 @@ def _adopt(name: str, value: Any) -> Estimator:
             f"{value!r}"
         )
 
-    def run(game: CachedValue, index: Index, budget: int, seed: int) -> Raw:
+    def run(game: CachedValue, index: Index, budget: int, seed: int) -> RawEstimate:
         found = value(game, index, budget, seed)
-        raw = found if isinstance(found, Raw) else Raw(found, np.full(np.shape(found), np.inf))
+        raw = found if isinstance(found, RawEstimate) else RawEstimate(found, np.full(np.shape(found), np.inf))
         wanted = (game.n, game.values.shape[1])
         scores, half = (np.asarray(x, dtype=np.float64) for x in (raw.scores, raw.half))
         if scores.shape != wanted or half.shape != wanted or not np.isfinite(scores).all():
@@ -398,7 +400,7 @@ def _adopt(name: str, value: Any) -> Estimator:
                 f"the estimator {name!r} gives scores of shape {scores.shape} and half widths of shape {half.shape}: "
                 f"finite scores of shape {wanted} (sources, answers) are needed"
             )
-        return Raw(scores, half, raw.meta)
+        return RawEstimate(scores, half, raw.meta)
 
     return Estimator(next(iter((value.__doc__ or "").strip().splitlines()), ""), run, efficient=False)
 

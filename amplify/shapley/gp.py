@@ -28,7 +28,7 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-from amplify.shapley.budget import CELLS, Bill, PrefixCost
+from amplify.shapley.budget import CELLS, CostTracker, PrefixCost
 from amplify.shapley.exact import (
     Index,
     Owen,
@@ -308,7 +308,7 @@ def surprise(
     return Surprise(float(((move @ values) ** 2).sum()) / total, max(freedom, 1.0))
 
 
-class Design:
+class AcquisitionDesign:
     """Chooses the coalitions whose values say most about the scores.
 
     Greedy: each pick is the candidate T of greatest sum_i Cov(score_i, v(T))^2 / Var v(T) given what is known, which is
@@ -332,7 +332,7 @@ class Design:
         cost: PrefixCost | None = None,
     ) -> None:
         self.kernel, self.candidates = kernel, candidates
-        self.bill = None if cost is None else Bill(cost, candidates, known)
+        self.bill = None if cost is None else CostTracker(cost, candidates, known)
         self.cross = kernel.cross(candidates, index)
         self.variance = kernel.variance(candidates)
         self.rows = np.zeros((0, len(candidates)))  # of the Cholesky factor: what each coalition known tells of each

@@ -76,7 +76,7 @@ def owen_scores(
     while (left := budget - len(asked) + rounds[0]) > 0:
         kernels = [gp.fit(asked, y) for y in standardised(found)[0].T]
         shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
-        picked = gp.Design(shared, asked, pool, owen).pick(min(left, max(2 * own, len(asked) // 2)))
+        picked = gp.AcquisitionDesign(shared, asked, pool, owen).pick(min(left, max(2 * own, len(asked) // 2)))
         if not len(picked):
             break
         more(picked)

@@ -18,7 +18,7 @@ from amplify.shapley.estimate import Guide
 from amplify.shapley.game import Coalitions, Floats
 from amplify.sources.asked import Asked, asked_of
 from amplify.sources.ballots import votes
-from amplify.sources.context import Context, check_window, special_tokens
+from amplify.sources.context import Context, check_documents_fit, special_tokens
 from amplify.sources.document import Source
 from amplify.sources.engines import blocks_tree
 from amplify.sources.frames import Makes
@@ -107,7 +107,7 @@ def attribute_sources(
 
 
 def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Options) -> SourceAttribution:
-    """Play the game of what is asked, and say what came out; see `attribute_sources`."""
+    """SelectionGame the game of what is asked, and say what came out; see `attribute_sources`."""
     begun, before = time.perf_counter(), model.usage.mine
     context, logprob = asked.context, chosen.value == "logprob"
     if logprob:
@@ -175,11 +175,11 @@ def explained(asked: Asked, model: LanguageModel, answer: str | None, chosen: Op
 def sampling_of(context: Context, model: LanguageModel, chosen: Options, given: str | None) -> Sampling:
     """How to decode an answer (None), after a check that sources and answer fit the window."""
     if given is not None:
-        check_window(context, model, model.count_tokens([Prompt(text=given)])[0], "the answer")
+        check_documents_fit(context, model, model.count_tokens([Prompt(text=given)])[0], "the answer")
     usual = LONGEST if chosen.value == "logprob" else LONGEST_VOTE
     most = chosen.max_tokens or usual
     if given is None:
-        check_window(context, model, chosen.max_tokens or min(usual, LEAST), "an answer")
+        check_documents_fit(context, model, chosen.max_tokens or min(usual, LEAST), "an answer")
         if chosen.max_tokens is None and model.max_context is not None:
             [tokens] = model.count_tokens([context.prompt(context.everything())])
             most = max(1, min(usual, model.max_context - tokens))

@@ -253,7 +253,7 @@ def emphasised(prompt: Prompt, places: Mapping[int, Place], documents: Sequence[
 _CERTAIN = 20  # characters a token: a prompt of more is beyond any window, but for runs of one character
 
 
-def check_window(context: Context, model: LanguageModel, room: int, what: str) -> None:
+def check_documents_fit(context: Context, model: LanguageModel, room: int, what: str) -> None:
     """Refuse a context that does not fit the model's window, before any work.
 
     Args:

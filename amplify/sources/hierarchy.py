@@ -22,7 +22,7 @@ from amplify.shapley.given import given_scores
 from amplify.shapley.owen import owen_scores
 from amplify.sources.context import Context, Part, Selection, words
 from amplify.sources.orders import random_order, random_order_scores
-from amplify.sources.parts import Ask, Explained, Play, Sample, Scored, Unit
+from amplify.sources.parts import Ask, Explained, Sample, Scored, SelectionGame, Unit
 from amplify.text import sentences
 
 Refine = Literal["documents", "sentences", "words"]
@@ -105,7 +105,9 @@ class _Hierarchy:
         self.index: Index = settings.index  # type: ignore[assignment]
         self.rng = np.random.default_rng([settings.seed, 2])
         n = len(context.documents)
-        self.play = Play(ask, (lambda: self.rng.permutation(n).tolist()) if settings.order == "random" else None)
+        self.play = SelectionGame(
+            ask, (lambda: self.rng.permutation(n).tolist()) if settings.order == "random" else None
+        )
 
     def documents(self, guide: Guide | None) -> Top:
         """The first level: half of the budget where there is something to open, else all of it."""

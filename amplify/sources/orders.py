@@ -19,13 +19,13 @@ from amplify.shapley.intervals import BORROWED, half_width, mean_deviation
 from amplify.shapley.regression import constrained_least_squares
 from amplify.shapley.sampling import prefixes
 from amplify.sources.context import Context, Ordered
-from amplify.sources.parts import Play, Sample, Scored
+from amplify.sources.parts import Sample, Scored, SelectionGame
 
 GROUPS = 20
 
 
 def random_order(
-    play: Play, context: Context, index: Index, estimator: str, budget: int, rng: np.random.Generator
+    play: SelectionGame, context: Context, index: Index, estimator: str, budget: int, rng: np.random.Generator
 ) -> tuple[Scored, Floats, str]:
     """Documents in random order: every prefix of a permutation is one sample of w(S) = E over orders of v(S).
 

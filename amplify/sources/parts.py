@@ -16,7 +16,7 @@ Ask = Callable[[Sequence[Selection]], Floats]  # values of selections, [m, colum
 Unit = tuple[Part, ...]  # what comes and goes as one
 
 
-class Play:
+class SelectionGame:
     """A game that counts the different selections it was asked.
 
     Args:

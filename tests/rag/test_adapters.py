@@ -17,7 +17,7 @@ import pytest
 
 from amplify.errors import CapabilityError, InputError, UnknownNameError
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel
-from amplify.rag.compress import Compression, Kept
+from amplify.rag.compress import DocumentCompressor, ScoredDocument
 
 QUERY = "Where does Ada live?"
 TEXTS = ["Trees are green.", "Ada lives in Bern.", "Ada does not live anywhere.", "Grass is green."]
@@ -36,14 +36,14 @@ def model() -> ScriptedModel:
 
 
 def test_compression(model: ScriptedModel) -> None:
-    kept = Compression(model)(QUERY, TEXTS)
+    kept = DocumentCompressor(model)(QUERY, TEXTS)
     assert [k.number for k in kept] == [1, 0, 3, 2]
     assert [k.score for k in kept] == pytest.approx([4.0, -0.1, -0.1, -2.0])
     assert all(k.low == pytest.approx(k.score) == k.high for k in kept)  # 2^4 prompts: exact
     assert {call.continuation for call in model.calls} == {None, " Bern"}  # its own answer, nothing else
-    assert [k.number for k in Compression(model, "prune", threshold=-1.0)(QUERY, TEXTS)] == [0, 1, 3]
-    assert [k.number for k in Compression(model, "distil", 2)(QUERY, TEXTS)] == [0, 1]
-    assert [k.number for k in Compression(model, k=1)(QUERY, TEXTS)] == [1]
+    assert [k.number for k in DocumentCompressor(model, "prune", threshold=-1.0)(QUERY, TEXTS)] == [0, 1, 3]
+    assert [k.number for k in DocumentCompressor(model, "distil", 2)(QUERY, TEXTS)] == [0, 1]
+    assert [k.number for k in DocumentCompressor(model, k=1)(QUERY, TEXTS)] == [1]
 
 
 def test_what_is_known_to_harm_is_not_read(model: ScriptedModel, tmp_path) -> None:
@@ -54,14 +54,14 @@ def test_what_is_known_to_harm_is_not_read(model: ScriptedModel, tmp_path) -> No
     known.save(tmp_path / "i.json")
     documents = [{"id": str(i), "text": text} for i, text in enumerate(TEXTS)]
     for importance in (known, str(tmp_path / "i.json")):
-        compression = Compression(model, importance=importance)
+        compression = DocumentCompressor(model, importance=importance)
         assert [k.number for k in compression(QUERY, TEXTS, documents=documents)] == [1, 0, 3]
         assert not [call for call in model.calls if "not live anywhere" in call.text]
     assert [k.number for k in compression(QUERY, TEXTS)] == [1, 0, 3, 2]  # without documents nothing is known of them
-    only = Compression(model, importance=known)(QUERY, TEXTS[2:3], documents=documents[2:3])
+    only = DocumentCompressor(model, importance=known)(QUERY, TEXTS[2:3], documents=documents[2:3])
     assert [k.number for k in only] == [0]  # an empty context would answer another question
     with pytest.raises(InputError, match="importance"):
-        Compression(model, importance=3)
+        DocumentCompressor(model, importance=3)
     if importlib.util.find_spec("langchain_core"):
         from langchain_core.documents import Document
 
@@ -78,32 +78,32 @@ def test_votes_explain_an_answer_that_would_go_on(model: ScriptedModel) -> None:
     def reply(text: str) -> str:
         return " Bern.\n\nAda lives on." if "lives in Bern" in text else " Nowhere.\nNobody."
 
-    kept = Compression(ScriptedModel(reply=reply), value="votes")(QUERY, TEXTS)
+    kept = DocumentCompressor(ScriptedModel(reply=reply), value="votes")(QUERY, TEXTS)
     assert [k.number for k in kept] == [1, 0, 2, 3]
     assert [k.score for k in kept] == pytest.approx([1.0, 0.0, 0.0, 0.0])
 
 
 def test_what_cannot_be_scored(model: ScriptedModel) -> None:
-    assert Compression(model)(QUERY, []) == []
-    assert Compression(model)(QUERY, TEXTS[:1] * 2) == [Kept(0), Kept(1)]
+    assert DocumentCompressor(model)(QUERY, []) == []
+    assert DocumentCompressor(model)(QUERY, TEXTS[:1] * 2) == [ScoredDocument(0), ScoredDocument(1)]
     assert model.calls == []
     odd = ["", TEXTS[0], TEXTS[1], f" {TEXTS[1]}\n"]
-    assert [(k.number, k.score is None) for k in Compression(model)(QUERY, odd)] == [
+    assert [(k.number, k.score is None) for k in DocumentCompressor(model)(QUERY, odd)] == [
         (2, False), (1, False), (0, True), (3, True),
     ]  # fmt: skip
-    assert [k.number for k in Compression(model, "prune", threshold=-1.0)(QUERY, odd)] == [1, 2]
+    assert [k.number for k in DocumentCompressor(model, "prune", threshold=-1.0)(QUERY, odd)] == [1, 2]
     silent = ScriptedModel(reply=lambda text: "", logprob=likely)
-    assert Compression(silent)(QUERY, TEXTS) == [Kept(i) for i in range(4)]
+    assert DocumentCompressor(silent)(QUERY, TEXTS) == [ScoredDocument(i) for i in range(4)]
     # the bound protects the context window whatever happens
     for operation in ("rerank", "prune", "distil"):
-        assert len(Compression(silent, operation, 2)(QUERY, TEXTS)) == 2
-        assert len(Compression(model, operation, 1)(QUERY, TEXTS[:1] * 3)) == 1
-        assert len(Compression(model, operation, 1, threshold=-9.0)(QUERY, TEXTS)) == 1
+        assert len(DocumentCompressor(silent, operation, 2)(QUERY, TEXTS)) == 2
+        assert len(DocumentCompressor(model, operation, 1)(QUERY, TEXTS[:1] * 3)) == 1
+        assert len(DocumentCompressor(model, operation, 1, threshold=-9.0)(QUERY, TEXTS)) == 1
     # and there is room for what could not be scored
-    assert [k.number for k in Compression(model, "rerank", 5)(QUERY, odd)] == [2, 1, 0, 3]
-    assert [k.number for k in Compression(model, "rerank", 3)(QUERY, odd)] == [2, 1, 0]
+    assert [k.number for k in DocumentCompressor(model, "rerank", 5)(QUERY, odd)] == [2, 1, 0, 3]
+    assert [k.number for k in DocumentCompressor(model, "rerank", 3)(QUERY, odd)] == [2, 1, 0]
     with pytest.raises(InputError, match="question is empty"):
-        Compression(model)(" ", TEXTS)
+        DocumentCompressor(model)(" ", TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -116,14 +116,14 @@ def test_what_cannot_be_scored(model: ScriptedModel) -> None:
 )  # fmt: skip
 def test_bad_options_at_once(model: ScriptedModel, options, error) -> None:
     with pytest.raises(error):
-        Compression(model, **options)
+        DocumentCompressor(model, **options)
 
 
 def test_a_model_without_log_probabilities_at_once() -> None:
     generator = ScriptedGenerator(reply=lambda text: " Bern" if "lives in Bern" in text else " unknown")
     with pytest.raises(CapabilityError):
-        Compression(generator)
-    assert Compression(generator, value="votes")(QUERY, TEXTS)[0].number == 1
+        DocumentCompressor(generator)
+    assert DocumentCompressor(generator, value="votes")(QUERY, TEXTS)[0].number == 1
 
 
 def test_langchain(model: ScriptedModel) -> None:
@@ -296,7 +296,7 @@ def _has(host: str) -> bool:
 
 
 def test_adapters_that_name_one_model_share_it() -> None:
-    first, second = (Compression("scripted:say= shared").model for _ in range(2))
+    first, second = (DocumentCompressor("scripted:say= shared").model for _ in range(2))
     model = first.open()
     assert second.open() is model
     closed: list[bool] = []
@@ -306,7 +306,7 @@ def test_adapters_that_name_one_model_share_it() -> None:
     second.close()
     second.close()
     assert closed == [True]
-    assert Compression("scripted:say= shared").model.open() is not model
+    assert DocumentCompressor("scripted:say= shared").model.open() is not model
 
 
 def test_options_follow_assignment(model: ScriptedModel) -> None:
@@ -449,10 +449,10 @@ def test_threads_share_an_adapter() -> None:
         return -1.0 - len(text) / 1000
 
     model = ScriptedModel("say= Bern", logprob=likely)
-    compress = Compression(model)
+    compress = DocumentCompressor(model)
     wanted = [compress(f"{QUERY} {i}", TEXTS) for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: Compression(model)(f"{QUERY} {i}", TEXTS), range(4)))
+        found = list(pool.map(lambda i: DocumentCompressor(model)(f"{QUERY} {i}", TEXTS), range(4)))
     assert found == wanted
     assert most == 1
 

@@ -7,7 +7,7 @@ import pytest
 
 from amplify.errors import InputError
 from amplify.shapley import Guide, PrefixCost, all_coalitions, estimate, exact_scores, gp
-from amplify.shapley.budget import Bill
+from amplify.shapley.budget import CostTracker
 from amplify.shapley.sampling import ends
 
 LENGTHS = (50.0, 40.0, 30.0, 20.0, 10.0, 5.0)
@@ -35,7 +35,7 @@ def test_cost_is_that_of_the_trie() -> None:
 def test_a_bill_adds_up_whatever_the_order() -> None:
     cost, pool = PrefixCost(LENGTHS, 7, 10_000, 3), all_coalitions(6)
     asked = [0, 63]
-    bill = Bill(cost, pool, pool[asked])
+    bill = CostTracker(cost, pool, pool[asked])
     for candidate in np.random.default_rng(1).permutation(np.arange(1, 63))[:20]:
         before = bill.spent
         price = bill.costs[candidate]
@@ -46,11 +46,11 @@ def test_a_bill_adds_up_whatever_the_order() -> None:
 
 def test_a_design_takes_the_cheaper_of_equals_and_stays_within_its_limit() -> None:
     kernel, pool = gp.prior(6), all_coalitions(6)
-    plain, dear = gp.Design(kernel, ends(6), pool, "shapley"), PrefixCost(LENGTHS, 1.0, 1e9)
-    minding = gp.Design(kernel, ends(6), pool, "shapley", dear)
+    plain, dear = gp.AcquisitionDesign(kernel, ends(6), pool, "shapley"), PrefixCost(LENGTHS, 1.0, 1e9)
+    minding = gp.AcquisitionDesign(kernel, ends(6), pool, "shapley", dear)
     a, b = plain.pick(12), minding.pick(12)
     assert dear.of(np.concatenate([ends(6), b])) < dear.of(np.concatenate([ends(6), a]))
-    some = gp.Design(kernel, ends(6), pool, "shapley", dear).pick(64, upto=300.0)
+    some = gp.AcquisitionDesign(kernel, ends(6), pool, "shapley", dear).pick(64, upto=300.0)
     assert 0 < len(some) < 62
     assert dear.of(np.concatenate([ends(6), some])) <= 300.0
 

@@ -91,7 +91,7 @@ def test_design_takes_the_coalition_that_lowers_the_variance_most() -> None:
     def variance(sample: np.ndarray) -> float:
         return float((gp.posterior(kernel, sample, np.zeros(len(sample)), "shapley").deviation ** 2).sum())
 
-    picked = gp.Design(kernel, known, held, "shapley").pick(3)
+    picked = gp.AcquisitionDesign(kernel, known, held, "shapley").pick(3)
     assert len({row.tobytes() for row in np.concatenate([known, picked])}) == 6
     sample = known
     for row in picked:

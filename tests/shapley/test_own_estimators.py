@@ -11,7 +11,7 @@ import amplify
 from amplify.errors import InputError, UnknownNameError
 from amplify.registry import table
 from amplify.shapley import ESTIMATORS, estimate
-from amplify.shapley.estimators import Raw
+from amplify.shapley.estimators import RawEstimate
 
 WORTH = np.array([3.0, -1.0, 0.5, 2.0, 0.0])
 
@@ -51,7 +51,7 @@ def test_a_function_is_an_estimator(own: Callable[[str], None]) -> None:
 
 def test_half_widths_come_in_a_raw_and_shapes_are_checked(own: Callable[[str], None]) -> None:
     own("sure")
-    amplify.register("estimator", "sure", lambda *given: Raw(last(*given), np.full((5, 1), 0.25)))
+    amplify.register("estimator", "sure", lambda *given: RawEstimate(last(*given), np.full((5, 1), 0.25)))
     found = estimate(game, 5, estimator="sure", budget=8)
     assert found.high - found.low == pytest.approx(0.5)
     own("short")

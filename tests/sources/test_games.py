@@ -26,7 +26,7 @@ from amplify.shapley.votes import (
 from amplify.sources.context import (
     Context,
     Part,
-    check_window,
+    check_documents_fit,
     harmless,
     in_place,
     select,
@@ -135,8 +135,8 @@ def test_too_long_says_by_how_much_and_which_documents() -> None:
     with pytest.raises(
         ContextLengthError, match=r"24 more than the window .* Without document 2 \(50 tokens\) it fits"
     ):
-        check_window(c, model, 4, "an answer")
-    check_window(c, ScriptedModel(max_context=whole + 4), 4, "an answer")
+        check_documents_fit(c, model, 4, "an answer")
+    check_documents_fit(c, ScriptedModel(max_context=whole + 4), 4, "an answer")
     assert not model.calls
 
 
