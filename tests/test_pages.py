@@ -11,6 +11,7 @@ import io
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -21,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 from pages_given import SMALLER, Reader
 
-from amplify.cli import cli
+from amplify.cli import cli, main
 from amplify.models import pretrained
 
 ROOT = Path(__file__).parents[1]
@@ -92,13 +93,27 @@ def run_command(line: str, reader: Reader) -> str:
     return done.stdout
 
 
+def refused(line: str, reader: Reader) -> str:
+    """Run a command that the page says is wrong; its one line."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+        patch.setattr(sys, "argv", shlex.split(line))
+        patch.setattr(sys.modules["__main__"], "__package__", None)  # else messages speak of `python -m pytest`
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 2, line
+    assert said.getvalue().count("\n") == 1, said.getvalue()
+    return said.getvalue()
+
+
 def run(block: Block, names: dict[str, Any], reader: Reader) -> str:
     """Run one block; what it prints."""
     if block.language == "python":
         return "" if block.text.startswith(tuple(ELSEWHERE)) else run_python(block.text, names, reader)
     if block.language == "console":
         lines = [line for line in commands(block.text) if not line.startswith(tuple(ELSEWHERE))]
-        return "".join(run_command(line, reader) for line in lines)
+        runs = refused if block.printed and block.printed.startswith("amplify: ") else run_command
+        return "".join(runs(line, reader) for line in lines)
     if (named := re.match(r"(?:#|\{#) (\S+\.(?:yaml|jinja))", block.text)) is not None:
         Path(named[1]).write_text(block.text, encoding="utf-8")
     return ""
