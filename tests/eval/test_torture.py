@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,23 @@ def test_kills(acts: list[Any], told: str | None, inputs: Path, tmp_path: Path) 
         Acted(*acts), WRITES, inputs, tmp_path / "trial", wanted(inputs), [(2, False)], whole  # type: ignore[arg-type]
     )  # fmt: skip
     assert problem is None if told is None else told in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("replies", "half"),
+    [((), ""), (("a",), ""), (("a", "b"), ""), (("a", "x"), "replies.sqlite")],  # begun, partly there, whole, wrong
+)
+def test_a_cache_may_hold_less_after_a_kill_but_nothing_else(
+    replies: tuple[str, ...], half: str, tmp_path: Path
+) -> None:
+    right = [(word, [{"text": word}], None) for word in "ab"]
+    with closing(sqlite3.connect(tmp_path / "replies.sqlite")) as base, base:
+        if replies:
+            base.execute("CREATE TABLE replies (key TEXT, reply TEXT)")
+        for word in replies:
+            reply = json.dumps({"answers": [{"text": word}], "logprobs": None})
+            base.execute("INSERT INTO replies VALUES (?, ?)", (word, reply))
+    assert kills._half(WRITES, tmp_path, {"replies.sqlite": right}, {}) == half
 
 
 FULL = b"amplify: cannot write: no space left"
