@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+import amplify
 from amplify import hub
 from amplify.errors import DataError, InputError, extras
 from amplify.locks import PROCESS, lock_of, one_at_a_time
 from amplify.models import pretrained
+from amplify.models.cache import kept_numbers
 from amplify.models.pretrained import Closed, batches
 from amplify.registry import Table, register
 
@@ -42,7 +44,7 @@ class Embedder:
         self.tokenizer: Any = pretrained.tokenizer_of(folder, name)
         self.module: Any = pretrained.model_of(AutoModel, folder, name, "an encoder", dtype=torch.float32)
         self.module.to(place).eval()
-        self.name = name
+        self.name, self._folder = name, folder
 
     @property
     def closed(self) -> bool:
@@ -61,9 +63,24 @@ class Embedder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    @one_at_a_time
     def embed(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> npt.NDArray[np.float32]:
         """One unit vector per text, shape (texts, width). Text beyond the encoder's window is not read."""
+        width = self.module.config.hidden_size
+        rows = kept_numbers(
+            ["embedding", *self._known], texts, lambda new: list(self._embed([texts[i] for i in new], batch_tokens))
+        )
+        return np.array(rows, np.float32).reshape(len(texts), width)
+
+    @cached_property
+    def _known(self) -> list[str]:
+        import torch
+        import transformers
+
+        versions = (amplify.__version__, torch.__version__, transformers.__version__)
+        return [*hub.identity(self._folder).values(), *versions]
+
+    @one_at_a_time
+    def _embed(self, texts: Sequence[str], batch_tokens: int) -> npt.NDArray[np.float32]:
         import torch
 
         limit = min(self.tokenizer.model_max_length, self.module.config.max_position_embeddings)

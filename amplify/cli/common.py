@@ -141,10 +141,11 @@ def opened_model(spec: str, options: tuple[str, ...], cache: str | None = None) 
         with load_model(spec, **chosen) as model:
             yield model
         return
-    from amplify.models.cache import Cache
+    from amplify.models.cache import Cache, keeping_numbers
     from amplify.models.cached import cached
 
-    with Cache(cache) as store, load_model(spec, **chosen) as model:  # the file before an engine starts
+    # the file before an engine starts
+    with Cache(cache) as store, keeping_numbers(store), load_model(spec, **chosen) as model:
         yield cached(model, store)
         say(f"{store.path}: {store.found:,} replies were there, {store.asked:,} were asked", err=True)
 

@@ -9,11 +9,15 @@ import math
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from amplify import codec, files
 from amplify.errors import DataError, InputError, RunError
@@ -22,6 +26,7 @@ from amplify.types import Completion, TokenLogProbs
 if TYPE_CHECKING:
     pass
 
+Floats = npt.NDArray[np.float64]
 FORMAT = 1
 FILE = "replies.sqlite"
 MOST_BYTES = 2 * 2**30
@@ -135,6 +140,8 @@ class Cache:
             run(f"PRAGMA application_id={_OURS}")
             run(f"PRAGMA user_version={FORMAT}")
             run("COMMIT")
+        # beside the replies, which alone are counted; a file that was made before has none yet
+        run("CREATE TABLE IF NOT EXISTS numbers (key TEXT UNIQUE, row BLOB NOT NULL, sum TEXT NOT NULL)")
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -200,12 +207,49 @@ class Cache:
             self._base.execute("COMMIT")
             self._shrink()
 
+    def numbers(self, keys: Sequence[str]) -> dict[str, Floats]:
+        """The rows of numbers that there are, by their keys.
+
+        Raises:
+            RunError: the file, or one of them, was damaged.
+        """
+        rows: list[tuple[str, bytes, str]] = []
+        different = list(dict.fromkeys(keys))
+        with self._told():
+            for at in range(0, len(different), _ROWS):
+                part = different[at : at + _ROWS]
+                marks = ",".join("?" * len(part))
+                rows += self._base.execute(f"SELECT key, row, sum FROM numbers WHERE key IN ({marks})", part)
+        if any(_checksum(key, row.hex()) != told or len(row) % 8 for key, row, told in rows):
+            raise self._damaged("a row of numbers was changed")
+        return {key: np.frombuffer(row, np.float64).copy() for key, row, _ in rows}
+
+    def write_numbers(self, rows: Mapping[str, Floats]) -> None:
+        """Keep rows of numbers, [any] each.
+
+        Raises:
+            WriteError: see `write`.
+        """
+        raw = {key: np.asarray(row, np.float64).tobytes() for key, row in rows.items()}
+        with self._told():
+            self._base.execute("BEGIN IMMEDIATE")
+            self._base.executemany(
+                "INSERT OR IGNORE INTO numbers VALUES (?, ?, ?)",
+                [(key, row, _checksum(key, row.hex())) for key, row in raw.items()],
+            )
+            self._base.execute("COMMIT")
+            self._shrink()
+
     def _shrink(self) -> None:
-        """Let the oldest replies go, an eighth at a time, while the file is too large."""
-        oldest = "DELETE FROM replies WHERE rowid IN (SELECT rowid FROM replies ORDER BY rowid LIMIT ?)"
-        while self._size() > self.most_bytes and (count := len(self)):
-            self._base.execute(oldest, (count // 8 + 1,))
-            self._base.execute("PRAGMA incremental_vacuum").fetchall()
+        """Let the oldest go, an eighth of a table at a time, while the file is too large: numbers before replies."""
+        for table in ("numbers", "replies"):
+            oldest = f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} ORDER BY rowid LIMIT ?)"
+            while self._size() > self.most_bytes and (count := self._count(table)):
+                self._base.execute(oldest, (count // 8 + 1,))
+                self._base.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def _count(self, table: str) -> int:
+        return int(self._base.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
     def _size(self) -> int:
         names = ("page_count", "freelist_count", "page_size")
@@ -222,13 +266,13 @@ class Cache:
 
     def __len__(self) -> int:
         with self._told():
-            count: int = self._base.execute("SELECT count(*) FROM replies").fetchone()[0]
-            return count
+            return self._count("replies")
 
     def clear(self) -> None:
         """Forget everything."""
         with self._told():
             self._base.execute("DELETE FROM replies")
+            self._base.execute("DELETE FROM numbers")
 
     def remove(self) -> None:
         """Close and delete the file."""
@@ -246,6 +290,42 @@ class Cache:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+_SMALL: ContextVar[Cache | None] = ContextVar("cache of small models", default=None)
+
+
+@contextmanager
+def keeping_numbers(cache: Cache) -> Iterator[None]:
+    """What encoders and proxies compute in this block is kept with the replies, and not computed again."""
+    token = _SMALL.set(cache)
+    try:
+        yield
+    finally:
+        _SMALL.reset(token)
+
+
+def kept_numbers(
+    of: Sequence[str], asked: Sequence[str], compute: Callable[[list[int]], Sequence[Any]]
+) -> list[Floats]:
+    """Rows of numbers, those that `keeping_numbers` has and the others computed together.
+
+    Args:
+        of: what computes them, with its versions.
+        asked: of each row, what it is computed from.
+        compute: places in `asked` -> their rows.
+    """
+    cache = _SMALL.get()
+    if cache is None:
+        return list(compute(list(range(len(asked)))))
+    keys = [files.digest([*of, one]) for one in asked]
+    found = cache.numbers(keys)
+    new = [i for i, key in enumerate(keys) if key not in found]
+    if new:
+        made = dict(zip((keys[i] for i in new), compute(new), strict=True))
+        cache.write_numbers(made)
+        found |= made
+    return [found[key] for key in keys]
 
 
 def _checksum(key: str, text: str) -> str:

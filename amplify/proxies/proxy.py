@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from amplify.errors import ContextLengthError, DataError, InputError
 from amplify.locks import lock_of, one_at_a_time
+from amplify.models.cache import kept_numbers
 from amplify.models.pretrained import Closed, batches, fingerprint
 from amplify.templates import Template
 from amplify.text import input_text, option_spans
@@ -456,9 +457,20 @@ class Proxy:
     @one_at_a_time
     def label_scores(self, examples: Sequence[Example], *, batch_tokens: int = 2048) -> list[npt.NDArray[np.float64]]:
         """Logits or log-probabilities of `labels_of(example)`, one array per example; no gradients."""
+        rows = self.rows_of(examples, offsets=False)
+        asked = [repr((self.labels_of(example), own)) for example, own in zip(examples, rows, strict=True)]
+        return kept_numbers(
+            ["proxy", self.identity, *versions().values()],
+            asked,
+            lambda new: self._label_scores([examples[i] for i in new], [rows[i] for i in new], batch_tokens),
+        )
+
+    def _label_scores(
+        self, examples: Sequence[Example], rows_of: Sequence[Sequence[Row]], batch_tokens: int
+    ) -> list[npt.NDArray[np.float64]]:
         import torch
 
-        rows = [(i, row) for i, own in enumerate(self.rows_of(examples, offsets=False)) for row in own]
+        rows = [(i, row) for i, own in enumerate(rows_of) for row in own]
         result = [np.full(len(self.labels_of(example)), -np.inf) for example in examples]
         for batch in batches([len(row.ids) for _, row in rows], batch_tokens):
             group = [rows[j][1] for j in batch]

@@ -24,7 +24,7 @@ from amplify.methods.base import Method, Mode, Program
 from amplify.methods.contents import contents, template_hashes
 from amplify.models import opened
 from amplify.models.base import LanguageModel, ScoringModel, sharing
-from amplify.models.cache import Cache, Reply
+from amplify.models.cache import Cache, Reply, keeping_numbers
 from amplify.models.cached import CachedGenerator, cached
 from amplify.streams import stream
 from amplify.tuning import race as racing
@@ -314,6 +314,7 @@ def tune(
                 store = opened_here.enter_context(Cache(folder / "asked.sqlite", shared=False))
             about = config if given is None else None
             memory = opened_here.enter_context(cached(model, store, about=about, meter=ledger))
+            opened_here.enter_context(keeping_numbers(memory.cache))
             opened_here.enter_context(sharing(model))
             return _Search(task, memory, ledger, folds, listed, notes, config, show_progress).found()
 

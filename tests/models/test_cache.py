@@ -11,10 +11,12 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from amplify.errors import InputError, RunError, WriteError
-from amplify.models.cache import FILE, Cache, Reply
+from amplify.models.cache import FILE, Cache, Reply, keeping_numbers, kept_numbers
+from amplify.retrieval import Embedder
 from amplify.types import Completion, TokenLogProbs
 
 SAID = Reply(answers=(Completion("Paris “é” \ud800", "stop", 3, 1),), prompt_tokens=3, tokens=4.0, seconds=0.5)
@@ -169,3 +171,38 @@ def test_the_oldest_go_when_it_is_too_large(tmp_path: Path) -> None:
     assert 0 < kept[0] < 195
     with pytest.raises(InputError, match="most_bytes"):
         Cache(tmp_path, most_bytes=10)
+
+
+def test_numbers_are_computed_once(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def compute(new: list[int]) -> list[np.ndarray]:
+        asked.extend(texts[i] for i in new)
+        return [np.array([len(texts[i]), -np.inf]) for i in new]
+
+    for texts in (["a", "bb", "a"], ["bb", "ccc"]):
+        with Cache(tmp_path) as cache, keeping_numbers(cache):
+            found = kept_numbers(["len", "1"], texts, compute)
+        assert [row.tolist() for row in found] == [[len(text), -np.inf] for text in texts]
+    assert asked == ["a", "bb", "a", "ccc"]
+    texts = ["bb"]
+    kept_numbers(["len", "1"], texts, compute)  # nothing is kept outside such a block
+    with Cache(tmp_path) as cache, keeping_numbers(cache):
+        kept_numbers(["len", "2"], texts, compute)  # another version
+        assert len(cache) == 0  # replies alone are counted
+    assert asked[4:] == ["bb", "bb"]
+    with sqlite3.connect(tmp_path / FILE) as base:
+        base.execute("UPDATE numbers SET row = zeroblob(16) WHERE rowid = 1")
+    with Cache(tmp_path) as cache, keeping_numbers(cache), pytest.raises(RunError, match="damaged"):
+        kept_numbers(["len", "1"], ["a"], compute)
+
+
+def test_an_encoder_computes_nothing_twice(tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["great phone", "terrible battery", "great phone"]
+    with Embedder(tiny_encoder) as embedder:
+        plain = embedder.embed(texts)
+        with Cache(tmp_path) as cache, keeping_numbers(cache):
+            np.testing.assert_array_equal(embedder.embed(texts), plain)
+            monkeypatch.setattr(embedder, "_embed", None)  # whoever calls it fails
+            np.testing.assert_array_equal(embedder.embed(texts[1:]), plain[1:])
+            assert embedder.embed([]).shape == (0, plain.shape[1])
