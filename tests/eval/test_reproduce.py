@@ -77,7 +77,7 @@ def test_an_unknown_table_names_those_there_are(reproduce: Run) -> None:
 
 
 EVERY = [(paper, table) for paper in SMALL for table in tables_of(paper)]
-QUICK = {"amplify k", "self_amplify lead", "pasta main", "textgenshap recall"}
+QUICK = {"amplify k", "self_amplify lead", "pasta main", "textgenshap speed"}
 """Tables that run with every change; all others with the tests of real models, since together they take minutes."""
 
 
