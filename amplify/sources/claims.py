@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["supported", "from memory", "contradicted"]
 SHARE = 0.1  # of what the context gives a claim: from there on a source is cited
+OF_BEST = 0.5  # and of what the claim's best source gives it (chosen on ten of the answers of eval/bench_citations.py)
 MEMORY = 0.2  # support below which the model has a claim from itself
 NAT, VOTE = 1.0, 0.1  # what the context gives or takes is no less than this before it is said to have an effect
 
@@ -131,14 +132,17 @@ def claims(result: SourceAttribution) -> tuple[Claim, ...]:
     return tuple(found)
 
 
-def citations(result: SourceAttribution, share: float = SHARE, top: int | None = None) -> tuple[Citation, ...]:
+def citations(
+    result: SourceAttribution, share: float = SHARE, top: int | None = None, of_best: float = OF_BEST
+) -> tuple[Citation, ...]:
     """The sources that carry each claim, strongest first; see `SourceAttribution.cite`."""
     several = result.value == "logprob" and len(result.columns) > 1
     found = []
     for number, claim in enumerate(result.claims):
         column = number + 1 if several else result.column
         sure = result.documents.above(column=column)
-        cited = [k for k in sure if claim.shares[k] >= share][:top]
+        least = max(share, of_best * max(claim.shares) - 1e-6)
+        cited = [k for k in sure if claim.shares[k] >= least][:top]
         for k in cited:
             source, document = result.documents.sources[k], result.sources[k]
             start, end = _passage(result, k, column) or (source.start, source.end)

@@ -16,7 +16,7 @@ from amplify.errors import AmplifyError, DataError, InputError
 from amplify.metrics import normalize
 from amplify.render import visible
 from amplify.shapley.game import Floats
-from amplify.sources.claims import SHARE, Citation, Claim, citations, claims
+from amplify.sources.claims import OF_BEST, SHARE, Citation, Claim, citations, claims
 from amplify.sources.context import Part, Place, emphasised
 from amplify.sources.document import Document
 from amplify.sources.keeping import ROUNDING, ranked
@@ -240,15 +240,16 @@ class SourceAttribution(_Told):
         """
         return [self.sources[i] for i in self.kept(below)]
 
-    def cite(self, share: float = SHARE, top: int | None = None) -> tuple[Citation, ...]:
+    def cite(self, share: float = SHARE, top: int | None = None, of_best: float = OF_BEST) -> tuple[Citation, ...]:
         """What carries each claim of the answer, strongest first.
 
         Args:
             share: a source is cited from this share of what the context gives the claim, where its interval also lies
                 above 0.
             top: so many sources a claim at most.
+            of_best: and from this share of what the claim's best source gives it.
         """
-        return citations(self, share, top)
+        return citations(self, share, top, of_best)
 
     def highlight(self, level: LevelName | None = None) -> Prompt:
         """The prompt with all documents, its helpful parts marked for steering (`Prompt.emphasis`).

@@ -140,7 +140,7 @@ def test_each_sentence_of_the_answer_is_cited(tiny_lm) -> None:  # type: ignore[
         for k, claim in enumerate(r.claims):
             cited = [c.source for c in r.citations if c.claim == k]
             shares = r.documents.table[:, k + 1] / max(abs(claim.gain), 1.0)
-            assert cited == [i for i in np.argsort(-shares) if shares[i] >= 0.1]
+            assert cited == [i for i in np.argsort(-shares) if shares[i] >= max(0.1, shares.max() / 2)]
         # the documents as a server would see them: not one special token from inside a document
         model.generate([r.highlight()], amplify.Sampling(max_tokens=1))
 

@@ -43,9 +43,8 @@ def test_turns_and_tool_results_are_sources() -> None:
     assert r.documents.scores == pytest.approx([2.0, 0.0, 6.0], abs=1e-6)
     assert r.claims[0].verdict == "supported"
     assert r.claims[0].support == pytest.approx(8 / 12)
-    assert [(c.id, c.text) for c in r.citations] == [
-        ("message-3", "Members get five years."), ("message-0", "You are terse."),
-    ]  # fmt: skip
+    assert [(c.id, c.text) for c in r.citations] == [("message-3", "Members get five years.")]
+    assert [c.id for c in r.cite(of_best=0.3)] == ["message-3", "message-0"]
     seen = [call.prompt.messages for call in who.calls]
     for messages in seen:
         assert messages[-1] == Message("user", "How long is my warranty?")
@@ -244,9 +243,21 @@ def test_a_citation_needs_a_share_of_what_the_context_gives() -> None:
     documents = ["It opened in 1931.", "The museum is old.", "A fee of 45 euros."]
     r = amplify.attribute_sources("When?", documents, ScriptedModel(logprob=likely), "In 1931.")
     assert [c.source for c in r.citations] == [0]
-    assert [c.source for c in r.cite(share=0.05)] == [0, 1]
-    assert [c.source for c in r.cite(share=0.0)] == [0, 1, 2]
-    assert [c.source for c in r.cite(share=0.0, top=2)] == [0, 1]
+    assert [c.source for c in r.cite(of_best=0.0)] == [0]
+    assert [c.source for c in r.cite(share=0.05, of_best=0.0)] == [0, 1]
+    assert [c.source for c in r.cite(share=0.0, of_best=0.0)] == [0, 1, 2]
+    assert [c.source for c in r.cite(share=0.0, top=2, of_best=0.0)] == [0, 1]
+    assert [c.source for c in r.cite(of_best=0.07)] == [0]  # a share below a tenth
+
+
+def test_a_citation_needs_half_of_what_the_best_source_gives() -> None:
+    def likely(text: str, answer: str) -> float:
+        return -30.0 + 10.0 * ("1931" in text) + 5.0 * ("opened" in text) + 4.0 * ("museum" in text)
+
+    documents = ["It was in 1931.", "It opened then.", "The museum is old."]
+    r = amplify.attribute_sources("When?", documents, ScriptedModel(logprob=likely), "In 1931.")
+    assert [c.source for c in r.citations] == [0, 1]
+    assert [c.source for c in r.cite(of_best=0.3)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
