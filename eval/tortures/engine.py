@@ -19,8 +19,8 @@ from tortures import commands
 from tortures.children import Children
 from tortures.outcome import Group, Groups, Setting
 
-HANGS = 300.0
-"""Seconds of wall-clock time until a command counts as hanging."""
+STARTS, HANGS = 1200.0, 300.0
+"""Seconds of wall-clock time that a run may take, and until it counts as hanging once its engine is killed."""
 KEPT = (2, 6)
 """How many answers are kept when the engine is killed, in each case."""
 RUN = (
@@ -59,17 +59,18 @@ def _started(folder: Path) -> subprocess.Popen[bytes]:
 
 def _ended(process: subprocess.Popen[bytes], kept: int, folder: Path) -> tuple[int, str]:
     """The status and what was said; the engine is killed once so many answers are kept, unless that is none."""
-    until = time.monotonic() + HANGS
+    until = time.monotonic() + STARTS
     while process.poll() is None:
         if time.monotonic() > until:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            return -1, f"still going after {HANGS:g} s"
+            return -1, "still going"
         if kept and len(_records(folder)) >= kept:
             engines = _engines(process.pid)
             for pid in engines:
                 os.kill(pid, signal.SIGKILL)
-            kept = 0 if engines else kept
+            if engines:
+                kept, until = 0, time.monotonic() + HANGS
         time.sleep(0.02)
     return process.returncode, (folder / "said.txt").read_text(errors="replace")
 
