@@ -300,13 +300,15 @@ def conditioned(
     controls = controls or [None] * scaled.shape[1]
     found, halves, surprises = [], [], []
     for y, control in zip(scaled.T, controls, strict=True):
-        found.append(gp.posterior(gp.fit(coalitions, y, control), coalitions, y, index, control))
+        found.append(
+            gp.posterior(gp.fit(coalitions, y, control, small=gp.rougher(index)), coalitions, y, index, control)
+        )
         # how wrong the model's own error bars were in the latest rounds tells how far to widen the present ones
         moved = []
         for known, then in list(pairwise(rounds))[-3:]:
             if known > 2:
                 early, late = control and control.first(known), control and control.first(then)
-                kernel = gp.fit(coalitions[:known], y[:known], early)
+                kernel = gp.fit(coalitions[:known], y[:known], early, small=gp.rougher(index))
                 moved.append(gp.surprise(kernel, coalitions[:then], y[:then], known, index, late))
         surprises.append(max(float(np.mean([m.ratio for m in moved])), 1.0) if moved else 1.0)
         # the scale of the errors is known from these few moves, hence their few degrees of freedom

@@ -55,7 +55,7 @@ def given_scores(coalitions: Coalitions, values: Floats, index: Index | Owen) ->
         if spread == 0:  # every value the same: every source did nothing, as far as is known
             continue
         scaled = (column - column.mean()) / spread
-        found = gp.posterior(gp.fit(seen, scaled), seen, scaled, owen)
+        found = gp.posterior(gp.fit(seen, scaled, small=gp.rougher(index)), seen, scaled, owen)
         scores[:, k] = found.scores * spread
     size = seen.sum(axis=1)
     if index == "shapley" and size.min() == 0 and size.max() == n:
@@ -77,7 +77,7 @@ def half_widths(coalitions: Coalitions, values: Floats, index: Index | Owen) -> 
         index: which value.
     """
     m, n = coalitions.shape
-    kernel = gp.prior(n)
+    kernel = gp.prior(n, gp.rougher(index))
     factor = cho_factor(kernel.gram(coalitions, coalitions) + gp.JITTER * np.eye(m), lower=True)
     deviation = gp.posterior(kernel, coalitions, np.zeros(m), index).deviation
     halves = []

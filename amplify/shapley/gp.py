@@ -5,7 +5,8 @@ The prior of a game is v(S) = constant + slopes + a smooth part + a rough part, 
     k(S, T) = c + sum_i a_i x_i y_i + s prod_i (1 if x_i = y_i else r_i) + t h(|S|) [S = T],    x, y in {-1, +1}^n.
 
 The rough part is what one combination of sources does on its own. It is larger where there are few, each of which is a
-larger part of what the model reads: h(m) = 1 + 3 / m^2 (and h(0) = h(1)).
+larger part of what the model reads: h(m) = 1 + 3 / m^2 (and h(0) = h(1)). Parts within sources (Owen values) are asked
+about beside whole sources, so their number says no such thing, and h = 1.
 
 The product is the diffusion kernel of the hypercube with one length per source (Kondor & Lafferty 2002): a source of
 r_i = 1 does not take part in interactions. Scores are linear in v, so given observed values they are Gaussian too, and
@@ -47,9 +48,9 @@ SMALL = 3.0  # how much rougher a game is at one source than at many
 ENOUGH = 192  # values that hyperparameters are fitted to: more cost cubic time and hardly move them
 
 
-def roughness(sizes: npt.NDArray[np.int64]) -> Floats:
-    """h(m) of coalitions of these sizes."""
-    return np.asarray(1 + SMALL / np.maximum(sizes, 1) ** 2)
+def rougher(index: Index | Owen) -> float:
+    """How much rougher a game of these scores is at one player than at many: not at all for parts within sources."""
+    return 0.0 if isinstance(index, Owen) else SMALL
 
 
 @cache
@@ -86,7 +87,7 @@ def agreements(n: int, index: Index) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Hyperparameters: `slopes` [n] (a), `smooth` (s), `decay` [n] (-log r), `rough` (t), `follows` (f).
+    """Hyperparameters: `slopes` [n] (a), `smooth` (s), `decay` [n] (-log r), `rough` (t), `follows` (f), `small`.
 
     `gram`, `cross` and the variances are those of the game without the part that follows a control.
     """
@@ -96,11 +97,16 @@ class Kernel:
     decay: Floats
     rough: float
     follows: float = 0.0
+    small: float = SMALL
 
     @property
     def n(self) -> int:
         """Number of sources."""
         return len(self.slopes)
+
+    def roughness(self, sizes: npt.NDArray[np.int64]) -> Floats:
+        """h(m) of coalitions of these sizes."""
+        return np.asarray(1 + self.small / np.maximum(sizes, 1) ** 2)
 
     def gram(self, left: Coalitions, right: Coalitions) -> Floats:
         """k(S, T) for S in left [a, n] and T in right [b, n]: [a, b]."""
@@ -108,12 +114,12 @@ class Kernel:
         signs = x @ y.T
         # sum of decay over the sources where the two differ, from the signed agreement
         apart = (self.decay.sum() - (x * self.decay) @ y.T) / 2
-        same = (signs > self.n - 0.5) * roughness(right.sum(axis=1))
+        same = (signs > self.n - 0.5) * self.roughness(right.sum(axis=1))
         return CONSTANT + (x * self.slopes) @ y.T + self.smooth * np.exp(-apart) + self.rough * same
 
     def variance(self, coalitions: Coalitions) -> Floats:
         """k(S, S), [coalitions]."""
-        return CONSTANT + float(self.slopes.sum()) + self.smooth + self.rough * roughness(coalitions.sum(axis=1))
+        return CONSTANT + float(self.slopes.sum()) + self.smooth + self.rough * self.roughness(coalitions.sum(axis=1))
 
     def cross(self, right: Coalitions, index: Index | Owen) -> Floats:
         """Covariance of each score with v(T), [scored, b]."""
@@ -125,7 +131,7 @@ class Kernel:
         smooth = others * ((1 - r)[:, None] * y)
         for block in owen.outer:
             smooth = smooth * self._factors(right, block, owen.index)[2].sum(axis=1)
-        rough = coalition_weights(right, owen).T * roughness(right.sum(axis=1))
+        rough = coalition_weights(right, owen).T * self.roughness(right.sum(axis=1))
         return 2 * self.slopes[owen.scored, None] * y + self.smooth * smooth + self.rough * rough
 
     def _factors(self, right: Coalitions, block: slice, index: Index) -> tuple[Floats, Floats, Floats]:
@@ -164,7 +170,7 @@ class Kernel:
             sizes = log_binomial(size, np.arange(size + 1))
             same = np.exp(-sizes) / (size + 1) ** 2 if owen.index == "shapley" else np.exp(sizes) * 0.25**size
             alone = np.convolve(alone, same)  # of two coalitions of the block: the chance that they are the same
-        rough = float(alone @ roughness(np.arange(len(alone))))
+        rough = float(alone @ self.roughness(np.arange(len(alone))))
         return 4 * self.slopes[owen.scored] + self.smooth * smooth + self.rough * rough
 
 
@@ -180,9 +186,9 @@ class Control:
         return Control(self.values[:known], self.scores)
 
 
-def prior(n: int) -> Kernel:
+def prior(n: int, small: float = SMALL) -> Kernel:
     """The kernel before any value is seen: most variance in the slopes, interactions of every source alike."""
-    return Kernel(np.full(n, 0.7 / n), 0.3, np.full(n, 2.0 / n), 0.01, 0.5)
+    return Kernel(np.full(n, 0.7 / n), 0.3, np.full(n, 2.0 / n), 0.01, 0.5, small)
 
 
 def pack(kernel: Kernel) -> Floats:
@@ -190,14 +196,20 @@ def pack(kernel: Kernel) -> Floats:
     return np.log(np.concatenate([kernel.slopes, [kernel.smooth], kernel.decay, [kernel.rough, kernel.follows]]))
 
 
-def unpack(theta: Floats) -> Kernel:
+def unpack(theta: Floats, small: float = SMALL) -> Kernel:
     """Inverse of `pack`."""
     n = (len(theta) - 3) // 2
     values = np.exp(theta)
-    return Kernel(values[:n], float(values[n]), values[n + 1 : 2 * n + 1], float(values[-2]), float(values[-1]))
+    return Kernel(values[:n], float(values[n]), values[n + 1 : 2 * n + 1], float(values[-2]), float(values[-1]), small)
 
 
-def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, iterations: int = 80) -> Kernel:
+def fit(
+    coalitions: Coalitions,
+    values: Floats,
+    control: Control | None = None,
+    iterations: int = 80,
+    small: float = SMALL,
+) -> Kernel:
     """Hyperparameters of highest marginal likelihood, under a broad log-normal prior around `prior(n)`.
 
     Args:
@@ -205,14 +217,15 @@ def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, 
         values: [m], standardised.
         control: what the game may follow.
         iterations: of L-BFGS.
+        small: of the kernel, see `rougher`.
     """
     u = np.zeros(len(values)) if control is None else control.values
     if len(values) > ENOUGH:
         some = np.linspace(0, len(values) - 1, ENOUGH).astype(int)
         coalitions, values, u = coalitions[some], values[some], u[some]
     n, m = coalitions.shape[1], len(values)
-    x, rougher = 2.0 * coalitions - 1, roughness(coalitions.sum(axis=1))
-    center = pack(prior(n))
+    x, center = 2.0 * coalitions - 1, pack(prior(n))
+    roughness = unpack(center, small).roughness(coalitions.sum(axis=1))
     spread = np.concatenate([np.full(n, 2.0), [1.5], np.full(n, 1.0), [1.5, 1.5]])
     alike = np.outer(u, u)
 
@@ -220,7 +233,7 @@ def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, 
         kernel = unpack(theta)
         smooth = kernel.smooth * np.exp(((x * kernel.decay) @ x.T - kernel.decay.sum()) / 2)
         gram = CONSTANT + (x * kernel.slopes) @ x.T + smooth + kernel.follows * alike
-        gram += np.diag(kernel.rough * rougher + JITTER)
+        gram += np.diag(kernel.rough * roughness + JITTER)
         factor = cho_factor(gram, lower=True)
         inverse = cho_solve(factor, np.eye(m))
         alpha = inverse @ values
@@ -233,7 +246,7 @@ def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, 
         slope[n] = faded.sum()
         # two coalitions differ in a source where the product of its signs is -1
         slope[n + 1 : -2] = (((faded @ x) * x).sum(axis=0) - slope[n]) / 2 * kernel.decay
-        slope[-2] = (np.diag(back) @ rougher) * kernel.rough
+        slope[-2] = (np.diag(back) @ roughness) * kernel.rough
         slope[-1] = (back * alike).sum() * kernel.follows
         return float(cost), slope + pull / spread
 
@@ -241,7 +254,7 @@ def fit(coalitions: Coalitions, values: Floats, control: Control | None = None, 
         objective, center, jac=True, method="L-BFGS-B",
         bounds=[(-14.0, 4.0)] * len(center), options={"maxiter": iterations},
     )  # fmt: skip
-    return unpack(found.x)
+    return unpack(found.x, small)
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def owen_scores(
         return Sampled(scores, np.zeros_like(scores), asked[rounds[0] :], found[rounds[0] :])
     pool = _candidates(owen, rng)
     while (left := budget - len(asked) + rounds[0]) > 0:
-        kernels = [gp.fit(asked, y) for y in standardised(found)[0].T]
-        shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
+        kernels = [gp.fit(asked, y, small=0.0) for y in standardised(found)[0].T]
+        shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0), small=0.0)
         picked = gp.AcquisitionDesign(shared, asked, pool, owen).pick(min(left, max(2 * own, len(asked) // 2)))
         if not len(picked):
             break

@@ -132,10 +132,17 @@ def test_it_works_through_servers_and_workers(model: str, reproduce: Run, tmp_pa
         assert len(server.seen) - before <= 2  # what the server can do is looked at; nothing is asked again
 
 
-@pytest.mark.parametrize("paper", list(SMALL))
-def test_the_paper_s_size_is_planned_and_what_lacks_is_told(paper: str, reproduce: Run, data: Path) -> None:
-    table = tables_of(paper)[-1] if paper == "textgenshap" else tables_of(paper)[0]
-    done = reproduce(paper, table, "--paper", "--dry-run", "--model", "scripted:first_option")
+@pytest.mark.parametrize("paper", ["amplify", "pasta", "llm_explainers"])  # planning the others takes minutes
+def test_the_paper_s_size_is_planned_and_what_lacks_is_told(
+    paper: str, reproduce: Run, data: Path, tmp_path: Path
+) -> None:
+    import amplify
+
+    table, further = tables_of(paper)[0], []
+    if paper == "pasta":
+        amplify.Steering(heads={0: [0, 1]}, model={"layers": 3, "heads": 4}).save(tmp_path / "heads.yaml")
+        further = ["--", "--profile", tmp_path / "heads.yaml"]
+    done = reproduce(paper, table, "--paper", "--dry-run", "--model", "scripted:first_option", *further)
     assert done.exit_code == 0, done.output
     assert "What it will cost" in done.output
     assert "together" in done.output or "prompts to" in done.output

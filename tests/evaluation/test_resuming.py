@@ -176,7 +176,7 @@ def test_a_full_disk_keeps_what_was_computed(tmp_path):
     """A limit on file size stands for the full disk: the operating system really refuses the write."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, resource.RLIM_INFINITY))\n"
         "from evaluation_fakes import run\nfrom amplify.errors import RunError\nfrom pathlib import Path\n"
         "try:\n    run(Path(sys.argv[1]))\nexcept RunError as error:\n    print(error)\n"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 import amplify
 from amplify.errors import CapabilityError, InputError, ModelError, UnknownNameError
 from amplify.evaluation import evaluate
-from amplify.models import MODELS, LanguageModel, ScoringModel, SimpleModel, base, load_model
+from amplify.models import MODELS, LanguageModel, ScoringModel, SimpleModel, load_model
 from amplify.registry import table
 from amplify.steering import Steering
 from amplify.types import Prompt, Sampling, TokenLogProbs
@@ -47,10 +46,6 @@ class Scoring(Parrot):
         self, prompts: Sequence[Prompt], continuations: Sequence[str], *, steering: Steering | None = None
     ) -> list[TokenLogProbs]:
         return [TokenLogProbs((text,), (0,), (-float(len(text)),)) for text in continuations]
-
-
-def test_the_example_of_the_docstring_runs() -> None:
-    assert doctest.testmod(base).failed == 0
 
 
 def test_a_class_is_a_kind_of_model(own: Callable[[str], None]) -> None:
