@@ -1,5 +1,6 @@
 # make demo   set up, get the models, then three scenes: a prompt tuned, emphasis obeyed, an answer traced to its source
-# make test   set up, run every test
+# make test   set up, run the tests
+# make test-all   and those that take minutes each
 # make check  lint, format, types
 # make docs   the documentation, in site/
 # make release-check   what would be released: built, installed, used
@@ -16,7 +17,7 @@ DEMO_MODEL := qwen2.5-coder-0.5b
 DEMO := runs/demo
 STAMP := $(VENV)/.stamp-installed
 
-.PHONY: setup models demo test test-quick check docs release-check clean
+.PHONY: setup models demo test test-all test-quick check docs release-check clean
 
 setup: $(STAMP)
 
@@ -63,7 +64,10 @@ check: setup
 
 # quick tests side by side with one thread each, then whatever runs a real model or engine, one at a time
 test: models test-quick
-	$(BIN)/python -m pytest -m "real or vllm or browser"
+	$(BIN)/python -m pytest -m "(real or vllm or browser) and not slow"
+
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real and not vllm and not browser" -n 2

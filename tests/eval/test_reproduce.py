@@ -89,7 +89,7 @@ def wide_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("paper", "table"),
-    [pytest.param(*one, marks=[] if " ".join(one) in QUICK else [pytest.mark.real]) for one in EVERY],
+    [pytest.param(*one, marks=[] if " ".join(one) in QUICK else [pytest.mark.real, pytest.mark.slow]) for one in EVERY],
     ids=[" ".join(one) for one in EVERY],
 )
 def test_every_table_of_every_paper_runs_small(

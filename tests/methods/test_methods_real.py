@@ -45,7 +45,9 @@ def tickets(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("mode", ["generate", "score"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if METHODS[n].role == "control" else []) for n in NAMES]
+)
 def test_method(name: str, mode: str, tickets: Task, model: LanguageModel, minilm: Path, tmp_path: Path) -> None:
     fields = METHODS[name].options
     options = {option: value for option, value in SMALL.items() if option in fields}
