@@ -327,11 +327,12 @@ def test_the_second_model_runner_lays_requests_out():
             return {"positions": "as before"}
 
     layers = {"model.layers.0.attn": SimpleNamespace(amplify_buffers=buffers)}
-    config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context=layers))
+    config = SimpleNamespace(additional_config={}, compilation_config=SimpleNamespace(static_forward_context=layers))
     model = SimpleNamespace(get_model_state_cls=lambda: Plain)
     state = model_states.resolve_model_state_cls(config, model)()
     stock = SimpleNamespace(
-        compilation_config=SimpleNamespace(static_forward_context={"model.layers.0.attn": object()})
+        additional_config={},
+        compilation_config=SimpleNamespace(static_forward_context={"model.layers.0.attn": object()}),
     )
     assert model_states.resolve_model_state_cls(stock, model) is Plain
     asked = {KEY: payload(Steering(heads={1: [2]}, alpha=0.1), [TokenSpan(2, 4, 10.0)], 6)}
