@@ -14,7 +14,7 @@ from amplify.methods.parse import shown
 from amplify.methods.pasta import find_profile, first_heads, random_heads
 from amplify.methods.program import ShotProgram, answer_made, as_example
 from amplify.methods.prompt import Form, PromptMethod, check_options
-from amplify.methods.proxy import find_proxy, keep, loaded_proxy
+from amplify.methods.proxy import find_proxy, keep, loaded_proxy, words_explained
 from amplify.models.base import LanguageModel
 from amplify.registry import register
 from amplify.steering import Steering
@@ -189,23 +189,10 @@ class EmphasiseProgram(PromptProgram):
 
     def _cited(self, examples: Sequence[Example], labels: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Characters of each text's deciding words, or of as many drawn ones."""
-        from amplify.attribution.explainers import explain_words, plain
-        from amplify.attribution.words import mask_without
-
-        mask = mask_without(frozenset(self.masked))
-        citing = [i for i, example in enumerate(examples) if any(mask(example))]
-        made = explain_words(
-            loaded_proxy(self.proxy, self.identity),
-            [examples[i] for i in citing],
-            [labels[i] for i in citing],
-            None,
-            plain(self.explainer, False),
-            mask=mask,
-            budget=self.budget,
-            seed=self.seed,
-        )
+        proxy = loaded_proxy(self.proxy, self.identity)
+        made = words_explained(proxy, examples, labels, None, self.explainer, self.masked, self.budget, self.seed)
         found: list[list[tuple[int, int]]] = [[] for _ in examples]
-        for i, attribution in zip(citing, made, strict=True):
+        for i, attribution in made.items():
             spans = [span for span in attribution.spans if span[1] <= len(examples[i].text)]
             scores = dict(zip(attribution.spans, attribution.scores, strict=True))
             order = sorted(spans, key=lambda span: (-scores[span], span))

@@ -134,28 +134,14 @@ class TestWordsProgram(PromptProgram):
 
     def leads(self, examples: Sequence[Example]) -> list[str]:
         """Each input's rationale up to its label; the form's own opening where there is no word to cite."""
-        from amplify.attribution.explainers import explain_words, plain
-        from amplify.attribution.words import mask_without
-
         proxy = loaded_proxy(self.proxy, self.identity)
         ranked = [np.argsort(-p, kind="stable") for p in proxy.probabilities(examples)]
         labels = [proxy.labels_of(example) for example in examples]
         first = [names[order[0]] for names, order in zip(labels, ranked, strict=True)]
         second = [names[order[1]] for names, order in zip(labels, ranked, strict=True)]
-        mask = mask_without(frozenset(self.masked))
-        citing = [i for i, example in enumerate(examples) if any(mask(example))]
-        made = explain_words(
-            proxy,
-            [examples[i] for i in citing],
-            [first[i] for i in citing],
-            [second[i] for i in citing] if self.contrastive else None,
-            plain(self.explainer, self.contrastive),
-            mask=mask,
-            budget=self.budget,
-            seed=self.seed,
-        )
-        begun = dict(zip(citing, map(self._begun, made), strict=True))
-        return [begun.get(i, self.base.form.prefill) for i in range(len(examples))]
+        foils = second if self.contrastive else None
+        made = words_explained(proxy, examples, first, foils, self.explainer, self.masked, self.budget, self.seed)
+        return [self._begun(made[i]) if i in made else self.base.form.prefill for i in range(len(examples))]
 
     def _begun(self, attribution: Attribution) -> str:
         try:
@@ -164,6 +150,35 @@ class TestWordsProgram(PromptProgram):
             return self.base.form.prefill
         given = variables(made.words, made.shares, "", attribution.foil, attribution.text)
         return self.template.before("label", given).rstrip()
+
+
+def words_explained(
+    proxy: Proxy,
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    foils: Sequence[str] | None,
+    explainer: str,
+    masked: Sequence[str],
+    budget: int,
+    seed: int,
+) -> dict[int, Attribution]:
+    """Why the proxy gives these labels (rather than the foils), by the places of the examples with a word to cite."""
+    from amplify.attribution.explainers import explain_words, plain
+    from amplify.attribution.words import mask_without
+
+    mask = mask_without(frozenset(masked))
+    citing = [i for i, example in enumerate(examples) if any(mask(example))]
+    made = explain_words(
+        proxy,
+        [examples[i] for i in citing],
+        [labels[i] for i in citing],
+        None if foils is None else [foils[i] for i in citing],
+        plain(explainer, foils is not None),
+        mask=mask,
+        budget=budget,
+        seed=seed,
+    )
+    return dict(zip(citing, made, strict=True))
 
 
 def find_proxy(task: Task, proxy: str, epochs: int, lora: bool, seed: int) -> Proxy:

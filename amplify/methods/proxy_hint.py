@@ -14,7 +14,7 @@ from amplify.methods.few_shot import random_shots
 from amplify.methods.parse import shown
 from amplify.methods.program import answer_shots, as_example
 from amplify.methods.prompt import Form, PromptMethod, check_options
-from amplify.methods.proxy import find_proxy, keep, loaded_proxy
+from amplify.methods.proxy import find_proxy, keep, loaded_proxy, words_explained
 from amplify.models.base import LanguageModel
 from amplify.registry import register
 from amplify.templates import Template
@@ -186,22 +186,8 @@ class HintProgram(PromptProgram):
 
     def _cited(self, examples: Sequence[Example], labels: Sequence[str]) -> list[list[str]]:
         """Each input's words that speak most for the label."""
-        from amplify.attribution.explainers import explain_words, plain
-        from amplify.attribution.words import mask_without
-
         if not self.words:
             return [[] for _ in examples]
-        mask = mask_without(frozenset(self.masked))
-        citing = [i for i, example in enumerate(examples) if any(mask(example))]
-        made = explain_words(
-            loaded_proxy(self.proxy, self.identity),
-            [examples[i] for i in citing],
-            [labels[i] for i in citing],
-            None,
-            plain(self.explainer, False),
-            mask=mask,
-            budget=self.budget,
-            seed=self.seed,
-        )
-        found = dict(zip(citing, (a.top(self.words) for a in made), strict=True))
-        return [found.get(i, []) for i in range(len(examples))]
+        proxy = loaded_proxy(self.proxy, self.identity)
+        made = words_explained(proxy, examples, labels, None, self.explainer, self.masked, self.budget, self.seed)
+        return [made[i].top(self.words) if i in made else [] for i in range(len(examples))]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,6 @@ import numpy.typing as npt
 from amplify import codec, files
 from amplify.errors import DataError, InputError, RunError
 from amplify.types import Completion, TokenLogProbs
-
-if TYPE_CHECKING:
-    pass
 
 Floats = npt.NDArray[np.float64]
 FORMAT = 1
@@ -166,21 +163,24 @@ class Cache:
     def _damaged(self, why: object) -> RunError:
         return RunError(f"{files.shown(self.path)} is damaged ({why}): delete it; what it held will be asked again")
 
+    def _selected(self, what: str, keys: Sequence[str]) -> list[tuple[str, Any, str]]:
+        """Key, content and checksum of the rows that there are, a few hundred keys at a time."""
+        rows: list[tuple[str, Any, str]] = []
+        with self._told():
+            for at in range(0, len(keys), _ROWS):
+                part = keys[at : at + _ROWS]
+                rows += self._base.execute(f"SELECT {what} WHERE key IN ({','.join('?' * len(part))})", part)
+        return rows
+
     def read(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The replies that there are, by their keys.
 
         Raises:
             RunError: the file, or one of them, was damaged.
         """
-        rows: list[tuple[str, str, str]] = []
         different = list(dict.fromkeys(keys))
-        with self._told():
-            for at in range(0, len(different), _ROWS):
-                part = different[at : at + _ROWS]
-                marks = ",".join("?" * len(part))
-                rows += self._base.execute(f"SELECT key, reply, sum FROM replies WHERE key IN ({marks})", part)
         found = {}
-        for key, text, told in rows:
+        for key, text, told in self._selected("key, reply, sum FROM replies", different):
             if _checksum(key, text) != told:
                 raise self._damaged("a reply was changed")
             try:
@@ -213,13 +213,7 @@ class Cache:
         Raises:
             RunError: the file, or one of them, was damaged.
         """
-        rows: list[tuple[str, bytes, str]] = []
-        different = list(dict.fromkeys(keys))
-        with self._told():
-            for at in range(0, len(different), _ROWS):
-                part = different[at : at + _ROWS]
-                marks = ",".join("?" * len(part))
-                rows += self._base.execute(f"SELECT key, row, sum FROM numbers WHERE key IN ({marks})", part)
+        rows = self._selected("key, row, sum FROM numbers", list(dict.fromkeys(keys)))
         if any(_checksum(key, row.hex()) != told or len(row) % 8 for key, row, told in rows):
             raise self._damaged("a row of numbers was changed")
         return {key: np.frombuffer(row, np.float64).copy() for key, row, _ in rows}
