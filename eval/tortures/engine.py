@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,11 @@ def _ended(process: subprocess.Popen[bytes], kept: int, folder: Path) -> tuple[i
 def _engines(pid: int) -> list[int]:
     """The engine's processes below a process."""
     found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        name = Path(f"/proc/{child}/cmdline").read_bytes()
-        found += [int(child)] if b"EngineCore" in name else _engines(int(child))
+    with suppress(OSError):  # it ended while it was looked at
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                name = Path(f"/proc/{child}/cmdline").read_bytes()
+                found += [int(child)] if b"EngineCore" in name else _engines(int(child))
     return found
 
 
@@ -88,8 +91,8 @@ def _records(folder: Path) -> dict[str, Any]:
     path = folder / "runs" / "r" / "records.jsonl"
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be half written
+    rows = [json.loads(line) for line in whole]
     return {f"{row['method']} {row['id']}": [row["answer"], row["text"]] for row in rows}
 
 
@@ -97,9 +100,9 @@ def _killed(folder: Path, kept: int, want: dict[str, Any]) -> str | None:
     """What went wrong, or None."""
     told = f"killed with {kept} answers kept"
     status, said = _ended(_started(folder), kept, folder)
-    last = said.strip().splitlines()[-1] if said.strip() else ""
-    if status != 2 or not last.startswith("amplify: "):
-        return f"{told}: status {status}, {last[:300]}"
+    errors = [line for line in said.splitlines() if line.startswith("amplify: ")]  # others are the engine's
+    if status != 2 or len(errors) != 1 or "Traceback" in said:
+        return f"{told}: status {status}, {said.strip()[-600:]}"
     found = _records(folder)
     if not kept <= len(found) < len(want) or any(found[key] != want[key] for key in found):
         return f"{told}: of {len(found)} answers kept some are not an undisturbed run's, or none is missing"
