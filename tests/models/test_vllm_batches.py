@@ -142,7 +142,7 @@ def test_who_waits_for_an_engine_that_is_killed_is_told():
     _tell([engine.sentinel], waiting, RuntimeError("dead"))
     assert waiting.empty()
     engine.kill()
-    assert str(waiting.get(timeout=120)) == "dead"
+    assert str(waiting.get(timeout=500)) == "dead"
 
 
 def test_a_dead_engine_is_not_asked_to_abort_and_the_error_says_what_happened(tiny_lm, monkeypatch):

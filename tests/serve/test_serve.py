@@ -25,6 +25,7 @@ from amplify.sources.result import SourceAttribution
 DOCUMENTS = [{"text": "The warranty is two years.", "id": "faq"}, {"text": "Shipping is free.", "id": "ship"}]
 CHAT = "The warranty is two years.\n\nShipping is free.\n\nHow long is it?"
 SECRET = "a-very-private-sentence"
+PATIENCE = 500.0  # seconds after which something hangs; nothing here is expected to take any length of time
 
 
 def likely(text: str, answer: str) -> float:
@@ -62,11 +63,9 @@ def test_a_job_runs_in_the_background(client) -> None:  # type: ignore[no-untype
     asked = {"question": "How long?", "documents": DOCUMENTS, "answer": "Two years.", "background": True}
     begun = client.post("/v1/attributions", json=asked)
     assert begun.status_code == 202
-    for _ in range(200):
-        job = client.get(f"/v1/attributions/{begun.json()['id']}").json()
-        if job["status"] != "running":
-            break
-        time.sleep(0.02)
+    where = f"/v1/attributions/{begun.json()['id']}"
+    until(lambda: client.get(where).json()["status"] != "running")
+    job = client.get(where).json()
     assert job["status"] == "done"
     assert job["attribution"]["answer"] == "Two years."
     assert client.get("/v1/attributions/other").status_code == 404
@@ -184,7 +183,7 @@ def test_more_than_may_wait_are_refused_at_once() -> None:
 
     def slow(text: str, answer: str) -> float:
         inside.set()
-        go.wait(20)
+        go.wait(PATIENCE)
         return -1.0
 
     who = ScriptedModel(logprob=slow)
@@ -193,7 +192,7 @@ def test_more_than_may_wait_are_refused_at_once() -> None:
         first: list[int] = []
         thread = threading.Thread(target=lambda: first.append(client.post("/v1/attributions", json=asked).status_code))
         thread.start()
-        assert inside.wait(20)
+        assert inside.wait(PATIENCE)
         busy = client.post("/v1/attributions", json=asked)
         assert busy.status_code == 429
         assert busy.headers["retry-after"] == "5"
@@ -305,14 +304,14 @@ def test_command_line_refuses_wrong_limits() -> None:
 def slowly(inside: threading.Event, go: threading.Event) -> ScriptedModel:
     def scored(text: str, answer: str) -> float:
         inside.set()
-        go.wait(20)
+        go.wait(PATIENCE)
         return -1.0
 
     return ScriptedModel(logprob=scored)
 
 
-def until(true, patience: float = 20.0) -> None:  # type: ignore[no-untyped-def]
-    ends = time.monotonic() + patience
+def until(true) -> None:  # type: ignore[no-untyped-def]
+    ends = time.monotonic() + PATIENCE
     while not true() and time.monotonic() < ends:
         time.sleep(0.01)
     assert true()
@@ -333,15 +332,17 @@ def test_what_takes_too_long_is_stopped_and_keeps_its_place_until_then() -> None
         go.set()
         until(lambda: "amplify_held 0" in client.get("/metrics").text)
         assert len(who.calls) <= asked + 4  # what is in the batch is finished, no more is asked
-        assert client.post("/v1/attributions", json=ASKED).status_code == 200
+        assert client.post("/v1/attributions", json=ASKED).status_code != 429  # the place is free again
 
 
 def test_who_waits_too_long_gives_up_the_place_in_the_queue() -> None:
     inside, go = threading.Event(), threading.Event()
-    with TestClient(create_app(slowly(inside, go), Limits(running=1, waiting=1, seconds=0.5))) as client:
+    app = create_app(slowly(inside, go), Limits(running=1, waiting=1))
+    with TestClient(app) as client:
         first = threading.Thread(target=lambda: client.post("/v1/attributions", json=ASKED))
         first.start()
-        assert inside.wait(20)
+        assert inside.wait(PATIENCE)
+        app.state.service.limits = Limits(running=1, waiting=1, seconds=0.3)
         assert client.post("/v1/attributions", json=ASKED).status_code == 503
         until(lambda: "amplify_held 1" in client.get("/metrics").text)
         go.set()
@@ -359,14 +360,14 @@ def test_a_job_says_how_far_it_is() -> None:
         def score(self, prompts, continuations, *, steering=None):  # type: ignore[no-untyped-def]
             if seen:
                 inside.set()
-                go.wait(20)
+                go.wait(PATIENCE)
             seen.append(len(prompts))
             return super().score(prompts, continuations)
 
     asked = {**ASKED, "budget": 32, "background": True, "engine": "naive"}
     with TestClient(create_app(Slow(logprob=scored))) as client:
         where = f"/v1/attributions/{client.post('/v1/attributions', json=asked).json()['id']}"
-        assert inside.wait(20)
+        assert inside.wait(PATIENCE)
         job = client.get(where).json()
         assert (job["status"], job["prompts"], job["budget"]) == ("running", 1, 32)
         go.set()
@@ -440,7 +441,7 @@ def test_a_request_that_never_arrives_ends() -> None:
     try:
         until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), 20) as half:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as half:
             half.sendall(b"POST /v1/attributions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
             assert half.recv(100).startswith(b"HTTP/1.1 408")
     finally:
