@@ -54,12 +54,14 @@ class Fault:
         act: takes the exchange and the reply that would be right, and answers.
         bearable: an answer can be had all the same; a client may take it or refuse it, but not crash.
         passes: the fault is one that may pass, so that a client should try again.
+        endless: the answer is not whole for minutes; a client needs a deadline.
     """
 
     about: Literal["connection", "status", "body", "reply", "usage", "logprobs"]
     act: Callable[[Exchange, Json], None]
     bearable: bool = False
     passes: bool = True
+    endless: bool = False
 
 
 class Exchange(BaseHTTPRequestHandler):
@@ -444,10 +446,10 @@ def _deep(opening: str, closing: str) -> bytes:
 
 FAR = "http://127.0.0.1:9/v1/chat/completions?api_key=sk-in-a-query"
 _CONNECTION: dict[str, Fault] = {
-    "hang": Fault("connection", _hang),
-    "drip": Fault("connection", _drip),
-    "drip_headers": Fault("connection", _raw(b"HTTP/1.1 200 OK\r\nx-slow: " + b"a" * 4000, pause=0.25)),
-    "blanks": Fault("connection", _blanks),
+    "hang": Fault("connection", _hang, endless=True),
+    "drip": Fault("connection", _drip, endless=True),
+    "drip_headers": Fault("connection", _raw(b"HTTP/1.1 200 OK\r\nx-slow: " + b"a" * 4000, pause=0.25), endless=True),
+    "blanks": Fault("connection", _blanks, endless=True),
     "drop": Fault("connection", lambda exchange, right: exchange.hang_up()),
     "reset": Fault("connection", lambda exchange, right: exchange.hang_up(reset=True)),
     "half": Fault("connection", _half),

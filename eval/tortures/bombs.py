@@ -57,7 +57,7 @@ def run(setting: Setting) -> Groups:
             yield from groups.values()
             groups = {}
         ended = children.run(
-            work_of, work, environment=commands.home(work), before=(partial(limit_memory, ROOM),), at_most=60.0
+            work_of, work, environment=commands.home(work), before=(partial(limit_memory, ROOM),), at_most=300.0
         )
         group = groups.setdefault(kind, Group(kind, figures={"most seconds": 0.0, "most MB": 0}))
         group.most("most seconds", round(ended.seconds, 2))

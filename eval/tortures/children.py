@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 CHANGES = ("replace", "rename", "unlink", "remove", "truncate", "ftruncate", "fsync", "mkdir", "rmdir", "link", "write")
-SLOW = 120.0
+SLOW = 600.0
 """Seconds after which a child hangs, whatever it does."""
 
 

@@ -422,8 +422,11 @@ def run(children: Children, command: Command, folder: Path, **options: Any) -> E
     return children.run(command.argv, folder, environment=environment, before=before, **options)
 
 
-def undisturbed(children: Children, command: Command, inputs: Path, work: Path) -> tuple[dict[str, Any], Ended]:
-    """What the command leaves when nothing goes wrong, twice to make sure, and the moments of the second time.
+def undisturbed(children: Children, command: Command, inputs: Path, work: Path) -> tuple[dict[str, Any], Ended, int]:
+    """What the command leaves when nothing goes wrong, twice to make sure; the second time's end and largest file.
+
+    Returns:
+        (contents, the end with its moments, bytes of the largest file that it wrote)
 
     Raises:
         RuntimeError: it fails, or gives something else the second time.
@@ -431,12 +434,14 @@ def undisturbed(children: Children, command: Command, inputs: Path, work: Path) 
     results = []
     for i in range(2):
         folder = trial(inputs, work / f"undisturbed{i}")
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
         ended = run(children, command, folder, points=Points(str(folder)))
         if ended.status:
             raise RuntimeError(f"{command.name} fails undisturbed: {ended.last}")
         results.append(contents(folder, logs=command.logs))
+        written = [p.stat() for p in folder.rglob("*") if p.is_file() and before.get(p) != p.stat().st_mtime_ns]
         shutil.rmtree(folder)
     if results[0] != results[1]:
         differ = [name for name in {**results[0], **results[1]} if results[0].get(name) != results[1].get(name)]
         raise RuntimeError(f"{command.name} gives something else each time: {', '.join(sorted(differ))}")
-    return results[1], ended
+    return results[1], ended, max(found.st_size for found in written)

@@ -26,8 +26,7 @@ def run(setting: Setting) -> Groups:
     for command in commands.chosen(setting):
         if setting.skips(command.name):
             continue
-        want, _ = commands.undisturbed(children, command, inputs, setting.work)
-        largest = _largest(children, command, inputs, setting.work)
+        want, _, largest = commands.undisturbed(children, command, inputs, setting.work)
         group = Group(command.name, figures={"largest file": largest})
         folder = setting.work / "trial"
         for size in _sizes(largest, setting.amount(8, 1)):
@@ -43,16 +42,6 @@ def _sizes(largest: int, amount: int) -> list[int]:
     if amount == 1:
         return [largest // 2]
     return sorted({max(1, round((largest - 1) ** (i / (amount - 1)))) for i in range(amount)})
-
-
-def _largest(children: Children, command: Command, inputs: Path, work: Path) -> int:
-    """Size of the largest file that the command writes."""
-    folder = commands.trial(inputs, work / "largest")
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    commands.run(children, command, folder)
-    sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file() and before.get(p) != p.stat().st_mtime_ns]
-    shutil.rmtree(folder)
-    return max(sizes)
 
 
 def _full(

@@ -26,7 +26,7 @@ def run(setting: Setting) -> Groups:
         if setting.skips(command.name):
             continue
         draw = random.Random(f"{setting.seed} {command.name}")
-        want, whole = commands.undisturbed(children, command, inputs, setting.work)
+        want, whole, _ = commands.undisturbed(children, command, inputs, setting.work)
         group = Group(command.name, figures={"moments": len(whole.points)})
         for kills in _plan(draw, whole, setting.amount(20 if command.slow else 32, 2)):
             group.note(_killed(children, command, inputs, setting.work / "trial", want, kills, whole))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 import torture
-from tortures import bombs, commands, disk, fuzz, keys, kills, servers, threads
+from tortures import bombs, commands, disk, engine, fuzz, keys, kills, servers, threads
 from tortures.children import Ended
 from tortures.commands import Command
 from tortures.outcome import SHOWN, Group, Setting
@@ -230,6 +232,64 @@ def test_bombs(ended: Ended, right: bool, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(bombs, "bombs", lambda work, models: [("texts", "one", ["run"]), ("YAML", "two", ["run"])])
     groups = list(bombs.run(Setting(tmp_path / "work", tmp_path)))
     assert [(group.name, group.cases, group.right) for group in groups] == [("texts", 1, right), ("YAML", 1, right)]
+
+
+DEAD = "amplify: the engine of vllm:m failed: its process ended. 1 of 2 were answered\n"
+
+
+@pytest.mark.parametrize(
+    ("acts", "told"),
+    [
+        ([(2, DEAD, "abc"), (0, "done", "abcdef")], None),
+        ([(2, f"the engine says goodbye\n{DEAD}a semaphore is left", "abc"), (0, "", "abcdef")], None),
+        ([(0, "done", "abcdef")], "status 0"),  # it was not killed, or nobody noticed
+        ([(1, f"Traceback\n{DEAD}", "abc")], "status 1"),
+        ([(2, f"Traceback\n{DEAD}", "abc")], "status 2, Traceback"),
+        ([(2, DEAD + DEAD, "abc")], "status 2"),
+        ([(-1, "still going", "abc")], "still going"),
+        ([(2, DEAD, "a")], "of 1 answers kept"),  # what had been kept is lost
+        ([(2, DEAD, "abX")], "some are not an undisturbed run's"),
+        ([(2, DEAD, "abc"), (2, DEAD, "abc")], "the same command then ends with 2"),
+        ([(2, DEAD, "abc"), (0, "done", "abcde")], "then the answers differ"),
+    ],
+)
+def test_killed_engines(acts: list[Any], told: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def row(number: int, text: str) -> str:
+        return json.dumps({"method": "zero_shot", "id": str(number), "answer": text, "text": text}) + "\n"
+
+    def ended(process: object, kept: int, folder: Path) -> tuple[int, str]:
+        status, said, answers = acts.pop(0)
+        (folder / "runs" / "r").mkdir(parents=True, exist_ok=True)
+        whole = "".join(row(number, text) for number, text in enumerate(answers))
+        (folder / "runs" / "r" / "records.jsonl").write_text(f'{whole}{{"method": "zero')
+        return status, said
+
+    monkeypatch.setattr(engine, "_started", lambda folder: None)
+    monkeypatch.setattr(engine, "_ended", ended)
+    want = {f"zero_shot {number}": [text, text] for number, text in enumerate("abcdef")}
+    problem = engine._killed(tmp_path, 2, want)
+    assert problem is None if told is None else told in str(problem)
+    assert not acts
+
+
+def test_an_engine_is_found_below_any_thread_of_a_process() -> None:
+    sleeps = "import time; time.sleep(600)"
+    code = (
+        "import subprocess, sys, threading, time\n"
+        f"start = lambda *name: subprocess.Popen([sys.executable, '-c', {sleeps!r}, *name])\n"
+        "def work():\n    print(start('EngineCore').pid, start().pid, flush=True)\n    time.sleep(600)\n"
+        "threading.Thread(target=work).start()"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    one, other = map(int, owner.stdout.readline().split())
+    try:
+        assert engine._engines(owner.pid) == [one]
+        assert engine._engines(one) == []
+    finally:
+        for pid in (one, other, owner.pid):
+            os.kill(pid, signal.SIGKILL)
+        owner.wait()
 
 
 # what the bench says

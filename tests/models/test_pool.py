@@ -127,7 +127,7 @@ def test_workers_that_are_not_ready_in_time(monkeypatch: pytest.MonkeyPatch) -> 
         return Doubler()
 
     pool = Pool(open_worker, 2)
-    with pytest.raises(ModelError, match="[01] of 2 workers were ready within"):
+    with pytest.raises(ModelError, match=r"[01] of 2 workers were ready within"):
         pool.start(0.3)
     go.set()
 
