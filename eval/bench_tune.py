@@ -6,8 +6,8 @@
     python eval/bench_tune.py --model transformers:qwen2.5-coder-0.5b --tasks support_tickets --rivals PYTHON_WITH_DSPY
 
 For each task the search runs under the budget; then its program, the best plain candidate of the search's own
-validation (fitted as users run it, on the whole training split) and, run again with `--proxies`, the proxy alone answer
-the same test items. Paired tests, Holm over the tasks. Killed and started again it goes on behind the last batch.
+validation and, run again with `--proxies`, the proxy alone, all fitted on the same labelled items, answer the same
+test items. Paired tests, Holm over the tasks. Killed and started again it goes on behind the last batch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from amplify.methods import make
 from amplify.methods.base import Program
 from amplify.models.base import LanguageModel, ScoringModel, sharing
 from amplify.tuning import Candidate
-from amplify.tuning.search import MOST_TRAIN, Folds, folds_of
+from amplify.tuning.search import Folds, folds_of
 from amplify.types import Answer, Example
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,7 +100,8 @@ def measured(name: str, model: LanguageModel, budget: str, seed: int, limit: int
     tuned = amplify.tune(task, model, amplify.Budget.parse(budget), seed=seed, out=folder / "search")
     mode = "score" if task.labels_of(task.test[0]) and isinstance(model, ScoringModel) else "generate"
     plain = Candidate.parse(tuned.baseline, mode)  # type: ignore[arg-type]
-    programs = {"tuned": tuned.program, "plain": plain.fit(task, model, seed)}
+    whole = folds_of(task, seed).whole
+    programs = {"tuned": tuned.program, "plain": plain.fit(whole, model, seed) if tuned.better else tuned.program}
     return {
         "task": name, "seed": seed, "budget": budget, "limit": limit,
         "label": tuned.label, "chosen": tuned.chosen, "plain": tuned.baseline,
@@ -123,13 +124,12 @@ def tested(
 
 
 def proxy_alone(cell: dict[str, Any], model: LanguageModel, work: Path) -> list[float] | None:
-    """Scores of the proxy alone, trained on at most as many rows as a search takes; None where there are no labels."""
+    """Scores of the proxy alone, trained on every labelled item of the search; None where there are no labels."""
     task = searchable(amplify.load_task(cell["task"]), cell["limit"])
     if not (task.train and task.labels_of(task.test[0])):
         return None
-    fewer = replace(task, train=task.train[:MOST_TRAIN])
     folder = work / f"{cell['task'].replace('/', '-')}-{cell['seed']}"
-    program = make("proxy_alone", mode="score").fit(fewer, model, cell["seed"])
+    program = make("proxy_alone", mode="score").fit(folds_of(task, cell["seed"]).whole, model, cell["seed"])
     return tested("proxy", program, task, cell["limit"], model, folder)
 
 

@@ -17,9 +17,10 @@ MEANING = (
     "Scores are means over race items, which grow from round to round; nothing of the test split was looked at. The "
     "choice is the simplest candidate within one standard error of the best. It is deployed only where it is better "
     "than the best plain candidate on items that the search has not seen (paired tests after 32, 64 and all items, "
-    "together at 5 %, one-sided). An "
-    "ingredient's value is its Shapley value in the game whose coalitions are worth the best candidate made of them "
-    "alone, on the items of the first round."
+    "together at 5 %, one-sided). What is deployed is then fitted again on all labelled items, unless its prompt shows "
+    "shots that were drawn or an instruction that was written; the scores are from before that. An ingredient's value "
+    "is its Shapley value in the game whose coalitions are worth the best candidate made of them alone, on the items "
+    "of the first round."
 )
 
 

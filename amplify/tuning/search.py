@@ -22,6 +22,7 @@ from amplify.evaluation.folder import locked, plain
 from amplify.evaluation.run import refuse_leaks
 from amplify.methods.base import Method, Mode, Program
 from amplify.methods.contents import contents, template_hashes
+from amplify.methods.program import ShotProgram
 from amplify.models import opened
 from amplify.models.base import LanguageModel, ScoringModel, sharing
 from amplify.models.cache import Cache, Reply, keeping_numbers
@@ -58,11 +59,13 @@ class Folds:
             its "test" split are the other two parts, so that no fit can show them.
         race: what the candidates race on.
         confirm: what the choice is confirmed on, which the search never sees.
+        whole: what the winner is fitted on again: all of these to show and to train on, the same part for calibration.
     """
 
     task: Task
     race: tuple[Example, ...]
     confirm: tuple[Example, ...]
+    whole: Task
 
 
 def folds_of(task: Task, seed: int) -> Folds:
@@ -89,7 +92,8 @@ def folds_of(task: Task, seed: int) -> Folds:
     raced = min(MOST_ITEMS, max(rest // 3, min(2 * FIRST, rest // 2)))
     race, confirm = held[fitted : fitted + raced], held[fitted + raced :][:MOST_ITEMS]
     inner = replace(task, train=tuple(train), validation=tuple(held[:fitted]), test=(*race, *confirm))
-    return Folds(inner, tuple(race), tuple(confirm))
+    whole = replace(inner, train=(*train, *race, *confirm), test=task.test)
+    return Folds(inner, tuple(race), tuple(confirm), whole)
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,8 @@ class Tuned:
     """What a search found.
 
     Attributes:
-        program: the program to deploy.
+        program: the program to deploy: fitted again on every labelled item, where its prompt does not show shots that
+            were drawn or an instruction that was written for it.
         label: the candidate that it is of.
         chosen: the candidate that won the race.
         baseline: the best plain candidate.
@@ -254,6 +259,7 @@ def tune(
     Candidates are configurations of registered methods. They race on common validation items; the simplest within one
     standard error of the best is chosen, and confirmed against the best plain candidate (zero-shot, random or nearest
     shots …) on items that the search has not seen. Where it is not confirmed, the best plain candidate is returned.
+    What chooses its shots for each input, or has a classifier, is then fitted again on every labelled item.
     Nothing of the test split is looked at.
 
     Args:
@@ -374,8 +380,9 @@ def compared(chosen: Sequence[float], plain: Sequence[float], level: float = LEV
 def looked(chosen: Sequence[float], plain: Sequence[float], last: bool = False) -> Confirmation | None:
     """The comparison, where it may end with these items; None where more are to be asked for.
 
-    It may after 32 and after 64 items, where the choice is surely better (p ≤ .005 each) or behind; the last look has
-    what these leave of 5 %. So, by the union bound, a choice that is no better is confirmed in at most 5 % of searches.
+    It may after 32 and after 64 items, where the choice is surely better (p ≤ .005 each) or behind by more than a
+    standard error; the last look has what these leave of 5 %. So, by the union bound, a choice that is no better is
+    confirmed in at most 5 % of searches.
 
     Args:
         chosen, plain: scores of the two on the same items.
@@ -386,7 +393,30 @@ def looked(chosen: Sequence[float], plain: Sequence[float], last: bool = False) 
     if len(chosen) not in LOOKS:
         return None
     found = compared(chosen, plain, LOOKS[len(chosen)])
-    return found if found.confirmed or found.difference < 0 else None
+    error = float(np.std(np.subtract(chosen, plain), ddof=1)) / math.sqrt(len(chosen))
+    return found if found.confirmed or found.difference < -error else None
+
+
+def settled(program: Program, instruction: str) -> bool:
+    """Whether the search settled what the program's prompt says: shots that were drawn, or another instruction.
+
+    Fitting it again would draw others, which nothing has confirmed.
+
+    Args:
+        program: any.
+        instruction: the task's own.
+    """
+
+    def within(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            if value.get("kind") == ShotProgram.kind and (
+                value["shots"] or value["form"]["instruction"] != instruction
+            ):
+                return True
+            return any(map(within, value.values()))
+        return isinstance(value, list) and any(map(within, value))
+
+    return within(program.tagged())
 
 
 @contextmanager
@@ -447,8 +477,8 @@ class _Search:
                 confirmation = self._confirmed(chosen.index, base.index)
                 if confirmation is None:
                     self.notes.append("the budget left nothing to confirm the choice with")
-        winner = chosen if confirmation and confirmation.confirmed else base
-        program = self.programs[winner.index]
+            winner = chosen if confirmation and confirmation.confirmed else base
+            program = self._deployed(winner.index)
         told = self.listed
         refuse_leaks(self.task, [(told[winner.index].label, program)])
         return Tuned(
@@ -491,19 +521,41 @@ class _Search:
     def _raced(self, index: int, places: Sequence[int]) -> list[float]:
         if index not in self.programs:
             with _or_out(), self._stage(f"fit {index}"):
-                program = self.listed[index].fit(self.folds.task, self.model, self.config["seed"])
-            # what is used is what the file will give back
-            self.programs[index] = Program.of(codec.parse(json.dumps(program.tagged())))
+                self.programs[index] = self._fit(index, self.folds.task)
         with _or_out():
             return self._answered(index, "race", [self.folds.race[i] for i in places], places[0])
+
+    def _deployed(self, index: int) -> Program:
+        """The winner fitted again on every labelled item; as it raced where that is settled, or the budget spent."""
+        program = self.programs[index]
+        if settled(program, self.task.instruction):
+            return program
+        self.ledger.open = 1.0
+        try:
+            self.ledger.afford(Spent(seconds=2 * (self._took(f"fit {index}") or 0.0)))  # of about twice the items
+            with _or_out(), self._stage(f"fit {index} again"):
+                return self._fit(index, self.folds.whole)
+        except (BudgetSpentError, racing.CannotRunError) as why:
+            self.notes.append(f"deployed as it raced, not fitted again on all labelled items: {why}")
+            return program
+
+    def _fit(self, index: int, task: Task) -> Program:
+        """What is used is what the file will give back."""
+        program = self.listed[index].fit(task, self.model, self.config["seed"])
+        return Program.of(codec.parse(json.dumps(program.tagged())))
 
     def _stage(self, name: str) -> AbstractContextManager[None]:
         """Work told by a name, for its time besides the model's; what it took is kept with the replies."""
         key = files.digest([self.config, name])
-        kept = self.model.cache.read([key]).get(key)
         return self.ledger.stage(
-            kept.seconds if kept else None, lambda seconds: self.model.cache.write({key: Reply(seconds=seconds)})
+            self._took(name), lambda seconds: self.model.cache.write({key: Reply(seconds=seconds)})
         )
+
+    def _took(self, name: str) -> float | None:
+        """Seconds of a stage that is over; None for one that is not."""
+        key = files.digest([self.config, name])
+        kept = self.model.cache.read([key]).get(key)
+        return kept.seconds if kept else None
 
     def _answered(self, index: int, fold: str, items: Sequence[Example], start: int) -> list[float]:
         """Scores of a candidate's answers, batch by batch."""

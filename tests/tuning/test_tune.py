@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from click.testing import CliRunner
 import amplify
 from amplify.cli import cli
 from amplify.errors import InputError, ModelError, RunError, UnknownNameError
-from amplify.methods.base import METHODS, Method, Program
+from amplify.methods import make
+from amplify.methods.base import METHODS, Method, Program, examples_in
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.tasks import Task
 from amplify.tuning import Budget, Candidate, Tuned, candidates_for
@@ -72,6 +73,22 @@ def test_race_and_confirmation_are_never_shown_nor_fitted_on(colours: Task) -> N
     assert (len(folds.task.validation), len(race), len(confirm)) == (32, 42, 86)
     assert folds_of(colours, 0) == folds
     assert folds_of(colours, 1) != folds
+
+
+def test_what_is_deployed_is_fitted_on_every_labelled_item(colours: Task, biased: Made, tiny_encoder: Path) -> None:
+    near = Candidate(make("few_shot_knn", shots=2, embedder=str(tiny_encoder), mode="score"), plain=True)
+    tuned = amplify.tune(colours, biased(), "calls=100000", candidates=[near], show_progress=False)
+    folds = folds_of(colours, 0)
+    labelled = {e.id for e in (*folds.task.train, *folds.race, *folds.confirm)}
+    assert {e["id"] for e in examples_in(tuned.program.to_dict())} == labelled == {e.id for e in folds.whole.train}
+    assert folds.whole.validation == folds.task.validation
+
+
+def test_drawn_shots_stay_as_they_were_confirmed(colours: Task, biased: Made) -> None:
+    listed = ["few_shot[shots=2]", "few_shot[shots=2]+batch"]
+    tuned = amplify.tune(colours, biased(), "calls=100000", candidates=listed, show_progress=False)
+    assert tuned.better
+    assert {e["id"] for e in examples_in(tuned.program.to_dict())} <= {e.id for e in folds_of(colours, 0).task.train}
 
 
 def test_training_items_fill_a_small_validation_split_up(colours: Task) -> None:
@@ -266,8 +283,6 @@ def test_ingredients_and_labels_of_candidates() -> None:
 
 
 def test_a_method_of_ones_own_takes_part(colours: Task, biased: Made) -> None:
-    from dataclasses import dataclass
-
     @amplify.register("method", "tune_test_own")
     @dataclass(frozen=True)
     class Own(Method):
@@ -283,6 +298,38 @@ def test_a_method_of_ones_own_takes_part(colours: Task, biased: Made) -> None:
         assert tuned.label == "tune_test_own"
     finally:
         METHODS.remove("tune_test_own")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("minutes", "fits"), [(60, 2), (20, 1)])
+def test_a_budget_without_room_for_the_last_fit_deploys_what_raced(
+    colours: Task, biased: Made, minutes: float, fits: int
+) -> None:
+    """A fit of ten minutes, and nothing else takes any time."""
+    now = 0.0
+    trained: list[int] = []
+
+    @amplify.register("method", "tune_test_slow")
+    @dataclass(frozen=True)
+    class Slow(Method):
+        """A batch calibration, slowly found."""
+
+        def fit(self, task: Task, model: amplify.models.LanguageModel, seed: int) -> Program:
+            nonlocal now
+            now += 600
+            trained.append(len(task.train))
+            return Candidate.parse("zero_shot+batch", self.mode).fit(task, model, seed)
+
+    try:
+        tuned = amplify.tune(
+            colours, biased(), Budget(minutes=minutes), candidates=["zero_shot", "tune_test_slow"],
+            show_progress=False, clock=lambda: now,
+        )  # fmt: skip
+    finally:
+        METHODS.remove("tune_test_slow")  # type: ignore[attr-defined]
+    assert tuned.label == "tune_test_slow"
+    folds = folds_of(colours, 0)
+    assert trained == [len(folds.task.train), len(folds.whole.train)][:fits]
+    assert any("deployed as it raced" in note for note in tuned.notes) == (fits == 1)
 
 
 def test_what_cannot_be_fitted_is_said_and_left_out(colours: Task, biased: Made) -> None:
