@@ -30,7 +30,7 @@ def attention_scores(part: Part, method: str) -> Floats:
         method: "raw_attention", "attention_rollout" or "attention_flow".
     """
     weights, read = part.attend()
-    layers = weights.double().mean(1).cpu().numpy()
+    layers = weights.cpu().double().mean(1).numpy()  # not every device has float64
     tokens = {"raw_attention": raw, "attention_rollout": rollout, "attention_flow": flow}[method](layers, read)
     return aggregate(tokens, part.offsets, part.spans)
 

@@ -210,8 +210,9 @@ def c_lime(parts: Sequence[Part], draws: int, seed: int, batch_tokens: int) -> S
         stretch = np.where(owner >= 0, 1 + noise[:, owner], 1.0)
         for rows in np.array_split(np.arange(draws), max(1, draws * len(owner) // batch_tokens)):
             with torch.inference_mode():
-                points = part.inputs * part.inputs.new_tensor(stretch[rows])[..., None]
-                values[rows] += part.score(points).double().cpu().numpy()
+                factors = torch.from_numpy(stretch[rows][..., None]).to(part.inputs.dtype)
+                points = part.inputs * factors.to(part.inputs.device)
+                values[rows] += part.score(points).cpu().double().numpy()
     if not np.isfinite(values).all():
         raise InputError("c_lime: the model's score is not finite: check its weights")
     scores, half = (x[:, 0] for x in ridge_fit(noise, values[:, None], np.ones(draws), 0.0, seed))

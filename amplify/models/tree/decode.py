@@ -77,7 +77,7 @@ def decode(
     if steered is not None:
         whole, around = steered.lay(whole), steered.around
     stream = OnDevice(whole, model.device)
-    uniform = _uniform(sampling, len(prompts)).to(model.device)
+    uniform = _uniform(sampling, len(prompts))
     cache, kept = model.cache(), np.zeros(0, np.int64)
     plans = batches(whole, sampling.max_tokens, limits.cache, max(1, LOGIT_BYTES // (4 * model.vocab)))
     begin = 0
@@ -102,10 +102,11 @@ def decode(
         sees, key_positions, position = stream.sees(at, held), stream.positions[held], stream.positions[at]
         active, logits = list(range(len(batch))), torch.cat(parts)
         for step in range(sampling.max_tokens):
-            rows_at = torch.tensor([batch[r] for r in active], device=model.device)
+            drawn = None
             if sampling.temperature:
                 _check_numbers(model, logits)
-            chosen = choose(logits, sampling, uniform[rows_at, step] if sampling.temperature else None)
+                drawn = uniform[[batch[r] for r in active], step]
+            chosen = choose(logits, sampling, drawn)
             if sampling.logprobs:
                 values = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
                 for k, value in zip(active, values, strict=True):
@@ -153,22 +154,23 @@ def choose(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | Non
     Args:
         logits: (rows, vocabulary), float32.
         sampling: temperature and top_p.
-        uniform: (rows,) numbers in [0, 1), None when greedy.
+        uniform: (rows,) numbers in [0, 1), float64 on the CPU; None when greedy.
 
     Returns:
-        (rows,) token ids.
+        (rows,) token ids, where the logits are.
     """
     if uniform is None:
         return logits.argmax(-1)
     if logits.device.type == "mps":  # it has no float64
-        return choose(logits.cpu(), sampling, uniform.cpu()).to(logits.device)
+        return choose(logits.cpu(), sampling, uniform).to(logits.device)
+    uniform = uniform.to(logits.device)
     # float64: a float32 cumulative sum over a large vocabulary loses the tail
     ordered, ids = (logits.double() / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     upto = ordered.cumsum(-1)
     inside = upto - ordered < sampling.top_p
     count = inside.sum(-1, keepdim=True)
     mass = upto.gather(-1, count - 1)
-    place = torch.searchsorted(upto, uniform.double()[:, None] * mass, right=True)
+    place = torch.searchsorted(upto, uniform[:, None] * mass, right=True)
     return ids.gather(-1, torch.minimum(place, count - 1))[:, 0]
 
 
