@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amplify import hub
-from amplify.errors import EXTRAS, AmplifyError, DataError, InputError, ModelError, extras
+from amplify.errors import EXTRAS, AmplifyError, CapabilityError, DataError, InputError, ModelError, extras
 from amplify.locks import lock_of
 
 if TYPE_CHECKING:
@@ -267,6 +267,35 @@ def input_device(module: Any) -> torch.device:
         return torch.device(table._hf_hook.execution_device)
     device: torch.device = table.weight.device
     return device
+
+
+@contextmanager
+def computed_by(config: Any, name: str) -> Iterator[None]:
+    """The layers of a model compute attention by another function in the block, e.g. a steered one.
+
+    `set_attn_implementation` of transformers would also look for kernels and change every part of the model, and
+    takes longer than a pass; so the field behind it is set, and whether that has an effect is looked at.
+
+    Args:
+        config: of the decoder.
+        name: under which the function is registered with transformers.
+
+    Raises:
+        CapabilityError: this version of transformers goes by something else; nothing may then be computed.
+    """
+    import transformers
+
+    before = config._attn_implementation
+    config._attn_implementation_internal = name
+    try:
+        if config._attn_implementation != name:
+            raise CapabilityError(
+                f"attention cannot be replaced in transformers {transformers.__version__}: install one that amplify "
+                "was made for (see its dependencies)"
+            )
+        yield
+    finally:
+        config._attn_implementation_internal = before
 
 
 def makeup(module: Any) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from amplify.errors import InputError
 from amplify.locks import lock_of
 from amplify.models.chat import render, tokenise
+from amplify.models.pretrained import computed_by
 from amplify.models.tree.forward import grouped_sdpa
 from amplify.steering.formula import TokenSpan, generated_log_weight, key_log_weights, token_spans
 from amplify.steering.keys import edited_keys
@@ -91,10 +92,9 @@ def _widened(model: PreTrainedModel, what: SteeringPlan) -> Iterator[None]:
     try:
         handle = decoder.register_forward_pre_hook(begin, with_kwargs=True)
         _ACTIVE[id(config)] = what
-        config._attn_implementation_internal = name
-        yield
+        with computed_by(config, name):
+            yield
     finally:
-        config._attn_implementation_internal = base
         _ACTIVE.pop(id(config), None)
         if handle is not None:
             handle.remove()

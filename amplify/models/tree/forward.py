@@ -23,6 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from amplify.errors import CapabilityError, DataError
+from amplify.models.pretrained import computed_by
 from amplify.models.tree.kv_cache import BranchCacheLayer, CacheUpdate, GrowingLayer, PrefixCache
 from amplify.models.tree.tree import Ints, TokenTree, TreePlan, plan_tree
 
@@ -122,11 +123,8 @@ class PackedModel:
         if config._attn_implementation != "sdpa":
             yield
             return
-        config._attn_implementation_internal = GROUPED
-        try:
+        with computed_by(config, GROUPED):
             yield
-        finally:
-            config._attn_implementation_internal = "sdpa"
 
     @torch.inference_mode()
     def _split(self) -> tuple[torch.nn.Module, torch.nn.Module | None]:
