@@ -2,13 +2,15 @@
 
     python eval/bench_serve.py load                             # 64 clients, 2,000 requests, an upstream that echoes
     python eval/bench_serve.py latency                          # interleaved pairs: directly, and through the service
-    python eval/bench_serve.py engine --model ~/.cache/amplify/models/smollm2-135m      # a vLLM server behind
+    python eval/bench_serve.py engine --model ~/.cache/amplify/models/smollm2-135m      # both with a vLLM server behind
 
 `load`: every request has a text of its own, and its right answer is an echo of it. A fifth of the clients hang up in
 mid-stream, some read slowly, and the upstream is killed and started again on the way; a client that gets an error, or a
 stream without its end, asks again. An answer that never comes is lost; one that is not its request's echo is mixed up.
 
-`engine`: the same with greedy answers of a real engine; the right answer is what the engine gave to the request alone.
+`engine`: the same with greedy answers of a real engine, which is not restarted; the right answer is what the engine
+gave to the request alone. Then interleaved pairs of requests for one token, directly and through the service. On a
+processor vLLM wants at least two cores: with one its threads wait for each other and the server hardly answers.
 """
 
 from __future__ import annotations
@@ -98,10 +100,12 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(args: list[str], url: str, patience: float = 300.0, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server as a process of its own, from when it answers at `url`; killed at the end."""
-    log = open(os.devnull, "wb")  # noqa: SIM115
-    found = subprocess.Popen(args, env={**os.environ, **env}, stdout=log, stderr=log)
+def process(
+    args: list[str], url: str, patience: float = 300.0, log: Path = Path(os.devnull), **env: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server as a process of its own, from when it answers at `url`; killed at the end with all that it began."""
+    with log.open("wb") as out:
+        found = subprocess.Popen(args, env={**os.environ, **env}, stdout=out, stderr=out, start_new_session=True)
     try:
         ends = time.monotonic() + patience
         while time.monotonic() < ends and found.poll() is None:
@@ -110,10 +114,11 @@ def process(args: list[str], url: str, patience: float = 300.0, **env: str) -> I
                 break
             time.sleep(0.1)
         else:
-            raise click.ClickException(f"{args[:4]} does not answer at {url}")
+            raise click.ClickException(f"{args[:4]} does not answer at {url} within {patience:g} seconds; see {log}")
         yield found
     finally:
-        found.send_signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(found.pid, signal.SIGKILL)
         found.wait()
 
 
@@ -330,10 +335,17 @@ def load(clients: int, count: int, pause: float, out: Path) -> None:
 def latency(pairs: int, out: Path) -> None:
     """What the pass-through adds to a request, and to the first piece of a stream: interleaved pairs."""
     behind, port = free_port(), free_port()
+    with upstream(behind, 0.0), service(f"openai:m@http://127.0.0.1:{behind}/v1", port):
+        found = added(behind, port, pairs, {})
+    written("latency", out, found)
+
+
+def added(behind: int, port: int, pairs: int, more: Json) -> Json:
+    """Milliseconds that a service adds to a request to the server behind it, by interleaved pairs."""
     urls = [f"http://127.0.0.1:{p}/v1/chat/completions" for p in (behind, port)]
 
     def seconds(client: httpx.Client, url: str, stream: bool) -> float:
-        body = {"model": "m", "messages": [{"role": "user", "content": "how long"}], "stream": stream}
+        body = {"model": "m", "messages": [{"role": "user", "content": "how long"}], "stream": stream, **more}
         begun = time.perf_counter()
         if not stream:
             client.post(url, json=body)
@@ -347,56 +359,75 @@ def latency(pairs: int, out: Path) -> None:
             return taken
 
     found: Json = {"pairs": pairs}
-    with upstream(behind, 0.0), service(f"openai:m@http://127.0.0.1:{behind}/v1", port), httpx.Client() as client:
+    with httpx.Client(timeout=60) as client:
         for name, stream in (("whole", False), ("first_piece", True)):
-            for url in urls * 20:
+            for url in urls * min(20, pairs):
                 seconds(client, url, stream)
-            added = []
+            more_by, direct = [], []
             for k in range(pairs):
                 order = urls if k % 2 else urls[::-1]
                 taken = {url: seconds(client, url, stream) for url in order}
-                added.append(1000 * (taken[urls[1]] - taken[urls[0]]))
-            found[name] = {**middle(added), "p90": statistics.quantiles(added, n=10)[-1], "unit": "ms added"}
-    written("latency", out, found)
+                more_by.append(1000 * (taken[urls[1]] - taken[urls[0]]))
+                direct.append(1000 * taken[urls[0]])
+            found[name] = {
+                **middle(more_by), "p90": statistics.quantiles(more_by, n=10)[-1], "unit": "ms added",
+                "direct_median": statistics.median(direct),
+            }  # fmt: skip
+    return found
 
 
 @main.command()
 @click.option("--model", required=True, help="A model folder.")
-@click.option("--clients", default=16, show_default=True)
-@click.option("--count", default=60, show_default=True)
+@click.option("--clients", default=64, show_default=True)
+@click.option("--count", default=256, show_default=True)
+@click.option("--new", default=8, show_default=True, help="Tokens of an answer.")
+@click.option("--pairs", default=100, show_default=True, help="Of requests for one token, directly and passed through.")
+@click.option("--patience", default=240.0, show_default=True, help="Seconds until the engine must answer.")
+@click.option("--log", type=click.Path(path_type=Path), default=Path("runs/bench_serve_engine.log"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "serve.json", show_default=True)
-def engine(model: str, clients: int, count: int, out: Path) -> None:
+def engine(
+    model: str, clients: int, count: int, new: int, pairs: int, patience: float, log: Path, out: Path
+) -> None:  # fmt: skip
     """A vLLM server behind, greedy in float32: each answer equals that of the same request alone."""
-    behind, port = free_port(), free_port()
+    behind, port, begun = free_port(), free_port(), time.perf_counter()
+    log.parent.mkdir(parents=True, exist_ok=True)
     args = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(Path(model).expanduser()),
         "--served-model-name", "m", "--host", "127.0.0.1", "--port", str(behind), "--enforce-eager", "--dtype",
-        "float32", "--max-model-len", "1024",
+        "float32", "--max-model-len", "1024", "--generation-config", "vllm", "--max-num-seqs", str(clients),
     ]  # fmt: skip
-    more = {"max_tokens": 16, "temperature": 0}
+    more = {"max_tokens": new, "temperature": 0}
+
+    def tell(what: str) -> None:
+        click.echo(f"{time.perf_counter() - begun:6.1f} s  {what}", err=True)
 
     def text(k: int, chance: random.Random) -> str:
-        return f"Continue this list of words: {', '.join(chance.sample(WORDS, 6))}"
+        return f"Continue this list of words: {k}, {', '.join(chance.sample(WORDS, 6))}"
 
-    with process(args, f"http://127.0.0.1:{behind}/health", 600, VLLM_CPU_KVCACHE_SPACE="1"):
+    with process(args, f"http://127.0.0.1:{behind}/health", patience, log, VLLM_CPU_KVCACHE_SPACE="1"):
+        tell("the engine answers")
         alone: dict[str, str] = {}
-        direct = f"http://127.0.0.1:{behind}/v1/chat/completions"
+        with httpx.Client(timeout=120) as client:
 
-        def right(asked: str) -> str:
-            body = {"model": "m", "messages": [{"role": "user", "content": asked}], **more}
-            if asked not in alone:
-                done = httpx.post(direct, json=body, timeout=300)
-                alone[asked] = done.json()["choices"][0]["message"]["content"]
-            return alone[asked]
+            def right(asked: str) -> str:
+                body = {"model": "m", "messages": [{"role": "user", "content": asked}], **more}
+                done = client.post(f"http://127.0.0.1:{behind}/v1/chat/completions", json=body)
+                alone[asked] = done.raise_for_status().json()["choices"][0]["message"]["content"]
+                return alone[asked]
 
-        asked = requests(count, right, text)
+            asked = requests(count, right, text)
+        tell(f"{count} requests were answered one by one")
         with service(f"openai:m@http://127.0.0.1:{behind}/v1", port):
             url = f"http://127.0.0.1:{port}/v1/chat/completions"
             seen, seconds = asyncio.run(loaded(url, asked, clients, more, lambda finished: None))
+            tell(f"{clients} clients are through after {seconds:.0f} s")
+            latency = added(behind, port, pairs, {"max_tokens": 1, "temperature": 0})
+            tell("pairs are through")
     written("engine", out, {
-        "model": Path(model).name, "clients": clients, "requests": count, "different_answers": len(set(alone.values())),
+        "model": Path(model).name, "clients": clients, "requests": count, "tokens": new,
+        "different_answers": len(set(alone.values())),
         "whole": seen.whole, "cut_off": seen.cut, "lost": len(seen.lost), "mixed": len(seen.mixed),
-        "asked_again": dict(seen.again), "seconds": round(seconds, 1),
+        "asked_again": dict(seen.again), "seconds": round(seconds, 1), "latency": latency,
     })  # fmt: skip
 
 
