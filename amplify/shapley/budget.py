@@ -112,6 +112,8 @@ class PrefixCost:
         each: what every coalition costs beside its sources (the question, the answer).
         head: what stands before the sources, paid once.
         limit: what may be spent in all.
+        soft: evaluations are counted, not paid: a whole budget of them is asked, chosen so that together they cost no
+            more than `limit`, as near as may be. Else what tells most for its price is asked until the limit is spent.
 
     Raises:
         InputError: a cost below 0, an evaluation that costs nothing, or a limit below the two ends' cost.
@@ -126,6 +128,7 @@ class PrefixCost:
     each: float
     limit: float
     head: float = 0.0
+    soft: bool = False
 
     def __post_init__(self) -> None:
         if min(self.sources, default=0) < 0 or self.head < 0 or self.each <= 0:

@@ -180,7 +180,7 @@ def estimate(
     budget = min(budget, 2 ** min(n, 62))
     complete = n <= MAX_SOURCES and 2**n <= budget
     whole = cost.of(all_coalitions(n)) if cost is not None and complete else 0.0
-    affordable = complete and (cost is None or whole <= cost.limit)
+    affordable = complete and (cost is None or cost.soft or whole <= cost.limit)
     name = estimator
     if estimator == "auto":
         name = "exact" if affordable and n <= UNASKED else "gaussian_process"

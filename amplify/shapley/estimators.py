@@ -264,11 +264,10 @@ def gaussian_process(
         cost: what asking costs, and how much may be spent; the design then weighs what it learns by what it pays.
     """
     n = game.n
-    limit = np.inf if cost is None else cost.limit
     pool = _candidates(n, budget, seed)
     begin = ends(n)
     if not game.calls:  # the first design needs no value: asked together, it shares prompt prefixes with the ends
-        first = gp.AcquisitionDesign(gp.prior(n), begin, pool, index, cost).pick(min(budget - 2, n), limit)
+        first = gp.chosen(gp.prior(n), begin, pool, index, min(budget - 2, n), cost, budget)
         begin = np.concatenate([begin, first])
     game(begin)
     rounds = [game.calls]
@@ -279,8 +278,8 @@ def gaussian_process(
         kernels = [gp.fit(seen, y, u) for y, u in zip(scaled.T, controls, strict=True)]
         shared = gp.unpack(np.mean([gp.pack(k) for k in kernels], axis=0))
         # each round doubles what is known: few large rounds share more prompt prefixes, at no cost in error
-        design = gp.AcquisitionDesign(shared, seen, pool, index, cost)
-        picked = design.pick(min(budget - game.calls, max(n, game.calls)), limit)
+        count = min(budget - game.calls, max(n, game.calls))
+        picked = gp.chosen(shared, seen, pool, index, count, cost, budget)
         if not len(picked):
             return conditioned(seen, game.values, rounds, index, controls, helper)
         game(picked)

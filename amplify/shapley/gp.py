@@ -45,6 +45,7 @@ JITTER = 1e-9
 NODES = 128  # at most, of the integrals over inclusion probabilities
 TIE = 1e-9  # gains this close, relatively, are equal: sources that nothing is known of are alike
 SMALL = 3.0  # how much rougher a game is at one source than at many
+THRIFT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)  # tried in turn where a number of values may cost so much
 ENOUGH = 192  # values that hyperparameters are fitted to: more cost cubic time and hardly move them
 
 
@@ -325,8 +326,8 @@ class AcquisitionDesign:
     """Chooses the coalitions whose values say most about the scores.
 
     Greedy: each pick is the candidate T of greatest sum_i Cov(score_i, v(T))^2 / Var v(T) given what is known, which is
-    how far v(T) lowers the summed posterior variance; where asking has a price, the greatest such gain for its price.
-    The values themselves do not enter, so a whole batch can be chosen before any is asked.
+    how far v(T) lowers the summed posterior variance; where asking has a price, the greatest such gain for its price
+    (to the power of `thrift`). The values themselves do not enter, so a whole batch can be chosen before any is asked.
 
     Args:
         kernel: of the game.
@@ -334,6 +335,7 @@ class AcquisitionDesign:
         candidates: those to choose from.
         index: which scores.
         cost: what asking costs; None if every coalition costs the same.
+        thrift: how much the price matters, 0 to 1.
     """
 
     def __init__(
@@ -343,8 +345,9 @@ class AcquisitionDesign:
         candidates: Coalitions,
         index: Index | Owen,
         cost: PrefixCost | None = None,
+        thrift: float = 1.0,
     ) -> None:
-        self.kernel, self.candidates = kernel, candidates
+        self.kernel, self.candidates, self.thrift = kernel, candidates, thrift
         self.bill = None if cost is None else CostTracker(cost, candidates, known)
         self.cross = kernel.cross(candidates, index)
         self.variance = kernel.variance(candidates)
@@ -370,7 +373,7 @@ class AcquisitionDesign:
             within = self.open
             if self.bill is not None:
                 costs = self.bill.costs
-                gain, within = gain / costs, within & (self.bill.spent + costs <= upto)
+                gain, within = gain / costs**self.thrift, within & (self.bill.spent + costs <= upto)
             worth = np.where(within, gain, -1.0)
             best = int((worth >= worth.max() * (1 - TIE)).argmax())  # the first of equals, whatever round-off says
             if not within[best]:
@@ -387,3 +390,31 @@ class AcquisitionDesign:
             picked.append(best)
         self.rows = rows[: known + len(picked)]
         return self.candidates[picked]
+
+
+def chosen(
+    kernel: Kernel,
+    known: Coalitions,
+    candidates: Coalitions,
+    index: Index | Owen,
+    count: int,
+    cost: PrefixCost | None = None,
+    budget: int = 0,
+) -> Coalitions:
+    """The next coalitions to ask, [count, n] or fewer.
+
+    Args:
+        kernel, known, candidates, index, cost: as of `AcquisitionDesign`.
+        count: how many, at most.
+        budget: of all coalitions. Under a soft limit, so many of them cost their share of it: the price matters as
+            little as will do.
+    """
+    if cost is None or not cost.soft:
+        limit = np.inf if cost is None else cost.limit
+        return AcquisitionDesign(kernel, known, candidates, index, cost).pick(count, limit)
+    for thrift in THRIFT:
+        picked = AcquisitionDesign(kernel, known, candidates, index, cost, thrift).pick(count)
+        asked = np.concatenate([known, picked])
+        if cost.of(asked) <= cost.limit * len(asked) / budget:
+            break
+    return picked

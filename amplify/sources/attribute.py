@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
 
 import amplify
 from amplify.errors import EmptyAnswerError, InputError
@@ -197,13 +200,16 @@ def _probabilities(game: LogProbGame, settings: Options, priced: LocalModel | No
             settings, tokens=None, budget=max(settings.budget, 2 ** min(len(game.context.sources), MOST_PROMPTS))
         )
     guide = Guide(control_variate=helper, cost=cost) if helper or cost else None
-    found = explain(game.of, game.context, settings, guide=guide)
+    prices = None
+    if settings.chosen == "trie" and settings.order == "fixed" and isinstance(local := game.model, LocalModel):
+        prices = partial(_prices, game.context, local, game.answer, np.inf)
+    found = explain(game.of, game.context, settings, guide=guide, prices=prices)
     if helper and "control_variate" in found.meta:
         found.meta["control_variate"]["tokens"] = helper.tokens
     return found
 
 
-def _prices(context: Context, model: LocalModel, answer: str, tokens: int) -> PrefixCost:
+def _prices(context: Context, model: LocalModel, answer: str, tokens: float) -> PrefixCost:
     """Tokens of the prompt's head, of each document, and of what follows them."""
     head, *documents, rest, said = blocks_tree(context, model.tokenizer, [context.everything()], answer)[0].segments
     each = len(rest) + len(said) - 1  # nothing is predicted from the last token

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from amplify.errors import InputError
+from amplify.shapley.budget import PrefixCost
 from amplify.shapley.estimate import Guide, estimate
 from amplify.shapley.exact import MAX_SOURCES, Index
 from amplify.shapley.game import Coalitions, Floats
@@ -33,6 +34,8 @@ FEW = 16  # documents that are always scored one by one
 ENOUGH = 12  # evaluations with which a part of any size may be opened; a small one needs two more than it has children
 SLIGHT = 0.05  # of the highest score of all: the best part of a column below that is not opened for its sake
 DIRECT = 3  # evaluations a document below which more than that are first scored in groups
+PRICED = 1.5  # the same where prompts that share a beginning pay for it once
+SPENT = 0.125  # what those evaluations cost at most, in evaluations of everything
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def explain(
     *,
     guide: Guide | None = None,
     also: Callable[[], Ask | None] | None = None,
+    prices: Callable[[], PrefixCost] | None = None,
 ) -> Explained:
     """Score the documents, then the parts of those that matter.
 
@@ -81,12 +85,14 @@ def explain(
         guide: see `estimate`; documents in fixed order only.
         also: asked once the documents have been sampled for further columns of the game (None: there are none), which
             are scored from the same sample; parts of documents are then opened and sampled for all columns.
+        prices: of coalitions, where the prompts that share a beginning pay for it once. Many documents under a small
+            budget are then scored one by one, from coalitions that tell most for their price, and not in groups.
 
     Raises:
         InputError: a budget too small, or an estimator that does not fit the order.
     """
     hierarchy = _Hierarchy(ask, context, settings)
-    top, ends, used, meta = hierarchy.documents(guide)
+    top, ends, used, meta = hierarchy.documents(guide, prices)
     if also is not None and (more := also()) is not None:
         top, ends = hierarchy.beside(top, ends, more)
     levels = hierarchy.below(top, ends)
@@ -109,7 +115,7 @@ class _Hierarchy:
             ask, (lambda: self.rng.permutation(n).tolist()) if settings.order == "random" else None
         )
 
-    def documents(self, guide: Guide | None) -> Top:
+    def documents(self, guide: Guide | None, prices: Callable[[], PrefixCost] | None) -> Top:
         """The first level: half of the budget where there is something to open, else all of it."""
         settings, n = self.settings, len(self.context.documents)
         budget = max(2, round(settings.budget / 2)) if self._opens() else settings.budget
@@ -122,7 +128,9 @@ class _Hierarchy:
         if settings.order == "random":
             return *random_order(self.play, self.context, self.index, settings.estimator, budget, self.rng), {}
         if n > max(FEW, budget // DIRECT) and settings.estimator == "auto" and guide is None:
-            return self._grouped(budget)
+            if prices is None or n > budget / PRICED:
+                return self._grouped(budget)
+            guide = Guide(cost=softly(prices(), budget))
         scored, used, meta = self._sampled([(s,) for s in self.context.sources], budget, guide)
         return scored, self.play.of([(), self.context.everything()]), used, meta
 
@@ -269,6 +277,12 @@ class _Hierarchy:
         half = (found.high - found.low) / 2
         scored = Scored([unit[0] for unit in units], found.scores, half, [(sample, k) for k in range(len(units))])
         return scored, found.estimator, dict(found.meta)
+
+
+def softly(free: PrefixCost, budget: int) -> PrefixCost:
+    """Prices under which so many evaluations together cost `SPENT` of what they would if each were of everything."""
+    whole = free.head + sum(free.sources) + free.each
+    return replace(free, limit=max(SPENT * budget * whole, whole + free.each), soft=True)
 
 
 def _summing(scores: Floats, half: Floats, total: Floats, total_half: Floats | float = 0.0) -> tuple[Floats, Floats]:

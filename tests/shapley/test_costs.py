@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,26 @@ def test_estimates_keep_to_the_limit_and_tell_what_they_spent() -> None:
     assert found.calls == 64
     assert errors[0] > errors[2] > errors[3]
     assert errors[3] < 1e-20
+
+
+def test_a_soft_limit_changes_what_is_asked_and_not_how_many() -> None:
+    rng = np.random.default_rng(3)
+    slopes = rng.normal(size=12)
+
+    def value(asked: np.ndarray) -> np.ndarray:
+        return asked @ slopes + 0.5 * asked[:, 0] * asked[:, 7]
+
+    free = PrefixCost((30.0,) * 12, 7, 1e9, 3)
+    seen: dict[float, float] = {}
+    for limit in (1e9, 2000.0, 1200.0):
+        cost = replace(free, limit=limit, soft=True)
+        found = estimate(value, 12, budget=30, guide=Guide(cost=cost))
+        assert found.calls == 30
+        seen[limit] = found.meta["spent"]
+    plain = estimate(value, 12, budget=30)
+    unlimited = estimate(value, 12, budget=30, guide=Guide(cost=replace(free, soft=True)))
+    assert np.array_equal(plain.scores, unlimited.scores)  # where there is enough the price does not matter
+    assert seen[1200.0] <= 1200.0 < seen[2000.0] <= 2000.0 < seen[1e9]
 
 
 def test_impossible_costs_are_refused() -> None:

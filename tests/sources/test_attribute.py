@@ -193,6 +193,22 @@ def test_a_budget_of_tokens_is_kept(tiny_lm) -> None:  # type: ignore[no-untyped
     assert np.abs(all_.documents.table - exact.documents.table).max() < 1e-4
 
 
+def test_many_sources_under_few_prompts_are_asked_about_by_their_price(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+    turns = [{"role": "assistant" if i % 2 else "user", "content": f"{i} {DOCUMENTS[i % 4]}"} for i in range(18)]
+    wanted: dict[str, Any] = {
+        "messages": [*turns, {"role": "user", "content": QUESTION}], "granularity": "documents", "budget": 30,
+    }  # fmt: skip
+    with amplify.load_model(f"transformers:{tiny_lm}", dtype="float32") as model:
+        cheap = amplify.attribute_sources(None, None, model, "Paris", **wanted)
+        # an engine that forwards every prompt whole has no prices
+        dear = amplify.attribute_sources(None, None, model, "Paris", engine="naive", **wanted)
+        whole = model.count_tokens([cheap.prompt])[0]
+    assert (cheap.estimator, cheap.cost.calls) == ("gaussian_process", 30)
+    assert dear.estimator.startswith("grouped")
+    assert cheap.cost.tokens <= cheap.meta["spent"] <= 30 * whole / 6
+    assert len(cheap.documents.sources) == 18
+
+
 def test_a_budget_of_tokens_needs_an_engine_that_keeps_beginnings(tiny_lm) -> None:  # type: ignore[no-untyped-def]
     wanted: dict[str, Any] = {"granularity": "documents", "tokens": 300}
     with (
