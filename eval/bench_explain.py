@@ -219,7 +219,7 @@ def continuations(model: Any) -> dict[str, Any]:
     )
     theirs = explainer.attribute(TextTokenInput(QUESTION, model.tokenizer), target=target)
     [part] = case.parts()
-    vectors = gradients_at(part, part.inputs, 384, "grad_x_input")[0] * part.inputs[0].numpy()
+    vectors = gradients_at(part, part.inputs, 384)[0] * part.inputs[0].numpy()
     inside = [t for t, (a, b) in enumerate(part.offsets) if b > a]
     gradient = vectors[inside].sum(1)
     scale = float(np.abs(gradient).max())

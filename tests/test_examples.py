@@ -69,8 +69,8 @@ def test_none_is_left_out() -> None:
 
 
 ROOMS = (
-    "attribution", "evaluation", "methods", "metrics", "models", "prompting", "proxies", "rationales", "shapley",
-    "steering", "tasks", "tuning",
+    "attribution", "evaluation", "head_search", "methods", "metrics", "models", "prompting", "proxies", "rag",
+    "rationales", "schemas", "serve", "shapley", "sources", "steering", "tasks", "tuning",
 )  # fmt: skip
 PUBLIC = {
     f"{found.__module__}.{found.__qualname__}": found

@@ -93,7 +93,7 @@ def test_an_alias_is_pulled_once(toy: Path, tmp_path: Path, monkeypatch: pytest.
     assert folder == tmp_path / "home" / "models" / "toy"
     assert (folder / "model.safetensors").read_text() == "weights" * 1000
     assert leftovers(tmp_path / "home") == []
-    monkeypatch.setattr(hub, "_download", no_download)
+    monkeypatch.setattr(hub, "download", no_download)
     assert hub.resolve("toy") == folder
     assert hub.pull(["toy"]) == [folder]
     assert hub.describe("toy")["here"]
@@ -123,7 +123,7 @@ def test_silent_damage_is_found_by_pull(toy: Path) -> None:
     stat = weights.stat()
     weights.write_text("Weights" + "weights" * 999)
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    hub._hash.cache_clear()  # as in a new process
+    hub.file_hash.cache_clear()  # as in a new process
     hub.pull(["toy"])
     assert weights.read_text() == "weights" * 1000
 
@@ -162,7 +162,7 @@ def test_a_failed_conversion_leaves_nothing(toy: Path, tmp_path: Path, monkeypat
 def test_too_little_room_is_said_before_the_download(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: usage(10_000, 9_000, 1_000))
-    monkeypatch.setattr(hub, "_download", no_download)
+    monkeypatch.setattr(hub, "download", no_download)
     with pytest.raises(DataError, match="AMPLIFY_HOME"):
         hub.resolve("toy")
 

@@ -180,10 +180,10 @@ def test_damaged_cards_do_not_break_the_list(tmp_path: Path, monkeypatch: pytest
     }  # fmt: skip
     folder = tmp_path / "proxies" / "one"
     folder.mkdir(parents=True)
-    from amplify.cli.listing import _listing
+    from amplify.cli.listing import listing
 
     def use() -> None:
-        _listing("proxies")
+        listing("proxies")
         read_card(folder)
 
     assert 0 < survives(folder / CARD, card, use, 3) < TRIES

@@ -6,8 +6,9 @@ this one stand on each other and on models.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from amplify.lazy import lazily
 
 if TYPE_CHECKING:
     from amplify.attribution.explainers import METHODS
@@ -15,10 +16,4 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "explain", "explain_many"]
 
-_WHERE = {"METHODS": "explainers", "explain": "explanations", "explain_many": "explanations"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(import_module(f"amplify.attribution.{_WHERE[name]}"), name)
-    raise AttributeError(f"module 'amplify.attribution' has no attribute {name!r}")
+__getattr__ = lazily(__name__, {"METHODS": "explainers", "explain": "explanations", "explain_many": "explanations"})

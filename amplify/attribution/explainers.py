@@ -229,7 +229,7 @@ for _name, _about, _how in (
     ("integrated_gradients", "gradients along the way from padding to the input (Sundararajan et al. 2017)", {}),
     ("deep_lift", "differences to padding, layer by layer (Shrikumar et al. 2017)", {}),
 ):
-    _built_in("embedding", _name, _about, _by_gradients(_name), least=partial(gradients.least, _name),
+    _built_in("embedding", _name, _about, _by_gradients(_name), least=gradients.WAYS[_name].least,
               check=partial(gradients.check, _name), **_how)  # fmt: skip
 for _name, _about in (
     ("raw_attention", "the last layer's attention; a baseline"),

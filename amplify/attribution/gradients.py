@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 How = Literal["sum", "l1", "l2"]
+ScoresOf = Callable[[Sequence[Part], int, int, int], Scores]
 
 SAMPLES = 50  # points at most: the rest of a budget buys little
 
@@ -81,47 +82,6 @@ class Cloud:
     drawn: bool = False
 
 
-def cloud(part: Part, method: str, budget: int, seed: int) -> Cloud:
-    """The neighbourhood of one of the gradient methods."""
-    import torch
-
-    x = part.inputs
-    one = x.new_ones(1)
-    if method == "vanilla_gradients":
-        return Cloud(x, one, None, "l2")
-    if method == "grad_norm":
-        return Cloud(x, one, None, "l1")
-    if method == "grad_x_input":
-        return Cloud(x, one, x, "sum")
-    n = min(budget, SAMPLES)
-    if method == "smooth_grad":
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn((n, *x.shape[1:]), generator=generator).to(x)
-        return Cloud(x + NOISE * (x.max() - x.min()) * noise, x.new_full((n,), 1 / n), None, "l2", drawn=True)
-    nodes, weights = np.polynomial.legendre.leggauss(n)
-    along = x.new_tensor((nodes + 1) / 2)[:, None, None]
-    difference = x - part.baseline
-    return Cloud(part.baseline + along * difference, x.new_tensor(weights / 2), difference, "sum")
-
-
-def least(method: str, words: int) -> int:
-    """Evaluations of each sequence without which a method says nothing."""
-    return {"smooth_grad": 2, "integrated_gradients": 5, "c_lime": words + 2}.get(method, 1)
-
-
-def check(method: str, words: int, budget: int) -> None:
-    """Refuse what no memory holds, before anything is asked: c_lime draws all of its budget at once.
-
-    Raises:
-        InputError: says how many draws fit.
-    """
-    if method == "c_lime" and budget > (room := CELLS // words):
-        raise InputError(
-            f"a budget of {budget:,} evaluations of {words:,} words does not fit in memory with c_lime: at most "
-            f"{room:,} do"
-        )
-
-
 def gradient_scores(
     parts: Sequence[Part], method: str, *, budget: int, seed: int = 0, batch_tokens: int | None = None
 ) -> tuple[Scores, dict[str, Any]]:
@@ -141,45 +101,73 @@ def gradient_scores(
     Raises:
         InputError: a budget too small for the method, or a gradient that is not finite.
     """
-    share = budget // len(parts)
-    if share < (needed := least(method, len(parts[0].spans))):
+    way, share, words = WAYS[method], budget // len(parts), len(parts[0].spans)
+    if share < (needed := way.least(words)):
         raise InputError(
             f"a budget of {budget} evaluations is too small for {method} here: it needs {needed * len(parts)} or more"
         )
     batch_tokens = batch_tokens or (384 if parts[0].inputs.device.type == "cpu" else 16_384)
-    offsets, spans = [part.offsets for part in parts], parts[0].spans
-    if method == "c_lime":
-        return c_lime(parts, share, seed, batch_tokens), {}
-    if method == "deep_lift":
-        vectors = [deep_lift(part) for part in parts]
-        scores = reduce(offsets, vectors, spans, "sum")
-        return Scores.exact(scores, 2 * len(parts)), {"completeness_gap": gap(parts, scores)}
-    clouds = [cloud(part, method, share, seed) for part in parts]
-    gradients = [
-        gradients_at(part, near.points, batch_tokens, method) for part, near in zip(parts, clouds, strict=True)
-    ]
+    scores = way.scores(parts, share, seed, batch_tokens)
+    return scores, {"completeness_gap": gap(parts, scores.scores)} if way.complete else {}
 
-    def scores_of(weights: Sequence[npt.NDArray[np.float32]]) -> Floats:
-        vectors = []
-        for near, found, weight in zip(clouds, gradients, weights, strict=True):
-            mean = np.tensordot(weight, found, 1)
-            vectors.append(mean if near.factor is None else mean * near.factor[0].float().cpu().numpy())
-        return reduce(offsets, vectors, spans, clouds[0].how)
 
-    weights = [near.weights.float().cpu().numpy() for near in clouds]
-    scores = scores_of(weights)
-    calls = sum(len(near.points) for near in clouds)
-    if clouds[0].drawn:
+def by_cloud(cloud: Callable[[Part, int, int], Cloud]) -> ScoresOf:
+    """The scores by mean gradients in a neighbourhood: (part, points at most, seed) -> where they are taken."""
+
+    def scores_of_parts(parts: Sequence[Part], share: int, seed: int, batch_tokens: int) -> Scores:
+        offsets, spans = [part.offsets for part in parts], parts[0].spans
+        clouds = [cloud(part, min(share, SAMPLES), seed) for part in parts]
+        gradients = [gradients_at(part, near.points, batch_tokens) for part, near in zip(parts, clouds, strict=True)]
+
+        def scores_of(weights: Sequence[npt.NDArray[np.float32]]) -> Floats:
+            vectors = []
+            for near, found, weight in zip(clouds, gradients, weights, strict=True):
+                mean = np.tensordot(weight, found, 1)
+                vectors.append(mean if near.factor is None else mean * near.factor[0].float().cpu().numpy())
+            return reduce(offsets, vectors, spans, clouds[0].how)
+
+        weights = [near.weights.float().cpu().numpy() for near in clouds]
+        scores = scores_of(weights)
+        calls = sum(len(near.points) for near in clouds)
+        if not clouds[0].drawn:
+            return Scores.exact(scores, calls)
         n = len(weights[0])
         counts = np.random.default_rng([seed, 1]).multinomial(n, [1 / n] * n, ROUNDS).astype(np.float32) / n
         # basic bootstrap: a norm of means is biased upwards, in the rounds as in the scores
         low, high = np.quantile([scores_of([row] * len(parts)) for row in counts], [0.025, 0.975], axis=0)
-        return Scores(scores, np.minimum(2 * scores - high, scores), np.maximum(2 * scores - low, scores), calls), {}
-    meta = {"completeness_gap": gap(parts, scores)} if method == "integrated_gradients" else {}
-    return Scores.exact(scores, calls), meta
+        return Scores(scores, np.minimum(2 * scores - high, scores), np.maximum(2 * scores - low, scores), calls)
+
+    return scores_of_parts
 
 
-def gradients_at(part: Part, points: Tensor, batch_tokens: int, method: str) -> npt.NDArray[np.float32]:
+def at_input(how: How, *, times_input: bool = False) -> ScoresOf:
+    """The gradient at the input itself."""
+
+    def cloud(part: Part, n: int, seed: int) -> Cloud:
+        x = part.inputs
+        return Cloud(x, x.new_ones(1), x if times_input else None, how)
+
+    return by_cloud(cloud)
+
+
+def noisy(part: Part, n: int, seed: int) -> Cloud:
+    """Points drawn around the input."""
+    import torch
+
+    x = part.inputs
+    noise = torch.randn((n, *x.shape[1:]), generator=torch.Generator().manual_seed(seed)).to(x)
+    return Cloud(x + NOISE * (x.max() - x.min()) * noise, x.new_full((n,), 1 / n), None, "l2", drawn=True)
+
+
+def along(part: Part, n: int, seed: int) -> Cloud:
+    """Points on the way from the baseline to the input, by Gauss and Legendre."""
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    steps = part.inputs.new_tensor((nodes + 1) / 2)[:, None, None]
+    difference = part.inputs - part.baseline
+    return Cloud(part.baseline + steps * difference, part.inputs.new_tensor(weights / 2), difference, "sum")
+
+
+def gradients_at(part: Part, points: Tensor, batch_tokens: int) -> npt.NDArray[np.float32]:
     """Gradients of the score at some points, (points, tokens, width), a batch at a time."""
     from captum.attr import Saliency
 
@@ -192,7 +180,7 @@ def gradients_at(part: Part, points: Tensor, batch_tokens: int, method: str) -> 
     result = np.concatenate(found)
     if not np.isfinite(result).all():
         token = int(np.flatnonzero(~np.isfinite(result).all((0, 2)))[0])
-        raise InputError(f"{method}: the gradient by token {token} is not finite: check the weights of the model")
+        raise InputError(f"the gradient by token {token} is not finite: check the weights of the model")
     return result
 
 
@@ -219,7 +207,7 @@ def c_lime(parts: Sequence[Part], draws: int, seed: int, batch_tokens: int) -> S
     return Scores(scores, scores - half, scores + half, draws * len(parts))
 
 
-def deep_lift(part: Part) -> npt.NDArray[np.float32]:
+def deep_lift(parts: Sequence[Part], share: int, seed: int, batch_tokens: int) -> Scores:
     """captum's DeepLIFT against the padded baseline.
 
     It has the rescale rule for activations that are modules of PyTorch's own; what lies in attention kernels and in
@@ -228,6 +216,12 @@ def deep_lift(part: Part) -> npt.NDArray[np.float32]:
     Raises:
         CapabilityError: the model uses one activation module in several places.
     """
+    vectors = [_lifted(part) for part in parts]
+    scores = reduce([part.offsets for part in parts], vectors, parts[0].spans, "sum")
+    return Scores.exact(scores, 2 * len(parts))
+
+
+def _lifted(part: Part) -> npt.NDArray[np.float32]:
     from captum.attr import DeepLift
 
     try:
@@ -293,6 +287,49 @@ def reduce(
     tokens = {"sum": found.sum, "l1": np.abs(found).sum, "l2": np.square(found).sum}[how](1)
     words = aggregate(tokens, [(a, b) for a, b, _ in keys], spans)
     return np.sqrt(words) if how == "l2" else words
+
+
+@dataclass(frozen=True)
+class Way:
+    """One of the methods above.
+
+    Attributes:
+        scores: (parts of one input, evaluations of each at most, seed, tokens of a pass) -> scores of the words.
+        least: words -> evaluations of each sequence without which it says nothing.
+        most: words -> how many fit in memory; None where it takes no more than it can use.
+        complete: whether its scores should add up to f(x) - f(b).
+    """
+
+    scores: ScoresOf
+    least: Callable[[int], int] = lambda words: 1
+    most: Callable[[int], int] | None = None
+    complete: bool = False
+
+
+WAYS = {
+    "vanilla_gradients": Way(at_input("l2")),
+    "grad_norm": Way(at_input("l1")),
+    "grad_x_input": Way(at_input("sum", times_input=True)),
+    "smooth_grad": Way(by_cloud(noisy), least=lambda words: 2),
+    "integrated_gradients": Way(by_cloud(along), least=lambda words: 5, complete=True),
+    "c_lime": Way(c_lime, least=lambda words: words + 2, most=lambda words: CELLS // words),  # it draws all at once
+    "deep_lift": Way(deep_lift, complete=True),
+}
+"""Every method by its name."""
+
+
+def check(method: str, words: int, budget: int) -> None:
+    """Refuse what no memory holds, before anything is asked.
+
+    Raises:
+        InputError: says how many draws fit.
+    """
+    most = WAYS[method].most
+    if most is not None and budget > (room := most(words)):
+        raise InputError(
+            f"a budget of {budget:,} evaluations of {words:,} words does not fit in memory with {method}: at most "
+            f"{room:,} do"
+        )
 
 
 METHODS = ("grad_norm", "grad_x_input", "grad_norm_plain", "grad_x_input_plain")

@@ -40,7 +40,7 @@ def list_(what: str, name: str | None) -> None:
     if name is not None:
         say(_described(what, name))
         return
-    for name, line in (rows := _listing(what)):
+    for name, line in (rows := listing(what)):
         say(f"{name:{max(len(n) for n, _ in rows)}}  {line}".rstrip())
     if not rows:
         say(f"no {what} yet")
@@ -48,7 +48,8 @@ def list_(what: str, name: str | None) -> None:
         say(f"amplify: {complaint}", err=True)
 
 
-def _listing(what: str) -> list[tuple[str, str]]:
+def listing(what: str) -> list[tuple[str, str]]:
+    """What there is of a kind: (name, what is said of it)."""
     if what == "tasks":
         from amplify.tasks import list_tasks
 

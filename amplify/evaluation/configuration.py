@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 import amplify
-from amplify import registry
+from amplify import metrics, registry
 from amplify.calibration import WAYS, Way
 from amplify.errors import InputError, UnknownNameError
 from amplify.evaluation import folder as store
@@ -97,8 +97,8 @@ def configuration(
         raise InputError(f"batch_size is at least 1, got {batch_size}")
     scoring.check(task, methods[0].mode)
     _check_also(scoring.also, task, model, methods[0].mode)
-    if task.metric == "evidence":
-        _need_documents(methods)
+    if metrics.find(task.metric).documents:
+        _need_documents(task.metric, methods)
     items = chosen_items(task, limit)
     return store.plain(
         {
@@ -153,10 +153,10 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
     return found
 
 
-def _need_documents(methods: Sequence[Method]) -> None:
+def _need_documents(metric: str, methods: Sequence[Method]) -> None:
     if others := [m.label for m in methods if not m.reads_documents]:
         raise InputError(
-            f"the metric 'evidence' judges how documents are ranked, and {', '.join(others)} reads none; use those "
+            f"the metric {metric!r} judges how documents are ranked, and {', '.join(others)} reads none; use those "
             "that do (rag, rag_rerank_shapley, …)"
         )
 

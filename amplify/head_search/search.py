@@ -353,6 +353,15 @@ class Profile:
         rankings: of each task.
         chosen: how the joint selection went.
         runs: head sets times samples, all tasks together.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> task = replace(amplify.load_task("support_tickets"), emphasis="text")
+        >>> model = amplify.TransformersModel(module, tokenizer)  # of transformers, as you have loaded it
+        >>> how = HeadSearch(samples=2, joint_samples=1, block=2, most=4, target_tokens=1)
+        >>> find_heads([task], model, how).steering.save("heads.yaml")
+        >>> amplify.Steering.load("heads.yaml").mode
+        'pasta'
     """
 
     steering: Steering
@@ -374,6 +383,10 @@ class HeadSearch:
         block, most: see `joint`.
         target_tokens: first tokens of gold and foil that count.
         shots: see `items_of`; for heads that will be steered behind as many examples.
+
+    Example:
+        >>> HeadSearch(samples=8, search="exhaustive").combine
+        'intersection'
     """
 
     samples: int = 32
@@ -410,6 +423,15 @@ def find_heads(
     Raises:
         InputError: no task, the same one twice, a task without emphasis, or a model that cannot be steered.
         RunError: the file belongs to another search.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> task = replace(amplify.load_task("support_tickets"), emphasis="text")
+        >>> model = amplify.TransformersModel(module, tokenizer)  # of transformers, as you have loaded it
+        >>> how = HeadSearch(samples=2, joint_samples=1, block=2, most=4, target_tokens=1)
+        >>> found = find_heads([task], model, how)
+        >>> list(found.rankings), sum(map(len, found.steering.heads.values())) <= 4
+        (['support_tickets'], True)
     """
     how = how or HeadSearch()
     if not tasks or how.samples < 1:
@@ -480,10 +502,7 @@ def find_heads(
 
 def _shape(model: Any, _: None) -> dict[str, Any]:
     """Layers and heads of a model that is open here."""
-    config = getattr(getattr(model, "module", None), "config", None)
-    if config is None:
-        raise InputError("a search for heads needs to know the model's layers and heads: open it with transformers:")
-    return model_shape(config)
+    return model_shape(need_local(model, "a search for heads").module.config)
 
 
 def held_out(task: Task, model: Any, steering: Steering, *, samples: int = 32, seed: int = 1) -> tuple[float, float]:
@@ -491,6 +510,14 @@ def held_out(task: Task, model: Any, steering: Steering, *, samples: int = 32, s
 
     Returns:
         (plain, steered).
+
+    Example:
+        >>> from dataclasses import replace
+        >>> task = replace(amplify.load_task("support_tickets"), emphasis="text")
+        >>> model = amplify.TransformersModel(module, tokenizer)  # of transformers, as you have loaded it
+        >>> plain, steered = held_out(task, model, amplify.Steering(heads={0: (1,)}), samples=2)
+        >>> plain != steered
+        True
     """
     items = items_of(task, model, samples, seed=seed, split="test")
     measure = Margins(model, items, steering)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Mode = Literal["generate", "score"]
 Role = Literal["method", "baseline", "control"]
 FORMAT = 1
+PROGRAMS: dict[str, type[Program]] = {}
+"""Kind -> the class whose programs are saved under it; each enters itself where it is defined."""
 
 
 class Program(ABC):
@@ -42,18 +44,17 @@ class Program(ABC):
     """
 
     kind: ClassVar[str]
-    _kinds: ClassVar[dict[str, type[Program]]] = {}
 
     def __init_subclass__(cls) -> None:
         if (kind := cls.__dict__.get("kind")) is None:
             return
-        there = Program._kinds.setdefault(kind, cls)
+        there = PROGRAMS.setdefault(kind, cls)
         place, other = (f"{each.__module__}.{each.__qualname__}" for each in (cls, there))
         if place != other:  # the same one defined anew (in a notebook, or by dataclass(slots=True)) takes its place
             raise InputError(
                 f"programs of the kind {kind!r} are {other}: saved ones would be read as {place}. Choose another kind"
             )
-        Program._kinds[kind] = cls
+        PROGRAMS[kind] = cls
 
     @abstractmethod
     def answer(self, examples: Sequence[Example], model: LanguageModel) -> list[Answer]:
@@ -122,13 +123,13 @@ class Program(ABC):
         """
         held = dict(codec.decode(dict[str, Any], data))
         kind = held.pop("kind", None)
-        if isinstance(kind, str) and kind not in Program._kinds:
+        if isinstance(kind, str) and kind not in PROGRAMS:
             load_plugins()
-        if not isinstance(kind, str) or kind not in Program._kinds:
+        if not isinstance(kind, str) or kind not in PROGRAMS:
             unknown = f"it holds a program of kind {kind!r}, which neither amplify nor an installed plugin knows."
             raise DataError(" ".join([unknown, *broken()]))
         try:
-            return Program._kinds[kind].from_dict(held)
+            return PROGRAMS[kind].from_dict(held)
         except AmplifyError as error:
             raise DataError(f"it is damaged, or of an earlier version: {error}. Fit it again") from error
         except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a class with a form of its own

@@ -30,7 +30,7 @@ class Kind:
     `further` are scores of the prediction against the reference that it fits best; `beside` are scores that are each
     the best over the references; with `first_token` a choice in score mode is also made by the labels' first tokens.
     `of` gives all scores of an answer to an example, the main one first, where a prediction and a reference do not say
-    enough.
+    enough; `more` only what comes beside them. With `documents` it judges how a method ranks what it reads.
 
     Example:
         >>> find("accuracy").item("A", "A")
@@ -45,6 +45,8 @@ class Kind:
     beside: Mapping[str, Callable[[str, str], float]] = field(default_factory=dict)
     first_token: bool = False
     of: Callable[[Answer, Example], dict[str, float]] | None = None
+    more: Callable[[Answer, Example], dict[str, float]] | None = None
+    documents: bool = False
 
 
 HARNESS = "lm_eval:"
@@ -137,21 +139,30 @@ def answer_scores(name: str, answer: Answer, example: Example) -> dict[str, floa
     kind = find(name)
     if kind.of is not None:
         return kind.of(answer, example)
-    documents = evidence_scores(answer.sources, example) if answer.sources else {}
-    if name != "evidence":
-        scores = item_score(kind, answer.value, references_of(example))
-        del scores["unparsed"]
-        if kind.first_token and answer.first_tokens:
-            scores[f"paper_{kind.item_name}"] = first_token_choice(answer.first_tokens, references_of(example)[0])
-        if name == "refusal" and example.fields.get("focus"):
-            scores |= text.focus_found(answer.rationale, str(example.fields["focus"]))
-        return {**scores, **documents}
-    if kind.item_name not in documents:
+    scores = item_score(kind, answer.value, references_of(example))
+    del scores["unparsed"]
+    if kind.first_token and answer.first_tokens:
+        scores[f"paper_{kind.item_name}"] = first_token_choice(answer.first_tokens, references_of(example)[0])
+    if kind.more is not None:
+        scores |= kind.more(answer, example)
+    return {**scores, **(evidence_scores(answer.sources, example) if answer.sources else {})}
+
+
+def _ranked(answer: Answer, example: Example) -> dict[str, float]:
+    """How the documents that an answer is from are ranked, which is all that "evidence" judges."""
+    found = evidence_scores(answer.sources, example) if answer.sources else {}
+    if "evidence_auc" not in found:
         raise InputError(
             f"example {example.id!r}: the metric 'evidence' judges how documents are ranked, so it needs gold evidence "
             "and a method that reads documents (rag, rag_rerank_shapley, …)"
         )
-    return {kind.item_name: documents.pop(kind.item_name), **documents}
+    return {"evidence_auc": found.pop("evidence_auc"), **found}
+
+
+def _focus(answer: Answer, example: Example) -> dict[str, float]:
+    """Whether what is said to trigger a refusal is what an example says that it is."""
+    focus = example.fields.get("focus")
+    return text.focus_found(answer.rationale, str(focus)) if focus else {}
 
 
 def scores(name: str, predictions: Sequence[Prediction], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
@@ -210,6 +221,8 @@ _BUILT_IN = {
         "documents alone: probability that a gold document is ranked above another one (AUC); needs no gold answer",
         lambda prediction, reference: 0.0,
         "evidence_auc",
+        of=_ranked,
+        documents=True,
     ),
     "macro_f1": Kind("mean F1 over the labels", same_label, "accuracy", macro_f1),
     "json": Kind(
@@ -229,6 +242,7 @@ _BUILT_IN = {
         text.refusal_strict,
         "right_treatment",
         further=text.refusal_further,
+        more=_focus,
     ),
     # a choice of the new fact over the old one, by log-probability of the whole targets in score mode
     "efficacy": Kind("share of items where the new fact beats the old one", same_label, "efficacy", first_token=True),

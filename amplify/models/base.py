@@ -163,15 +163,25 @@ class ScoringModel(LanguageModel, Protocol):
 
 
 @runtime_checkable
-class LocalModel(ScoringModel, Protocol):
+class Tokenized(LanguageModel, Protocol):
+    """A model whose tokenizer is here.
+
+    Example:
+        >>> isinstance(amplify.load_model("scripted:say=yes"), Tokenized)
+        False
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+
+@runtime_checkable
+class LocalModel(ScoringModel, Tokenized, Protocol):
     """A model in this process: gradients, attention, trees.
 
     Example:
         >>> isinstance(amplify.load_model("scripted:say=yes"), LocalModel)
         False
     """
-
-    tokenizer: PreTrainedTokenizerBase
 
     @property
     def module(self) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import amplify
 from amplify import codec, files
 from amplify.errors import InputError, ModelError
-from amplify.models.base import LanguageModel, LocalModel, ScoringModel, Usage
+from amplify.models.base import LanguageModel, LocalModel, ScoringModel, Tokenized, Usage
 from amplify.models.cache import Cache, Reply
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 from amplify.untrusted import special_tokens
@@ -340,7 +340,7 @@ def identity(model: LanguageModel) -> dict[str, Any]:
         InputError: it does not say what it is (`describe()["model"]`), so that another one's replies could be taken
             for its own.
     """
-    from amplify.models.chat_template import SWITCHES  # it imports Jinja
+    from amplify.models.chat_template import switches_of  # it imports Jinja
 
     described = model.describe()
     if not described.get("model"):
@@ -354,10 +354,9 @@ def identity(model: LanguageModel) -> dict[str, Any]:
         "special_tokens": special_tokens(),
         "model": {"id": model.id, **described},
     }
-    if (tokenizer := getattr(model, "tokenizer", None)) is not None:
-        switches = getattr(tokenizer, SWITCHES, {})
-        spelt = tokenizer.backend_tokenizer.to_str() if hasattr(tokenizer, "backend_tokenizer") else repr(tokenizer)
-        held["tokenizer"] = files.digest([tokenizer.chat_template, codec.encode(switches), spelt])
+    if (tokenizer := tokenizer_of(model)) is not None:
+        spelt = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
+        held["tokenizer"] = files.digest([tokenizer.chat_template, codec.encode(switches_of(tokenizer)), spelt])
     if isinstance(model, LocalModel):
         held["config"] = model.module.config.to_json_string(use_diff=False)
     return held
@@ -366,6 +365,12 @@ def identity(model: LanguageModel) -> dict[str, Any]:
 def origin(model: LanguageModel) -> LanguageModel:
     """The model itself, for what is remembered of a model while it is open."""
     return model.inner if isinstance(model, CachedGenerator) else model
+
+
+def tokenizer_of(model: LanguageModel) -> Any:
+    """The tokenizer of a model that has one here, else None."""
+    who = origin(model)
+    return who.tokenizer if isinstance(who, Tokenized) else None
 
 
 @contextmanager

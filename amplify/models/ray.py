@@ -138,6 +138,11 @@ class RayModel:
         self._about, self._pool = about, pool
         self._end = weakref.finalize(self, _close, pool, ended)
 
+    @property
+    def replaced(self) -> int:
+        """How many workers died and have been replaced."""
+        return self._pool.replaced
+
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, steering: Steering | None = None
     ) -> list[Completion]:

@@ -184,7 +184,7 @@ class TransformersModel:
         self.max_batch_tokens = batch or (256 if cpu else 4096)
         self.max_cache_tokens = cache or (4096 if cpu else 32768)
         self.max_prefix_tokens = prefix
-        self._beginnings: Beginnings | None = None
+        self.beginnings: Beginnings | None = None
         self._sharing = 0
         self._tokens: dict[int, str] = {}
 
@@ -307,14 +307,14 @@ class TransformersModel:
         """
         with lock_of(self.module):
             if not self._sharing:
-                self._beginnings = Beginnings(self._kept_tokens(SHARED_BYTES))
+                self.beginnings = Beginnings(self._kept_tokens(SHARED_BYTES))
             self._sharing += 1
         try:
             yield
         finally:
             self._sharing -= 1
             if not self._sharing:
-                self._beginnings = None
+                self.beginnings = None
 
     @one_at_a_time
     def score(
@@ -349,9 +349,9 @@ class TransformersModel:
             ends[node] = len(segment) + (ends[tree.parents[node]] if tree.parents[node] >= 0 else 0)
         own = [[n for n in path if ends[n] > start] for path, start in zip(paths, starts, strict=True)]
         wanted = sorted({n for nodes in own for n in nodes})
-        if memory is None and steered is None and self._beginnings is not None:
+        if memory is None and steered is None and self.beginnings is not None:
             prompted = [ids[:start] for ids, start in zip(sequences, starts, strict=True)]
-            memory = self._beginnings.of(prompted, lambda plan, kept: self._tree(plan, None, kept))
+            memory = self.beginnings.of(prompted, lambda plan, kept: self._tree(plan, None, kept))
         by_node = dict(zip(wanted, self._tree(plan_tree(tree, wanted), steered, memory), strict=True))
         self.usage.add(
             calls=len(pairs),

@@ -66,6 +66,8 @@ class VLLMModel:
         folder: where the model is.
         llm: the `vllm.LLM`.
         tokenizer: the model's tokenizer.
+        steers: whether the engine was started so that it can steer.
+        stop: ends the engine and its processes; no longer alive once it has.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class VLLMModel:
             options.setdefault("dtype", pretrained.auto_dtype(pretrained.device_of("cpu")))
             if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
                 options.setdefault("kv_cache_memory_bytes", CPU_KV_CACHE)
-        self._steers = bool(steering)
+        self.steers = bool(steering)
         self.folder = hub.resolve(model)
         self.id = f"vllm:{model}"
         self.usage = Usage()
@@ -143,7 +145,7 @@ class VLLMModel:
         except Exception as error:
             raise ModelError(f"the vLLM engine for {model} did not start: {_short(error)}") from error
         self._options = {**options, **({"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {})}
-        self._stop = weakref.finalize(self, self.llm.llm_engine.engine_core.shutdown)  # at exit at the latest
+        self.stop = weakref.finalize(self, self.llm.llm_engine.engine_core.shutdown)  # at exit at the latest
         _watch(self.llm.llm_engine.engine_core)
         self.max_context: int | None = int(self.llm.llm_engine.model_config.max_model_len)
 
@@ -248,7 +250,7 @@ class VLLMModel:
 
     def close(self) -> None:
         """End the engine and its processes. Calling it twice is fine."""
-        self._stop()
+        self.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -284,7 +286,7 @@ class VLLMModel:
         """Refuse steering that this engine or model does not have, before any work."""
         if steering is None:
             return
-        if not self._steers:
+        if not self.steers:
             raise CapabilityError(
                 f"{self.id} was opened without steering: load_model({self.id!r}, steering=True), which gives its "
                 "heads the room that steering needs"
@@ -313,7 +315,7 @@ class VLLMModel:
 
     def _run(self, ids: Sequence[Sequence[int]], params: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """vLLM's outputs as they are finished, each with the number of its request."""
-        if not self._stop.alive:
+        if not self.stop.alive:
             raise ModelError(f"{self.id} is closed: open it again")
         if not ids:
             return
@@ -421,10 +423,10 @@ def _watch(core: Any) -> None:
 
     manager = core.resources.engine_manager if isinstance(core, SyncMPClient) else None
     if manager is not None:
-        _tell([process.sentinel for process in manager.processes], core.outputs_queue, EngineDeadError())
+        tell_of_end([process.sentinel for process in manager.processes], core.outputs_queue, EngineDeadError())
 
 
-def _tell(sentinels: Sequence[int], waiting: queue.Queue[Any], error: Exception) -> None:
+def tell_of_end(sentinels: Sequence[int], waiting: queue.Queue[Any], error: Exception) -> None:
     """Put the error into a queue once one of some processes has ended, in a thread that keeps nothing else alive."""
 
     def wait() -> None:

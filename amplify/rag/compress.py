@@ -91,6 +91,10 @@ class ScoredDocument:
         score: Shapley value for the model's own answer; None where it could not be scored.
         low, high: 95 % interval of the score.
         share: of what all texts together do to the answer.
+
+    Example:
+        >>> ScoredDocument(2, 4.0, 3.5, 4.5, 0.8).number
+        2
     """
 
     number: int
@@ -114,6 +118,13 @@ class DocumentCompressor:
     Raises:
         InputError, UnknownNameError: values that make no sense, before anything is asked.
         CapabilityError: an open model without the log-probabilities that are asked for.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> says = lambda text, said: -0.1 if "in Rome" in text else -5.0
+        >>> compress = DocumentCompressor(ScriptedModel("say=Rome", logprob=says), "distil", k=1)
+        >>> [kept.number for kept in compress("Where is it?", ["Bees fly far.", "It is in Rome."])]
+        [1]
     """
 
     def __init__(
@@ -216,6 +227,13 @@ class Citer:
 
     Raises:
         InputError, UnknownNameError: values that make no sense, before anything is asked.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> cite = Citer(ScriptedModel(logprob=lambda text, said: -0.1 if "in Rome" in text else -5.0))
+        >>> found = cite("Rome.", ["Bees fly far.", "It is in Rome."], question="Where is it?")
+        >>> [(c.source, c.text) for c in found.citations]
+        [(1, 'It is in Rome.')]
     """
 
     def __init__(self, model: LanguageModel | str | Handle, **more: Any) -> None:

@@ -22,6 +22,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from amplify.errors import UnknownNameError
 
+__all__ = ["made", "schema", "write"]
+
 Schema = dict[str, Any]
 FOLDER = Path(__file__).parent
 _SIMPLE: dict[Any, Schema] = {
@@ -129,12 +131,12 @@ def _steering(maker: _Maker) -> Schema:
 def _kinds() -> dict[str, type]:
     """amplify's own kinds of programs."""
     import amplify.methods
-    from amplify.methods.base import Program
+    from amplify.methods.base import PROGRAMS
 
     for module in iter_modules(amplify.methods.__path__):
         import_module(f"amplify.methods.{module.name}")
     own = f"{amplify.__name__}."
-    return {kind: cls for kind, cls in sorted(Program._kinds.items()) if cls.__module__.startswith(own)}
+    return {kind: cls for kind, cls in sorted(PROGRAMS.items()) if cls.__module__.startswith(own)}
 
 
 def _tagged(maker: _Maker, kind: str, cls: type) -> Schema:
@@ -267,6 +269,10 @@ def made(name: str) -> Schema:
 
     Raises:
         UnknownNameError: no such schema.
+
+    Example:
+        >>> made("timing") == schema("timing")
+        True
     """
     if name not in _MADE:
         raise UnknownNameError("schema", name, _MADE)
@@ -274,8 +280,15 @@ def made(name: str) -> Schema:
 
 
 def write(folder: Path = FOLDER) -> None:
-    """Write all of them as NAME.json."""
+    """Write all of them as NAME.json.
+
+    Example:
+        >>> write(Path("schemas"))
+        >>> Path("schemas/run.json").is_file()
+        True
+    """
     from amplify import files
 
+    files.make_folder(folder)
     for name in NAMES:
         files.write(folder / f"{name}.json", json.dumps(made(name), indent=1) + "\n")

@@ -240,6 +240,12 @@ def create_app(model: LanguageModel, limits: Limits | None = None, transport: An
         model: who answers and is asked; it stays open when the application ends.
         limits: see `Limits`.
         transport: how the server behind is reached (httpx); None: over the network.
+
+    Example:
+        >>> from starlette.testclient import TestClient
+        >>> with TestClient(create_app(amplify.load_model("scripted:say=yes"))) as client:
+        ...     client.get("/health").status_code
+        200
     """
     service = Service(model, limits or Limits())
 

@@ -22,6 +22,11 @@ class Limits:
         budget: prompts of an attribution.
         jobs: finished background jobs that are kept.
         key: what clients send as "Authorization: Bearer KEY"; "" for none.
+
+    Example:
+        >>> limits = Limits(seconds=60.0, key="secret")
+        >>> limits.admits("Bearer secret"), limits.admits(None)
+        (True, False)
     """
 
     body: int = 2_000_000

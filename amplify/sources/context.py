@@ -15,6 +15,7 @@ import regex
 from amplify.attribution.words import word_spans
 from amplify.errors import ContextLengthError
 from amplify.models.base import LanguageModel
+from amplify.models.cached import tokenizer_of
 from amplify.types import Prompt, Span
 from amplify.untrusted import Trusted, neutral
 
@@ -41,15 +42,11 @@ def harmless(text: str, structure: Iterable[str] = ()) -> str:
     return neutral(_BLANK.sub(" ", _CONTROL.sub(" ", text)), structure)
 
 
-def tokenizer_of(model: LanguageModel) -> Any:
-    """The tokenizer of a model that has one here, else None."""
-    return getattr(model, "tokenizer", None)
-
-
 def special_tokens(model: LanguageModel) -> list[str]:
     """The strings that the model's tokenizer reads as special tokens; none where it has no tokenizer here."""
-    added = getattr(tokenizer_of(model), "added_tokens_decoder", {})
-    return [str(t.content) for t in added.values() if t.special]
+    tokenizer = tokenizer_of(model)
+    added = tokenizer.added_tokens_decoder.values() if tokenizer is not None else ()
+    return [str(t.content) for t in added if t.special]
 
 
 @dataclass(frozen=True, order=True)

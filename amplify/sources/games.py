@@ -19,11 +19,12 @@ from amplify.files import shown
 from amplify.metrics import normalize
 from amplify.models.base import LanguageModel, LocalModel
 from amplify.models.cache import ROUNDING
+from amplify.models.cached import tokenizer_of
 from amplify.models.chat import encode_with_targets, render
 from amplify.progress import progress
 from amplify.shapley.game import Coalitions, Floats
 from amplify.sources import engines
-from amplify.sources.context import Context, Ordered, Part, Selection, in_place, select, tokenizer_of
+from amplify.sources.context import Context, Ordered, Part, Selection, in_place, select
 from amplify.sources.engines import Engine
 from amplify.text import sentences
 from amplify.types import Sampling, TokenLogProbs

@@ -45,6 +45,10 @@ def keep(
 
     Raises:
         UnknownNameError: no such use. InputError: a k below 1 where it is needed.
+
+    Example:
+        >>> keep("rerank", [0.5, 2.0, -1.0]), keep("distil", [0.5, 2.0, -1.0], k=2), keep("prune", [0.5, 2.0, -1.0])
+        ([1, 0, 2], [0, 1], [0, 1])
     """
     if operation not in get_args(Operation):
         raise UnknownNameError("operation", operation, get_args(Operation))

@@ -47,6 +47,15 @@ class ExplainedLog(Sequence[Explained]):
     Attributes:
         explained: how many lines.
         skipped: the numbers of the others.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, said: -0.1 if "in Rome" in text else -5.0)
+        >>> line = '{"question": "Where is it?", "documents": ["It is in Rome.", "Bees fly."], "answer": "Rome"}'
+        >>> _ = Path("log.jsonl").write_text(line + "\\nno json\\n")
+        >>> found = explain_log("log.jsonl", "why", model, {"granularity": "documents"}, shown=False)
+        >>> found.explained, found.skipped, found[0].id
+        (1, [2], '1')
     """
 
     def __init__(self, path: Path, places: Mapping[int, int], skipped: Collection[int]) -> None:
@@ -96,6 +105,15 @@ def explain_log(
     Raises:
         RunError: the folder holds results of another log, model or options.
         ModelError: the model failed; what was done is kept.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, said: -0.1 if "in Rome" in text else -5.0)
+        >>> line = '{"question": "Where is it?", "documents": ["It is in Rome.", "Bees fly."], "answer": "Rome"}'
+        >>> _ = Path("log.jsonl").write_text(line + "\\nno json\\n")
+        >>> found = explain_log("log.jsonl", "why", model, {"granularity": "documents"}, shown=False)
+        >>> [line.result.answer if line.result else line.problem for line in found]
+        ['Rome', '...']
     """
     folder, path = Path(out), Path(source)
     total, digest = _measured(path)

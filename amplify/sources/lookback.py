@@ -32,6 +32,11 @@ class Lookback:
             the sum of that and the mean attention on a token behind them (the question, and what was said so far). In
             [0, 1]; 1/2 where both are looked at alike. [tokens, layers, heads]
         owners: number of the claim that each token belongs to. [tokens]
+
+    Example:
+        >>> found = Lookback(np.array([[[0.9]], [[0.2]], [[0.4]]]), owners=(0, 1, 1))
+        >>> found.ratios.round(2).tolist()
+        [0.9, 0.3]
     """
 
     tokens: Floats
@@ -75,6 +80,13 @@ def lookback(result: SourceAttribution, model: LocalModel, *, sink: bool = False
     Raises:
         InputError: votes, which explain no single text.
         CapabilityError: a model that shows no attention over the whole prompt.
+
+    Example:
+        >>> model = amplify.TransformersModel(module, tokenizer)  # of transformers, as you have loaded it
+        >>> documents = ["Ada is in Bern.", "Bees fly."]
+        >>> why = amplify.attribute_sources("Where is Ada?", documents, model, " Bern", granularity="documents")
+        >>> lookback(why, model).ratios.shape
+        (1,)
     """
     if result.value != "logprob":
         raise InputError("votes explain no single text: attribute with value='logprob'")

@@ -36,6 +36,13 @@ class Level:
         texts: what they say.
         table, low_table, high_table: scores and 95 % intervals, [parts, columns] (the columns of the result).
         column: which of them `scores`, `low` and `high` show.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, said: -0.1 if "in Rome" in text else -5.0)
+        >>> why = amplify.attribute_sources("Where is it?", ["It is in Rome.", "Bees fly far."], model, "Rome")
+        >>> why.documents.scores.round(1).tolist(), why.documents.above(0.1)
+        ([4.9, 0.0], [0])
     """
 
     sources: tuple[Part, ...]
@@ -85,6 +92,13 @@ class Cost:
         calls: distinct prompts asked, those of all levels together.
         tokens: tokens forwarded through the model, the answer's own generation included.
         seconds: wall-clock time.
+
+    Example:
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> model = ScriptedModel(logprob=lambda text, said: -0.1 if "in Rome" in text else -5.0)
+        >>> why = amplify.attribute_sources("Where is it?", ["It is in Rome.", "Bees fly far."], model, "Rome")
+        >>> why.cost.calls
+        32
     """
 
     calls: int

@@ -60,13 +60,18 @@ def examples(spec: TaskSpec, rows: list[dict[str, Any]], path: Path, split: str)
             yield item, own or split
 
 
-def labelled(spec: TaskSpec, row: Mapping[str, Any], where: str, fields: Mapping[str, Any]) -> Example:
+def _with_options(row: Row, fields: Mapping[str, Any], where: str) -> Example:
+    question = str(column(row, fields.get("text", "input"), where))
+    return bbh_example(question, str(column(row, fields.get("label", "target"), where)), where)
+
+
+READS: dict[str, Callable[[Row, Mapping[str, Any], str], Example]] = {"bbh": _with_options}
+"""Formats of one example a row that is not read by its columns alone: (row, fields, where it stands) -> example."""
+
+
+def labelled(spec: TaskSpec, row: Row, where: str, fields: Mapping[str, Any]) -> Example:
     """The labelled example of a row; `fields` as in `TaskSpec.fields`, but for the split."""
-    if spec.format == "bbh":
-        question = str(column(row, fields.get("text", "input"), where))
-        item = bbh_example(question, str(column(row, fields.get("label", "target"), where)), where)
-    else:
-        item = example(row, fields, where)
+    item = READS.get(spec.format, example)(row, fields, where)
     if spec.label_map and item.label is not None and not item.choices:
         if item.label not in spec.label_map and item.label not in spec.labels:
             raise InputError(f"{where}: the label {item.label!r} is none of {', '.join(spec.label_map)}")
@@ -124,10 +129,15 @@ def _turns(spec: TaskSpec, rows: list[dict[str, Any]], path: Path) -> Iterable[t
             yield replace(item, fields={**item.fields, "turns": earlier}), split_of(spec.fields, row, where)
 
 
-@register("task_format", "counterfact")
 @register("task_format", "known_facts")
+def _known_facts(spec: TaskSpec, rows: list[dict[str, Any]], path: Path) -> list[tuple[Example, str]]:
+    """Facts of known_facts.json, each made a counterfact with another object of its relation."""
+    return fact_examples(spec, counterfacts(rows, spec.seed, str(path)), path)
+
+
+@register("task_format", "counterfact")
 def fact_examples(spec: TaskSpec, rows: Sequence[Mapping[str, Any]], path: Path) -> list[tuple[Example, str]]:
-    """Examples and their splits, from CounterFact's published layout or from known_facts.json.
+    """Examples and their splits, from CounterFact's published layout.
 
     An example's text is the question, a sentence to continue; its choices are the new and the old object, and the
     label is the new one. `fields.text` of the task says which questions are asked: "requested_rewrite.prompt" (the
@@ -140,9 +150,8 @@ def fact_examples(spec: TaskSpec, rows: Sequence[Mapping[str, Any]], path: Path)
     asked = str(spec.fields.get("text", QUESTIONS[0]))
     if asked not in QUESTIONS:
         raise InputError(f"task {spec.name}: fields.text is one of {', '.join(QUESTIONS)}, not {asked!r}")
-    cases = counterfacts(rows, spec.seed, str(path)) if spec.format == "known_facts" else rows
     made: dict[str, tuple[Example, str]] = {}
-    for number, case in enumerate(cases, start=1):
+    for number, case in enumerate(rows, start=1):
         where = f"{path}, row {number}"
         subject, prompt, new, old = (
             str(column(case, f"requested_rewrite.{name}", where))

@@ -194,7 +194,7 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
     if keep == "*":
         keep = [name for name in row if name not in fields.values()]
     return Example(
-        id=own or _digest(text, choices, options),
+        id=own or own_id(text, choices, options),
         text=text,
         label=None if label is None or str(label) == "" else str(label).strip(),
         choices=choices,
@@ -204,7 +204,7 @@ def example(row: Mapping[str, Any], fields: Mapping[str, Any], where: str, fallb
     )
 
 
-def _digest(text: str, choices: Sequence[str], options: Sequence[str]) -> str:
+def own_id(text: str, choices: Sequence[str], options: Sequence[str]) -> str:
     """An id that follows from an example's content."""
     behind = f"{listed(choices)}, {listed(options)}" if choices or options else "[], []"
     return hashlib.sha256(f"[{plain_json(text)}, {behind}]".encode()).hexdigest()[:12]
@@ -330,7 +330,7 @@ def bbh_example(text: str, target: str | None, where: str) -> Example:
     options = tuple(match[2].strip() for match in lettered)
     if CANARY in text:
         raise InputError(f"{where}: the text holds a benchmark's canary string, which must not reach a prompt")
-    return Example(_digest(question.strip(), choices, options), question.strip(), gold, choices, options)
+    return Example(own_id(question.strip(), choices, options), question.strip(), gold, choices, options)
 
 
 def folded(text: str) -> str:

@@ -102,11 +102,11 @@ def split_pools(
         if sum(sizes.values()) >= len(pool):
             raise InputError(f"task {spec.name}: splits {dict(spec.splits)} leave no training rows of {len(pool)}")
         never = {pools["all"][key].id for key in never_test & pools["all"].keys()}
-        ready["test"], rest = _take(pool, sizes.get("test", 0), stratify, never)
-        ready["validation"], ready["train"] = _take(rest, sizes.get("validation", 0), stratify)
+        ready["test"], rest = take(pool, sizes.get("test", 0), stratify, never)
+        ready["validation"], ready["train"] = take(rest, sizes.get("validation", 0), stratify)
     elif "validation" not in ready and "train" in ready and "validation" in spec.splits:
         size = _size(spec.splits["validation"], len(ready["train"]))
-        ready["validation"], ready["train"] = _take(ready["train"], size, stratify)
+        ready["validation"], ready["train"] = take(ready["train"], size, stratify)
     for name, size_ in spec.splits.items():
         if isinstance(size_, int) and name in ready:
             ready[name] = ready[name][:size_]
@@ -117,7 +117,7 @@ def _size(wanted: float, n: int) -> int:
     return wanted if isinstance(wanted, int) else round(wanted * n)
 
 
-def _take(
+def take(
     pool: Sequence[Example], n: int, stratify: bool, never: Collection[str] = ()
 ) -> tuple[list[Example], list[Example]]:
     """n examples but those with an id in `never`, and the others, both in the pool's order.

@@ -77,17 +77,17 @@ class Task:
         aside = ("source", "revision", "licence", "citation", "fields")
         optional = ("template", "layout", "emphasis", "max_tokens", "stop")
         kept = {k: v for k, v in vars(self).items() if k not in aside and (v or k not in optional)}
-        plain = ", ".join(f'"{key}": {_json(kept[key])}' for key in sorted(kept))
+        plain = ", ".join(f'"{key}": {spelt(kept[key])}' for key in sorted(kept))
         return hashlib.sha256(f"{{{plain}}}".encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def _json(value: Any) -> str:
+def spelt(value: Any) -> str:
     """JSON with sorted keys. Examples, of which there may be many, are written without a detour over dictionaries."""
     if isinstance(value, tuple) and value and isinstance(value[0], Example):
-        return f"[{', '.join(map(_json, value))}]"
+        return f"[{', '.join(map(spelt, value))}]"
     if not isinstance(value, Example):
         return json.dumps(value, default=_plain, sort_keys=True, ensure_ascii=False)
-    fields = _json(value.fields) if value.fields else "{}"
+    fields = spelt(value.fields) if value.fields else "{}"
     label = "null" if value.label is None else plain_json(value.label)
     return (
         f'{{"answers": {listed(value.answers)}, "choices": {listed(value.choices)}, "fields": {fields}, '

@@ -30,9 +30,9 @@ def run(setting: Setting) -> Groups:
         group = Group(command.name, figures={"largest file": largest})
         folder = setting.work / "trial"
         for size in _sizes(largest, setting.amount(8, 1)):
-            group.note(_full(children, command, inputs, folder, want, size, stands=False))
+            group.note(filled(children, command, inputs, folder, want, size, stands=False))
         for size in _sizes(largest, setting.amount(4, 1)):
-            group.note(_full(children, command, inputs, folder, want, size, stands=True))
+            group.note(filled(children, command, inputs, folder, want, size, stands=True))
         group.note(_read_only(children, command, inputs, folder, want))
         yield group
 
@@ -44,7 +44,7 @@ def _sizes(largest: int, amount: int) -> list[int]:
     return sorted({max(1, round((largest - 1) ** (i / (amount - 1)))) for i in range(amount)})
 
 
-def _full(
+def filled(
     children: Children, command: Command, inputs: Path, folder: Path, want: dict[str, Any], size: int, *, stands: bool
 ) -> str | None:
     """A disk on which no file may have more than `size` bytes; with `stands` the command was done there before."""

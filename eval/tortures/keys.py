@@ -93,7 +93,7 @@ def run(setting: Setting) -> Groups:
         folder = commands.trial(models / "in", setting.work / f"{number}")
         key = KEYS[kind]
         ended, asked = servers.failing(children, folder, fault, key)
-        problem = _leak(ended, folder, key)
+        problem = leaked(ended, folder, key)
         found.figures["reached the server"] += asked > 0
         if ended.status not in (0, 2) or b"Traceback" in ended.err:
             problem = f"status {ended.status}, {ended.last}"
@@ -111,7 +111,7 @@ def run(setting: Setting) -> Groups:
         ended = children.run(
             [*servers.ways()[0].argv, *argv], folder, environment=commands.home(folder), before=(servers.hasten,)
         )
-        problem = _leak(ended, folder, key)
+        problem = leaked(ended, folder, key)
         misplaced.note(problem and f"{' '.join(argv).replace(key, 'KEY')}: {problem}")
         shutil.rmtree(folder)
     yield misplaced
@@ -125,7 +125,7 @@ def _misplaced() -> Iterator[list[str]]:
     yield ["-m", "openai:m@http://127.0.0.1:9/v1", "-B", "retries=0", "-B", f"api_key={key}"]
 
 
-def _leak(ended: Ended, folder: Path, key: str) -> str | None:
+def leaked(ended: Ended, folder: Path, key: str) -> str | None:
     """Where the key stands, or None."""
     wanted = forms(key)
     said = {"stdout": ended.out, "stderr": ended.err}

@@ -29,7 +29,7 @@ def run(setting: Setting) -> Groups:
         want, whole, _ = commands.undisturbed(children, command, inputs, setting.work)
         group = Group(command.name, figures={"moments": len(whole.points)})
         for kills in _plan(draw, whole, setting.amount(20 if command.slow else 32, 2)):
-            group.note(_killed(children, command, inputs, setting.work / "trial", want, kills, whole))
+            group.note(killed(children, command, inputs, setting.work / "trial", want, kills, whole))
         yield group
 
 
@@ -51,7 +51,7 @@ def _plan(draw: random.Random, whole: Ended, cases: int) -> list[list[tuple[floa
     return plan
 
 
-def _killed(
+def killed(
     children: Children,
     command: Command,
     inputs: Path,
@@ -71,7 +71,7 @@ def _killed(
                 ended = commands.run(children, command, folder, points=Points(str(folder), int(at), torn))
             if ended.status not in (0, -9):
                 return f"{_told(kills, whole)}: status {ended.status}, {ended.last}"
-            if half := _half(command, folder, want, before):
+            if half := half_written(command, folder, want, before):
                 return f"{_told(kills, whole)}: {half} is not whole after the kill"
         again = commands.run(children, command, folder)
         if again.status:
@@ -85,7 +85,7 @@ def _killed(
         shutil.rmtree(folder)
 
 
-def _half(command: Command, folder: Path, want: dict[str, Any], before: dict[str, Any]) -> str:
+def half_written(command: Command, folder: Path, want: dict[str, Any], before: dict[str, Any]) -> str:
     """The first file under its final name that is neither what it was nor what it is to be; of a cache: holds more."""
     for name, right in want.items():
         path = folder / name

@@ -104,7 +104,7 @@ def test_the_library_stands_a_small_part_of_every_attack(tmp_path: Path) -> None
 )
 def test_kills(acts: list[Any], told: str | None, inputs: Path, tmp_path: Path) -> None:
     whole = Ended(0, b"", b"", points=[("write", "out.txt")] * 3)
-    problem = kills._killed(
+    problem = kills.killed(
         Acted(*acts), WRITES, inputs, tmp_path / "trial", wanted(inputs), [(2, False)], whole  # type: ignore[arg-type]
     )  # fmt: skip
     assert problem is None if told is None else told in str(problem)
@@ -124,7 +124,7 @@ def test_a_cache_may_hold_less_after_a_kill_but_nothing_else(
         for word in replies:
             reply = json.dumps({"answers": [{"text": word}], "logprobs": None})
             base.execute("INSERT INTO replies VALUES (?, ?)", (word, reply))
-    assert kills._half(WRITES, tmp_path, {"replies.sqlite": right}, {}) == half
+    assert kills.half_written(WRITES, tmp_path, {"replies.sqlite": right}, {}) == half
 
 
 FULL = b"amplify: cannot write: no space left"
@@ -141,13 +141,13 @@ FULL = b"amplify: cannot write: no space left"
     ],
 )
 def test_full_disks(acts: list[Any], told: str | None, inputs: Path, tmp_path: Path) -> None:
-    problem = disk._full(Acted(*acts), WRITES, inputs, tmp_path / "trial", wanted(inputs), 3, stands=False)  # type: ignore[arg-type]
+    problem = disk.filled(Acted(*acts), WRITES, inputs, tmp_path / "trial", wanted(inputs), 3, stands=False)  # type: ignore[arg-type]
     assert problem is None if told is None else told in str(problem)
 
 
 def test_a_full_disk_that_takes_an_earlier_result(inputs: Path, tmp_path: Path) -> None:
     lost = Acted(writes(ROWS), writes("", 2, FULL), writes(ROWS))
-    problem = disk._full(lost, WRITES, inputs, tmp_path / "trial", wanted(inputs), 3, stands=True)  # type: ignore[arg-type]
+    problem = disk.filled(lost, WRITES, inputs, tmp_path / "trial", wanted(inputs), 3, stands=True)  # type: ignore[arg-type]
     assert "out.txt" in str(problem)
 
 
@@ -209,9 +209,9 @@ def test_threads() -> None:
 def test_keys(written: str, place: str, tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text(f"it said {written}" if place == "file" else "it said ***")
     ended = Ended(2, *(f"{written if place == each else '***'}".encode() for each in ("stdout", "stderr")))
-    assert "the key is in" in str(keys._leak(ended, tmp_path, keys.KEYS["plain"]))
+    assert "the key is in" in str(keys.leaked(ended, tmp_path, keys.KEYS["plain"]))
     (tmp_path / "log.txt").write_text("it said ***")
-    assert keys._leak(Ended(2, b"***", b"***"), tmp_path, keys.KEYS["plain"]) is None
+    assert keys.leaked(Ended(2, b"***", b"***"), tmp_path, keys.KEYS["plain"]) is None
 
 
 @pytest.mark.parametrize(

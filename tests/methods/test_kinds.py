@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amplify.errors import InputError
-from amplify.methods.base import Program
+from amplify.methods.base import PROGRAMS, Program
 from amplify.methods.program import ShotProgram
 from amplify.models.base import LanguageModel
 from amplify.types import Answer, Example
@@ -17,10 +17,10 @@ from amplify.types import Answer, Example
 
 @pytest.fixture(autouse=True)
 def no_kind_stays() -> Iterator[None]:
-    before = dict(Program._kinds)
+    before = dict(PROGRAMS)
     yield
-    Program._kinds.clear()
-    Program._kinds.update(before)
+    PROGRAMS.clear()
+    PROGRAMS.update(before)
 
 
 def made(kind: str | None, base: type[Program] = Program, name: str = "Mine") -> type[Program]:
@@ -35,12 +35,12 @@ def made(kind: str | None, base: type[Program] = Program, name: str = "Mine") ->
 def test_a_kind_that_is_taken_is_refused_and_what_has_it_stays(base: type[Program]) -> None:
     with pytest.raises(InputError, match=r"kind 'shots' are amplify\.methods\.program\.ShotProgram: .*another kind"):
         made("shots", base)
-    assert Program._kinds["shots"] is ShotProgram
+    assert PROGRAMS["shots"] is ShotProgram
 
 
 def test_a_class_that_is_defined_again_takes_its_own_place() -> None:
     first, second = made("mine"), made("mine")
-    assert Program._kinds["mine"] is second is not first
+    assert PROGRAMS["mine"] is second is not first
     with pytest.raises(InputError, match="kind 'mine'"):
         made("mine", name="Another")
 
@@ -48,7 +48,7 @@ def test_a_class_that_is_defined_again_takes_its_own_place() -> None:
 def test_a_class_without_a_kind_of_its_own_is_not_taken_for_its_parent(tmp_path: Any) -> None:
     parent = made("mine")
     child = made(None, parent, "Child")
-    assert Program._kinds["mine"] is parent
+    assert PROGRAMS["mine"] is parent
     child().answer([], None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="Child cannot be saved without a kind of its own"):
         child().save(tmp_path / "program.json")

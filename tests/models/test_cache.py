@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,10 +137,17 @@ def test_pages_that_were_overwritten_are_one_error_or_right(tmp_path: Path) -> N
     assert wrong > 5
 
 
-def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(*args: Any, **options: Any) -> sqlite3.Connection:
+        base = connect(*args, **options)
+        base.execute("PRAGMA max_page_count=8")  # SQLite's own full disk
+        return base
+
     with Cache(tmp_path) as cache:
         cache.write({"x": SAID})
-        cache._base.execute("PRAGMA max_page_count=8")  # SQLite's own full disk
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with Cache(tmp_path) as cache:
         with pytest.raises(WriteError, match=r"cannot write .*replies\.sqlite: database or disk is full"):
             cache.write({str(i): Reply(answers=(Completion("word " * 1000, "stop", 1, 1),)) for i in range(50)})
         assert cache.read(["x"]) == {"x": SAID}
@@ -203,6 +211,6 @@ def test_an_encoder_computes_nothing_twice(tiny_encoder: Path, tmp_path: Path, m
         plain = embedder.embed(texts)
         with Cache(tmp_path) as cache, keeping_numbers(cache):
             np.testing.assert_array_equal(embedder.embed(texts), plain)
-            monkeypatch.setattr(embedder, "_embed", None)  # whoever calls it fails
+            monkeypatch.setattr(embedder, "module", None)  # whoever calls it fails
             np.testing.assert_array_equal(embedder.embed(texts[1:]), plain[1:])
             assert embedder.embed([]).shape == (0, plain.shape[1])

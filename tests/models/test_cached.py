@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import tiny_models
+from transformers import AutoTokenizer
 
 import amplify
 from amplify import files
 from amplify.errors import InputError, ModelError
 from amplify.models import Cache, ScoringModel, cached, load_model
-from amplify.models.base import LocalModel
-from amplify.models.cached import identity, keeping, origin
+from amplify.models.base import LocalModel, Tokenized
+from amplify.models.cached import identity, keeping, origin, tokenizer_of
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.models.tree.tree import TokenTree
+from amplify.sources.context import special_tokens
 from amplify.tuning import Budget
 from amplify.tuning.budget import BudgetSpentError, Ledger
 from amplify.types import Prompt, Sampling
@@ -124,6 +126,20 @@ def test_a_model_can_what_it_could(cache: Cache) -> None:
     assert not isinstance(scorer, LocalModel)
     assert origin(scorer) is scorer.inner
     assert origin(cached(scorer, cache)) is scorer.inner  # not one around the other
+
+
+def test_a_tokenizer_that_is_here_is_known_by_type(cache: Cache, tiny_lm: Path) -> None:
+    class Near(ScriptedModel):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+
+    near, far = Near("echo"), ScriptedModel("echo")
+    assert isinstance(near, Tokenized)
+    assert not isinstance(far, Tokenized)
+    for model in (near, cached(near, cache)):
+        assert tokenizer_of(model) is Near.tokenizer
+        assert set(special_tokens(model)) >= set(Near.tokenizer.all_special_tokens)
+    assert tokenizer_of(far) is None
+    assert special_tokens(far) == []
 
 
 def test_a_model_that_does_not_say_what_it_is_is_refused(cache: Cache) -> None:

@@ -181,12 +181,12 @@ def test_sharing_is_bounded_and_leaves_the_rest_alone(tiny_lm: Path, model: Any)
     with model.sharing(), model.sharing():
         for prompts in ([Prompt(text="a b"), Prompt(text="a c")], behind_shots("alpha"), behind_shots("beta", "beta")):
             assert forwarded(model, prompts, ANSWERS[0], None)[1] == forwarded(model, prompts, ANSWERS[0], None)[1] > 0
-        assert not model._beginnings._held
+        assert not len(model.beginnings)
     options: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
     with load_model(f"transformers:{tiny_lm}", max_prefix_tokens=1600, **options) as small, small.sharing():
         for first in WORDS:
             prompts = [Prompt(text=first + p.text) for p in behind_shots("alpha", "beta")]
             forwarded(small, prompts, ANSWERS[0], None)
-            assert 0 < sum(map(len, small._beginnings._held)) <= 1600
+            assert 0 < len(small.beginnings) <= 1600
     with load_model(f"transformers:{tiny_lm}", max_prefix_tokens=0, **options) as none, none.sharing():
         assert len(none.score(behind_shots("alpha", "beta"), [ANSWERS[0]] * 2)) == 2

@@ -262,10 +262,15 @@ def test_no_fault_shows_the_key(name, monkeypatch, caplog, capfd):
             shown = ""
         except AmplifyError as error:
             shown = with_locals(error)
-        shown += f"{vars(model)} {vars(model._server)} {model.id} {caplog.text} {capfd.readouterr()}"
+        shown += f"{held(model)} {model.id} {caplog.text} {capfd.readouterr()}"
         for form in forms(KEY):
             at = shown.lower().find(form.lower())
             assert at < 0, shown[shown[:at].rindex("File") : at][:300]
+
+
+def held(model):
+    """What a model and the objects that it has hold."""
+    return [vars(model), *(vars(part) for part in vars(model).values() if hasattr(part, "__dict__"))]
 
 
 def with_locals(error):

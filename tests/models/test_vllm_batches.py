@@ -66,7 +66,7 @@ def opened_model(tiny_lm, steps):
     model.llm.llm_engine, model.llm.enqueue = engine, enqueue
     model.id, model.usage, model.max_context = "vllm:tiny", Usage(), 1024
     model.tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
-    model._stop = weakref.finalize(engine, lambda: None)
+    model.stop = weakref.finalize(engine, lambda: None)
     return model, engine
 
 
@@ -134,12 +134,12 @@ def test_several_answers_and_their_log_probabilities(tiny_lm):
 
 
 def test_who_waits_for_an_engine_that_is_killed_is_told():
-    from amplify.models.vllm import _tell
+    from amplify.models.vllm import tell_of_end
 
     engine = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
     engine.start()
     waiting: queue.Queue[object] = queue.Queue()
-    _tell([engine.sentinel], waiting, RuntimeError("dead"))
+    tell_of_end([engine.sentinel], waiting, RuntimeError("dead"))
     assert waiting.empty()
     engine.kill()
     assert str(waiting.get(timeout=500)) == "dead"

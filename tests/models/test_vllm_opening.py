@@ -64,7 +64,7 @@ def test_an_engine_in_this_process_is_asked_by_one_thread_at_a_time(tiny_lm, mon
     model = object.__new__(VLLMModel)
     model.llm, model.id, model.usage, model.max_context = Engine(), "vllm:tiny", Usage(), None
     model.tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
-    model._stop = SimpleNamespace(alive=True)
+    model.stop = SimpleNamespace(alive=True)
     prompts = [Prompt(text="Great phone"), Prompt(text="Terrible battery")]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: model.generate(prompts, Sampling()), range(12)))

@@ -13,20 +13,19 @@ import pytest
 
 SCRIPT = """
 import contextlib, multiprocessing, sys, time
-from amplify.steering import vllm_plugin as engine_watch
+from amplify.steering import vllm_plugin
 
 def wait(stubborn):
     if stubborn:
         import signal
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        engine_watch._PATIENCE = 0.5
-    engine_watch.watch()
+    vllm_plugin.watch(patience=0.5 if stubborn else 5.0)
     print(multiprocessing.current_process().pid, flush=True)
     time.sleep(600)
 
 if __name__ == "__main__":
     process = multiprocessing.get_context("spawn").Process(target=wait, args=(sys.argv[1] == "stubborn",))
-    with contextlib.nullcontext() if sys.argv[1] == "not owned" else engine_watch.owning():
+    with contextlib.nullcontext() if sys.argv[1] == "not owned" else vllm_plugin.owning():
         process.start()
     time.sleep(600)
 """

@@ -92,7 +92,7 @@ def test_another_vllm_is_refused_at_the_start_by_what_differs(table, place, name
     monkeypatch.setitem(getattr(fitting, table), place, (name,))
     with pytest.raises(CapabilityError, match=f"cannot be extended for steering: {said}"):
         vllm_plugin.extend.__wrapped__()
-    init = vllm_plugin._looking(lambda self, vllm_config: None)
+    init = vllm_plugin.looking(lambda self, vllm_config: None)
     init(None, SimpleNamespace(additional_config={}))  # an engine that does not steer is not concerned
     vllm_plugin.extend.cache_clear()
     with pytest.raises(CapabilityError, match=said):
@@ -104,9 +104,9 @@ def test_another_vllm_is_refused_at_the_start_by_what_differs(table, place, name
 )
 def test_a_misspelt_argument_is_refused(name):
     with pytest.raises(InputError, match=f"did you mean '{KEY}'"):
-        vllm_plugin._refuse_misspelt(SimpleNamespace(extra_args={name: "{}"}))
-    vllm_plugin._refuse_misspelt(SimpleNamespace(extra_args={"kv_transfer_params": "{}", KEY: "{}"}))
-    vllm_plugin._refuse_misspelt(SimpleNamespace(extra_args=None))
+        vllm_plugin.refuse_misspelt(SimpleNamespace(extra_args={name: "{}"}))
+    vllm_plugin.refuse_misspelt(SimpleNamespace(extra_args={"kv_transfer_params": "{}", KEY: "{}"}))
+    vllm_plugin.refuse_misspelt(SimpleNamespace(extra_args=None))
     assert payload.enabled(SimpleNamespace(additional_config={KEY: {}}))
 
 

@@ -238,12 +238,12 @@ def test_what_is_refused_before_any_work(model):
         model.score([prompt], [" works"], steering=Steering(mode="spotlight"))
     with pytest.raises(InputError, match="layers 3 against 30"):
         model.generate([prompt], Sampling(), steering=Steering(heads={1: [0]}, model={"layers": 3}))
-    model._steers = False
+    model.steers = False
     try:
         with pytest.raises(CapabilityError, match="steering=True"):
             model.score([prompt], [" works"], steering=PASTA)
     finally:
-        model._steers = True
+        model.steers = True
     assert not isinstance(model.score([prompt], [" works"]), ModelError)
 
 

@@ -57,12 +57,12 @@ def test_ids_hashes_and_fingerprints_are_those_of_the_json_module():
     for example in examples:
         content = [example.text, example.choices, example.options]
         told = json.dumps(content, ensure_ascii=False)
-        assert rows._digest(*content) == hashlib.sha256(told.encode()).hexdigest()[:12]
+        assert rows.own_id(*content) == hashlib.sha256(told.encode()).hexdigest()[:12]
         folded = [" ".join(text.casefold().split()) for text in (example.text, *example.options)]
         told = json.dumps([folded, example.choices], ensure_ascii=False)
         assert content_hash(example) == hashlib.sha256(told.encode()).hexdigest()
-        assert json.loads(task._json(example)) == json.loads(json.dumps(asdict(example)))
-    assert task._json(examples) == json.dumps(
+        assert json.loads(task.spelt(example)) == json.loads(json.dumps(asdict(example)))
+    assert task.spelt(examples) == json.dumps(
         [asdict(e) for e in examples], default=str, sort_keys=True, ensure_ascii=False
     )
 
@@ -115,7 +115,7 @@ def test_the_same_rows_are_taken_for_a_split_as_by_the_definition(stratify):
             ]
             able = [e for _, _, e in sorted(ranked, key=lambda r: r[:2])]
         taken = {e.id for e in able[:n]}
-        assert splits._take(pool, n, stratify, never) == (
+        assert splits.take(pool, n, stratify, never) == (
             [e for e in pool if e.id in taken],
             [e for e in pool if e.id not in taken],
         )

@@ -258,6 +258,10 @@ class Beginnings:
         self.most = most
         self._held: OrderedDict[tuple[int, ...], PrefixCache] = OrderedDict()
 
+    def __len__(self) -> int:
+        """Tokens that it holds."""
+        return sum(map(len, self._held))
+
     def of(
         self, prompts: Sequence[tuple[int, ...]], forward: Callable[[TreePlan, PrefixCache], Any]
     ) -> PrefixCache | None:
@@ -277,6 +281,6 @@ class Beginnings:
             held = PrefixCache(shared - 1)  # of the last token, which is read from, nothing is kept
             forward(plan_tree(TokenTree((tokens, tokens[:1]), (-1, 0)), [1]), held)
         self._held[tokens] = held
-        while sum(map(len, self._held)) > self.most:
+        while len(self) > self.most:
             self._held.popitem(last=False)
         return held

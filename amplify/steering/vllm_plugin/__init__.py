@@ -104,10 +104,12 @@ def _look_out() -> None:
     doors: tuple[Any, ...] = (InputProcessor, Executor, WorkerBase)
     for door in doors:
         if not hasattr(door.__init__, _MARK):
-            door.__init__ = _looking(door.__init__)
+            door.__init__ = looking(door.__init__)
 
 
-def _looking(plain: Any) -> Any:
+def looking(plain: Any) -> Any:
+    """A constructor that extends vLLM, and refuses an engine, where its configuration asks for steering."""
+
     @functools.wraps(plain)
     def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         if enabled(vllm_config):
@@ -153,7 +155,7 @@ def extend_front_end() -> None:
                     "this engine was started without steering: start it with "
                     f"--additional-config '{{\"{KEY}\": {{}}}}' (in process: steering=True)"
                 )
-            _refuse_misspelt(request.sampling_params)
+            refuse_misspelt(request.sampling_params)
             wanted = steering_of(request.sampling_params)
             if wanted is not None:
                 if request.prompt_token_ids is None:
@@ -172,7 +174,7 @@ def extend_front_end() -> None:
     InputProcessor.process_inputs = process_inputs
 
 
-def _refuse_misspelt(sampling_params: Any) -> None:
+def refuse_misspelt(sampling_params: Any) -> None:
     """Refuse an argument that is meant for us and is not: vLLM would ignore it, and the request would go unsteered.
 
     Raises:
@@ -187,7 +189,6 @@ def _refuse_misspelt(sampling_params: Any) -> None:
 OWNER = "AMPLIFY_ENGINE_OWNER"
 """Environment variable: the process whose engines end with it."""
 _LOOKS = 1.0  # seconds between two looks
-_PATIENCE = 5.0  # seconds for an orderly end
 
 
 @contextmanager
@@ -210,16 +211,22 @@ def owning(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def watch() -> None:
-    """In a process that an owner of engines started: end when the owner does. In any other process, nothing."""
+def watch(patience: float = 5.0) -> None:
+    """In a process that an owner of engines started: end when the owner does. In any other process, nothing.
+
+    Args:
+        patience: seconds for an orderly end.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None and os.environ.get(OWNER) == str(parent.pid):
-        threading.Thread(target=_end_after, args=(parent.pid,), daemon=True, name="amplify-engine-watch").start()
+        threading.Thread(
+            target=_end_after, args=(parent.pid, patience), daemon=True, name="amplify-engine-watch"
+        ).start()
 
 
-def _end_after(parent: int | None) -> None:
+def _end_after(parent: int | None, patience: float) -> None:
     while os.getppid() == parent:  # an orphan gets another parent
         time.sleep(_LOOKS)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_PATIENCE)
+    time.sleep(patience)
     os.kill(os.getpid(), signal.SIGKILL)
