@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -65,19 +66,8 @@ class Embedder:
 
     def embed(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> npt.NDArray[np.float32]:
         """One unit vector per text, shape (texts, width). Text beyond the encoder's window is not read."""
-        width = self.module.config.hidden_size
-        rows = kept_numbers(
-            ["embedding", *self._known], texts, lambda new: list(self._embed([texts[i] for i in new], batch_tokens))
-        )
-        return np.array(rows, np.float32).reshape(len(texts), width)
-
-    @cached_property
-    def _known(self) -> list[str]:
-        import torch
-        import transformers
-
-        versions = (amplify.__version__, torch.__version__, transformers.__version__)
-        return [*hub.identity(self._folder).values(), *versions]
+        rows = _kept(self._folder, texts, lambda: self, batch_tokens)
+        return np.array(rows, np.float32).reshape(len(texts), self.module.config.hidden_size)
 
     @one_at_a_time
     def _embed(self, texts: Sequence[str], batch_tokens: int) -> npt.NDArray[np.float32]:
@@ -103,6 +93,28 @@ class Embedder:
         if not np.isfinite(out).all():
             raise DataError("the embeddings hold what is no number: check the weights of the encoder")
         return out
+
+
+def _kept(folder: Path, texts: Sequence[str], encoder: Callable[[], Embedder], batch_tokens: int = 4096) -> list[Any]:
+    """Rows of texts by the encoder in a folder, which is asked for only where one of them is not kept."""
+    by = [*hub.identity(folder).values(), amplify.__version__, version("torch"), version("transformers")]
+    return kept_numbers(
+        ["embedding", *by], texts, lambda new: list(encoder()._embed([texts[i] for i in new], batch_tokens))
+    )
+
+
+def embedded(texts: Sequence[str], model: str = "minilm") -> npt.NDArray[np.float32]:
+    """One unit vector per text, by an encoder that is loaded only where one of them is not kept; see `Embedder.embed`.
+
+    Args:
+        texts: at least one.
+        model: alias, hub id or folder.
+
+    Example:
+        >>> embedded(["great phone", "terrible battery"], encoder).shape  # the folder of an encoder
+        (2, 32)
+    """
+    return np.array(_kept(hub.resolve(model), texts, lambda: open_embedder(model)), np.float32)
 
 
 def open_embedder(model: str = "minilm", device: str | None = None) -> Embedder:

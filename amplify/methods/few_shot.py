@@ -269,18 +269,18 @@ class NearestProgram(PromptProgram):
 
     def nearest(self, examples: Sequence[Example]) -> list[list[Demonstration]]:
         """Each input's shots, the nearest last."""
-        from amplify.retrieval import nearest, open_embedder
+        from amplify.retrieval import embedded, nearest
 
         keys = _embedded(self.embedder, tuple(input_text(shot.example) for shot in self.pool))
-        queries = open_embedder(self.embedder).embed([input_text(example) for example in examples])
+        queries = embedded([input_text(example) for example in examples], self.embedder)
         return [[self.pool[i] for i in reversed(row)] for row in nearest(queries, keys, self.shots)]
 
 
 @lru_cache(maxsize=4)
 def _embedded(model: str, texts: tuple[str, ...]) -> npt.NDArray[np.float32]:
-    from amplify.retrieval import open_embedder
+    from amplify.retrieval import embedded
 
-    return open_embedder(model).embed(list(texts))
+    return embedded(texts, model)
 
 
 def _marked(method: ZeroShot | FewShot, form: Form, task: Task) -> Form:

@@ -261,7 +261,11 @@ def need_local(model: LanguageModel, what: str) -> LocalModel:
 
 
 def check_window(tokens: Sequence[int], room: int, max_context: int | None) -> None:
-    """Refuse a batch in which a prompt does not fit.
+    """Refuse a batch in which a prompt does not fit; every model does.
+
+    What can say more than this, before anything is asked, looks for itself: which documents would have to go
+    (`sources.context.check_documents_fit`), how many shots (`methods.program.check_shots_fit`), or which method of a
+    run would fail in the middle of it (`evaluation.run`).
 
     Args:
         tokens: tokens of each prompt (with its continuation, when scoring).

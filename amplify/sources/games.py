@@ -39,6 +39,9 @@ PART = 256  # selections asked for at a time
 class Memory:
     """What is known of selections, and which of them a call needed.
 
+    Not the memory of a game (`amplify.shapley.game.CachedValue`), which keeps numbers by its own rows and holds them
+    against a budget: the games of several levels and orders ask for the same texts, and share what is known of these.
+
     Args:
         progress: say how many selections are asked for; or a function that is given how many were answered so far.
         kept: the file where the model's replies are kept as well; None where they are not.

@@ -17,7 +17,7 @@ import pytest
 
 from amplify.errors import InputError, RunError, WriteError
 from amplify.models.cache import FILE, Cache, Reply, keeping_numbers, kept_numbers
-from amplify.retrieval import Embedder
+from amplify.retrieval import Embedder, embedded, open_embedder
 from amplify.types import Completion, TokenLogProbs
 
 SAID = Reply(answers=(Completion("Paris “é” \ud800", "stop", 3, 1),), prompt_tokens=3, tokens=4.0, seconds=0.5)
@@ -211,6 +211,17 @@ def test_an_encoder_computes_nothing_twice(tiny_encoder: Path, tmp_path: Path, m
         plain = embedder.embed(texts)
         with Cache(tmp_path) as cache, keeping_numbers(cache):
             np.testing.assert_array_equal(embedder.embed(texts), plain)
-            monkeypatch.setattr(embedder, "module", None)  # whoever calls it fails
+            monkeypatch.setattr(embedder.module, "forward", None)  # whoever calls it fails
             np.testing.assert_array_equal(embedder.embed(texts[1:]), plain[1:])
             assert embedder.embed([]).shape == (0, plain.shape[1])
+
+
+def test_an_encoder_of_which_everything_is_kept_is_not_loaded(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, name = ["great phone", "terrible battery"], str(tiny_encoder)
+    with Cache(tmp_path) as cache, keeping_numbers(cache):
+        plain = embedded(texts, name)
+        np.testing.assert_array_equal(plain, open_embedder(name).embed(texts))
+        monkeypatch.setattr("amplify.retrieval.open_embedder", None)  # whoever calls it fails
+        np.testing.assert_array_equal(embedded(texts[::-1], name), plain[::-1])
