@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 from steering_reference import reference_logprobs
 from transformers import AutoModelForCausalLM
 
-from amplify import Prompt, Sampling, Span, Steering, load_model, parse_emphasis
+from amplify import Prompt, Sampling, Span, Steering, TransformersModel, load_model, parse_emphasis
 from amplify.errors import CapabilityError, InputError
 from amplify.models import chat
 
@@ -86,6 +87,57 @@ def test_greedy_text_matches_the_reference(model, independent, steering):
         if written[-1] == model.tokenizer.eos_token_id:
             written.pop()
         assert completion.text == model.tokenizer.decode(written, skip_special_tokens=True).rstrip("\ufffd")
+
+
+class Stored(torch.nn.Module):
+    """A layer as quantising packages keep it: few bits and a scale a row, multiplied in each pass."""
+
+    def __init__(self, linear, kind, most):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        scale = (linear.weight.abs().amax(1, keepdim=True) / most).detach()
+        held = (linear.weight / scale).detach()
+        self.register_buffer("scale", scale)
+        self.register_buffer("weight", (held if kind.is_floating_point else held.round()).to(kind))
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale)
+
+
+WEIGHTS = {"8 bits": (torch.int8, 127), "4 bits": (torch.int8, 7), "fp8": (torch.float8_e4m3fn, 448), "adapter": None}
+
+
+def changed(module, weights):
+    """A model with every linear layer stored so, or with an adapter, the same each time."""
+    if WEIGHTS[weights] is None:
+        torch.manual_seed(1)
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
+        return peft.get_peft_model(module, config).eval()
+    for layer in module.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, child in list(part.named_children()):
+                if isinstance(child, torch.nn.Linear):
+                    setattr(part, name, Stored(child, *WEIGHTS[weights]))
+    return module
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_steering_is_exact_whatever_the_weights_are(tiny_lm, model, weights):
+    eager, other = (
+        AutoModelForCausalLM.from_pretrained(tiny_lm, attn_implementation=how, dtype=torch.float32).eval()
+        for how in ("eager", "sdpa")
+    )
+    independent = changed(eager, weights)
+    independent = independent.get_base_model() if weights == "adapter" else independent
+    mine = TransformersModel(changed(other, weights), model.tokenizer)
+    prompts, target = PROMPTS[:2], " positive"
+    found = mine.score(prompts, [target] * 2, steering=STEERINGS[0])
+    assert found != model.score(prompts, [target] * 2, steering=STEERINGS[0])
+    for prompt, got in zip(prompts, found, strict=True):
+        ids, spans, start = marks(model.tokenizer, prompt, target)
+        expected = reference_logprobs(independent, ids, STEERINGS[0], spans, start)
+        for k, value in enumerate(got.logprobs, start=start):
+            assert value == pytest.approx(expected[k - 1, ids[k]].item(), abs=TOLERANCE)
 
 
 def test_unmarked_prompts_are_untouched(model):
