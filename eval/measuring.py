@@ -8,7 +8,8 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,32 @@ def loaded(names: Sequence[str], dry_run: bool, **how: Any) -> dict[str, Any]:
     import amplify
 
     tasks = {}
-    for name in names:
-        try:
-            tasks[name] = amplify.load_task(name, **how)
-        except amplify.DataError as error:
-            if not dry_run:
-                raise
-            print(f"{name}: left out here, its data are not in this place: {error}\n", flush=True)
+    with hub_at_once() if dry_run else nullcontext():
+        for name in names:
+            try:
+                tasks[name] = amplify.load_task(name, **how)
+            except amplify.DataError as error:
+                if not dry_run:
+                    raise
+                print(f"{name}: left out here, its data are not in this place: {error}\n", flush=True)
     return tasks
+
+
+@contextmanager
+def hub_at_once() -> Iterator[None]:
+    """Within it a hub that does not answer is not waited for: its client would try each data set for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not before:
+            get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # whatever the client's errors are called: the hub is not there
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def model_options(given: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     python eval/reproduce.py amplify main                           # reduced size, small model
     python eval/reproduce.py self_amplify main --paper --model openai:MODEL@http://127.0.0.1:8000/v1
     python eval/reproduce.py textgenshap recall -- --value votes    # behind -- : options of that paper's own script
+    python eval/reproduce.py pasta main --read eval/results/pasta_main_json_formatting.json     # what is there already
 
 The cost is printed first (prompts and tokens, by the methods' own prompts); --dry-run ends there. The same command goes
 on where it was stopped, and writes the table, with what was published and what differs, to --results.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,38 +77,73 @@ def beside(paper: str, table: str, size: str, data: dict[str, Any]) -> str:
     """
     known = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))[paper]
     theirs = (known.get("tables") or {}).get(table)
-    lines = [f"## Beside {known['paper']}", "", *([f"Its claim: {known['claim']}.", ""] if "claim" in known else [])]
-    rows = compared(theirs, data.get("tasks", {})) if theirs else []
+    lines = [f"## Beside {known['paper']}", ""]
+    lines += [f"Its claim: {known['claim']}.", ""] if "claim" in known else []
+    lines += [f"Of this table it says: {known['says'][table]}", ""] if table in known.get("says", {}) else []
+    rows = compared(theirs, data) if theirs else []
     if rows:
-        lines += ["| task | method | theirs | ours | our interval | items |", "|---|---|---|---|---|---|"]
+        head = ("task", "method", "score", "theirs", "their figure", "ours", "our interval", "items")
+        lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         lines += [f"| {' | '.join(row)} |" for row in rows]
     else:
-        lines.append("No published figure of this table is at hand for these tasks.")
-    return "\n".join([*lines, "", "What differs:", "", *(f"- {why}" for why in differences(theirs, size, data)), ""])
+        lines.append("Its figures, cell by cell, are not at hand for these tasks.")
+    why = [*differences(theirs, size, data), *known.get("differs", ())]
+    return "\n".join([*lines, "", "What differs:", "", *(f"- {one}" for one in why), ""])
 
 
-def compared(theirs: dict[str, Any], tasks: dict[str, Any]) -> list[tuple[str, ...]]:
+def model_of(data: dict[str, Any]) -> str:
+    """The model of a result, also as files before the key `model` name it."""
+    about = data.get("model") or data.get("explainer") or data.get("backend") or {}
+    return str(about.get("id") or about.get("spec") or about.get("backend") or "see the table")
+
+
+def kind_of(label: str, data: dict[str, Any]) -> str:
+    """A method's label without its options; where its heads are not those of the task, with whose they are.
+
+    Those that `--multi` names, else the model's own, are of several tasks ("[multi]"); any others are of other tasks
+    ("[agnostic]").
+    """
+    name, _, options = label.partition("[")
+    profile = dict(o.partition("=")[::2] for o in options.rstrip("]").split(",")).get("profile")
+    given = dict(pairwise(shlex.split(data.get("command", ""))))
+    if not profile or profile == given.get("--profile"):
+        return name
+    return (
+        f"{name}[multi]" if profile == given.get("--multi", model_of(data).partition(":")[2]) else f"{name}[agnostic]"
+    )
+
+
+def compared(theirs: dict[str, Any], data: dict[str, Any]) -> list[tuple[str, ...]]:
     """Their figure and ours of each task and method that both have: by the published score where it is one of ours."""
+    tasks: dict[str, Any] = data.get("tasks", {})
+    near = theirs.get("near", {})
     rows = []
-    for task, figures in theirs["rows"].items():
-        for row in tasks.get(task, {}).get("rows", ()):
-            column = theirs["columns"].get(row["method"].partition("[")[0])
-            if column not in figures or row["score"] is None:
-                continue
-            score = figures.get("score")
-            own = row["metrics"].get(score, row["score"]) if score else row["score"]
-            interval = "" if score in row["metrics"] else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
-            shown = f"{theirs['scale'] * own:.1f}"
-            rows.append((task, row["method"], f"{figures[column]:.1f}", shown, interval, str(row["n"])))
+    for figures in theirs["rows"]:
+        for task in [figures["task"], *(ours for ours in near if near[ours] == figures["task"])]:
+            for row in tasks.get(task, {}).get("rows", ()):
+                column = theirs["columns"].get(kind_of(row["method"], data))
+                if column not in figures or row["score"] is None:
+                    continue
+                if (score := figures.get("score")) in row["metrics"]:
+                    own, interval = row["metrics"][score], ""
+                else:
+                    own, score = row["score"], "score"
+                    interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+                ours = f"{theirs['scale'] * own:.1f}"
+                rows.append(
+                    (task, row["method"], score, column, f"{figures[column]:.2f}", ours, interval, str(row["n"]))
+                )
     return rows
 
 
 def differences(theirs: dict[str, Any] | None, size: str, data: dict[str, Any]) -> list[str]:
     """What a reader must know before the two are compared."""
-    model = (data.get("model") or data.get("explainer") or {}).get("id", "")
-    found = [f"the model: {model or 'see the table'}" + (f", theirs {theirs['model']}" if theirs else "")]
+    found = [f"the model: {model_of(data)}, theirs {theirs['model'] if theirs else 'not at hand'}"]
     if size != "paper":
         found.append(f"the size: {size}, not the paper's tasks with every item (--paper)")
+    near = [ours for ours in (theirs or {}).get("near", {}) if ours in data.get("tasks", {})]
+    if near:
+        found.append(f"the data: {', '.join(near)} stands for {', '.join(theirs['near'][one] for one in near)}")
     counts = [row["n"] for one in data.get("tasks", {}).values() for row in one.get("rows", ()) if "n" in row]
     if counts and min(counts) < 100:
         wide = 98 / max(1, min(counts)) ** 0.5
@@ -123,6 +161,11 @@ def differences(theirs: dict[str, Any] | None, size: str, data: dict[str, Any]) 
 @click.option("--small", "size", flag_value="small", help="A few items, to see that it runs.")
 @click.option("--paper", "size", flag_value="paper", help="The paper's tasks, every item.")
 @click.option("--dry-run", is_flag=True, help="Say what it will cost, and end.")
+@click.option(
+    "--read",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Results (JSON) of this table that are there: put them beside what was published, and run nothing.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reproduce"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("runs/reproduce/results"), show_default=True)
 def main(
@@ -133,12 +176,16 @@ def main(
     model_option: tuple[str, ...],
     size: str | None,
     dry_run: bool,
+    read: Path | None,
     out: Path,
     results: Path,
 ) -> None:
     """Reproduce TABLE of PAPER; options of that paper's own script follow behind --."""
     if table not in tables_of(paper):
         raise click.UsageError(f"{paper} has no table {table!r}; there are: {', '.join(tables_of(paper))}")
+    if read is not None:
+        click.echo(beside(paper, table, size or "reduced", json.loads(read.read_text(encoding="utf-8"))))
+        return
     how, name = size or "reduced", f"{paper}_{table}_{size or 'reduced'}"
     given = [*(["--model", model] if model else []), *(part for o in model_option for part in ("-B", o))]
     kept = [] if (paper, table) == ("textgenshap", "speed") else ["--out", str(out / name)]

@@ -20,7 +20,7 @@ import math
 import os
 import platform
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +31,7 @@ import amplify
 from amplify import templates
 from amplify.errors import AmplifyError
 from amplify.methods import make
-from amplify.methods.base import Method
+from amplify.methods.base import Method, Rehearsal
 from amplify.methods.rag import Rag, RagProgram, Reading
 from amplify.models.base import LanguageModel
 from amplify.retrieval import open_retriever
@@ -66,6 +66,13 @@ class Nearest(Rag):
     def fit(self, task: Task, model: LanguageModel, seed: int) -> RagProgram:
         """Nothing to fit."""
         return NearestProgram(**{**vars(super().fit(task, model, seed)), "operation": "rerank"})
+
+    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
+        """As many documents, drawn by chance."""
+        options = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("mode", "variant", "operation")
+        }
+        return Rag(**{**options, "by": "random", "operation": "rerank"}).rehearse(task, model, seed)
 
 
 @click.group()

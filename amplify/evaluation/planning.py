@@ -87,7 +87,8 @@ def plan(
 
     Each method rehearses (`Method.rehearse`) against a model that answers at once: one without a model of its own is
     really fitted, and its calls can still differ where they depend on what the model answers; for the others (proxies,
-    embedders) prompts are taken to be as long as with random shots and random words.
+    embedders, attributions) prompts are taken to be as long as with random shots, random words and half of the
+    documents.
 
     Args:
         task, methods, seeds, limit, mode, options, calibrate: see `evaluate`.
@@ -114,7 +115,7 @@ def _plan(
     if rehearsal.program is not None:
         calibrated(rehearsal.program, task, stand, way, seeds[0])
     fit = stand.usage.snapshot()
-    sample = items[:: max(1, len(items) // _SAMPLE)]
+    sample = items[:: -(-len(items) // _SAMPLE)]
     if rehearsal.program is not None:
         rehearsal.program.answer(sample, stand)
     spent, factor = stand.usage.since(fit), len(items) * runs / len(sample)
@@ -161,11 +162,15 @@ class _StandIn:
         return [TokenLogProbs((text,), (0,), (-1.0,)) for text in continuations]
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
-        """By the real model where there is one."""
+        """By the real model where there is one; a prompt that is asked many times is counted once."""
+        distinct = list(dict.fromkeys(prompts))
         if self._real is not None:
-            return self._real.count_tokens(prompts)
-        texts = [(p.text or "") + "".join(m.content for m in p.messages) + p.prefix for p in prompts]
-        return [-(-len(text) // _CHARACTERS) for text in texts]
+            counts = self._real.count_tokens(distinct)
+        else:
+            texts = [(p.text or "") + "".join(m.content for m in p.messages) + p.prefix for p in distinct]
+            counts = [-(-len(text) // _CHARACTERS) for text in texts]
+        known = dict(zip(distinct, counts, strict=True))
+        return [known[prompt] for prompt in prompts]
 
     def describe(self) -> dict[str, Any]:
         """Nothing of its own."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from amplify.tasks import Task
 
+_REHEARSED = 24  # examples whose prompts a plan really builds
+
 
 @dataclass(frozen=True)
 class ZeroShot(PromptMethod):
@@ -327,7 +329,19 @@ def random_shots(method: PromptMethod, task: Task, model: LanguageModel, seed: i
 
 
 def ask_validation(method: PromptMethod, task: Task, model: LanguageModel, seed: int, n: int) -> None:
-    """Ask n times for the label of a validation example, from the first one on and over again: for plans."""
-    if n and task.validation:
-        asked = [task.validation[i % len(task.validation)] for i in range(n)]
-        ZeroShot(mode=method.mode).fit(task, model, seed).answer(asked, model)
+    """Ask n times for the label of a validation example, from the first one on and over again: for plans.
+
+    What more than a few examples would take is not asked: it is counted, as long as these on average.
+    """
+    if not n or not task.validation:
+        return
+    among = task.validation[:n]
+    some = among[:: -(-len(among) // _REHEARSED)]
+    before = model.usage.snapshot()
+    ZeroShot(mode=method.mode).fit(task, model, seed).answer(some, model)
+    spent, more = model.usage.since(before), n / len(some) - 1
+    model.usage.add(
+        calls=round(spent.calls * more),
+        prompt_tokens=round(spent.prompt_tokens * more),
+        completion_tokens=round(spent.completion_tokens * more),
+    )

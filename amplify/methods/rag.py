@@ -16,7 +16,7 @@ import numpy as np
 
 from amplify import templates
 from amplify.errors import InputError
-from amplify.methods.base import Method, Preset, Program
+from amplify.methods.base import Method, Preset, Program, Rehearsal
 from amplify.methods.parse import parse_text
 from amplify.methods.pasta import find_profile
 from amplify.metrics import normalize
@@ -150,6 +150,17 @@ class Rag(Method):
             steering=steering.to_dict() if steering else {},
             notes=notes,
         )
+
+    def rehearse(self, task: Task, model: LanguageModel, seed: int) -> Rehearsal:
+        """With documents as they come, and half of them in every prompt of an attribution: nothing is attributed."""
+        program = self.fit(task, model, seed)
+        told = [
+            *(["documents as they come, not as a retriever ranks them"] if self.search != "none" else []),
+            *(["half of the documents in each prompt of an attribution"] if self.by == "shapley" else []),
+            *(["the first trial suffices"] if self.operation == "suffice" else []),
+        ]
+        note = f"estimated: {'; '.join(told)}" if told else ""
+        return Rehearsal(RehearsedRag(**{**vars(program), "search": "none"}), note)
 
     def _steering(self, task: Task, model: LanguageModel) -> tuple[Steering, tuple[str, ...]]:
         """Heads and strength of "highlight", tried; and a note where they are all heads."""
@@ -472,6 +483,37 @@ class RagProgram(Program):
             prompt=prompt,
             sources=sources,
         )
+
+
+@dataclass(frozen=True)
+class RehearsedRag(RagProgram):
+    """Asks as many prompts as its attributions would, of half of the documents, and prunes none: for plans."""
+
+    def _scored(self, read: Reading, said: Completion, model: LanguageModel) -> Reading:
+        n = len(read.numbers)
+        if n < 2 or not said.text.strip():
+            return read
+        before = model.usage.mine
+        if self.by == "loo":
+            leave_one_out(read, said.text, model)
+        else:
+            self._attribute(read, said, model)
+        rising = [1.0 + i for i in range(n)]  # any re-ranking is another prompt
+        spent = model.usage.mine.since(before)
+        return replace(read, spent=spent, values=rising, high=rising, sources=read.ranked(rising, ()))
+
+    def _attribute(self, read: Reading, said: Completion, model: LanguageModel) -> None:
+        n = len(read.numbers)
+        asked = self.budget if self.operation in ("highlight", "loop") else min(self.budget, 2**n)
+        half = read.only(range(0, n, 2))
+        prompts = [half.prompt(half.everything())] * asked
+        if self.value == "logprob":
+            need_scoring(model, self.method).score(prompts, [said.text] * asked)
+        else:
+            model.generate(prompts, Sampling(max_tokens=self.max_tokens, stop=STOP))
+
+    def _best_sentences(self, read: Reading) -> list[Part]:
+        return list(self._telling(read))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from amplify.errors import CapabilityError, ContextLengthError, InputError, UnknownNameError
-from amplify.evaluation import evaluate, load_report
+from amplify.evaluation import evaluate, load_report, plan
 from amplify.evaluation.configuration import declare_family
 from amplify.methods import METHODS, make
 from amplify.methods.base import Program
@@ -461,3 +461,30 @@ def test_scores_are_shapley_values_by_definition(tiny_lm) -> None:
 @pytest.mark.real
 def test_scores_are_shapley_values_by_definition_on_smollm2(smollm2) -> None:
     check_against_brute_force(f"transformers:{smollm2}")
+
+
+@pytest.mark.parametrize("name", sorted(set(UNSTEERED) - {"rag_suffice_shapley"}))
+def test_a_plan_equals_the_run_and_attributes_nothing(
+    name: str, task: Task, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(name, **({"budget": 12} if "budget" in METHODS[name].options else {}))
+    run(name, task, model, **({"budget": 12} if "budget" in METHODS[name].options else {}))
+    calls, tokens = model.usage.calls, model.usage.prompt_tokens
+    for told in ("attribution", "open_retriever"):
+        monkeypatch.setattr(f"amplify.methods.rag.{told}", lambda *_, **__: pytest.fail("a plan does no work"))
+    [row] = plan(task, ScriptedModel("say= Bern"), [made], seeds=[0]).rows
+    # "prune" asks again only where something is taken out, which a plan cannot know
+    assert row.calls in (calls, calls - len(task.test)) if "prune" in name else row.calls == calls
+    assert row.prompt_tokens == pytest.approx(tokens, rel=0.25)
+    assert ("estimated" in row.note) == ("shapley" in name)
+
+
+def test_a_plan_takes_documents_as_they_come_instead_of_ranking_them(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amplify.methods.rag.open_retriever", lambda *_, **__: pytest.fail("it was opened"))
+    [row] = plan(task, None, [make("rag", search="minilm", documents=2)], seeds=[0]).rows
+    assert (row.calls, row.answers) == (3, 3)
+    assert "as they come" in row.note
+    every = plan(task, None, ["rag"], seeds=[0]).rows[0]
+    assert row.prompt_tokens < every.prompt_tokens
