@@ -97,8 +97,9 @@ def command_line() -> Iterator[str]:
     yield "`amplify` alone says its four verbs; `amplify COMMAND --help` says what stands here.\n"
     yield f"```console\n$ {EXAMPLE.partition('Example:')[2].strip()}\n```\n"
     yield "## Completion\n"
-    yield "Commands and options are completed by the shell after one line in its start-up file:\n"
-    yield '```bash\neval "$(_AMPLIFY_COMPLETE=bash_source amplify)"     # ~/.bashrc'
+    yield "Commands, options, tasks, methods and models are completed by the shell after a line in its start-up file:\n"
+    yield "```bash\nCOMP_WORDBREAKS=${COMP_WORDBREAKS//:}                # ~/.bashrc: names of models hold a colon"
+    yield 'eval "$(_AMPLIFY_COMPLETE=bash_source amplify)"     # ~/.bashrc'
     yield 'eval "$(_AMPLIFY_COMPLETE=zsh_source amplify)"      # ~/.zshrc'
     yield "_AMPLIFY_COMPLETE=fish_source amplify | source      # ~/.config/fish/completions/amplify.fish\n```\n"
     for command in cli.commands.values():

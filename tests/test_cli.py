@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -315,3 +317,36 @@ def test_the_shell_completes_commands_options_and_values() -> None:
     assert completed([], "ru") == ["run"]
     assert completed(["run"], "--lim") == ["--limit"]
     assert completed(["attribute", "--value"], "") == ["logprob", "votes"]
+    assert {"support_tickets", "hotpotqa"} <= set(completed(["tune"], ""))
+    assert completed(["run"], "support") == ["support_tickets"]
+    assert completed(["run", "support_tickets", "--methods"], "zero_shot,few_shot_k") == ["zero_shot,few_shot_knn"]
+    assert completed(["tune", "support_tickets", "--model"], "transformers:s") == ["transformers:smollm2-135m"]
+    assert completed(["models", "pull"], "min") == ["minilm"]
+    assert completed(["tune", "support_tickets", "--metric"], "exact_m") == ["exact_match"]
+
+
+BASH = """
+eval "$(_AMPLIFY_COMPLETE=bash_source amplify)"
+COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_amplify_completion amplify
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+FISH = "_AMPLIFY_COMPLETE=fish_source amplify | source; complete --do-complete '{line}'"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("amplify tune support_", "support_tickets"),
+        ("amplify run support_tickets --methods few_shot_k", "few_shot_knn"),
+        ("amplify attribute --val", "--value"),
+    ],
+)
+@pytest.mark.parametrize(("shell", "script"), [("bash", BASH), ("fish", FISH)])
+def test_a_real_shell_completes(shell: str, script: str, line: str, told: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not here")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [shell, "-c", script.format(line=line)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=True)
+    assert told in done.stdout.split(), done.stdout + done.stderr

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from amplify.cli import completing
 from amplify.errors import InputError
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def takes_model(command: Command) -> Command:
     kinds = "transformers:MODEL, vllm:MODEL, openai:MODEL@URL or scripted:NAME; ray:N× before it for N workers."
     engine = "Engine option, e.g. dtype=float32. Repeatable."
     command = click.option("--model-option", "-B", multiple=True, metavar="KEY=VALUE", help=engine)(command)
-    return click.option("--model", "-m", metavar="KIND:MODEL", help=kinds)(command)
+    return click.option("--model", "-m", metavar="KIND:MODEL", shell_complete=completing.models, help=kinds)(command)
 
 
 def takes_cache(command: Command) -> Command:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from amplify.cli import completing
 from amplify.cli.common import Group, say, takes_task
 from amplify.errors import InputError
 
@@ -125,7 +126,7 @@ def models() -> None:
 
 
 @models.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=completing.aliases)
 def pull(names: tuple[str, ...]) -> None:
     """Fetch models by alias, hub id or folder, check them and keep them in the cache."""
     from amplify import hub as store
@@ -135,8 +136,14 @@ def pull(names: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("task")
-@click.option("--body", default="minilm", show_default=True, help="Encoder or language model: alias, hub id or folder.")
+@click.argument("task", shell_complete=completing.tasks)
+@click.option(
+    "--body",
+    shell_complete=completing.aliases,
+    default="minilm",
+    show_default=True,
+    help="Encoder or language model: alias, hub id or folder.",
+)
 @click.option(
     "--epochs",
     type=click.IntRange(min=0),

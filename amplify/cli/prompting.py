@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from amplify.cli import completing
 from amplify.cli.common import Listed, opened_model, required, say, takes_model, takes_task
 from amplify.errors import InputError
 
 
 @click.command("explain-prompt")
-@click.argument("task")
+@click.argument("task", shell_complete=completing.tasks)
 @takes_model
 @click.option(
     "--program",

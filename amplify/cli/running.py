@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from amplify.cli import completing
 from amplify.cli.common import (
     Listed,
     NewFile,
@@ -31,9 +32,14 @@ from amplify.errors import InputError
 
 
 @click.command()
-@click.argument("task", required=False)
+@click.argument("task", required=False, shell_complete=completing.tasks)
 @takes_model
-@click.option("--methods", "-M", help="Method names, separated by commas (see `amplify list methods`).")
+@click.option(
+    "--methods",
+    "-M",
+    shell_complete=completing.methods,
+    help="Method names, separated by commas (see `amplify list methods`).",
+)
 @click.option("--seeds", default=None, help="Whole numbers, separated by commas.  [default: 0,1,2]")
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate this many test items only.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/TASK-HASH]")

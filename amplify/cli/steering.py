@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from amplify.cli import completing
 from amplify.cli.common import for_vllm, opened_model, required, resumes, say, takes_data, takes_model
 from amplify.errors import InputError
 
@@ -59,7 +60,7 @@ def generate(
 
 
 @click.command()
-@click.argument("tasks", nargs=-1, required=True)
+@click.argument("tasks", nargs=-1, required=True, shell_complete=completing.tasks)
 @takes_model
 @click.option(
     "--samples", type=click.IntRange(min=1), default=32, show_default=True, help="Of each task's train split."

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from amplify.cli import completing
 from amplify.cli.common import (
     for_vllm,
     names,
@@ -21,7 +22,7 @@ from amplify.cli.common import (
 
 
 @click.command()
-@click.argument("task")
+@click.argument("task", shell_complete=completing.tasks)
 @takes_model
 @click.option(
     "--budget", required=True, help="The most it may take: 20m, tokens=2M, calls=5000, or several with commas."
@@ -37,7 +38,7 @@ from amplify.cli.common import (
 @click.option(
     "--mode", type=click.Choice(["generate", "score"]), help="Of candidates.  [default: score labels if it can]"
 )
-@click.option("--metric", help="Instead of the task's: see `amplify list metrics`.")
+@click.option("--metric", shell_complete=completing.metrics, help="Instead of the task's: see `amplify list metrics`.")
 @takes_task
 @takes_cache
 def tune(task: str, model: str | None, model_option: tuple[str, ...], budget: str, out: Path, seed: int,

@@ -254,3 +254,22 @@ def test_results_that_are_there_are_put_beside_what_was_published(
     assert told in done.output
     assert "What differs" in done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_s_table_is_what_the_script_reads(script: Callable[[str], ModuleType]) -> None:
+    module, root = script("reproduce"), Path(__file__).parents[2]
+    page = (root / "docs" / "howto" / "reproduce.md").read_text()
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    columns = next(row for row in shown if row[0] == "task, score")[2:]
+    rows = [row[2:] for row in shown if row[1] in ("theirs", "ours") and len(row) == 8]
+    theirs = yaml.safe_load(module.PUBLISHED.read_text())["pasta"]["tables"]["main"]
+    expected: list[list[str]] = []
+    for task, file in (("json_formatting", "json_formatting"), ("counterfact", "counterfact_known")):
+        data = json.loads((root / f"eval/results/pasta_main_{file}.json").read_text())
+        compared = module.compared(theirs, data)
+        for figures in theirs["rows"]:
+            if figures["task"].partition("/")[0] == task:
+                found = {row[3]: row for row in compared if row[2] == figures["score"]}
+                expected.append([f"{figures[column]:.2f}" for column in columns])
+                expected.append([found[column][5] if column in found else "–" for column in columns])
+    assert rows == expected
