@@ -64,7 +64,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     markdown = re.sub(r"<!-- shown: (\w+) -->", lambda found: shown(found[1]), markdown)
     deep = "../" * page.file.src_uri.count("/")
     markdown = re.sub(r"\]\((?:\.\./)+eval/results/README\.md", f"]({deep}results.md", markdown)
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+((?:eval|tests|prompts|tasks|steering)/[^)]*)\)", r"\1 (`\2`)", markdown)
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+((?:eval|tests|prompts|tasks|steering)/[^)]*)\)", _beside, markdown)
+
+
+def _beside(link: re.Match[str]) -> str:
+    """The text of a link with the path that it leads to; the path alone where the text is the file's name."""
+    return f"`{link[2]}`" if link[2].endswith(f"/{link[1]}") else f"{link[1]} (`{link[2]}`)"
 
 
 def shown(name: str) -> str:
@@ -130,7 +135,9 @@ def _cell(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"([\[\]<>*_`])", r"\\\1", _cell(text))
+    """A cell as it stands, words within backticks as code."""
+    parts = re.split(r"(`[^`]+`)", _cell(text))
+    return "".join(part if i % 2 else re.sub(r"([\[\]<>*_`])", r"\\\1", part) for i, part in enumerate(parts))
 
 
 def python() -> Iterator[str]:

@@ -44,6 +44,11 @@ run support_tickets -m transformers:smollm3 -M zero_shot => Did you mean 'smollm
 {RUN} --baseline few_shot => unknown baseline 'few_shot'
 {RUN} --data nowhere => 'nowhere'
 {RUN} extra => (extra)
+{RUN} --cache rows.csv => rows.csv is a file: a cache is a folder
+{RUN} --cache rows.csv/x => cannot write rows.csv/x: Not a directory
+run support_tickets -m ray:0×scripted:echo -M zero_shot => workers are written ray:N×KIND:MODEL
+run support_tickets {S} -M few_shot --set few_shot.shots=two => few_shot.shots is an int, not 'two'
+run support_tickets {S} -M stacked => stacked pools label scores: use score mode
 run rows.csv {S} -M zero_shot => there are: message, label
 run rows.csv {S} -M zero_shot --text massage --label label => no column 'massage'
 run empty.csv {S} -M zero_shot --text message --label label => empty.csv has no rows
@@ -96,6 +101,10 @@ attribute -q Where? {S} -d latin.txt -d a.txt => latin.txt is not UTF-8
 {ATTRIBUTE} --estimator shap => 'shap' is not one of
 {ATTRIBUTE} --json no/x.json => cannot write no/x.json
 {ATTRIBUTE} --granularity letters => 'letters' is not one of
+attribute -q Where? {S} -d a.txt -d a.txt => Give two or more documents
+{ATTRIBUTE} --cache rows.csv => rows.csv is a file: a cache is a folder
+attribute --input log.jsonl {S} --out log.jsonl => 'log.jsonl' is a file
+attribute --input log.jsonl -q Where? {S} => --input has its own questions
 explain-prompt => TASK
 {WHY} => give either --program
 {WHY} --method zero_shott => Did you mean 'zero_shot'?
@@ -109,6 +118,8 @@ explain-prompt support_tickts {S} --method zero_shot --out why => Did you mean '
 explain-prompt support_tickets {S} --method zero_shot => --out
 explain-prompt support_tickets --method zero_shot --out why => --model is missing
 {WHY} --method zero_shot extra => (extra)
+{WHY} --method few_shot[shots=4 => NAME or NAME[OPTION=VALUE,...]
+{WHY} --method proxy_alone => only prompts with fixed shots have parts
 importance => LOG
 importance nothing.jsonl {S} => 'nothing.jsonl' does not exist
 importance log.jsonl => --model is missing
@@ -121,6 +132,8 @@ importance log.jsonl {S} --by banzhaf => 'banzhaf' is not one of
 importance log.jsonl {S} --json no/x.json => cannot write no/x.json
 importance log.jsonl {S} --budget 1 => '--budget': 1
 importance log.jsonl {S} extra => (extra)
+importance odd.jsonl {S} => odd.jsonl, row 1 has no 'documents'
+importance messages.jsonl {S} => messages.jsonl, row 1 has no 'question'
 generate => PROMPT
 generate hello => --model is missing
 generate hello {S} --steering nothing => unknown steering profile 'nothing'
@@ -142,6 +155,8 @@ heads support_tickets {S} --out heads.txt => --out names a .yaml file
 {HEADS} => open it with transformers:
 {HEADS} --exhaustive --vectors => in two ways
 {HEADS} --samples 0 => '--samples': 0
+{HEADS} --vectors --most 0 => '--most': 0
+{HEADS} --vectors => open it with transformers:
 {HEADS} --combine sum => 'sum' is not one of
 {HEADS} --alpha 0 => alpha is a factor
 {HEADS} --alpha x => 'x' is not a valid float
@@ -194,6 +209,11 @@ tune support_tickets {S} --budget 1m => --out
 tune support_tickets --budget 1m --out t => --model is missing
 tune support_ticket {S} --budget 1m --out t => Did you mean 'support_tickets'?
 tune support_tickets {S} --budget soon --out t => soon
+tune support_tickets {S} --budget tokens=2X --out t => 'tokens=2X'
+tune support_tickets {S} --budget 20m,10m --out t => once, not twice as in '20m,10m'
+tune support_tickets {S} --budget 0m --out t => above 0, not 0 minutes
+tune support_tickets {S} --budget 1m --out t --candidates few_shot[shot=2] => Did you mean 'shots'?
+tune support_tickets {S} --budget 1m --out t --candidates few_shot+bath => Did you mean 'batch'?
 tune support_tickets {S} --budget 1m --out rows.csv => 'rows.csv' is a file
 tune support_tickets {S} --budget 1m --out t --candidates zero_shott => Did you mean 'zero_shot'?
 tune support_tickets {S} --budget 1m --out t --mode guess => 'guess' is not one of
@@ -210,6 +230,7 @@ serve {S} --seconds 0 => seconds
 serve {S} --budget 0 => budget
 serve {S} --body x => 'x' is not a valid integer
 serve {S} extra => (extra)
+serve {S} --host nowhere.invalid => cannot listen on nowhere.invalid:8100
 serve {S} --hots localhost => '--host'
 doctor x => (x)
 doctor --server => --server
@@ -235,6 +256,7 @@ def amplify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         "rows.csv": b"message,label\nhello,a\nbye,b\n", "empty.csv": b"", "a.txt": b"Paris.", "b.txt": b"Rome.",
         "blank.txt": b" \n", "latin.txt": b"caf\xe9", "bad.yaml": b"task: [\n", "odd.yaml": b"tusk: x\n",
         "broken.json": b"{", "log.jsonl": b'{"question": "Q?", "documents": ["a", "b"], "answers": "a"}\n' * 4,
+        "odd.jsonl": b'{"question": "Q?", "document": ["a"]}\n', "messages.jsonl": b'{"messages": "hi"}\n',
     }  # fmt: skip
     for name, content in files.items():
         Path(name).write_bytes(content)
@@ -273,6 +295,14 @@ def test_a_server_that_does_not_answer_is_told_by_the_status(amplify: Call) -> N
     told = [line for line in out.splitlines() if line.startswith("server")]
     assert "no connection" in told[0]
     assert "cannot be" in told[1] or "connection" in told[1]
+
+
+def test_a_log_of_which_no_line_is_explained_is_an_error(amplify: Call) -> None:
+    status, out, err = amplify(f"attribute --input odd.jsonl {S} --out why")
+    assert (status, out) == (2, "")
+    told = err.splitlines()
+    assert told[0].startswith("line 1 was skipped: it is no conversation")
+    assert told[-1] == "amplify: no line of odd.jsonl was explained, for the reasons above"
 
 
 def test_amplify_alone_says_its_verbs_with_an_example_each(amplify: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,8 @@ def _explain_log(
         found = explain_log(source, folder, opened, options)
     for number in found.skipped:
         say(f"line {number} was skipped: {found.line(number).problem}", err=True)
+    if found.skipped and not found.explained:
+        raise InputError(f"no line of {source} was explained, for the reasons above")
     say(f"{found.explained} explained, {len(found.skipped)} skipped: {folder / INDEX}")
 
 
@@ -298,7 +301,12 @@ def importance(
 
     named, rows = required(model, "--model"), rows_of(log)
     with opened_model(named, model_option) as opened, resumes(options["cache"] is not None):
-        found = source_importance(rows, opened, shown=True, **options)
+        try:
+            found = source_importance(rows, opened, shown=True, **options)
+        except InputError as error:  # it counts rows of a list; a reader of a file counts from 1
+            raise InputError(
+                re.sub(r"^row (\d+) of the log", lambda m: f"{log}, row {int(m[1]) + 1}", str(error))
+            ) from error
     say(str(found))
     if json_:
         found.save(json_)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import click
 
 from amplify.cli.common import opened_model, required, say, takes_model
+from amplify.errors import InputError
 
 KEY = "AMPLIFY_API_KEY"
 
@@ -32,7 +34,17 @@ def serve(model: str | None, model_option: tuple[str, ...], host: str, port: int
 
     bounds = checked_limits(key=os.environ.get(KEY, ""), **limits)
     with opened_model(required(model, "--model"), model_option) as opened:
+        _free(host, port)
         if not bounds.key and host not in ("127.0.0.1", "localhost", "::1"):
             say(f"anyone who reaches {host}:{port} may ask: set {KEY}", err=True)
         say(f"http://{host}:{port}  POST /v1/attributions, /v1/chat/completions; GET /health, /metrics", err=True)
         uvicorn.run(create_app(opened, bounds), host=host, port=port, log_level="warning", access_log=False)
+
+
+def _free(host: str, port: int) -> None:
+    """Whether a service can listen there: one error instead of the server's own words."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        told = error.strerror or str(error)
+        raise InputError(f"cannot listen on {host}:{port}: {told}; choose another --host or --port") from error

@@ -369,8 +369,10 @@ def source_importance(
 def _line(row: Any, number: int) -> _Line:
     if not isinstance(row, Mapping) or not isinstance(row.get("question"), str) or not row["question"].strip():
         raise InputError(f"row {number} of the log has no 'question'")
+    if row.get("documents") is None:
+        raise InputError(f"row {number} of the log has no 'documents'")
     try:
-        documents = as_documents(row.get("documents"))
+        documents = as_documents(row["documents"])
     except InputError as error:
         raise InputError(f"row {number} of the log: {error}") from error
     known: dict[str, Document] = {}

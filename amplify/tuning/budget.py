@@ -52,13 +52,16 @@ class Budget:
             count = re.fullmatch(r"(minutes|tokens|calls)\s*=\s*([\d.]+)([KMG]?)", part)
             try:
                 if time_:
-                    found["minutes"] = float(time_[1]) * _MINUTES[time_[2]]
+                    name, value = "minutes", float(time_[1]) * _MINUTES[time_[2]]
                 elif count:
-                    found[count[1]] = float(count[2]) * _UNITS[count[3]]
+                    name, value = count[1], float(count[2]) * _UNITS[count[3]]
                 else:
                     raise ValueError(part)
             except ValueError:
                 raise InputError(f"a budget is written 20m, tokens=2M or calls=5000, not {text!r}") from None
+            if name in found:
+                raise InputError(f"a budget names its {name} once, not twice as in {text!r}")
+            found[name] = value
         return cls(**found)
 
     def __str__(self) -> str:
