@@ -229,6 +229,14 @@ def _pipelines(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     return {"documents": documents, "rag_chain": chain, "engine": engine, "pipeline": Pipeline()}
 
 
+def _first(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """The first search on a scripted model: docs/tune.md runs one on a real model."""
+    reader.instead[:0] = [
+        ("tune support_tickets --model transformers:smollm2-135m", "tune support_tickets -m scripted:first_option")
+    ]
+    return {}
+
+
 def _prompts(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     """A scripted model for what asks hundreds of prompts about the parts and the words of one."""
     real, scripted = "transformers:qwen2.5-coder-0.5b", "scripted:first_option"
@@ -293,6 +301,7 @@ def _conversation(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]
 
 GIVEN: dict[str, Callable[[Reader, contextlib.ExitStack], dict[str, Any]]] = {
     "README.md": _in_hand,
+    "docs/index.md": _first,
     "docs/explain.md": _proxy,
     "docs/rationales.md": _proxy,
     "docs/faithfulness.md": _highlights,
