@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from amplify.errors import InputError
+
 if TYPE_CHECKING:
     from amplify.sources.result import SourceAttribution
 
@@ -136,6 +138,10 @@ def citations(
     result: SourceAttribution, share: float = SHARE, top: int | None = None, of_best: float = OF_BEST
 ) -> tuple[Citation, ...]:
     """The sources that carry each claim, strongest first; see `SourceAttribution.cite`."""
+    if not (share >= 0 and 0 <= of_best <= 1):
+        raise InputError(f"share is 0 or more and of_best 0 to 1, got {share!r} and {of_best!r}")
+    if top is not None and top < 1:
+        raise InputError(f"top is the number of sources a claim at most, 1 or more, got {top!r}")
     several = result.value == "logprob" and len(result.columns) > 1
     found = []
     for number, claim in enumerate(result.claims):

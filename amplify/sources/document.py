@@ -211,9 +211,11 @@ def as_messages(given: Any) -> tuple[Message, ...]:
             "(or a tool's result), and what came then as answer="
         )
     calls = [c.get("id") for m in found for c in m.extra.get("tool_calls") or () if isinstance(c, Mapping)]
-    results = {m.extra.get("tool_call_id") for m in found if m.role == "tool"}
+    results = [m.extra.get("tool_call_id") for m in found if m.role == "tool"]
     if missing := [c for c in calls if c is not None and c not in results]:
         raise InputError(f"the tool call {missing[0]!r} has no result among the messages")
+    if strays := [r for r in results if r is not None and r not in calls]:
+        raise InputError(f"the tool result {strays[0]!r} belongs to no call among the messages")
     return found
 
 
@@ -246,6 +248,8 @@ def check_sources(sources: Sequence[Any], messages: Sequence[Message]) -> list[S
         if not 0 <= s.message < len(messages):
             raise InputError(f"{name} is in message {s.message}; there are {len(messages)}, counted from 0")
         content = messages[s.message].content
+        if s.start == s.end:
+            raise InputError(f"{name} is empty: characters [{s.start}, {s.end}) of message {s.message}")
         if not 0 <= s.start < s.end <= len(content):
             raise InputError(
                 f"{name} is characters [{s.start}, {s.end}) of message {s.message}, which has {len(content)}"
@@ -405,6 +409,11 @@ def placed(messages: Sequence[Message], documents: Sequence[Document]) -> tuple[
         ]
         if free:
             m, at = free[0]
+            if len(free) > 1:
+                notes.append(
+                    f"{name} stands in the messages {len(free)} times: judged is the first place (message {m}), the "
+                    "others stay; give sources=[amplify.Source(message, start, end), ...] to judge others"
+                )
             spans[-1] = Source(m, at, at + len(bare), document.id, document.title, document.metadata)
             continue
         holder = next(

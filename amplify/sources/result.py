@@ -27,7 +27,7 @@ FORMAT = 2  # of the JSON file
 _LEVELS = ("documents", "sentences", "words")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Level:
     """Scores of the parts of one size.
 
@@ -51,6 +51,15 @@ class Level:
     low_table: Floats
     high_table: Floats
     column: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        """Whether parts, scores and intervals are equal."""
+        if not isinstance(other, Level) or (self.sources, self.texts, self.column) != (
+            other.sources, other.texts, other.column,
+        ):  # fmt: skip
+            return False
+        tables = ("table", "low_table", "high_table")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in tables)
 
     @property
     def scores(self) -> Floats:
@@ -129,7 +138,7 @@ class _Told:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SourceAttribution(_Told):
     """Which sources made an answer (`amplify.attribute_sources`).
 
@@ -174,6 +183,10 @@ class SourceAttribution(_Told):
     values: Floats
     places: Mapping[int, Place]
     left_out: Mapping[int, int | None] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all that is saved of them is equal."""
+        return isinstance(other, SourceAttribution) and self.to_dict() == other.to_dict()
 
     @cached_property
     def sources(self) -> tuple[Document, ...]:
@@ -262,6 +275,9 @@ class SourceAttribution(_Told):
                 above 0.
             top: so many sources a claim at most.
             of_best: and from this share of what the claim's best source gives it.
+
+        Raises:
+            InputError: a share below 0, of_best outside 0 to 1, or top below 1.
         """
         return citations(self, share, top, of_best)
 

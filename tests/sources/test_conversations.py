@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -372,3 +374,42 @@ def test_every_option_has_a_keyword() -> None:
     from amplify.sources.options import Named, Options
 
     assert {f.name for f in fields(Options)} - {"budget", "relative"} == set(Named.__annotations__)
+
+
+def test_a_tool_result_belongs_to_a_call() -> None:
+    stray = {"role": "tool", "content": "Members get five years.", "tool_call_id": "c9"}
+    with pytest.raises(InputError, match="tool result 'c9' belongs to no call"):
+        amplify.attribute_sources(messages=[*MESSAGES[:4], stray, MESSAGES[4]], answer="x", model=model())
+
+
+def test_an_empty_span_is_told_as_such() -> None:
+    with pytest.raises(InputError, match=r"source 0 is empty: characters \[3, 3\) of message 1"):
+        amplify.attribute_sources(messages=MESSAGES, sources=[Source(1, 3, 3)], answer="x", model=model())
+
+
+def test_a_document_that_stands_twice_is_told() -> None:
+    text = "Members get five years."
+    messages = [{"role": "user", "content": f"{text} {text} Shipping is free. How long?"}]
+    r = amplify.attribute_sources(
+        messages=messages, documents=[text, "Shipping is free."], answer="Five years.", model=model()
+    )
+    [note] = r.notes
+    assert note.startswith("document 0 stands in the messages 2 times: judged is the first place")
+
+
+def test_results_compare_by_what_they_hold() -> None:
+    r, other = (
+        amplify.attribute_sources(messages=MESSAGES, answer=answer, model=model()) for answer in ("Five years.", "No.")
+    )
+    assert pickle.loads(pickle.dumps(r)) == r == copy.deepcopy(r)
+    assert r != other
+    assert r.documents == copy.deepcopy(r.documents)
+    assert r.documents != r.sentences
+    assert r != "Five years."
+
+
+@pytest.mark.parametrize("wrong", [{"top": 0}, {"share": -0.1}, {"of_best": 1.5}, {"share": float("nan")}])
+def test_citations_by_a_rule_that_makes_no_sense(wrong) -> None:  # type: ignore[no-untyped-def]
+    r = amplify.attribute_sources(messages=MESSAGES, answer="Five years.", model=model())
+    with pytest.raises(InputError):
+        r.cite(**wrong)
