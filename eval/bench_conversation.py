@@ -41,7 +41,7 @@ from amplify.shapley import PrefixCost, estimate, exact_scores
 from amplify.shapley.game import Coalitions, Floats
 from amplify.sources.context import Context, Selection
 from amplify.sources.frames import Conversation
-from amplify.sources.hierarchy import Settings, explain, softly
+from amplify.sources.hierarchy import Settings, explain
 from amplify.types import Message, Prompt, Sampling
 
 RESULTS = Path(__file__).parent / "results"
@@ -195,7 +195,7 @@ def one(value: Callable[[Coalitions], Floats], truth: Floats, how: str, budget: 
         found = estimate(values, SOURCES, budget=budget, seed=seed)
         scores, half = found.scores, (found.high - found.low) / 2
     else:
-        prices = None if how == "in groups" else lambda count: softly(free, count)
+        prices = None if how == "in groups" else lambda: free
         context = Context(("x",) * SOURCES, Conversation((), ()))
         level = explain(ask, context, Settings(budget=budget, granularity="documents", seed=seed), prices=prices)
         scores, half = (x[:, 0] for x in (level.levels["documents"].scores, level.levels["documents"].half))
