@@ -30,6 +30,7 @@ from amplify.models.openai import OpenAIModel
 from amplify.models.server import read_key
 from amplify.serve import tracing
 from amplify.serve.limits import BusyError, Counts, Limits, Places
+from amplify.sources.asked import asked_of
 from amplify.sources.attribute import attribute_sources
 from amplify.sources.log import conversation
 from amplify.sources.loop import BONUS, Loop, answer_in_loop
@@ -221,6 +222,25 @@ class Service:
             del self.jobs[old]
         return number
 
+    def check_citations(self, data: Mapping[str, Any]) -> None:
+        """Check what a chat request says of its citations before anything is generated.
+
+        Raises:
+            Refused: options, or sources and documents of its own, that make no sense with its messages; says why.
+        """
+        own = {key: data[key] for key in ("messages", "documents", "sources") if data.get(key) is not None}
+        more = dict(data["citations"]) if isinstance(data["citations"], Mapping) else {}
+        given = self.asked({**more, **own, "answer": "x"})
+        if len(own) == 1:  # messages alone may be too short to be explained, which is no fault of the request
+            return
+        try:
+            asked_of(
+                None, given.get("documents"), given["messages"], given.get("sources", "messages"), "default",
+                checked(_options(given)),
+            )  # fmt: skip
+        except AmplifyError as error:
+            raise Refused(400, str(error)) from error
+
     async def citations(self, data: Mapping[str, Any], answer: str) -> dict[str, Any]:
         """What an answer of the chat API rests on."""
         wanted = data["citations"]
@@ -304,10 +324,7 @@ def create_app(model: LanguageModel, limits: Limits | None = None, transport: An
         if not isinstance(data.get("messages"), list) or not data["messages"]:
             raise Refused(400, "a chat request has messages")
         if data.get("citations"):
-            service.asked({
-                **(data["citations"] if isinstance(data["citations"], dict) else {}),
-                "messages": data["messages"], "answer": "x",
-            })  # fmt: skip
+            service.check_citations(data)
         if data.get("loop"):
             return await _looped(service, data)
         if isinstance(model, OpenAIModel):
@@ -431,8 +448,10 @@ async def _here(service: Service, data: dict[str, Any]) -> Response:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             seed=data.get("seed"),
         )
-    except (AmplifyError, TypeError, ValueError, OverflowError) as error:
+    except AmplifyError as error:
         raise Refused(400, str(error)) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Refused(400, f"max_tokens, temperature, top_p and seed are numbers, and stop is text: {error}") from error
     [done] = await service.placed(lambda _: service.model.generate([prompt], sampling))
     return await _reply(service, data, done.text, done.finish_reason, {"usage": _usage(done)})
 

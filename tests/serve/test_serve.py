@@ -255,6 +255,30 @@ class Behind(OpenAIModel):
         return model().count_tokens(prompts)
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"sources": [{"message": 5, "start": 0, "end": 1}]}, "is in message 5"),
+        ({"sources": [{"message": 0, "start": 0, "end": 9}, {"message": 0, "start": 5, "end": 19}]}, "overlap"),
+        ({"documents": ["Nowhere."]}, "does not stand in the messages"),
+        ({"max_tokens": "many"}, "max_tokens, temperature"),
+    ],
+)
+def test_a_chat_request_whose_sources_make_no_sense_starts_nothing(more, says) -> None:  # type: ignore[no-untyped-def]
+    who = model()
+    asked = {"messages": [{"role": "user", "content": CHAT}], "citations": True, **more}
+    with TestClient(create_app(who)) as client:
+        done = client.post("/v1/chat/completions", json=asked)
+        assert done.status_code == 400
+        assert says in done.json()["error"]["message"]
+        assert not who.calls
+        short = client.post(
+            "/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}], "citations": 1}
+        )
+    assert short.status_code == 200  # one that is only too short to be explained is answered
+    assert "nothing to compare" in short.json()["amplify"]["error"]
+
+
 def test_chat_requests_pass_through_to_the_server_behind() -> None:
     who = Behind("small@http://127.0.0.1:9/v1")
     asked = {"model": "any", "top_k": 3, "messages": [{"role": "user", "content": CHAT}]}
