@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 import amplify
-from amplify.errors import EmptyAnswerError, InputError
+from amplify.errors import AmplifyError, EmptyAnswerError, InputError
 from amplify.metrics import normalize
 from amplify.models import opened
 from amplify.models.base import LanguageModel, LocalModel, need_local, need_scoring
@@ -24,7 +24,7 @@ from amplify.sources.ballots import votes
 from amplify.sources.context import Context, check_documents_fit, special_tokens
 from amplify.sources.document import Source
 from amplify.sources.engines import blocks_tree
-from amplify.sources.frames import Makes
+from amplify.sources.frames import Conversation, Makes
 from amplify.sources.games import LogProbGame, Memory, VoteGame, fixed_order
 from amplify.sources.hierarchy import explain
 from amplify.sources.options import LONGEST, LONGEST_VOTE, Named, Options, options
@@ -201,8 +201,9 @@ def _probabilities(game: LogProbGame, settings: Options, priced: LocalModel | No
         )
     guide = Guide(control_variate=helper, cost=cost) if helper or cost else None
     prices = None
-    if settings.chosen == "trie" and settings.order == "fixed" and isinstance(local := game.model, LocalModel):
-        prices = partial(_prices, game.context, local, game.answer, np.inf)
+    conversation = isinstance(game.context.frame, Conversation)  # most of a long prompt is what came before
+    if conversation and settings.chosen == "trie" and isinstance(local := game.model, LocalModel):
+        prices = partial(_free_prices, game.context, local, game.answer)
     found = explain(game.of, game.context, settings, guide=guide, prices=prices)
     if helper and "control_variate" in found.meta:
         found.meta["control_variate"]["tokens"] = helper.tokens
@@ -214,6 +215,15 @@ def _prices(context: Context, model: LocalModel, answer: str, tokens: float) -> 
     head, *documents, rest, said = blocks_tree(context, model.tokenizer, [context.everything()], answer)[0].segments
     each = len(rest) + len(said) - 1  # nothing is predicted from the last token
     return PrefixCost(tuple(map(len, documents)), each, tokens, len(head))
+
+
+def _free_prices(context: Context, model: LocalModel, answer: str) -> PrefixCost | None:
+    """Prices without a limit; None where the model's template does not tell where each source stands."""
+    try:
+        found = _prices(context, model, answer, np.inf)
+    except AmplifyError:
+        return None
+    return found if len(found.sources) == len(context.sources) else None
 
 
 def _check_room(cost: PrefixCost, beginnings: PrefixCache | None) -> None:

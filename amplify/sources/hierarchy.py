@@ -34,7 +34,7 @@ FEW = 16  # documents that are always scored one by one
 ENOUGH = 12  # evaluations with which a part of any size may be opened; a small one needs two more than it has children
 SLIGHT = 0.05  # of the highest score of all: the best part of a column below that is not opened for its sake
 DIRECT = 3  # evaluations a document below which more than that are first scored in groups
-PRICED = 1.5  # the same where prompts that share a beginning pay for it once
+PRICED = 1.5  # the same where prices are given
 SPENT = 0.125  # what those evaluations cost at most, in evaluations of everything
 
 
@@ -74,7 +74,7 @@ def explain(
     *,
     guide: Guide | None = None,
     also: Callable[[], Ask | None] | None = None,
-    prices: Callable[[], PrefixCost] | None = None,
+    prices: Callable[[], PrefixCost | None] | None = None,
 ) -> Explained:
     """Score the documents, then the parts of those that matter.
 
@@ -86,7 +86,8 @@ def explain(
         also: asked once the documents have been sampled for further columns of the game (None: there are none), which
             are scored from the same sample; parts of documents are then opened and sampled for all columns.
         prices: of coalitions, where the prompts that share a beginning pay for it once. Many documents under a small
-            budget are then scored one by one, from coalitions that tell most for their price, and not in groups.
+            budget are then scored one by one, from coalitions that tell most for their price, and not in groups; None
+            where they are not known.
 
     Raises:
         InputError: a budget too small, or an estimator that does not fit the order.
@@ -115,7 +116,7 @@ class _Hierarchy:
             ask, (lambda: self.rng.permutation(n).tolist()) if settings.order == "random" else None
         )
 
-    def documents(self, guide: Guide | None, prices: Callable[[], PrefixCost] | None) -> Top:
+    def documents(self, guide: Guide | None, prices: Callable[[], PrefixCost | None] | None) -> Top:
         """The first level: half of the budget where there is something to open, else all of it."""
         settings, n = self.settings, len(self.context.documents)
         budget = max(2, round(settings.budget / 2)) if self._opens() else settings.budget
@@ -128,9 +129,10 @@ class _Hierarchy:
         if settings.order == "random":
             return *random_order(self.play, self.context, self.index, settings.estimator, budget, self.rng), {}
         if n > max(FEW, budget // DIRECT) and settings.estimator == "auto" and guide is None:
-            if prices is None or n > budget / PRICED:
+            free = prices() if prices is not None and n <= budget / PRICED else None
+            if free is None:
                 return self._grouped(budget)
-            guide = Guide(cost=softly(prices(), budget))
+            guide = Guide(cost=softly(free, budget))
         scored, used, meta = self._sampled([(s,) for s in self.context.sources], budget, guide)
         return scored, self.play.of([(), self.context.everything()]), used, meta
 

@@ -193,7 +193,7 @@ def test_a_budget_of_tokens_is_kept(tiny_lm) -> None:  # type: ignore[no-untyped
     assert np.abs(all_.documents.table - exact.documents.table).max() < 1e-4
 
 
-def test_many_sources_under_few_prompts_are_asked_about_by_their_price(tiny_lm) -> None:  # type: ignore[no-untyped-def]
+def test_many_turns_under_few_prompts_are_asked_about_by_their_price(tiny_lm, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     turns = [{"role": "assistant" if i % 2 else "user", "content": f"{i} {DOCUMENTS[i % 4]}"} for i in range(18)]
     wanted: dict[str, Any] = {
         "messages": [*turns, {"role": "user", "content": QUESTION}], "granularity": "documents", "budget": 30,
@@ -203,6 +203,13 @@ def test_many_sources_under_few_prompts_are_asked_about_by_their_price(tiny_lm) 
         # an engine that forwards every prompt whole has no prices
         dear = amplify.attribute_sources(None, None, model, "Paris", engine="naive", **wanted)
         whole = model.count_tokens([cheap.prompt])[0]
+
+        def rewritten(*_: Any) -> None:
+            raise InputError("the chat template rewrites message 3, so emphasis in it cannot be placed")
+
+        monkeypatch.setattr("amplify.sources.attribute._prices", rewritten)
+        unknown = amplify.attribute_sources(None, None, model, "Paris", **wanted)
+    assert unknown.estimator.startswith("grouped")
     assert (cheap.estimator, cheap.cost.calls) == ("gaussian_process", 30)
     assert dear.estimator.startswith("grouped")
     assert cheap.cost.tokens <= cheap.meta["spent"] <= 30 * whole / 6
