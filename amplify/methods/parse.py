@@ -42,6 +42,11 @@ _TOKEN = regex.compile(
 _OPEN, _CLOSE = frozenset("*`~\"'([{<$:="), frozenset("*`~\"')]}>$")
 _PAUSE = frozenset(",;:()–—-")
 _NAMED = frozenset(("option", "choice", "letter", "answer"))  # what may stand before the letter of an option
+# what may stand before a label and changes nothing; "likely" and "probably" do
+_SURE = frozenset(
+    ("indeed", "clearly", "definitely", "certainly", "obviously", "evidently", "undoubtedly", "therefore")
+)
+_WHY = (("and", "here", "is", "why"), ("and", "here", "'", "s", "why"))
 
 _REASON = re.compile(
     r"[\s,;(–—-]*+(?:(?:because|since|as(?! well)|due|given|based|for)\b|因为|因為|由于|由於)", re.IGNORECASE
@@ -209,7 +214,8 @@ class Reader:
                 if own_end is not None:
                     return self._alone(clause, tokens, own_end, label)
             token = tokens[at]
-            if token.text not in _OPEN and not (self._options and token.text.casefold() in _NAMED):
+            word = token.text.casefold()
+            if word not in _OPEN and word not in _SURE and not (self._options and word in _NAMED):
                 return None
             at, bracketed = at + 1, token.text in ("(", "[")
         return None
@@ -241,7 +247,7 @@ class Reader:
         if texts and behind < len(tokens) and (next_ is None or next_.gap != "\n"):
             return None  # the letter of one option with the text of another
         reason = next_ is not None and next_.text.casefold() in ("because", "since", "as")
-        return end if closed or stops or reason else None
+        return end if closed or stops or reason or _why(tokens, end) else None
 
     def _alone(self, clause: str, tokens: Sequence[_Token], at: int, label: str) -> _Said | None:
         """The label that ends before token `at`, if its sentence goes on to say nothing else."""
@@ -252,7 +258,7 @@ class Reader:
         if question:
             return None
         said = _Said(label, stop > at, rest)
-        if stop == at or _REASON.match(sentence):
+        if stop == at or _REASON.match(sentence) or _why(tokens, at) or self._not_another(tokens[at:stop], label):
             return said
         if self._options:
             joined = re.search(r"\b(?:or|and|not)\b", sentence, re.IGNORECASE)
@@ -261,6 +267,19 @@ class Reader:
             return None  # "positive review", "billing or refund": the label is not all of the answer
         denied = label not in self._denials and _NEGATED.search(sentence)
         return None if denied or _HEDGED.search(sentence) or self._names_other(sentence, label) else said
+
+    def _not_another(self, tokens: Sequence[_Token], label: str) -> bool:
+        """Whether the rest of a sentence says ", not (A)" of another option, and no more."""
+        said = [token.text.casefold() for token in tokens[:2]]
+        if not self._options or len(said) < 2 or said[0] not in ",;–—-" or said[1] != "not":
+            return False
+        at = 2
+        while at < len(tokens) and tokens[at].text in _OPEN:
+            at += 1
+        return any(
+            other != label and all(token.text in _CLOSE for token in tokens[end:])
+            for end, other, _ in self._matches(tokens, at)
+        )
 
     def _names_other(self, text: str, label: str, *, letters: bool = False) -> bool:
         """Whether a text names another label: by its letter in brackets or (unless `letters`) by its words.
@@ -395,6 +414,15 @@ def _listed(tokens: Sequence[_Token], at: int) -> bool:
     """Whether the letter at a token stands in brackets, or as one of several: "A, B", "A / B"."""
     before, after = tokens[at - 1].text if at else "", tokens[at + 1].text if at + 1 < len(tokens) else "."
     return (before in ("(", "[") and after in (")", "]")) or (before in (",", "/", "&", ";") and not after[0].isalnum())
+
+
+def _why(tokens: Sequence[_Token], at: int) -> bool:
+    """Whether a sentence goes on at a token with nothing but "and here is why"."""
+    for words in _WHY:
+        end = at + len(words)
+        if tuple(token.text.casefold() for token in tokens[at:end]) == words:
+            return end == len(tokens) or tokens[end].gap == "\n" or tokens[end].text in (".", ":", "!")
+    return False
 
 
 def _sentence_end(tokens: Sequence[_Token], at: int) -> tuple[int, int, bool]:
