@@ -20,7 +20,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -47,6 +47,8 @@ with extras():
 
 _ASKED = ("id", "question", "documents", "messages", "sources", "answer", "background")
 _HIDDEN = ("cache", "progress")  # options that reach into the server
+_BEYOND = ("control_variate",)  # options that ask more prompts than the budget says
+_STOPS = 16  # strings that may end an answer; each is looked for at every token
 _OURS = ("citations", "documents", "loop", "sources")  # fields of a chat request that the server behind never sees
 
 _TRIES = 2  # of a request that a connection lost before anything was answered
@@ -108,7 +110,7 @@ class Service:
             Refused: they make no sense; says why.
         """
         more = {name: value for name, value in data.items() if name not in _ASKED}
-        if hidden := [name for name in (*_HIDDEN, "prompt", "template") if name in more]:
+        if hidden := [name for name in (*_HIDDEN, *_BEYOND, "prompt", "template") if name in more]:
             raise Refused(400, f"{hidden[0]!r} is not an option of the service")
         if isinstance(more.get("thresholds"), list):
             more["thresholds"] = tuple(more["thresholds"])
@@ -119,6 +121,9 @@ class Service:
             raise Refused(400, str(error)) from error
         if made.budget > self.limits.budget:
             raise Refused(400, f"the budget is at most {self.limits.budget}, got {made.budget}")
+        if (made.tokens or 0) > self.limits.tokens:
+            raise Refused(400, f"tokens are at most {self.limits.tokens:,}, got {made.tokens:,}")
+        _check_stops(made.stop)
         return {**given, **more}
 
     async def placed(self, work: Callable[[threading.Event], T]) -> T:
@@ -334,6 +339,12 @@ def create_app(model: LanguageModel, limits: Limits | None = None, transport: An
     return app
 
 
+def _check_stops(stop: Sequence[str]) -> None:
+    """Refuse more strings that end an answer than anybody needs."""
+    if len(stop) > _STOPS:
+        raise Refused(400, f"at most {_STOPS} strings can end an answer, got {len(stop)}")
+
+
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
@@ -452,6 +463,7 @@ async def _here(service: Service, data: dict[str, Any]) -> Response:
         raise Refused(400, str(error)) from error
     except (TypeError, ValueError, OverflowError) as error:
         raise Refused(400, f"max_tokens, temperature, top_p and seed are numbers, and stop is text: {error}") from error
+    _check_stops(sampling.stop)
     [done] = await service.placed(lambda _: service.model.generate([prompt], sampling))
     return await _reply(service, data, done.text, done.finish_reason, {"usage": _usage(done)})
 

@@ -20,6 +20,7 @@ class Limits:
         waiting: requests that may wait for one of those places; more are refused at once.
         seconds: that a request may wait and run.
         budget: prompts of an attribution.
+        tokens: that an attribution may forward which is bounded by them instead of by prompts.
         jobs: finished background jobs that are kept.
         key: what clients send as "Authorization: Bearer KEY"; "" for none.
 
@@ -34,6 +35,7 @@ class Limits:
     waiting: int = 16
     seconds: float = 300.0
     budget: int = 512
+    tokens: int = 1_000_000
     jobs: int = 256
     key: str = field(default="", repr=False)
 

@@ -540,3 +540,26 @@ def test_spans_tell_numbers_and_no_text() -> None:
         with TestClient(create_app(model())) as client:
             assert client.post("/v1/attributions", json=asked).status_code == 200
         assert len(memory.get_finished_spans()) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "says"),
+    [
+        ("/v1/attributions", {"control_variate": True}, "not an option of the service"),
+        ("/v1/attributions", {"tokens": 1_000_001, "granularity": "documents"}, "tokens are at most 1,000,000"),
+        ("/v1/attributions", {"stop": ["a"] * 17}, "at most 16 strings can end an answer"),
+        ("/v1/chat/completions", {"stop": ["a"] * 17}, "at most 16 strings can end an answer"),
+        ("/v1/chat/completions", {"stop": ["a"] * 17, "loop": True}, "at most 16 strings can end an answer"),
+    ],
+)
+def test_what_would_ask_more_than_the_limits_say_is_refused(path: str, more, says: str) -> None:  # type: ignore[no-untyped-def]
+    who = model()
+    asked = {**ASKED, **more}
+    if path == "/v1/chat/completions":
+        asked |= {"messages": [{"role": "user", "content": "How long?"}]}
+        del asked["answer"], asked["question"]
+    with TestClient(create_app(who)) as client:
+        done = client.post(path, json=asked)
+    assert done.status_code == 400
+    assert says in done.json()["error"]["message"]
+    assert not who.calls
