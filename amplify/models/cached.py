@@ -227,7 +227,12 @@ class CachedScorer(CachedGenerator):
         """See `ScoringModel.score`; further keywords, which change no number, go to the model."""
         if len(prompts) != len(continuations):
             return self.inner.score(prompts, continuations, steering=steering)
-        keys = [self._key("score", *pair, steering) for pair in zip(prompts, continuations, strict=True)]
+        told = {prompt: codec.encode(prompt) for prompt in dict.fromkeys(prompts)}  # once for all its continuations
+        how = codec.encode(steering)
+        keys = [
+            files.digest([self._about, "score", told[prompt], end, how])
+            for prompt, end in zip(prompts, continuations, strict=True)
+        ]
         counted: dict[Prompt, int] = {}
         scored: set[Prompt] = set()
 
