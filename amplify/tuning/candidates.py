@@ -169,20 +169,28 @@ def _for_labels(task: Task, mode: Mode, model: LanguageModel) -> list[str]:
     # the cheap ones first: where the budget ends the first round, what is left was dear
     lettered = all(e.options for e in (*task.validation[:5], *task.train[:5])) and not task.labels
     forms = ["zero_shot+permuted", "zero_shot+texts_pmi", "zero_shot+texts"] if lettered else []
-    small = ["proxy_alone", "proxy_pool[inner=zero_shot]", "proxy_pool[inner=few_shot]"]
+    alone = ["proxy_alone", "proxy_pool[inner=zero_shot]"]
+    # a classifier of choices that are new in each item is slow to train, and seldom knows more than chance
+    small, late = (alone, []) if task.labels else ([], [*alone, "proxy_pool[inner=few_shot]"])
     inside = ["attention_vectors"] if task.labels and isinstance(model, LocalModel) else []
     named = [f"{name}[profile={profile}]+batch" for profile in _profiles_of(model)[:1]
              for name in ("emphasise_words", "emphasise_label")] if task.labels else []  # fmt: skip
-    near = ["few_shot_knn+batch", *(["proxy_pool"] if task.labels else []), "few_shot_knn+affine"]
-    more = ["zero_shot+contextual", "few_shot+contextual", "few_shot_knn[shots=4]+batch", "few_shot[shots=4]+batch"]
-    if task.labels:
-        more += ["few_shot[selection=balanced]+batch"]
-    found = ["zero_shot+batch", "few_shot+batch", *forms, *(small if task.labels else []), *near, *more]
-    # a classifier of choices that are new in each item is slow to train, and seldom knows more than chance
     return [
-        *found,
-        *([] if task.labels else small),
+        "zero_shot+batch",
+        *forms,
+        *small,
+        "zero_shot+contextual",
         *inside,
+        "few_shot+batch",
+        *(["proxy_pool[inner=few_shot]"] if task.labels else []),
+        "few_shot_knn+batch",
+        *(["proxy_pool"] if task.labels else []),
+        "few_shot_knn+affine",
+        "few_shot+contextual",
+        "few_shot_knn[shots=4]+batch",
+        "few_shot[shots=4]+batch",
+        *(["few_shot[selection=balanced]+batch"] if task.labels else []),
+        *late,
         "proxy_hint+batch",
         *named,
         "few_shot_knn[shots=16]+batch",

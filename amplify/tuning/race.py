@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float64]
 Score = Callable[[int, Sequence[int]], list[float]]  # (entrant, items) -> a score from 0 to 1 for each
 LEVEL = 0.05
 FOLDS = 5
+NOT_TRIED = "not tried: the budget"
 
 
 class CannotRunError(Exception):
@@ -104,7 +105,7 @@ def run(runners: Sequence[Runner], score: Score, items: int, first: int) -> Race
             if not done:  # whoever had no first round was not tried
                 for runner in running:
                     if len(runner.scores) < upto:
-                        runner.out = runner.out or "not tried: the budget"
+                        runner.out = runner.out or NOT_TRIED
                 rounds.append(upto)
                 done = upto
             else:

@@ -463,7 +463,8 @@ class _Search:
             if all(r.out.startswith("cannot") for r in runners if r.plain):
                 reason = next(r.out for r in runners if r.plain).removeprefix("cannot be used: ")
                 raise InputError(f"no plain candidate can be used, so there is nothing to be better than: {reason}")
-            if not any(r.plain for r in finalists) or (len(begun) < 2 and race.ended.startswith("the budget")):
+            untried = any(r.out == racing.NOT_TRIED for r in runners)
+            if not any(r.plain for r in finalists) or (len(begun) < 2 and untried):
                 raise InputError(self._too_small(first))
             everything = list(range(race.n))
             chosen = racing.choose(finalists, everything)
@@ -500,15 +501,20 @@ class _Search:
         )
 
     def _race(self, index: int, places: Sequence[int]) -> list[float]:
-        """Scores of a candidate; see `race.run`. Once the first round's share is spent only what is free begins."""
+        """Scores of a candidate; see `race.run`.
+
+        One that is too dear for its first round leaves the race to the others. Once the first round's share is spent
+        only what is free begins: all that it asks may have been asked for others.
+        """
         self.bar.set_description(self.listed[index].label)
-        if index in self.programs or index < 2 or self._share_left():
+        if index in self.programs or index < 2:
             return self._raced(index, places)
-        self.ledger.open = 0.0  # all that it asks may have been asked for others
+        if not self._share_left():
+            self.ledger.open = 0.0
         try:
             return self._raced(index, places)
         except BudgetSpentError as spent:
-            raise racing.CannotRunError("not tried: the budget") from spent
+            raise racing.CannotRunError(racing.NOT_TRIED) from spent
         finally:
             self.ledger.open = RACE
 

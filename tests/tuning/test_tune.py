@@ -399,3 +399,12 @@ def test_the_command(tmp_path: Path) -> None:
         catch_exceptions=False,
     )  # fmt: skip
     assert "1 rows" in applied.output
+
+
+def test_what_is_too_dear_leaves_the_race_to_what_is_not(colours: Task, biased: Made) -> None:
+    listed = ["zero_shot", "few_shot[shots=1]", "few_shot[shots=24]", "zero_shot+batch"]
+    tuned = amplify.tune(colours, biased(), "tokens=7000", candidates=listed, show_progress=False)
+    lines = {line.label: line for line in tuned.table}
+    assert lines["few_shot[shots=24]"].out == "not tried: the budget"
+    assert lines["zero_shot + batch"].n >= 16
+    assert tuned.label == "zero_shot + batch"
