@@ -35,7 +35,7 @@ ENOUGH = 12  # evaluations with which a part of any size may be opened; a small 
 SLIGHT = 0.05  # of the highest score of all: the best part of a column below that is not opened for its sake
 DIRECT = 3  # evaluations a document below which more than that are first scored in groups
 PRICED = 1.5  # the same where prices are given
-SPENT = 0.125  # what those evaluations cost at most, in evaluations of everything
+SPENT = 0.16  # what those evaluations cost at most, in evaluations of everything
 
 
 @dataclass(frozen=True)
