@@ -20,12 +20,12 @@ def content(folder: Folder) -> Path:
 def home() -> Path:
     """The cache directory: AMPLIFY_HOME, else XDG_CACHE_HOME/amplify, else ~/.cache/amplify."""
     if own := os.environ.get("AMPLIFY_HOME"):
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "amplify"
+    return (Path(os.path.expanduser(base)) if base else Path.home() / ".cache") / "amplify"
 
 
 def data_root() -> Path | None:
     """The folder of local data sets that AMPLIFY_DATA names, or None."""
     root = os.environ.get("AMPLIFY_DATA")
-    return Path(root).expanduser() if root else None
+    return Path(os.path.expanduser(root)) if root else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from amplify import files
+from amplify import files, resources
 from amplify.errors import AmplifyError, DataError, RunError, WriteError
 from amplify.files import Journal, read_json, read_lines, write, write_json
 
@@ -265,3 +265,12 @@ def test_a_journal_remembers_what_it_is_told_to(tmp_path: Path) -> None:
     again = files.Journal(path, {"format": 1}, keep=lambda row, begin: begin)
     assert again.rows == begins
     assert again.append([{"row": 4}]) == path.stat().st_size - len(b'{"row": 4}\n')
+
+
+@pytest.mark.parametrize("variable", ["AMPLIFY_HOME", "XDG_CACHE_HOME", "AMPLIFY_DATA"])
+def test_the_home_of_somebody_unknown_is_a_name_like_another(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AMPLIFY_HOME", "XDG_CACHE_HOME", "AMPLIFY_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "~nobody-of-this-name/kept")
+    found = resources.data_root() if variable == "AMPLIFY_DATA" else resources.home()
+    assert str(found).startswith("~nobody-of-this-name/kept")

@@ -33,6 +33,15 @@ _MAGIC = b"SQLite format 3\0"
 _PATIENCE = 60  # seconds to wait for another process that writes
 _ROWS = 500  # keys of a query
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_UNREADABLE = (
+    sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB,
+)  # fmt: skip
+_TABLES = (
+    "CREATE TABLE replies (key TEXT UNIQUE, reply TEXT NOT NULL, sum TEXT NOT NULL)",
+    # beside the replies, which alone are counted; a file that was made before has none yet
+    "CREATE TABLE numbers (key TEXT UNIQUE, row BLOB NOT NULL, sum TEXT NOT NULL)",
+)
 _CANNOT = (
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM,
 )  # fmt: skip
@@ -99,9 +108,9 @@ class Cache:
     def __init__(self, place: str | Path, *, most_bytes: int = MOST_BYTES, shared: bool = True) -> None:
         if most_bytes < 2**16:
             raise InputError(f"most_bytes is {2**16} or more, not {most_bytes}")
-        place = Path(place).expanduser()
+        place = Path(os.path.expanduser(place))
         if place.suffix != ".sqlite":
-            if place.exists() and not place.is_dir():
+            if os.path.exists(place) and not place.is_dir():
                 raise InputError(
                     f"{files.shown(place)} is a file: a cache is a folder (or a file that ends in .sqlite)"
                 )
@@ -115,15 +124,17 @@ class Cache:
             with open(os.open(place, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
                 begins = file.read(len(_MAGIC))
             if begins not in (b"", _MAGIC):  # SQLite would write over a short one
-                raise self._damaged("it is no database")
+                raise self.damaged("it is no database")
             self._base = sqlite3.connect(place, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             self._begin("wal" if shared else "truncate")
 
     def _begin(self, mode: str) -> None:
         run = self._base.execute
+        # what is there comes first: another process may be making the file, all of it at once
+        held = {sql for [sql] in run("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
         [ours], [version] = run("PRAGMA application_id").fetchone(), run("PRAGMA user_version").fetchone()
-        empty = not run("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not empty and (ours, version) != (_OURS, FORMAT):
+        # a trigger or a view of somebody else's may run for ever
+        if held and ((ours, version) != (_OURS, FORMAT) or not held <= set(_TABLES)):
             raise RunError(
                 f"{files.shown(self.path)} is no cache of this version of amplify: name another place, or delete it"
             )
@@ -131,14 +142,13 @@ class Cache:
         if run("PRAGMA journal_mode").fetchone() != (mode,):
             run(f"PRAGMA journal_mode={mode}")
         run("PRAGMA synchronous=NORMAL")  # a kill loses nothing, a power cut the last replies at most
-        if empty:
+        if held != set(_TABLES):
             run("BEGIN IMMEDIATE")
-            run("CREATE TABLE IF NOT EXISTS replies (key TEXT UNIQUE, reply TEXT NOT NULL, sum TEXT NOT NULL)")
+            for table in _TABLES:
+                run(table.replace("TABLE", "TABLE IF NOT EXISTS", 1))
             run(f"PRAGMA application_id={_OURS}")
             run(f"PRAGMA user_version={FORMAT}")
             run("COMMIT")
-        # beside the replies, which alone are counted; a file that was made before has none yet
-        run("CREATE TABLE IF NOT EXISTS numbers (key TEXT UNIQUE, row BLOB NOT NULL, sum TEXT NOT NULL)")
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -152,7 +162,9 @@ class Cache:
                     raise RunError(f"another process keeps {files.shown(self.path)} busy; try again") from error
                 if code in _CANNOT:
                     raise files.cannot_write(self.path, error) from error
-                raise self._damaged(error) from error
+                if code in _UNREADABLE:
+                    raise self.damaged(error) from error
+                raise RunError(f"{files.shown(self.path)} cannot be used ({str(error).rstrip('.')})") from error
             except OSError as error:
                 raise files.cannot_write(self.path, error) from error
             finally:  # also after Ctrl-C
@@ -160,7 +172,8 @@ class Cache:
                     if self._base is not None and self._base.in_transaction:
                         self._base.execute("ROLLBACK")
 
-    def _damaged(self, why: object) -> RunError:
+    def damaged(self, why: object) -> RunError:
+        """The error for a file that cannot be believed."""
         return RunError(f"{files.shown(self.path)} is damaged ({why}): delete it; what it held will be asked again")
 
     def _selected(self, what: str, keys: Sequence[str]) -> list[tuple[str, Any, str]]:
@@ -182,11 +195,13 @@ class Cache:
         found = {}
         for key, text, told in self._selected("key, reply, sum FROM replies", different):
             if _checksum(key, text) != told:
-                raise self._damaged("a reply was changed")
+                raise self.damaged("a reply was changed")
             try:
                 found[key] = codec.decode(Reply, json.loads(text))
-            except (ValueError, DataError) as error:
-                raise self._damaged(error) from error
+            except (ValueError, DataError, RecursionError) as error:
+                raise self.damaged(error) from error
+            if not found[key].sound:
+                raise self.damaged("a reply has log-probabilities that are none")
         return {key: found[key] for key in different if key in found}
 
     def write(self, replies: Mapping[str, Reply]) -> None:
@@ -214,8 +229,8 @@ class Cache:
             RunError: the file, or one of them, was damaged.
         """
         rows = self._selected("key, row, sum FROM numbers", list(dict.fromkeys(keys)))
-        if any(_checksum(key, row.hex()) != told or len(row) % 8 for key, row, told in rows):
-            raise self._damaged("a row of numbers was changed")
+        if any(type(row) is not bytes or _checksum(key, row.hex()) != told or len(row) % 8 for key, row, told in rows):
+            raise self.damaged("a row of numbers was changed")
         return {key: np.frombuffer(row, np.float64).copy() for key, row, _ in rows}
 
     def write_numbers(self, rows: Mapping[str, Floats]) -> None:

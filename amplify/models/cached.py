@@ -108,6 +108,7 @@ class CachedGenerator:
                 made,
                 lambda rest: sum(sizes[i] + sampling.n * sampling.max_tokens for i in rest),
                 each=sampling.n,
+                parts=sampling.n,
                 together=drawn and isinstance(self.inner, LocalModel),
             ),
         )
@@ -123,6 +124,8 @@ class CachedGenerator:
             ModelError: as the model does; its `completed` has what was known as well.
         """
         known = self.cache.read(keys)
+        if any(len(reply.parts) != asks.parts for reply in known.values()):
+            raise self.cache.damaged("a reply has more or fewer parts than were asked for")
         if asks.together and len(known) < len(set(keys)):
             known = {}
         kept = [key for key in keys if key in known]
@@ -207,7 +210,8 @@ class _Asks:
         ask: places in the call -> what the model gives, `each` parts a request.
         made: place, its parts -> the reply to keep.
         most: tokens that asking places takes at most.
-        each: parts of a reply.
+        each: what the model gives for a reply.
+        parts: completions or log-probabilities of a reply.
         together: whether what the model gives depends on all places asked with it.
     """
 
@@ -215,6 +219,7 @@ class _Asks:
     made: Callable[[int, list[Any]], Reply]
     most: Callable[[list[int]], float]
     each: int = 1
+    parts: int = 1
     together: bool = False
 
 
@@ -283,7 +288,9 @@ class CachedLocal(CachedScorer):
         if self._meter is not None or not wanted:
             return self.inner.score_tree(tree, wanted, steering=steering)
         made = lambda _, own: Reply(logprobs=tuple(own[0]))  # noqa: E731
-        [reply] = self._replies([self._key("tree", tree, list(wanted), steering)], _Asks(ask, made, lambda _: 0.0))
+        [reply] = self._replies(
+            [self._key("tree", tree, list(wanted), steering)], _Asks(ask, made, lambda _: 0.0, parts=len(wanted))
+        )
         return list(reply.logprobs)
 
     def sharing(self) -> AbstractContextManager[None]:

@@ -251,4 +251,4 @@ def _cut(text: str, sampling: Sampling) -> tuple[str, Literal["stop", "length"]]
 
 def _hash(text: str) -> float:
     """A number in [0, 1) that is the same in every process."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sqlite3
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from amplify.errors import InputError, RunError, WriteError
-from amplify.models.cache import FILE, Cache, Reply, keeping_numbers, kept_numbers
+from amplify.models.cache import FILE, Cache, Reply, _checksum, keeping_numbers, kept_numbers
 from amplify.retrieval import Embedder, embedded, open_embedder
 from amplify.types import Completion, TokenLogProbs
 
@@ -135,6 +136,94 @@ def test_pages_that_were_overwritten_are_one_error_or_right(tmp_path: Path) -> N
         except RunError:
             wrong += 1
     assert wrong > 5
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "5", '{"logprobs": [{"tokens": ["a"], "token_ids": [1], "logprobs": [5.0]}]}']
+)
+def test_a_reply_that_somebody_forged_is_refused(tmp_path: Path, text: str) -> None:
+    with Cache(tmp_path) as cache:
+        cache.write({"x": SAID})
+    with sqlite3.connect(tmp_path / FILE) as base:
+        base.execute("UPDATE replies SET reply = ?, sum = ?", (text, _checksum("x", text)))
+    with Cache(tmp_path) as cache, pytest.raises(RunError, match="damaged"):
+        cache.read(["x"])
+
+
+@pytest.mark.parametrize("row", ["text", 5, 0.5, b"1234567"])
+def test_numbers_that_somebody_forged_are_refused(tmp_path: Path, row: Any) -> None:
+    with Cache(tmp_path) as cache:
+        cache.write_numbers({"x": np.zeros(2)})
+    with sqlite3.connect(tmp_path / FILE) as base:
+        base.execute("UPDATE numbers SET row = ?", (row,))
+    with Cache(tmp_path) as cache, pytest.raises(RunError, match="damaged"):
+        cache.numbers(["x"])
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "CREATE TRIGGER t BEFORE DELETE ON replies BEGIN SELECT raise(IGNORE); END",  # shrinking would never end
+        "DROP TABLE numbers; CREATE VIEW numbers AS WITH RECURSIVE r(i) AS (SELECT 1 UNION ALL SELECT i FROM r)"
+        " SELECT i key, i row, i sum FROM r",  # nor would reading
+        "DROP TABLE replies; CREATE TABLE replies (key TEXT)",
+    ],
+)
+def test_a_file_that_holds_more_than_tables_of_replies_is_left_alone(tmp_path: Path, planted: str) -> None:
+    with Cache(tmp_path) as cache:
+        cache.write({"x": SAID})
+    base = sqlite3.connect(tmp_path / FILE)
+    base.executescript(planted)
+    base.close()
+    with pytest.raises(RunError, match="no cache of this version"):
+        Cache(tmp_path)
+
+
+def test_a_file_of_an_earlier_version_gets_its_second_table(tmp_path: Path) -> None:
+    with Cache(tmp_path) as cache:
+        cache.write({"x": SAID})
+    with sqlite3.connect(tmp_path / FILE) as base:
+        base.execute("DROP TABLE numbers")
+    with Cache(tmp_path) as cache:
+        cache.write_numbers({"n": np.zeros(2)})
+        assert (len(cache), len(cache.numbers(["n"]))) == (1, 1)
+
+
+@pytest.mark.parametrize("behind", range(4))
+def test_two_that_make_the_file_at_once_both_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: int
+) -> None:
+    class Slow(sqlite3.Connection):
+        said = 0
+
+        def execute(self, sql: str, *given: Any) -> sqlite3.Cursor:
+            if self.said == behind:  # another process makes the whole file meanwhile
+                monkeypatch.undo()
+                Cache(tmp_path).close()
+            self.said += 1
+            return super().execute(sql, *given)
+
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Slow))
+    with Cache(tmp_path) as cache:
+        cache.write({"x": SAID})
+        assert cache.read(["x"]) == {"x": SAID}
+
+
+def test_a_closed_cache_is_not_called_damaged(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.close()
+    with pytest.raises(RunError, match=r"replies\.sqlite cannot be used \(.*closed.*\)$"):
+        cache.read(["x"])
+
+
+@pytest.mark.parametrize("place", ["~nobody-of-this-name/kept", "x" * 300, "a\0b"])
+def test_a_name_that_no_folder_has_is_one_error(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if place.startswith("~"):  # as a shell leaves it: a folder of that name, here as everywhere else
+        Cache(place).close()
+        return
+    with pytest.raises(WriteError, match="cannot write"):
+        Cache(place)
 
 
 def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

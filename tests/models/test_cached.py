@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 
 import amplify
 from amplify import files
-from amplify.errors import InputError, ModelError
+from amplify.errors import InputError, ModelError, RunError
 from amplify.models import Cache, ScoringModel, cached, load_model
 from amplify.models.base import LocalModel, Tokenized
+from amplify.models.cache import Reply
 from amplify.models.cached import identity, keeping, origin, tokenizer_of
 from amplify.models.scripted import ScriptedGenerator, ScriptedModel
 from amplify.models.tree.tree import TokenTree
@@ -249,3 +250,15 @@ def test_keeping_is_for_the_batch_at_hand(tmp_path: Path) -> None:
     with keeping(ScriptedModel("echo"), path, "this work"):
         pass
     assert not path.exists()
+
+
+def test_a_reply_of_too_few_answers_is_refused(cache: Cache) -> None:
+    """Answers behind it would stand in the wrong rows."""
+    model = cached(load_model("scripted:echo"), cache)
+    model.generate([ONE, TWO], Sampling())
+    with cache._told():
+        [[key]] = cache._base.execute("SELECT key FROM replies LIMIT 1")
+        cache._base.execute("DELETE FROM replies WHERE key = ?", (key,))
+    cache.write({key: Reply()})
+    with pytest.raises(RunError, match="damaged"):
+        model.generate([ONE, TWO], Sampling())
