@@ -51,6 +51,7 @@ _BEYOND = ("control_variate",)  # options that ask more prompts than the budget 
 _STOPS = 16  # strings that may end an answer; each is looked for at every token
 _OURS = ("citations", "documents", "loop", "sources")  # fields of a chat request that the server behind never sees
 
+MOST_ANSWER = 2**26  # bytes of an answer of the server behind, where it is held here
 _TRIES = 2  # of a request that a connection lost before anything was answered
 T = TypeVar("T")
 
@@ -413,15 +414,16 @@ async def _behind(service: Service, model: OpenAIModel, data: dict[str, Any]) ->
     kind = answer.headers.get("content-type", "application/json")
     if answer.status_code >= 400 or not data.get("stream"):
         try:
-            held = await answer.aread()
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(service.limits.seconds):
+                held = b"".join([chunk async for chunk in _bounded(answer)])
+        except (httpx.HTTPError, TimeoutError) as error:
             raise Refused(502, f"the server behind broke off its answer ({type(error).__name__})") from error
         finally:
             await answer.aclose()
         if answer.status_code < 400 and data.get("citations") and (text := _said(held)) is not None:
             found = json.loads(held)
             found["amplify"] = await service.citations(data, text) if text.strip() else {"citations": []}
-            return JSONResponse(found)
+            return Response(_json(found), media_type="application/json")
         return Response(held, answer.status_code, media_type=kind)
 
     async def events() -> AsyncIterator[bytes]:
@@ -431,14 +433,17 @@ async def _behind(service: Service, model: OpenAIModel, data: dict[str, Any]) ->
                 async for chunk in answer.aiter_bytes():
                     yield chunk
                 return
-            async for line in answer.aiter_lines():
-                if line.strip() == "data: [DONE]":
+            async for line in _lines(answer):
+                if _data(line).strip() == b"[DONE]":
                     break
                 said += _deltas(line)
-                yield f"{line}\n".encode()
+                yield line
         except httpx.HTTPError as error:  # what was said so far has been sent: a client must not take it for the whole
             message = f"the server behind broke off its answer ({type(error).__name__})"
             yield _line({"error": {"message": message, "type": "server_error", "code": 502}})
+            return
+        except Refused as error:
+            yield _line({"error": {"message": str(error), "type": "server_error", "code": error.status}})
             return
         finally:
             await answer.aclose()
@@ -556,7 +561,7 @@ def _said(body: bytes) -> str | None:
     """The text of a whole answer of a server; None where it is none."""
     try:
         content = json.loads(body)["choices"][0]["message"].get("content")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return content if isinstance(content, str) else ""
 
@@ -571,14 +576,45 @@ def _usage(done: Completion) -> dict[str, int]:
     return {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.completion_tokens, "total_tokens": total}
 
 
-def _deltas(line: str) -> list[str]:
+async def _bounded(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """The parts of an answer of the server behind.
+
+    Raises:
+        Refused: together they are larger than anything that is held here.
+    """
+    count = 0
+    async for chunk in answer.aiter_bytes():
+        count += len(chunk)
+        if count > MOST_ANSWER:
+            raise Refused(502, f"the server behind says more than {MOST_ANSWER:,} bytes")
+        yield chunk
+
+
+async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of a stream, each with its end. httpx would break them at U+2028 as well, which a text may hold."""
+    begun: list[bytes] = []
+    async for chunk in _bounded(answer):
+        *whole, rest = chunk.split(b"\n")
+        for line in whole:
+            yield b"".join((*begun, line, b"\n"))
+            begun.clear()
+        begun.append(rest)
+    if last := b"".join(begun):
+        yield last
+
+
+def _data(line: bytes) -> bytes:
+    """What a line of a stream brings; nothing where it is a comment or a blank."""
+    return line[5:] if line.startswith(b"data:") else b""
+
+
+def _deltas(line: bytes) -> list[str]:
     """What an event of a stream adds to the answer."""
-    if not line.startswith("data: {"):
-        return []
     try:
-        return [c["delta"].get("content") or "" for c in json.loads(line[6:]).get("choices", []) if c.get("index") == 0]
-    except (ValueError, KeyError, AttributeError):
+        found = [c["delta"].get("content") for c in json.loads(_data(line))["choices"] if c.get("index") == 0]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
+    return [content for content in found if isinstance(content, str)]
 
 
 async def _event(service: Service, data: Mapping[str, Any], answer: str) -> bytes:
@@ -587,7 +623,12 @@ async def _event(service: Service, data: Mapping[str, Any], answer: str) -> byte
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+    return b"data: " + _json(value) + b"\n\n"
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    """JSON; half of a character, which servers send of one that comes in two tokens, is written as its escape."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def checked_limits(**given: Any) -> Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -443,13 +444,96 @@ def test_a_kept_connection_that_a_restart_closed_is_made_anew() -> None:
     who.close()
 
 
-@pytest.mark.parametrize("body", [b"{}", b"not json", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"[1]"])
+@pytest.mark.parametrize(
+    "body", [b"{}", b"not json", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"[1]", b"[" * 99_999]
+)
 def test_an_odd_answer_of_the_server_behind_is_passed_on_uncited(body: bytes) -> None:
     who = Behind("small@http://127.0.0.1:9/v1")
     with TestClient(create_app(who, transport=httpx.MockTransport(lambda r: httpx.Response(200, content=body)))) as c:
         done = c.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}], "citations": True})
         assert (done.status_code, done.content) == (200, body)
     who.close()
+
+
+def through(content: bytes, **ours: object) -> httpx.Response:
+    """What a client gets of an answer of the server behind."""
+    who = Behind("small@http://127.0.0.1:9/v1")
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=content))
+    asked = {"messages": [{"role": "user", "content": CHAT}], "documents": DOCUMENTS, "citations": {"budget": 8}}
+    with TestClient(create_app(who, transport=transport)) as client:
+        found = client.post("/v1/chat/completions", json={**asked, **ours})
+    who.close()
+    return found
+
+
+@pytest.mark.parametrize("said", ["Two\u2028years.", "Two\x85years.", "Two\u2029years.", "Two\x1cyears."])
+def test_a_cited_stream_is_broken_where_its_lines_end_and_nowhere_else(said: str) -> None:
+    event = {"choices": [{"index": 0, "delta": {"content": said}}]}
+    line = json.dumps(event, ensure_ascii=False).replace("\\u001c", "\x1c").encode()
+    sent = b"data: " + line + b"\n\n"
+    assert through(sent + b"data: [DONE]\n\n", stream=True).content.startswith(sent)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'data: {"choices": null, "usage": {}}\n\n', b'data: {"choices": [5]}\n\n', b"data: {" + b'"a": [' * 99_999,
+        b'data: {"choices": [{"index": 0, "delta": {"content": [1]}}]}\n\n', b"data: []\n\n",
+        b'data: {"choices": [{"index": 0, "delta": null}]}\n\n',
+    ],
+)  # fmt: skip
+def test_an_odd_event_of_the_server_behind_is_passed_on_and_read_over(odd: bytes) -> None:
+    sent = odd if odd.endswith(b"\n") else odd + b"\n\n"
+    found = through(sent + STREAM, stream=True)
+    assert found.content.startswith(sent)
+    assert [c["id"] for c in json.loads(found.text.split("data: ")[-2])["amplify"]["citations"]] == ["faq"]
+    assert found.text.endswith("data: [DONE]\n\n")
+
+
+def test_events_without_a_blank_behind_their_colon_are_events() -> None:
+    found = through(STREAM.replace(b"data: ", b"data:"), stream=True)
+    assert [c["id"] for c in json.loads(found.text.split("data: ")[-2])["amplify"]["citations"]] == ["faq"]
+    assert found.content.count(b"[DONE]") == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_of_the_server_behind_without_end_is_not_kept(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amplify.serve.app.MOST_ANSWER", 2**16)
+    found = through(b"x" * 2**17, stream=stream)
+    assert found.status_code == (200 if stream else 502)
+    error = json.loads(found.text.removeprefix("data: "))["error"]
+    assert (error["code"], error["message"]) == (502, "the server behind says more than 65,536 bytes")
+
+
+def test_an_answer_of_the_server_behind_that_drips_ends() -> None:
+    class Drips(httpx.AsyncByteStream):
+        async def __aiter__(self):  # type: ignore[no-untyped-def]
+            while True:
+                yield b" "
+                await asyncio.sleep(0.01)
+
+    who = Behind("small@http://127.0.0.1:9/v1")
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drips()))
+    with TestClient(create_app(who, Limits(seconds=0.3), transport=transport)) as client:
+        done = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
+    assert (done.status_code, "TimeoutError" in done.json()["error"]["message"]) == (502, True)
+    who.close()
+
+
+@pytest.mark.parametrize("content", [r"Two \ud83d years.", "Two years."])
+def test_half_of_a_character_and_no_number_are_passed_on_as_they_came(content: str) -> None:
+    body = '{"choices": [{"message": {"content": "' + content + '"}, "logprobs": NaN}]}'
+    found = through(body.encode())
+    assert found.status_code == 200
+    assert json.loads(found.content)["choices"][0]["message"] == json.loads(body)["choices"][0]["message"]
+    assert [c["id"] for c in json.loads(found.content)["amplify"]["citations"]] == ["faq"]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_half_of_a_character_ends_no_stream(half: bool) -> None:
+    sent = STREAM.replace(b"years", b"years \\ud83d") if half else STREAM
+    found = through(sent, stream=True)
+    assert [c["id"] for c in json.loads(found.text.split("data: ")[-2])["amplify"]["citations"]] == ["faq"]
 
 
 def test_a_request_that_never_arrives_ends() -> None:
