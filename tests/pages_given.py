@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import socket
-import threading
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from served import served
 
 SMOLLM2 = "transformers:smollm2-135m"
 NOTES = {
@@ -59,11 +60,13 @@ class Reader:
         page: its path.
         instead: what is written on the page, and what this reader has in its place.
         shorter: what a command is given besides, so that a page takes seconds.
+        serve: starts the page's `amplify serve`, which goes on until the page ends.
     """
 
     page: str
     instead: list[tuple[str, str]] = field(default_factory=lambda: list(SMALLER))
     shorter: dict[str, list[str]] = field(default_factory=lambda: dict(SHORTER))
+    serve: Callable[[str], None] | None = None
 
     @contextlib.contextmanager
     def prepared(self) -> Iterator[dict[str, Any]]:
@@ -115,28 +118,16 @@ def _server(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
 
 
 def _service(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """`amplify serve`, as it starts its service, on a free port."""
-    import uvicorn
+    """A key, a model of this machine, and a free port for the page's `amplify serve`."""
 
-    from amplify.serve.app import checked_limits, create_app
+    def serve(line: str) -> None:
+        _, *options = shlex.split(line.partition("amplify ")[2])
+        address = stack.enter_context(served(options, AMPLIFY_API_KEY="k"))
+        reader.instead.append(("http://127.0.0.1:8100", address))
 
-    app = create_app(_smollm2(stack), checked_limits(key="k"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.05)
-        assert thread.is_alive(), "the service did not start"
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join()
-
-    stack.callback(stop)
-    reader.instead += [("http://127.0.0.1:8100", f"http://127.0.0.1:{port}"), ("Bearer …", "Bearer k")]
+    reader.serve = serve
+    server = "openai:small@http://127.0.0.1:8000/v1"
+    reader.instead += [("Bearer …", "Bearer k"), (server, SMOLLM2), ("port 8100", "port 0")]
     return {}
 
 

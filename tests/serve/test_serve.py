@@ -326,6 +326,18 @@ def test_command_line_refuses_wrong_limits() -> None:
     assert "--model is missing" in str(missing.exception)
 
 
+def test_the_command_serves_until_it_is_interrupted() -> None:
+    from served import served
+
+    options = ["--model", "scripted:say=Two years.", "--port", "0"]
+    with served(options, AMPLIFY_API_KEY="k") as address, httpx.Client(base_url=address, trust_env=False) as client:
+        assert client.get("/health").json() == {"status": "ok", "model": "scripted:say=Two years."}
+        asked = {"messages": [{"role": "user", "content": "How long?"}]}
+        assert client.post("/v1/chat/completions", json=asked).status_code == 401
+        done = client.post("/v1/chat/completions", json=asked, headers={"authorization": "Bearer k"})
+        assert done.json()["choices"][0]["message"]["content"] == "Two years."
+
+
 def slowly(inside: threading.Event, go: threading.Event) -> ScriptedModel:
     def scored(text: str, answer: str) -> float:
         inside.set()
