@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_hub import at_hand
 
 import amplify
 
@@ -58,6 +59,9 @@ def test_an_example_runs(
     monkeypatch.chdir(tmp_path)
     if LOADED & set(re.findall(r"\w+", " ".join(line.source for line in example.examples))):
         example.globs |= request.getfixturevalue("loaded")
+    if example.name.startswith("amplify.bridges."):
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        example.globs["hub"] = at_hand(tmp_path / "hub", monkeypatch)
     lines: list[str] = []
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     result = doctest.DocTestRunner(optionflags=flags).run(example, out=lines.append, clear_globs=False)
@@ -72,9 +76,10 @@ ROOMS = (
     "attribution", "evaluation", "head_search", "methods", "metrics", "models", "prompting", "proxies", "rag",
     "rationales", "schemas", "serve", "shapley", "sources", "steering", "tasks", "tuning",
 )  # fmt: skip
+BRIDGES = tuple(f"bridges.{path.stem}" for path in sorted((ROOT / "bridges").glob("[a-z]*.py")))
 PUBLIC = {
     f"{found.__module__}.{found.__qualname__}": found
-    for package in (amplify, *(importlib.import_module(f"amplify.{room}") for room in ROOMS))
+    for package in (amplify, *(importlib.import_module(f"amplify.{room}") for room in (*ROOMS, *BRIDGES)))
     for found in (inspect.unwrap(getattr(package, name)) for name in package.__all__)
     if inspect.isfunction(found) or inspect.isclass(found)
 }

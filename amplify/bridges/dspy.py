@@ -25,6 +25,8 @@ with extras():
     import dspy
     from dspy import lm15
 
+__all__ = ["AmplifyEngine", "ProgramModule", "dspy_lm", "from_predict", "to_predict"]
+
 _ROLES = {"user": "user", "assistant": "assistant", "developer": "system"}
 
 
@@ -34,6 +36,13 @@ class AmplifyEngine:
     Args:
         model: an open model, or its id.
         steering: how attention is steered to what stands between `**` in messages; None for no steering.
+
+    Example:
+        >>> import dspy
+        >>> from amplify.bridges.dspy import AmplifyEngine
+        >>> engine = AmplifyEngine("scripted:say=Rome")
+        >>> dspy.LM("mine", engine=engine, cache=False)("Where is it?")
+        ['Rome']
     """
 
     def __init__(self, model: LanguageModel | str, steering: Steering | None = None) -> None:
@@ -127,6 +136,15 @@ class ProgramModule(dspy.Module):
 
     Returns, when called, a `dspy.Prediction` of `answer` (None where nothing could be read), `rationale` and `scores`.
     Saved and loaded as DSPy's modules are; `program` is the program.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.bridges.dspy import ProgramModule
+        >>> task = amplify.load_task("support_tickets")
+        >>> model = amplify.load_model("scripted:say=billing")
+        >>> program = amplify.methods.FewShot(shots=2).fit(task, model, seed=0)
+        >>> ProgramModule(program, model)(text="I was charged twice.").answer
+        'billing'
     """
 
     def __init__(self, program: Program, model: LanguageModel | str) -> None:
@@ -155,6 +173,18 @@ def to_predict(program: Program) -> dspy.Predict:
 
     Raises:
         InputError: a program of another kind, or one whose items bring their own choices.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.bridges.dspy import to_predict
+        >>> task = amplify.load_task("support_tickets")
+        >>> model = amplify.load_model("scripted:say=billing")
+        >>> program = amplify.methods.FewShot(shots=2).fit(task, model, seed=0)
+        >>> predict = to_predict(program)
+        >>> len(predict.demos)
+        2
+        >>> predict.signature
+        StringSignature(text -> answer...
     """
     shots = _shots(program)
     form = shots.form
@@ -186,6 +216,17 @@ def from_predict(predict: dspy.Predict, program: Program) -> ShotProgram:
 
     Raises:
         InputError: a program that is no shots, or a demo that lacks a text, or whose answer is none of the labels.
+
+    Example:
+        >>> import amplify, dspy
+        >>> from amplify.bridges.dspy import from_predict, to_predict
+        >>> task = amplify.load_task("support_tickets")
+        >>> model = amplify.load_model("scripted:say=billing")
+        >>> program = amplify.methods.FewShot(shots=2).fit(task, model, seed=0)
+        >>> predict = to_predict(program)
+        >>> better = dspy.LabeledFewShot(k=1).compile(predict, trainset=predict.demos)
+        >>> len(from_predict(better, program).shots)
+        1
     """
     shots = _shots(program)
     form = replace(shots.form, instruction=predict.signature.instructions)

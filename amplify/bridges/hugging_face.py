@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     from amplify.models.transformers import TransformersModel
     from amplify.proxies import Proxy
 
+__all__ = [
+    "from_datasets",
+    "from_pipeline",
+    "pull_profile",
+    "pull_program",
+    "push_profile",
+    "push_program",
+    "to_datasets",
+]
+
 PROGRAM, PROFILE = "program.json", "profile.yaml"
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 
@@ -49,6 +59,15 @@ def push_program(
 
     Raises:
         DataError: the hub cannot be reached, or refuses.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.bridges.hugging_face import push_program
+        >>> task = amplify.load_task("support_tickets")
+        >>> model = amplify.load_model("scripted:say=billing")
+        >>> program = amplify.methods.FewShot(shots=2).fit(task, model, seed=0)
+        >>> push_program(program, "me/tickets", api=hub)  # hub: a huggingface_hub.HfApi
+        '...me/tickets/...'
     """
     held = program if isinstance(program, Program) else Program.load(program)
     use = f'amplify.bridges.hugging_face.pull_program("{repo}")'
@@ -59,7 +78,15 @@ def push_program(
 def push_profile(
     profile: Steering | str | Path, repo: str, *, card: str = "", private: bool = True, api: HfApi | None = None
 ) -> str:
-    """Put a head profile on the hub, as `profile.yaml`; see `push_program`."""
+    """Put a head profile on the hub, as `profile.yaml`; see `push_program`.
+
+    Example:
+        >>> from amplify.bridges.hugging_face import push_profile
+        >>> import amplify
+        >>> steering = amplify.Steering(heads={0: [1, 2]}, alpha=0.01)
+        >>> push_profile(steering, "me/heads", api=hub)
+        '...me/heads/...'
+    """
     held = profile if isinstance(profile, Steering) else Steering.load(profile)
     use = f'amplify.bridges.hugging_face.pull_profile("{repo}")'
     return _push(lambda path: held.save(path), PROFILE, "a profile of attention heads to steer", use, repo, card,
@@ -96,12 +123,31 @@ def pull_program(repo: str, *, revision: str | None = None) -> Program:
 
     Raises:
         DataError: there is none, it cannot be had, or it is of another format.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.bridges.hugging_face import pull_program, push_program
+        >>> task = amplify.load_task("support_tickets")
+        >>> model = amplify.load_model("scripted:say=billing")
+        >>> program = amplify.methods.FewShot(shots=2).fit(task, model, seed=0)
+        >>> address = push_program(program, "me/tickets", api=hub)
+        >>> pull_program("me/tickets") == program
+        True
     """
     return Program.load(_pulled(repo, PROGRAM, revision))
 
 
 def pull_profile(repo: str, *, revision: str | None = None) -> Steering:
-    """A head profile from the hub; see `pull_program`."""
+    """A head profile from the hub; see `pull_program`.
+
+    Example:
+        >>> from amplify.bridges.hugging_face import pull_profile, push_profile
+        >>> import amplify
+        >>> steering = amplify.Steering(heads={0: [1, 2]}, alpha=0.01)
+        >>> address = push_profile(steering, "me/heads", api=hub)
+        >>> pull_profile("me/heads").alpha
+        0.01
+    """
     return Steering.load(_pulled(repo, PROFILE, revision))
 
 
@@ -163,6 +209,15 @@ def from_datasets(
 
     Raises:
         InputError: a column or a split that is not there, or see `amplify.load_task`.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from amplify.bridges.hugging_face import from_datasets
+        >>> texts = [f"{word} phone, number {i}." for i in range(20) for word in ("Good", "Bad")]
+        >>> data = Dataset.from_dict({"review": texts, "stars": ["five", "one"] * 20})
+        >>> task = from_datasets(data, text="review", label="stars", name="phones")
+        >>> task.name, task.labels
+        ('phones', ('five', 'one'))
     """
     from datasets import Dataset
 
@@ -193,6 +248,14 @@ def from_pipeline(pipe: Any) -> TransformersModel | Proxy:
 
     Raises:
         InputError: a pipeline for something else, or no pipeline.
+
+    Example:
+        >>> import transformers
+        >>> from amplify.bridges.hugging_face import from_pipeline
+        >>> pipe = transformers.pipeline("text-generation", model=module, tokenizer=tokenizer)
+        >>> with from_pipeline(pipe) as model:
+        ...     type(model).__name__
+        'TransformersModel'
     """
     kind = getattr(pipe, "task", None)
     if kind == "text-generation":

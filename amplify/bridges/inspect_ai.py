@@ -32,6 +32,8 @@ with extras():
     from inspect_ai.solver import TaskState
     from inspect_ai.tool import ToolChoice, ToolInfo
 
+__all__ = ["AmplifyAPI", "supported"]
+
 _REFUSED = ("top_k", "logprobs", "response_schema", "frequency_penalty", "presence_penalty", "logit_bias")
 
 
@@ -45,6 +47,15 @@ class AmplifyAPI(ModelAPI):
         model_name: the id.
         steering: a head profile's name or file, or an object (`-M steering=…`).
         model_args: options of `amplify.load_model` (`-M dtype=float32`), or `opened=` an open model.
+
+    Example:
+        >>> import inspect_ai
+        >>> from inspect_ai.dataset import Sample
+        >>> from inspect_ai.scorer import match
+        >>> task = inspect_ai.Task([Sample(input="Where is it?", target="Rome")], scorer=match())
+        >>> [log] = inspect_ai.eval(task, model="amplify/scripted:say=Rome", display="none")
+        >>> log.results.scores[0].metrics["accuracy"].value
+        1.0
     """
 
     def __init__(
@@ -127,6 +138,18 @@ def supported(
             None: the evaluated model, where it is amplify's.
         documents: the key of a sample's metadata under which its documents stand: texts, or dictionaries with a text.
         budget, granularity, seed: of `amplify.attribute_sources`.
+
+    Example:
+        >>> import inspect_ai
+        >>> from inspect_ai.dataset import Sample
+        >>> from amplify.bridges.inspect_ai import supported
+        >>> from amplify.models.scripted import ScriptedModel
+        >>> sample = Sample(input="Where is it?", metadata={"documents": ["It is in Rome.", "Bees fly."]})
+        >>> judge = ScriptedModel(logprob=lambda text, answer: -1.0 if "in Rome" in text else -9.0)
+        >>> task = inspect_ai.Task([sample], scorer=supported(judge))
+        >>> [log] = inspect_ai.eval(task, model="amplify/scripted:say=Rome", display="none")
+        >>> log.samples[0].scores["supported"].metadata["citations"][0]["text"]
+        'It is in Rome.'
     """
 
     async def score(state: TaskState, target: Target) -> Score:

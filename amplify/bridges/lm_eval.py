@@ -44,6 +44,8 @@ with extras():
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+__all__ = ["AmplifyLM", "harness_results", "harness_task"]
+
 Emphasis = Literal["marks", "all"] | Callable[[str], Sequence[Span]]
 _CHAT = (
     "amplify chat: "  # how a chat passes through the harness, whose contexts are strings, to a model that renders it
@@ -319,6 +321,16 @@ def harness_task(
         InputError: a task that has no such form: several inputs an item, whole texts to score, drawn or repeated
             answers, another delimiter than a blank before its choices.
         DataError: the harness cannot load it.
+
+    Example:
+        >>> from amplify.bridges.lm_eval import harness_task
+        >>> from pathlib import Path
+        >>> written = Path("ice.jsonl").write_text('{"question": "Is ice cold?", "answer": "yes"}')
+        >>> ice = {"task": "ice", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "ice.jsonl"}},
+        ...     "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{question}}",
+        ...     "doc_to_choice": ["yes", "no"], "doc_to_target": "{{answer}}"}
+        >>> harness_task(ice).test[0].text
+        'Is ice cold?'
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     task = _load(name, include_path)
@@ -504,6 +516,20 @@ def harness_results(task: Task, report: Report) -> dict[str, dict[str, float]]:
 
     Raises:
         InputError: the task was not opened here, or the run is of another one or not finished.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.bridges.lm_eval import harness_results, harness_task
+        >>> from pathlib import Path
+        >>> written = Path("ice.jsonl").write_text('{"question": "Is ice cold?", "answer": "yes"}')
+        >>> ice = {"task": "ice", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "ice.jsonl"}},
+        ...     "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{question}}",
+        ...     "doc_to_choice": ["yes", "no"], "doc_to_target": "{{answer}}"}
+        >>> task = harness_task(ice)
+        >>> model = amplify.load_model("scripted:first_option")
+        >>> report = amplify.evaluate(task, model, ["zero_shot"], mode="score", calibrate="none", progress=False)
+        >>> harness_results(task, report)
+        {'zero_shot': {'acc,none': 1.0, 'acc_norm,none': 1.0}}
     """
     if task.name not in _opened or report.config["task"]["metric"] != task.metric:
         raise InputError(f"the run is of {report.config['task']['name']!r}: give the task that harness_task opened")

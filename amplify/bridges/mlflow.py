@@ -15,6 +15,8 @@ with extras():
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
 
+__all__ = ["log_run"]
+
 _FILES = ("run.json", "report.html", "report.md", "records.jsonl", "programs")
 
 
@@ -44,6 +46,14 @@ def log_run(
     Raises:
         RunError: the run is not finished, MLflow refuses, or lacks a package for this kind of store.
         MissingExtraError: mlflow-skinny is not installed.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.bridges import mlflow
+        >>> task = amplify.load_task("coin_flip", limit=5)
+        >>> report = amplify.evaluate(task, "scripted:say=yes", ["zero_shot"], progress=False)
+        >>> len(mlflow.log_run(report, tracking_uri="file:mlruns"))  # MLFLOW_ALLOW_FILE_STORE=true is set
+        32
     """
     report = report_of(run)
     if not report.finished:

@@ -11,6 +11,8 @@ from amplify.sources.result import SourceAttribution
 if TYPE_CHECKING:
     from ragas import EvaluationDataset
 
+__all__ = ["ragas_rows", "to_ragas"]
+
 
 def ragas_rows(
     results: Sequence[SourceAttribution],
@@ -67,6 +69,14 @@ def to_ragas(
 
     Raises:
         MissingExtraError: ragas is not installed.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.bridges.ragas import to_ragas
+        >>> result = amplify.attribute_sources(
+        ...     "Where is it?", ["It is in Rome.", "Bees fly."], "scripted:say=Rome", granularity="documents")
+        >>> to_ragas([result], ["In Rome."])[0].reference
+        'In Rome.'
     """
     from ragas import EvaluationDataset
 

@@ -24,6 +24,8 @@ from amplify.sources.result import SourceAttribution
 from amplify.tuning import Tuned
 from amplify.types import Attribution
 
+__all__ = ["figures", "tables", "write_parquet"]
+
 _FREE = (
     "label_scores",
     "label_logprobs",
@@ -69,6 +71,14 @@ def write_parquet(result: Any, folder: str | Path) -> list[Path]:
     Raises:
         InputError: see `tables`.
         WriteError: a file cannot be written; an earlier one is whole.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.bridges.tables import write_parquet
+        >>> task = amplify.load_task("coin_flip", limit=5)
+        >>> report = amplify.evaluate(task, "scripted:say=yes", ["zero_shot"], progress=False)
+        >>> [path.name for path in write_parquet(report, "tables")]
+        ['rows.parquet', 'comparisons.parquet', 'records.parquet']
     """
     place = files.make_folder(folder)
     written = []
@@ -84,6 +94,15 @@ def figures(report: Report) -> tuple[dict[str, str | int | float], dict[str, flo
     Returns:
         Its settings by name, and its numbers as METHOD/NAME: score, low, high, n, unparsed, further metrics, cost per
         1,000 answers, and METHOD/over BASELINE/difference, low, high, p_holm.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.bridges.tables import figures
+        >>> task = amplify.load_task("coin_flip", limit=5)
+        >>> report = amplify.evaluate(task, "scripted:say=yes", ["zero_shot"], progress=False)
+        >>> settings, numbers = figures(report)
+        >>> settings["task"], numbers["zero_shot/n"]
+        ('coin_flip', 5.0)
     """
     config = report.config
     settings: dict[str, str | int | float] = {

@@ -12,6 +12,8 @@ from amplify.evaluation.report import Report
 with extras():
     import wandb
 
+__all__ = ["log_run"]
+
 _FILES = ("run.json", "report.html", "report.md", "records.jsonl")
 
 
@@ -41,6 +43,14 @@ def log_run(
     Raises:
         RunError: the run is not finished, or W&B refuses.
         MissingExtraError: wandb is not installed.
+
+    Example:
+        >>> import amplify
+        >>> from amplify.bridges import wandb
+        >>> task = amplify.load_task("coin_flip", limit=5)
+        >>> report = amplify.evaluate(task, "scripted:say=yes", ["zero_shot"], progress=False)
+        >>> len(wandb.log_run(report, mode="offline"))
+        8
     """
     report = report_of(run)
     if not report.finished:
