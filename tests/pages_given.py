@@ -132,9 +132,18 @@ def _service(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
 
 
 def _many(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Two workers with a model that needs nothing."""
-    workers = "ray:2×scripted:first_option"
-    reader.instead += [("ray:4×vllm:smollm2-135m", workers), ("ray:4×transformers:smollm2-135m", workers)]
+    """Two workers: with a model that needs nothing, and for heads with a tiny one that has some."""
+    import tiny_models
+
+    tiny, workers = tiny_models.language_model(Path("tiny").absolute()), "ray:2×scripted:first_option"
+    reader.instead += [
+        (
+            "json_formatting --model ray:4×transformers:smollm2-135m",
+            f"json_formatting --model ray:2×transformers:{tiny}",
+        ),
+        ("ray:4×vllm:smollm2-135m", workers),
+        ("ray:4×transformers:smollm2-135m", workers),
+    ]
     return {}
 
 
@@ -244,7 +253,7 @@ def _prompts(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
 
 
 def _bridges(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """A tuned program, a run, attributed answers; a model, data and demonstrations of other tools; a local hub."""
+    """A tuned program, a run, attributed answers; models, tasks and demonstrations of other tools; a local hub."""
     import dspy
     import pytest
     from datasets import Dataset, DatasetDict
@@ -255,7 +264,8 @@ def _bridges(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     from amplify import hub
 
     task = amplify.load_task("my_reviews.csv", text="review", label="stars")
-    program = amplify.methods.FewShot(shots=2).fit(task, amplify.load_model("scripted:first_option"), seed=0)
+    model = amplify.load_model("scripted:first_option")
+    program = amplify.methods.FewShot(shots=2, mode="score").fit(task, model, seed=0)
     Path("tuned").mkdir()
     program.save("tuned/program.json")
     amplify.evaluate(task, "scripted:first_option", ["zero_shot"], limit=4, out="runs/mine", progress=False)
@@ -265,14 +275,60 @@ def _bridges(reader: Reader, stack: contextlib.ExitStack) -> dict[str, Any]:
     sets = {split: Dataset.from_dict({"review": texts[own], "stars": stars[own]}) for split, own in rows.items()}
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    reader.instead.append(('card="What was measured.")', 'card="What was measured.", api=hub)'))
+    reader.instead[:0] = [
+        ('card="What was measured.")', 'card="What was measured.", api=hub)'),
+        ('["arc_easy"]', "[arc_easy]"),
+        ('harness_task("arc_easy"', "harness_task(arc_easy"),
+        ('"few_shot", "amplify"]', '"few_shot", amplify.methods.Amplify(pool=8, mode="score")]'),
+    ]
     return {
+        "arc_easy": _arc(),
         "result": result,
         "results": [result],
         "trainset": [dspy.Example(text=e.text, answer=e.label).with_inputs("text") for e in task.train[:8]],
         "dataset_dict": DatasetDict(sets),
         "pipe": pipeline("text-generation", model=str(hub.resolve("smollm2-135m"))),
         "hub": at_hand(Path("hub").absolute(), patch),
+    }
+
+
+_SPLITS = {"train": 2, "validation": 2, "test": 1}
+"""How often each river is asked for in each split."""
+
+
+def _arc() -> dict[str, Any]:
+    """A task of the harness like its `arc_easy`, whose questions lie in this folder."""
+    places = {
+        "Brakel": "Nethe",
+        "Cologne": "Rhine",
+        "Dresden": "Elbe",
+        "Bremen": "Weser",
+        "Ulm": "Danube",
+        "Trier": "Mosel",
+    }
+    for split, rounds in _SPLITS.items():
+        rows = [
+            {
+                "question": f"{split} {i}: on which river lies {place}?",
+                "choices": sorted(places.values()),
+                "river": river,
+            }
+            for i in range(rounds)
+            for place, river in places.items()
+        ]
+        Path(f"arc-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "task": "arc_easy",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {split: f"arc-{split}.jsonl" for split in _SPLITS}},
+        "training_split": "train",
+        "validation_split": "validation",
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{choices.index(river)}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }
 
 

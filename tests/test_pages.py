@@ -40,9 +40,6 @@ ELSEWHERE = {
     'with amplify.load_model("vllm:': (STEERED, "def test_a_mixed_batch_is_exact"),
     "amplify run json_formatting --methods pasta --model openai:NAME": (STEERED, OVER_HTTP),
     'amplify generate "Name a colour." --model vllm:': ("tests/models/test_real_models.py", "def test_vllm_writes"),
-    "amplify heads json_formatting --model ray:": ("tests/models/test_ray.py", "def test_a_search_for_heads_is_spread"),
-    "import lm_eval": ("tests/bridges/test_lm_eval_published.py", "def test_a_model_reproduces_the_harness"),
-    "import amplify\nfrom amplify.bridges.lm_eval": ("tests/bridges/test_lm_eval_published.py", "def by_amplify"),
     "inspect eval": ("tests/bridges/test_inspect_ai.py", "def test_by_its_name_alone"),
 }  # fmt: skip
 """What is not run here, by how it begins: the file that runs it, and what stands there."""
