@@ -212,7 +212,7 @@ class Reader:
             for end, label, letter in self._matches(tokens, at):
                 own_end = self._end(tokens, end, label, letter, bracketed)
                 if own_end is not None:
-                    return self._alone(clause, tokens, own_end, label)
+                    return self._alone(clause, tokens, own_end, label, tokens[at:end])
             token = tokens[at]
             word = token.text.casefold()
             if word not in _OPEN and word not in _SURE and not (self._options and word in _NAMED):
@@ -249,7 +249,9 @@ class Reader:
         reason = next_ is not None and next_.text.casefold() in ("because", "since", "as")
         return end if closed or stops or reason or _why(tokens, end) else None
 
-    def _alone(self, clause: str, tokens: Sequence[_Token], at: int, label: str) -> _Said | None:
+    def _alone(
+        self, clause: str, tokens: Sequence[_Token], at: int, label: str, spelt: Sequence[_Token]
+    ) -> _Said | None:
         """The label that ends before token `at`, if its sentence goes on to say nothing else."""
         begin = tokens[at - 1].end
         stop, after, question = _sentence_end(tokens, at)
@@ -265,8 +267,16 @@ class Reader:
             return None if joined or self._names_other(sentence, label, letters=True) else said
         if tokens[at].text not in _PAUSE:
             return None  # "positive review", "billing or refund": the label is not all of the answer
+        if self._goes_on(spelt, tokens[at:stop]):
+            return None
         denied = label not in self._denials and _NEGATED.search(sentence)
         return None if denied or _HEDGED.search(sentence) or self._names_other(sentence, label) else said
+
+    def _goes_on(self, spelt: Sequence[_Token], rest: Sequence[_Token]) -> bool:
+        """Whether a label and what stands behind a pause are together a longer one: "positive, mixed" where that is."""
+        words = [token for token in rest if token.text not in _PAUSE]
+        whole = [*spelt, *(token._replace(gap=" ") for token in words[:1]), *words[1:]]
+        return any(end > len(spelt) for end, _, _ in self._matches(whole, 0))
 
     def _not_another(self, tokens: Sequence[_Token], label: str) -> bool:
         """Whether the rest of a sentence says ", not (A)" of another option, and no more."""

@@ -340,6 +340,15 @@ def test_punctuation_of_other_scripts() -> None:
         (("a.b", "a|b", "(x)"), "axb", None),
         (("'good'", '"bad"'), "The answer is 'good'.", "'good'"),
         (("positive", "negative"), "The answer is positive, as well as negative", None),
+        (("positive", "negative"), "positive, mixed", "positive"),
+        (("positive", "not positive", "positive mixed"), "positive, mixed", None),
+        (("positive", "not positive", "positive mixed"), "The answer is positive; mixed", None),
+        (("positive", "not positive", "positive mixed"), "The answer is positive (mixed).", None),
+        (("positive", "not positive", "positive mixed"), "The answer is positive,mixed.", None),
+        (("positive", "not positive", "positive mixed"), "The answer is **positive**, mixed.", None),
+        (("positive", "not positive", "positive mixed"), "The answer is positive mixed, indeed.", "positive mixed"),
+        (("positive", "not positive", "positive mixed"), "positive, the mix is good", "positive"),
+        (("positive", "not positive", "positive mixed"), "positive. Feelings are mixed.", "positive"),
     ],
 )
 def test_labels_of_all_kinds(labels: tuple[str, ...], text: str, expected: str | None) -> None:
