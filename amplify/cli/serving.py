@@ -39,7 +39,7 @@ def serve(model: str | None, model_option: tuple[str, ...], host: str, port: int
 
     from amplify.serve.app import checked_limits, create_app
 
-    bounds = checked_limits(key=os.environ.get(KEY, ""), **limits)
+    bounds = checked_limits(key=os.environ.get(KEY, "").strip(), **limits)
     with opened_model(required(model, "--model"), model_option) as opened, _listening(host, port) as place:
         server = uvicorn.Server(uvicorn.Config(create_app(opened, bounds), log_level="warning", access_log=False))
         there = f"{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"

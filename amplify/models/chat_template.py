@@ -24,6 +24,7 @@ from amplify.sandbox import Sandbox
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MOST_FORM = 1000  # characters of a form of dates
 SWITCHES = "amplify_switches"  # attribute of a tokenizer
 
 
@@ -63,6 +64,8 @@ def _raise(message: str) -> None:
 
 
 def _now(form: str) -> str:
+    if len(form) > MOST_FORM:
+        raise SecurityError("a date is written by a short form")  # each of its parts may be 25 times as long
     if re.search(r"\d{3}", form):
         raise SecurityError("a part of a date is written in at most 99 places")
     return datetime.now().strftime(form)

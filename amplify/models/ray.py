@@ -30,6 +30,7 @@ import amplify
 from amplify.errors import AmplifyError, InputError, MissingExtraError, ModelError
 from amplify.models.base import LanguageModel, ScoringModel, Usage, check_pairs, check_window, several
 from amplify.models.pool import Pool, WorkerDiedError
+from amplify.redaction import keep_secret
 from amplify.registry import table
 from amplify.types import Completion, Prompt, Sampling, TokenLogProbs
 
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-SENT = ("OPENAI_API_KEY", "HF_TOKEN", "AMPLIFY_SPECIAL_TOKENS")
+SECRET = ("OPENAI_API_KEY", "HF_TOKEN")
+SENT = (*SECRET, "AMPLIFY_SPECIAL_TOKENS")
 """Variables of this process's environment that workers elsewhere are given."""
 
 
@@ -89,9 +91,12 @@ def connect(spec: str, cluster: Cluster | None = None, options: Mapping[str, Any
         AmplifyError: what opening the model raised at a worker.
     """
     how, given = cluster or Cluster(), dict(options or {})
-    found = re.fullmatch(r"([0-9]+)\s*[x×]\s*([^:\s]+):(.+)", spec.strip())
+    found = re.fullmatch(r"([0-9]{1,4})\s*[x×]\s*([^:\s]+):(.+)", spec.strip())
     if not found or int(found[1]) < 1 or found[2] == "ray":
-        raise InputError(f"workers are written ray:N×KIND:MODEL, e.g. ray:4×vllm:smollm2-135m, got 'ray:{spec}'")
+        raise InputError(
+            "workers are written ray:N×KIND:MODEL, N from 1 to 9999, e.g. ray:4×vllm:smollm2-135m, got "
+            f"'ray:{spec[:80]}'"
+        )
     count, kind, rest = int(found[1]), found[2], found[3]
     table("model").find(kind)
     if kind in ("transformers", "vllm") and Path(rest).is_dir():
@@ -293,6 +298,7 @@ class _Host:
 
     def open(self, name: str, options: Mapping[str, Any], variables: Mapping[str, str]) -> tuple[Any, Any]:
         """Open the model: (what it says of itself, None), or (None, why not)."""
+        _keep(variables)
         os.environ.update(variables)
         try:
             self.model = model = amplify.load_model(name, **options)
@@ -312,6 +318,12 @@ class _Host:
         except Exception as error:
             failed = ModelError(f"a worker failed: {type(error).__name__}: {error}")
         return result, asdict(self.model.usage.since(before)), failed
+
+
+def _keep(variables: Mapping[str, str]) -> None:
+    """Hide the keys among them, in what is said here of a worker's errors as well as at the worker."""
+    for name in SECRET:
+        keep_secret(variables.get(name, "").strip())
 
 
 class _Ray:
@@ -389,6 +401,7 @@ class _Ray:
         actor = self.ray.remote(_Host).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0).remote()
         worker = _RayWorker(self.ray, actor)
         variables = {name: os.environ[name] for name in SENT if name in os.environ}
+        _keep(variables)
         try:
             about, error = worker.get(actor.open.remote(name, dict(options), variables), self._patience)
             if error is None:

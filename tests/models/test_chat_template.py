@@ -89,6 +89,7 @@ def test_a_template_gives_what_transformers_makes_of_it(name, talk, switches, to
         "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
         "{{ '%1000000000d' | format(1) }}",
         "{{ strftime_now('%1000000000Y') }}",
+        "{{ strftime_now('%c' * 5000) }}",
         "{% generation %}{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
         "{% endgeneration %}",
         "{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -207,7 +208,17 @@ def test_a_search_for_heads_is_spread(tiny, tiny_lm: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "spec", ["scripted:echo", "0×scripted:echo", "2×", "2×scripted", "2×ray:2×scripted:echo", "x×a:b"]
+    "spec",
+    [
+        "scripted:echo",
+        "0×scripted:echo",
+        "2×",
+        "2×scripted",
+        "2×ray:2×scripted:echo",
+        "x×a:b",
+        "10000×scripted:echo",
+        "9" * 5000 + "×scripted:echo",
+    ],
 )
 def test_specs_that_are_none(spec: str) -> None:
     with pytest.raises(InputError, match="ray:N×KIND:MODEL"):
@@ -221,6 +232,35 @@ def test_options_that_cannot_be() -> None:
         load_model("ray:2×scripted:echo", batch_size=0)
     with pytest.raises(InputError, match="batch_size is of type int"):
         load_model("ray:2×scripted:echo", batch_size="many")
+
+
+def test_what_a_worker_quotes_of_a_key_is_hidden_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's error that is none of amplify's comes back as the text that it had there."""
+    from amplify.models.ray import Cluster, _Ray
+
+    class Timeout(Exception):
+        pass
+
+    class Task(Exception):
+        cause = None
+
+    def get(reference: object, timeout: float | None) -> None:
+        raise Task("401 for Bearer sk-only-for-the-workers, hf_of-the-workers-alone")
+
+    actor = SimpleNamespace(open=SimpleNamespace(remote=lambda *given: None))
+    made = SimpleNamespace(options=lambda **given: SimpleNamespace(remote=lambda: actor))
+    kinds = SimpleNamespace(GetTimeoutError=Timeout, RayTaskError=Task, RayError=Timeout)
+    fake = SimpleNamespace(
+        is_initialized=lambda: True, remote=lambda kind: made, get=get, kill=lambda actor: None, exceptions=kinds
+    )
+    monkeypatch.setattr("amplify.redaction._KEYS", {})
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-only-for-the-workers")
+    monkeypatch.setenv("HF_TOKEN", "hf_of-the-workers-alone")
+    reached = _Ray.__new__(_Ray)
+    reached.ray, reached._patience = fake, Cluster().patience
+    with pytest.raises(ModelError) as told:
+        reached.worker("openai:m", {}, 1.0, 0.0, 0)
+    assert str(told.value) == "a worker failed: 401 for Bearer ***, ***"
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:

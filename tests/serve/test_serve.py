@@ -315,6 +315,18 @@ def test_no_text_of_a_request_is_logged(caplog, capsys) -> None:  # type: ignore
     assert SECRET not in "".join(capsys.readouterr())
 
 
+def test_the_key_of_a_file_is_the_key_without_its_line_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from amplify.cli import cli
+
+    apps = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: apps.append(server.config.app))
+    monkeypatch.setenv("AMPLIFY_API_KEY", "secret\n")
+    done = CliRunner().invoke(cli, ["serve", "-m", "scripted:say=yes", "--port", "0"], catch_exceptions=False)
+    assert (done.exit_code, [app.state.service.limits.admits("Bearer secret") for app in apps]) == (0, [True])
+
+
 def test_command_line_refuses_wrong_limits() -> None:
     from click.testing import CliRunner
 
