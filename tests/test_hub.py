@@ -325,3 +325,15 @@ def test_minilm_embeds_alike_what_means_alike(minilm: Path) -> None:
     means = torch.nn.functional.normalize((out * mask).sum(1) / mask.sum(1), dim=-1)
     near, far = float(means[0] @ means[1]), float(means[0] @ means[2])
     assert near > far + 0.2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("peer closed connection"), ConnectionResetError(104, "reset by peer")])
+def test_a_hub_that_is_lost_half_way_is_one_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def lost(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
+    with pytest.raises(DataError, match=r"the hub did not give some/model: "):
+        hub.resolve("some/model")

@@ -66,6 +66,8 @@ DAMAGES = {
     "empty": (_cut("model.safetensors", 0), "no whole safetensors file"),
     "a pointer": (_write("model.safetensors", POINTER), "git lfs pull"),
     "a tokenizer's pointer": (_write("tokenizer.json", POINTER), "git lfs pull"),
+    "a vocabulary's pointer": (_write("tokenizer.model", POINTER), "git lfs pull"),
+    "a template's pointer": (_write("chat_template.jinja", POINTER), "git lfs pull"),
     "a broken tokenizer": (_write("tokenizer.json", '{"a'), "cannot be opened as a tokenizer"),
     "a broken configuration": (_write("config.json", '{"a'), "config.json cannot be read"),
     "a list for a configuration": (_write("config.json", "[]"), "no JSON object"),

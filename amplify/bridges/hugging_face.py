@@ -16,6 +16,7 @@ import amplify
 from amplify import codec, files
 from amplify.errors import DataError, InputError, extras
 from amplify.methods.base import Program
+from amplify.redaction import one_line
 from amplify.steering import Steering
 from amplify.tasks import Task, load_task
 
@@ -95,7 +96,6 @@ def push_profile(
 
 def _push(save: Any, name: str, what: str, use: str, repo: str, card: str, private: bool, api: HfApi | None) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     head = "---\nlibrary_name: amplify\ntags:\n- amplify\n---\n\n"
     told = f"# {repo.rpartition('/')[2]}\n\nThis is {what}, made by amplify {amplify.__version__}.\n\n"
@@ -109,8 +109,11 @@ def _push(save: Any, name: str, what: str, use: str, repo: str, card: str, priva
         try:
             hub.create_repo(repo, private=private, exist_ok=True)
             done = hub.upload_folder(repo_id=repo, folder_path=temporary, commit_message=f"amplify: {name}")
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise DataError(f"the hub does not take {repo} ({error}): log in with `hf auth login`") from error
+        except Exception as error:  # its own, the disk's, and those of whichever client it sends by
+            raise DataError(
+                f"the hub does not take {repo} ({_said(error)}): is there a network, and are you logged in "
+                "(`hf auth login`)?"
+            ) from error
     return str(done)
 
 
@@ -153,12 +156,15 @@ def pull_profile(repo: str, *, revision: str | None = None) -> Steering:
 
 def _pulled(repo: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(hf_hub_download(repo, name, revision=revision))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise DataError(f"{repo} gives no {name} ({type(error).__name__}: {str(error)[:200]})") from error
+    except Exception as error:  # see `_push`
+        raise DataError(f"{repo} gives no {name} ({_said(error)})") from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error, 200)}"
 
 
 def to_datasets(task: Task) -> DatasetDict:

@@ -59,6 +59,22 @@ def test_what_the_hub_lacks_is_one_error(hub: Any) -> None:
         pull_profile("no such name at all")
 
 
+def test_a_hub_that_cannot_be_reached_is_one_error(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(Exception):  # of whichever client huggingface_hub sends by, none of whose errors are its own
+        pass
+
+    def lost(*args: Any, **options: Any) -> None:
+        raise Lost("[Errno 111] Connection refused")
+
+    monkeypatch.setattr(hub, "create_repo", lost)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lost)
+    profile = amplify.Steering(heads={1: [0, 2]}, model={"layers": 3})
+    with pytest.raises(DataError, match=r"the hub does not take me/heads \(Lost: \[Errno 111\] Connection refused\)"):
+        push_profile(profile, "me/heads", api=hub)
+    with pytest.raises(DataError, match=r"me/heads gives no profile.yaml \(Lost"):
+        pull_profile("me/heads")
+
+
 def test_a_task_becomes_data_sets_and_comes_back(tmp_path: Path) -> None:
     task = amplify.load_task("support_tickets")
     data = to_datasets(task)
