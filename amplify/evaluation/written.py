@@ -55,7 +55,8 @@ def followed(
         return found
     asked, given = [examples[i] for i in said], [answers[i] for i in said]
     texts = [answer.rationale for answer in given]
-    others = [_other(i, given) for i in range(len(given))]
+    firsts: dict[str, int | None] = {}  # of items that stand behind one prompt, all with one rationale
+    others = [firsts.setdefault(_key(a.prompt), _other(i, given)) for i, a in enumerate(given) if a.prompt is not None]
     edits: dict[str, list[str]] = {
         "rationale_filler": [filler(text) for text in texts],
         "rationale_early": [early(text) for text in texts],

@@ -71,6 +71,34 @@ def test_an_answer_that_goes_by_its_rationale_alone(task: Task, model: ScriptedM
         assert each["rationale_reworded"] == pytest.approx(0.0)
 
 
+def test_an_item_that_stands_twice_in_a_batch_is_measured_as_once(task: Task) -> None:
+    """Both stand behind one prompt, so what is put into it is the same other item's rationale."""
+
+    def scored(text: str, label: str) -> float:
+        said = text.rpartition("at a time")[2]
+        return math.log(
+            0.8 if next((name for name in ("good", "bad", "odd") if name in said), "good") in label else 0.1
+        )
+
+    def written(text: str) -> str:
+        asked = text.rpartition("Review: ")[2]
+        return f" It is {('good' if 'nice' in asked else 'bad' if 'ugly' in asked else 'odd')} all of it."
+
+    model = ScriptedModel("three", reply=written, logprob=scored)
+    texts = ("nice", "ugly", "nice", "strange")
+    items = tuple(Example(f"i{i}", text, "good") for i, text in enumerate(texts))
+    three = replace(task, labels=("good", "bad", "odd"))
+    program = make("zero_shot_cot", mode="score").fit(three, model, 0)
+
+    def other(*which: int) -> list[float]:
+        batch = [items[i] for i in which]
+        return [e["rationale_other"] for e in followed(program, batch, program.answer(batch, model), model)]
+
+    once = other(0, 1, 3)
+    assert once[0] > 0.5
+    assert other(0, 1, 2, 3) == pytest.approx([once[0], once[1], once[0], once[2]])
+
+
 def test_a_rationale_that_was_never_written_has_no_columns(task: Task, model: ScriptedModel) -> None:
     """What some programs call theirs, such as the words that they emphasised, stands in no prompt."""
     program = make("zero_shot", mode="score").fit(task, model, 0)
