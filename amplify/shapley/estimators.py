@@ -182,9 +182,9 @@ def ridge_fit(design: Floats, values: Floats, weights: Floats, ridge: float, see
 
 def _regression_msr(game: CachedValue, index: Index, budget: int, seed: int) -> RawEstimate:
     shares = leverage(game.n)
-    first, values, _, outer = _sample_pairs(game, shares, budget, seed)
-    if len(first) < 5:
+    if len(paired(game.n, (budget - 2) // 2, shares, seed)) < 5:  # which would ask for other pairs than these
         return _regression(game, index, budget, seed, shares=leverage)
+    first, values, _, outer = _sample_pairs(game, shares, budget, seed)
     columns, halves, chosen = [], [], []
     drawn = luck(first, shares)
     for k in range(values.shape[2]):

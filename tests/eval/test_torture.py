@@ -273,16 +273,17 @@ def test_killed_engines(acts: list[Any], told: str | None, monkeypatch: pytest.M
 
 
 def test_an_engine_is_found_below_any_thread_of_a_process() -> None:
-    sleeps = "import time; time.sleep(600)"
+    says = "import os, sys, time; print(len(sys.argv), os.getpid(), flush=True); time.sleep(600)"  # when it is up
     code = (
         "import subprocess, sys, threading, time\n"
-        f"start = lambda *name: subprocess.Popen([sys.executable, '-c', {sleeps!r}, *name])\n"
-        "def work():\n    print(start('EngineCore').pid, start().pid, flush=True)\n    time.sleep(600)\n"
+        f"start = lambda *name: subprocess.Popen([sys.executable, '-c', {says!r}, *name])\n"
+        "def work():\n    start('EngineCore')\n    start()\n    time.sleep(600)\n"
         "threading.Thread(target=work).start()"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
-    one, other = map(int, owner.stdout.readline().split())
+    up = dict(map(int, owner.stdout.readline().split()) for _ in range(2))
+    one, other = up[2], up[1]
     try:
         assert engine._engines(owner.pid) == [one]
         assert engine._engines(one) == []
