@@ -166,7 +166,12 @@ def rivals(cell: dict[str, Any], model: LanguageModel, how: Rivalry, work: Path)
         if not answers.exists():
             script = Path(__file__).parent / "dspy_rivals.py"
             order = [how.python, script, name, asked, answers, "--url", how.url, "--model", how.served]
-            subprocess.run([*map(str, order), "--calls", str(calls), "--seed", str(seed)], check=True)
+            whole = [*map(str, order), "--calls", str(calls), "--seed", str(seed)]
+            ran = subprocess.run(whole, stderr=subprocess.PIPE, text=True, check=False)
+            if ran.returncode:  # an optimiser that its model's answers stop is a result
+                found[name] = {"failed": ran.stderr.strip().splitlines()[-1:], "served": how.served}
+                yield
+                continue
         said = json.loads(answers.read_text())
         pairs_ = zip(said["answers"], items, strict=True)
         values = [next(iter(scores(Answer(value=a, text=a or ""), e).values())) for a, e in pairs_]
@@ -193,7 +198,8 @@ def best_of_n(
 
 def rival_table(cells: Sequence[dict[str, Any]]) -> str:
     """Tuned less each rival on the same test items; Holm over all pairs."""
-    pairs_ = [(cell, name, found) for cell in cells for name, found in cell.get("rivals", {}).items()]
+    ran = [(cell, name, found) for cell in cells for name, found in cell.get("rivals", {}).items()]
+    pairs_ = [each for each in ran if "failed" not in each[2]]
     if not pairs_:
         return ""
     differences = [paired(cell["scores"]["tuned"], found["scores"]) for cell, _, found in pairs_]
@@ -210,7 +216,8 @@ def rival_table(cells: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(row)} |")
     served = ", ".join(sorted({found["served"] for _, _, found in pairs_ if "served" in found}))
     asked = f" DSPy's programs asked the model as served under the name {served}." if served else ""
-    said = f"\nPrompts answered while searching: labels scored, or for DSPy an answer generated.{asked}"
+    failed = "".join(f" {name} ended without a program on {cell['task']}." for cell, name, f in ran if "failed" in f)
+    said = f"\nPrompts answered while searching: labels scored, or for DSPy an answer generated.{asked}{failed}"
     return "\n".join([*lines, said])
 
 
